@@ -1,0 +1,126 @@
+"""The exported folder: a manifest, typed ONNX files, the tokenizer, and a vocabulary where the export was given one.
+
+A bundle is all that a deployment needs: no checkpoint, no torch, no network.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sigrl_deploy.config import Arch, Precision
+from sigrl_deploy.errors import BundleError
+from sigrl_deploy.files import sha256_file
+from sigrl_deploy.preprocess import Preprocess
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+VOCABULARY = "vocabulary.npz"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One precision of the two graphs. `text` is None where nothing is left to compute on the text side.
+
+    `parity` is what export measured against the eager fp32 model: backend, cases, largest errors, agreement.
+    """
+
+    visual: str
+    text: str | None
+    parity: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle holds and how to use it.
+
+    `text_identity` is a digest of the text tower's weights, `graph_identity` of GMC's and of the projection that follows it
+    (None without a label graph): with the template, the keys of the vocabulary cache. `context_length` is None where the bundle
+    has no text tower and so only its own vocabulary. `files` maps every file's name to its sha256.
+    """
+
+    arch: Arch
+    embed_dim: int
+    image_size: int
+    patch_size: int
+    topk: int
+    template: str
+    context_length: int | None
+    preprocess: Preprocess
+    text_identity: str
+    graph_identity: str | None
+    variants: dict[Precision, Variant]
+    files: dict[str, str]
+    source: dict[str, Any]
+    tools: dict[str, str]
+    created: str
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        side = self.image_size // self.patch_size
+        return side, side
+
+    def to_json(self) -> str:
+        values = asdict(self) | {
+            "format_version": FORMAT_VERSION,
+            "preprocess": self.preprocess.to_dict(),
+            "variants": {precision.value: asdict(variant) for precision, variant in self.variants.items()},
+        }
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+
+class Bundle:
+    """An opened bundle: its files are there and are what the manifest says.
+
+    Raises BundleError where the folder is no bundle, of another format version, incomplete or changed since export.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.manifest = _read_manifest(self.path)
+        for name, digest in self.manifest.files.items():
+            if sha256_file(self.file(name)) != digest:
+                raise BundleError(
+                    f"{self.path / name}: differs from the manifest's sha256; copy the bundle again, or export it again"
+                )
+
+    def file(self, name: str) -> Path:
+        """The path of one of the bundle's files. Raises BundleError where it lies outside the bundle or is missing."""
+        path = self.path / name
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise BundleError(f"{self.path / MANIFEST}: names {name!r}, a file outside the bundle; do not use this bundle")
+        if name not in self.manifest.files or not path.is_file():
+            raise BundleError(f"{path}: missing from the bundle; copy the whole folder again, or export it again")
+        return path
+
+    def has(self, name: str) -> bool:
+        return name in self.manifest.files
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(
+            f"{folder}: no {MANIFEST} there, so it is no bundle; give the folder that export/to_onnx.py wrote"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: cannot be read ({error}); copy the bundle again, or export it again") from None
+    version = values.pop("format_version", None) if isinstance(values, dict) else None
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"{path}: format version {version}, this release reads version {FORMAT_VERSION}; "
+            "export the checkpoint again, or install the release that wrote the bundle"
+        )
+    try:
+        values["arch"] = Arch(values["arch"])
+        values["preprocess"] = Preprocess.from_dict(values["preprocess"])
+        values["variants"] = {Precision(key): Variant(**value) for key, value in values["variants"].items()}
+        return Manifest(**values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{path}: not a complete manifest ({error}); export the checkpoint again") from None

@@ -1,0 +1,333 @@
+"""Any checkpoint layout → the eager model. Layouts are recognised from tensor names; no code from a file is ever run."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sigrl_deploy.clip_config import ClipConfig, clip_config
+from sigrl_deploy.config import Arch, GraphConfig, ModelConfig, TextConfig, VisionConfig
+from sigrl_deploy.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sigrl_deploy.model.sigrl import SigRL
+
+log = logging.getLogger(__name__)
+
+# Each layout: (prefix of our tensor names, prefix in the file), the first that fits wins.
+_REFERENCE_VISION = [("visual.proj", "projection_dist"), ("visual.", "")]
+_LAYOUTS: dict[str, list[tuple[str, str]]] = {
+    "SigRL": [
+        ("svfr.decouple.", "SemanticDecoupling.fc3."),
+        ("svfr.fuse.", "DecouplingSemantic.fc1."),
+        ("svfr.reconstruct.", "DecouplingSemantic.fc3."),
+        ("gmc.layers.0.linear.", "GATv2_1.layer1.linear_l."),
+        ("gmc.layers.0.attention", "GATv2_1.layer1.attn.weight"),
+        ("gmc.layers.1.linear.", "GATv2_1.output.linear_l."),
+        ("gmc.layers.1.attention", "GATv2_1.output.attn.weight"),
+        *_REFERENCE_VISION,
+    ],
+    "MKT": _REFERENCE_VISION,
+    "CLIP": [("visual.", "visual."), ("text.", "")],
+    "CustomTextCLIP": [("visual.", "visual."), ("text.", "text.")],
+    "text tower": [("text.", "")],
+}
+_HEAD_WIDTH = 64  # of every model that OpenAI published
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
+_PREFIXES = ("module.f.feature_extractor.", "f.module.feature_extractor.", "f.feature_extractor.", "module.")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One file's tensors under the file's own names, less `prefix`, and the layout they are in."""
+
+    path: str
+    layout: str
+    prefix: str
+    tensors: dict[str, Tensor]
+    openai: bool  # heads and activation follow OpenAI's convention, known from the layout or the archive
+
+    def original(self, name: str) -> str:
+        """The file's name (without `prefix`) of one of our tensors."""
+        for ours, theirs in _LAYOUTS[self.layout]:
+            if name.startswith(ours):
+                return theirs + name[len(ours) :]
+        raise KeyError(name)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the file holds a CLIP text tower."""
+        return self.layout in ("CLIP", "CustomTextCLIP", "text tower")
+
+    def tensor(self, name: str, ndim: int) -> Tensor:
+        """One of our tensors, for reading dimensions off its shape."""
+        original = self.original(name)
+        if original not in self.tensors:
+            raise CheckpointError(
+                f"{self.path}: tensor {self.prefix}{original} is missing, which a {self.layout} checkpoint has; "
+                "give the file that training saved, whole"
+            )
+        tensor = self.tensors[original]
+        if tensor.ndim != ndim:
+            raise CheckpointError(
+                f"{self.path}: tensor {self.prefix}{original} has shape {list(tensor.shape)}, expected {ndim} dimensions"
+            )
+        return tensor
+
+    def layers(self, tower: str) -> int:
+        """Number of transformer blocks below `tower` ("visual." or "text.")."""
+        start = self.original(tower + "transformer.resblocks.")
+        numbers = {name[len(start) :].split(".")[0] for name in self.tensors if name.startswith(start)}
+        return len(numbers)
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a `.pth`, `.pt`, TorchScript archive or `.safetensors` file and recognise its layout.
+
+    Raises CheckpointError where the file cannot be read without running code, or its layout is unknown.
+    """
+    tensors, archive = _read_tensors(Path(path))
+    prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name in tensors)), "")
+    if prefix:
+        tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    layout = _recognise(tensors)
+    if layout is None:
+        shown = ", ".join(sorted(tensors)[:3]) or "none"
+        raise CheckpointError(
+            f"{path}: unknown layout, its first tensors are {shown}; expected a SigRL, MKT or CLIP ViT checkpoint "
+            "(the README lists the layouts)"
+        )
+    # OpenAI's own archives, and state dicts made from them, carry these three beside the weights.
+    openai = archive or "input_resolution" in tensors or not layout.endswith("CLIP")
+    return Checkpoint(str(path), layout, prefix, tensors, openai)
+
+
+def load_pretrained(value: str) -> tuple[Checkpoint, ClipConfig]:
+    """`NAME:PRETRAINED` as open_clip lists them (`ViT-B-16:openai`), downloaded or from open_clip's cache, with its config.
+
+    Raises UsageError for an unknown name, CheckpointError where the weights cannot be had.
+    """
+    import open_clip
+
+    name, _, pretrained = value.partition(":")
+    clip = clip_config(name)
+    if clip is None:
+        raise CheckpointError(
+            f"--text-tower {value}: expected an open_clip model's name before the colon, as in ViT-B-16:openai"
+        )
+    try:
+        model = open_clip.create_model(name, pretrained=pretrained)
+    except Exception as error:  # network, hub and file errors of several libraries
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"--text-tower {value}: open_clip cannot load these weights ({reason}); check the name with "
+            "open_clip.list_pretrained(), or download the file and give its path"
+        ) from None
+    quick_gelu = any(isinstance(module, open_clip.transformer.QuickGELU) for module in model.modules())
+    clip = replace(clip, text=replace(clip.text, quick_gelu=quick_gelu))
+    tensors = model.state_dict()
+    return Checkpoint(value, _recognise(tensors) or "CLIP", "", tensors, openai=False), clip
+
+
+def _recognise(tensors: dict[str, Tensor]) -> str | None:
+    if any(name.startswith(("SemanticDecoupling.", "DecouplingSemantic.", "GATv2_1.")) for name in tensors):
+        return "SigRL"
+    if "projection_dist" in tensors:
+        return "MKT"
+    if any(name.startswith("visual.") for name in tensors):
+        return "CustomTextCLIP" if any(name.startswith("text.") for name in tensors) else "CLIP"
+    return "text tower" if "token_embedding.weight" in tensors else None
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], bool]:
+    """The file's tensors, and whether it is a TorchScript archive."""
+    import torch
+
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; expected a .pth, .pt or .safetensors checkpoint")
+    archive = _is_torchscript(path)
+    loaded: Any
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            loaded = load_file(path)
+        elif archive:
+            loaded = torch.jit.load(str(path), map_location="cpu").state_dict()
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path}: holds objects beside tensors, and loading them would run code from the file; "
+            "save its state dict alone: torch.save(model.state_dict(), path)"
+        ) from None
+    except Exception as error:  # each reader has its own ways to fail on a damaged file
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint ({reason}); copy or save it again") from None
+    for key in _WRAPPERS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, expected a state dict of named tensors")
+    return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, torch.Tensor)}, archive
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("constants.pkl") for name in archive.namelist())
+
+
+def model_config(
+    checkpoint: Checkpoint, arch: Arch | None = None, topk: int | None = None, clip: ClipConfig | None = None
+) -> ModelConfig:
+    """The model that a checkpoint holds, its text tower apart. `arch` is read off the layout where it is None.
+
+    Raises CheckpointError where the tensors cannot be that architecture, or do not say enough about it.
+    """
+    if checkpoint.layout == "text tower":
+        raise CheckpointError(
+            f"{checkpoint.path}: is a CLIP text tower alone; give it as --text-tower, and a checkpoint with a ViT"
+        )
+    arch = arch or {"SigRL": Arch.SIGRL, "MKT": Arch.MKT}.get(checkpoint.layout, Arch.CLIP)
+    if arch.has_graph and checkpoint.layout != "SigRL":
+        raise CheckpointError(
+            f"{checkpoint.path}: is a {checkpoint.layout} checkpoint without SigRL's tensors (SemanticDecoupling.fc3.weight …); "
+            "give a SigRL checkpoint, or --arch mkt, clip-ft or clip"
+        )
+    embed_dim = checkpoint.tensor("visual.proj", 2).shape[1]
+    vision = clip.vision if clip else _vision_config(checkpoint)
+    graph = tuple(_graph_config(checkpoint, i) for i in range(2)) if arch.has_graph else ()
+    return ModelConfig(arch, embed_dim, topk or arch.default_topk, vision, None, graph)
+
+
+def _require_convention(checkpoint: Checkpoint) -> None:
+    if not checkpoint.openai:
+        raise CheckpointError(
+            f"{checkpoint.path}: its tensors do not tell the number of heads or the activation; name its open_clip config with "
+            "--clip-config (ViT-H-14, say; for OpenAI's own weights: openai)"
+        )
+
+
+def _vision_config(checkpoint: Checkpoint) -> VisionConfig:
+    _require_convention(checkpoint)
+    width, _, patch, _ = checkpoint.tensor("visual.conv1.weight", 4).shape
+    tokens = checkpoint.tensor("visual.positional_embedding", 2).shape[0]
+    grid = round((tokens - 1) ** 0.5)
+    if grid * grid != tokens - 1:
+        raise CheckpointError(
+            f"{checkpoint.path}: tensor {checkpoint.prefix}{checkpoint.original('visual.positional_embedding')} has {tokens} rows, "
+            "expected a square number of patches and one class token"
+        )
+    layers = checkpoint.layers("visual.")
+    hidden = checkpoint.tensor("visual.transformer.resblocks.0.mlp.c_fc.weight", 2).shape[0]
+    return VisionConfig(grid * patch, patch, width, layers, max(1, width // _HEAD_WIDTH), hidden / width)
+
+
+def _text_config(checkpoint: Checkpoint) -> TextConfig:
+    _require_convention(checkpoint)
+    vocab_size, width = checkpoint.tensor("text.token_embedding.weight", 2).shape
+    context = checkpoint.tensor("text.positional_embedding", 2).shape[0]
+    hidden = checkpoint.tensor("text.transformer.resblocks.0.mlp.c_fc.weight", 2).shape[0]
+    return TextConfig(width, checkpoint.layers("text."), max(1, width // _HEAD_WIDTH), context, vocab_size, hidden / width)
+
+
+def _graph_config(checkpoint: Checkpoint, layer: int) -> GraphConfig:
+    width_out, width_in = checkpoint.tensor(f"gmc.layers.{layer}.linear.weight", 2).shape
+    width_head = checkpoint.tensor(f"gmc.layers.{layer}.attention", 2).shape[1]
+    return GraphConfig(width_in, max(1, width_out // width_head), width_head)
+
+
+def build_model(checkpoint: Checkpoint, config: ModelConfig) -> SigRL:
+    """The eager fp32 model in evaluation mode, without a text tower. Raises CheckpointError naming the tensor at fault."""
+    import torch
+
+    from sigrl_deploy.model.sigrl import SigRL
+
+    with torch.device("meta"):
+        model = SigRL(config)
+    expected = model.state_dict()
+    if config.arch.has_graph:
+        _check_shared_graph_weights(checkpoint)
+    model.load_state_dict(_collect(checkpoint, expected), assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def add_text_tower(model: SigRL, checkpoint: Checkpoint, clip: ClipConfig | None = None) -> None:
+    """Give the model the text tower of a CLIP checkpoint, an MKT second-stage checkpoint or a text tower alone.
+
+    Raises CheckpointError where the file has no text tower, or its embedding width is not the model's.
+    """
+    from sigrl_deploy.model.towers import text_tower
+
+    if not checkpoint.has_text:
+        raise CheckpointError(
+            f"{checkpoint.path}: a {checkpoint.layout} checkpoint holds no text tower; give OpenAI's ViT-B-16.pt, an open_clip or "
+            "an MKT second-stage checkpoint as --text-tower"
+        )
+    projection = checkpoint.tensor("text.text_projection", 2)
+    if projection.shape[1] != model.config.embed_dim:
+        raise CheckpointError(
+            f"{checkpoint.path}: tensor {checkpoint.original('text.text_projection')} projects to {projection.shape[1]}, the "
+            f"checkpoint's patches to {model.config.embed_dim}; give the text tower of the same CLIP model"
+        )
+    config = clip.text if clip else _text_config(checkpoint)
+    tower = text_tower(config, model.config.embed_dim)
+    expected = {f"text.{name}": tensor for name, tensor in tower.state_dict().items()}
+    tensors = _collect(checkpoint, expected)
+    tower.load_state_dict({name.removeprefix("text."): tensor for name, tensor in tensors.items()})
+    model.text = tower.eval().requires_grad_(False)
+    model.config = replace(model.config, text=config)
+
+
+def _check_shared_graph_weights(checkpoint: Checkpoint) -> None:
+    """GATv2 is trained with one matrix for both ends of an edge, saved twice; another checkpoint would be computed wrongly."""
+    for layer in ("layer1", "output"):
+        left, right = (checkpoint.tensors.get(f"GATv2_1.{layer}.linear_{side}.weight") for side in "lr")
+        if left is not None and right is not None and not left.equal(right):
+            raise CheckpointError(
+                f"{checkpoint.path}: tensors {checkpoint.prefix}GATv2_1.{layer}.linear_l.weight and linear_r.weight differ, "
+                "expected one shared matrix"
+            )
+
+
+def _collect(checkpoint: Checkpoint, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors in fp32, each there, of the right shape and finite; none of a tower's left over."""
+    found = {}
+    used = set()
+    for name, like in expected.items():
+        tensor = checkpoint.tensors.get(checkpoint.original(name))
+        label = checkpoint.prefix + checkpoint.original(name)
+        if tensor is None:
+            raise CheckpointError(f"{checkpoint.path}: tensor {label} is missing, expected shape {list(like.shape)}")
+        tensor = tensor.reshape(-1) if name.endswith(".attention") else tensor
+        if tensor.shape != like.shape:
+            raise CheckpointError(
+                f"{checkpoint.path}: tensor {label} has shape {list(tensor.shape)}, expected {list(like.shape)}"
+            )
+        if not tensor.float().isfinite().all():
+            raise CheckpointError(f"{checkpoint.path}: tensor {label} holds NaN or infinite values; the training run diverged")
+        used.add(checkpoint.original(name))
+        found[name] = tensor.float().contiguous()
+    _refuse_leftovers(checkpoint, expected, used)
+    return found
+
+
+def _refuse_leftovers(checkpoint: Checkpoint, expected: dict[str, Tensor], used: set[str]) -> None:
+    """A tensor inside a transformer that nothing uses (more layers than configured, layer scale) means a wrong forward pass."""
+    for tower in ("visual.", "text."):
+        if any(name.startswith(tower) for name in expected):
+            blocks = checkpoint.original(tower + "transformer.")
+            left = sorted(name for name in checkpoint.tensors if name.startswith(blocks) and name not in used)
+            if left:
+                raise CheckpointError(
+                    f"{checkpoint.path}: tensor {checkpoint.prefix}{left[0]} has no place in the model; name the checkpoint's "
+                    "open_clip config with --clip-config"
+                )

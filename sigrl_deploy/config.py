@@ -1,0 +1,105 @@
+"""What a model is, in plain data: the architecture, its dimensions and its defaults. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Arch(str, Enum):
+    """How a picture is scored against a label; g is the global feature, T a label embedding, norms are over the labels.
+
+    `sigrl` scores (local/|local| + global/|global|) / 2 with SVFR's reconstructed patches, `mkt` the same with CLIP's own
+    patches, `clip-ft` global/|global| (CLIP fine-tuned by the MKT recipe), `clip` the cosine of g and T (zero-shot CLIP).
+    """
+
+    SIGRL = "sigrl"
+    MKT = "mkt"
+    CLIP_FT = "clip-ft"
+    CLIP = "clip"
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether GMC and SVFR take part, so that a label's row depends on the whole vocabulary."""
+        return self is Arch.SIGRL
+
+    @property
+    def has_local(self) -> bool:
+        """Whether patches are matched, so that there is a top-k and per-patch evidence."""
+        return self in (Arch.SIGRL, Arch.MKT)
+
+    @property
+    def default_topk(self) -> int:
+        return 18 if self is Arch.MKT else 16
+
+    @property
+    def default_template(self) -> str:
+        return "a photo of a {label}." if self is Arch.CLIP else "There is a {label} in the scene"
+
+
+class Precision(str, Enum):
+    """The dtype that an exported file's weights and matrix products have. Inputs and outputs are fp32 in every file."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+    @property
+    def tolerance(self) -> float:
+        """Largest score error against the eager fp32 model that an export may have by default."""
+        return {Precision.FP32: 1e-4, Precision.FP16: 5e-3, Precision.BF16: 3e-2}[self]
+
+    @property
+    def torch_name(self) -> str:
+        return {Precision.FP32: "float32", Precision.FP16: "float16", Precision.BF16: "bfloat16"}[self]
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """A CLIP ViT. Pixels are square; P = (image_size // patch_size)²."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_ratio: float = 4.0
+    quick_gelu: bool = True
+
+    @property
+    def grid(self) -> int:
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """A CLIP text transformer, read at the end-of-text token."""
+
+    width: int
+    layers: int
+    heads: int
+    context_length: int = 77
+    vocab_size: int = 49408
+    mlp_ratio: float = 4.0
+    quick_gelu: bool = True
+
+
+@dataclass(frozen=True)
+class GraphConfig:
+    """One GATv2 layer: `width_in` → `heads` × `width_head`."""
+
+    width_in: int
+    heads: int
+    width_head: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything needed to build the eager model; `embed_dim` is D, the joint embedding width."""
+
+    arch: Arch
+    embed_dim: int
+    topk: int
+    vision: VisionConfig
+    text: TextConfig | None = None
+    graph: tuple[GraphConfig, ...] = ()

@@ -1,0 +1,37 @@
+"""Everything that sigrl_deploy raises on purpose.
+
+A message is one line: what was wrong, in which file or argument, what was expected, and what to do about it. The command
+line prints it without a traceback and exits with `exit_code`.
+"""
+
+
+class SigRLError(Exception):
+    """Base of every error raised on purpose; `exit_code` is what `sigrl-deploy` exits with."""
+
+    exit_code = 3
+
+
+class UsageError(SigRLError):
+    """An argument, or a file that an argument names, cannot be used as asked."""
+
+    exit_code = 2
+
+
+class LabelError(UsageError):
+    """A label file or a list of labels is empty, repeats a label, or holds one that cannot be encoded."""
+
+
+class ImageError(SigRLError):
+    """One picture cannot be read. In a run over many it becomes an error record, and the others go on."""
+
+
+class CheckpointError(SigRLError):
+    """A checkpoint is of no known layout, or one of its tensors is missing or misshapen."""
+
+
+class ExportError(SigRLError):
+    """A bundle could not be written, or its graphs differ from the eager model by more than the tolerance."""
+
+
+class BundleError(SigRLError):
+    """A bundle is incomplete, damaged, of another format version, or cannot run on the engine asked for."""

@@ -1,0 +1,270 @@
+"""A checkpoint → a bundle: build, export, measure, and only then put the folder in its place."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sigrl_deploy.bundle import MANIFEST, TOKENIZER, VOCABULARY, Manifest, Variant
+from sigrl_deploy.checkpoint import Checkpoint, add_text_tower, build_model, load_checkpoint, load_pretrained, model_config
+from sigrl_deploy.clip_config import OPENAI, ClipConfig, clip_config
+from sigrl_deploy.config import Arch, Precision
+from sigrl_deploy.errors import CheckpointError, ExportError, UsageError
+from sigrl_deploy.export.graphs import typed
+from sigrl_deploy.export.onnx import export_text, export_visual
+from sigrl_deploy.export.parity import LABELS, EagerScorer, Parity, measure
+from sigrl_deploy.files import sha256_file
+from sigrl_deploy.model.sigrl import SigRL
+from sigrl_deploy.preprocess import Contract, Preprocess
+from sigrl_deploy.tokenizer import write_clip_tokenizer
+from sigrl_deploy.vocabulary import read_labels
+
+log = logging.getLogger(__name__)
+
+_TOOLS = ("sigrl-deploy", "torch", "onnx", "onnxscript", "onnxruntime", "open_clip_torch")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export and how. None means: what the checkpoint or the architecture says.
+
+    `text_tower` is a file, or `NAME:PRETRAINED` for open_clip's own weights. `labels` with `label_embeddings` take the text
+    tower's place; `labels` alone put a vocabulary into the bundle.
+    """
+
+    checkpoint: Path
+    out: Path
+    arch: Arch | None = None
+    text_tower: str | None = None
+    clip_config: str = OPENAI
+    labels: Path | None = None
+    label_embeddings: Path | None = None
+    precision: Precision = Precision.FP32
+    topk: int | None = None
+    preprocess: Contract | None = None
+    template: str | None = None
+    tolerance: float | None = None
+    force: bool = False
+
+
+def export_bundle(options: ExportOptions) -> Parity:
+    """Write a bundle and return its measured parity.
+
+    Raises UsageError for options that contradict each other, CheckpointError for a checkpoint that cannot be read, ExportError
+    where the folder cannot be written or the graphs miss the tolerance. Whatever it raises, nothing is left behind.
+    """
+    _check_options(options)
+    checkpoint, model, sources = _load(options)
+    rows = _label_rows(options, model)
+    with _folder(options.out, options.force) as folder:
+        manifest = _write_graphs(options, checkpoint, model, sources, folder)
+        _write_vocabulary(options, model, rows, folder)
+        manifest = _with_files(manifest, folder)
+        tolerance = options.precision.tolerance if options.tolerance is None else options.tolerance
+        log.info("measuring the exported graphs against the eager model")
+        parity = measure(model, rows, folder, options.precision, tolerance)
+        if not parity.largest_error <= tolerance:
+            raise ExportError(
+                f"{options.out}: the exported scores differ from the eager model's by {parity.largest_error:.2g}, more than the "
+                f"tolerance of {tolerance:g}; nothing was written (fp32 is the most exact --precision; --tolerance allows more)"
+            )
+        variant = replace(manifest.variants[options.precision], parity=parity.to_dict())
+        (folder / MANIFEST).write_text(replace(manifest, variants={options.precision: variant}).to_json(), encoding="utf-8")
+    return parity
+
+
+def _check_options(options: ExportOptions) -> None:
+    if options.label_embeddings and not options.labels:
+        raise UsageError("--label-embeddings: needs the labels of its rows; give their file with --labels")
+    if options.label_embeddings and options.text_tower:
+        raise UsageError("--label-embeddings: takes the place of a text tower; leave out either it or --text-tower")
+    if options.topk is not None and options.topk < 1:
+        raise UsageError(f"--topk {options.topk}: expected at least 1 patch")
+    if options.template is not None and options.template.count("{label}") != 1:
+        raise UsageError(f"--template {options.template!r}: expected the text {{label}} in it, once")
+    if options.out.exists() and not options.force:
+        raise UsageError(f"--out {options.out}: exists already; choose another folder, or replace it with --force")
+    if (
+        options.out.exists()
+        and not (options.out / MANIFEST).is_file()
+        and any(options.out.iterdir() if options.out.is_dir() else [1])
+    ):
+        raise UsageError(f"--out {options.out}: is no bundle, and --force replaces bundles only; choose another folder")
+
+
+def _load(options: ExportOptions) -> tuple[Checkpoint, SigRL, dict[str, Any]]:
+    checkpoint = load_checkpoint(options.checkpoint)
+    clip = clip_config(options.clip_config)
+    model = build_model(checkpoint, model_config(checkpoint, options.arch, options.topk, clip))
+    sources = {"checkpoint": _source(options.checkpoint), "layout": checkpoint.layout}
+    if options.label_embeddings is not None:
+        return checkpoint, model, sources | {"label_embeddings": _source(options.label_embeddings)}
+    text, text_clip = _text_source(options, checkpoint, clip)
+    add_text_tower(model, text, text_clip)
+    text_path = Path(text.path)
+    sources["text_tower"] = _source(text_path) if text_path.is_file() else {"file": text.path, "sha256": None}
+    return checkpoint, model, sources
+
+
+def _text_source(
+    options: ExportOptions, checkpoint: Checkpoint, clip: ClipConfig | None
+) -> tuple[Checkpoint, ClipConfig | None]:
+    value = options.text_tower
+    if value is None and checkpoint.has_text:
+        return checkpoint, clip
+    if value is None:
+        raise UsageError(
+            f"{options.checkpoint}: holds no text encoder; give one with --text-tower (ViT-B-16.pt, or NAME:PRETRAINED as open_clip "
+            "lists them), or --labels with --label-embeddings"
+        )
+    if Path(value).exists() or ":" not in value:
+        return load_checkpoint(value), clip
+    return load_pretrained(value)
+
+
+def _source(path: Path) -> dict[str, Any]:
+    return {"file": path.name, "sha256": sha256_file(path)}
+
+
+def _label_rows(options: ExportOptions, model: SigRL) -> dict[str, torch.Tensor]:
+    """Label → token ids (by open_clip's own tokenizer) or given embedding: what the eager model scores pictures against."""
+    labels = read_labels(options.labels or LABELS)
+    if options.label_embeddings is not None:
+        return dict(zip(labels, _read_embeddings(options.label_embeddings, len(labels), model.config.embed_dim), strict=True))
+    from open_clip.tokenizer import SimpleTokenizer
+
+    assert model.config.text is not None
+    tokenizer = SimpleTokenizer(context_length=model.config.text.context_length)
+    return dict(zip(labels, tokenizer([_template(options, model).replace("{label}", label) for label in labels]), strict=True))
+
+
+def _read_embeddings(path: Path, labels: int, dim: int) -> torch.Tensor:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load has its own ways to fail on a damaged file
+        raise CheckpointError(
+            f"{path}: cannot be read as a saved tensor ({type(error).__name__}); expected [C, {dim}]"
+        ) from None
+    shape = list(loaded.shape) if isinstance(loaded, torch.Tensor) else type(loaded).__name__
+    if shape != [labels, dim]:
+        raise CheckpointError(f"{path}: holds {shape}, expected a tensor [{labels}, {dim}]: a row for each line of --labels")
+    if not loaded.isfinite().all():
+        raise CheckpointError(f"{path}: holds NaN or infinite values; encode the labels again")
+    return loaded.float()  # type: ignore[no-any-return]
+
+
+def _template(options: ExportOptions, model: SigRL) -> str:
+    return options.template or model.config.arch.default_template
+
+
+def _preprocess(options: ExportOptions, checkpoint: Checkpoint, model: SigRL) -> Preprocess:
+    contract = options.preprocess
+    if contract is None:
+        contract = Contract.CLIP if model.config.arch is Arch.CLIP else Contract.ZERO_SHOT
+        if "feature_extractor" in checkpoint.prefix:
+            log.warning(
+                "%s: is in the single-positive recipe's layout, exported with zero-shot preprocessing; "
+                "if it was trained by that recipe, export with --preprocess single-positive",
+                checkpoint.path,
+            )
+    return Preprocess.for_contract(contract, model.config.vision.image_size)
+
+
+def _write_graphs(
+    options: ExportOptions, checkpoint: Checkpoint, model: SigRL, sources: dict[str, Any], folder: Path
+) -> Manifest:
+    cast = typed(model, options.precision)
+    log.info("exporting visual.onnx")
+    export_visual(cast, folder / "visual.onnx")
+    log.info("exporting text.onnx")
+    has_text = export_text(cast, folder / "text.onnx")
+    text = model.config.text
+    if text is not None:
+        write_clip_tokenizer(folder / TOKENIZER)
+    config = model.config
+    return Manifest(
+        arch=config.arch,
+        embed_dim=config.embed_dim,
+        image_size=config.vision.image_size,
+        patch_size=config.vision.patch_size,
+        topk=config.topk,
+        template=_template(options, model),
+        context_length=text.context_length if text else None,
+        preprocess=_preprocess(options, checkpoint, model),
+        text_identity=_identity(model.text.state_dict().items()) if model.text else sources["label_embeddings"]["sha256"],
+        graph_identity=_graph_identity(model),
+        variants={options.precision: Variant("visual.onnx", "text.onnx" if has_text else None)},
+        files={},
+        source=sources,
+        tools={"python": platform.python_version()} | {name: version(name) for name in _TOOLS},
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def _graph_identity(model: SigRL) -> str | None:
+    if model.gmc is None or model.svfr is None:
+        return None
+    return _identity([*model.gmc.state_dict().items(), ("fuse", model.svfr.fuse.weight)])
+
+
+def _identity(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """A digest of weights by name, whatever file they came in."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        digest.update(f"{name}{list(tensor.shape)}".encode())
+        digest.update(tensor.detach().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _write_vocabulary(options: ExportOptions, model: SigRL, rows: dict[str, torch.Tensor], folder: Path) -> None:
+    if options.labels is None:
+        return
+    vocabulary = EagerScorer(model, rows).vocabulary(list(rows))
+    vocabulary.write(folder / VOCABULARY)
+
+
+def _with_files(manifest: Manifest, folder: Path) -> Manifest:
+    """The manifest with the hash of every file, written so that the measurement opens the folder as a user would."""
+    manifest = replace(manifest, files={path.name: sha256_file(path) for path in sorted(folder.iterdir())})
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+@contextmanager
+def _folder(out: Path, force: bool) -> Iterator[Path]:
+    """A temporary folder beside `out`, put in its place when the block ends well and removed when it does not."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    except OSError as error:
+        raise ExportError(f"--out {out}: cannot be created ({error.strerror}); choose a folder that can be written") from None
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        _put_in_place(temporary, out, force)
+    except OSError as error:
+        raise ExportError(f"--out {out}: cannot be written ({error.strerror or error}); nothing was left behind") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(temporary: Path, out: Path, force: bool) -> None:
+    if force and out.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
+        out.replace(old / "bundle")
+        temporary.replace(out)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        temporary.rename(out)

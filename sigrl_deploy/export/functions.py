@@ -1,0 +1,192 @@
+"""`sigrl::SVFR` and `sigrl::GMC` as ONNX functions: one custom-domain node each, with a body of standard ops tiled over labels.
+
+A runtime that has a kernel for the node uses it; one that has none inlines the body. Both bodies hold a Loop whose tiles fill
+a scan output (a slice by computed bounds does not build in TensorRT), so memory does not grow with P·C·D or C²·F. Matrix
+products and tanh run in the dtype of the inputs; norms, softmax, exp, row scaling and every sum over patches or labels in fp32.
+"""
+
+from __future__ import annotations
+
+import onnx
+import onnx.parser
+
+DOMAIN = "sigrl"
+OPSET = 20
+LABEL_TILE = 4  # of 1 to 16, the fastest in ONNX Runtime on a CPU
+EXP_LIMIT = 80.0  # exp overflows fp32 at 88; the rest is room for rounding
+
+# S[c, d] = Σ_n softmax_n(E1) X and Y = X Σ_c softmax_n(E2), E = tanh(X ⊙ label) Wᵀ (design, "Image side").
+# Labels are padded with zero rows to fill the last tile. A zero row adds nothing to Sᵀ T; in stage 2 it would add 1/P to every
+# patch, so the reciprocal of its denominator is multiplied by 0. `{shift}` subtracts the maximum where exp could overflow.
+_SVFR = """
+<domain: "sigrl", opset_import: ["": {opset}]>
+SVFR (patches, label_embedding, graph_projection, decouple, fuse, reconstruct) => (local)
+{{
+  zero = Constant <value_ints = [0]> ()
+  one = Constant <value_ints = [1]> ()
+  two = Constant <value_ints = [2]> ()
+  three = Constant <value_ints = [3]> ()
+  tile = Constant <value_ints = [{tile}]> ()
+  minus_one = Constant <value_ints = [-1]> ()
+  float_zero = Constant <value_float = 0.0> ()
+  float_one = Constant <value_float = 1.0> ()
+  always = Constant <value = bool {{1}}> ()
+
+  patch_shape = Shape (patches)
+  batch = Slice (patch_shape, zero, one)
+  dim = Slice (patch_shape, two, three)
+  label_shape = Shape (label_embedding)
+  labels = Slice (label_shape, zero, one)
+  tile_less_one = Sub (tile, one)
+  rounded_up = Add (labels, tile_less_one)
+  trips = Div (rounded_up, tile)
+  padded = Mul (trips, tile)
+  padding = Sub (padded, labels)
+  trip_count = Squeeze (trips)
+
+  pads = Concat <axis = 0> (zero, zero, padding, zero)
+  zero_like_label = CastLike (float_zero, label_embedding)
+  label_rows = Pad (label_embedding, pads, zero_like_label)
+  projection_fp32 = Cast <to = 1> (graph_projection)
+  projection_rows = Pad (projection_fp32, pads, float_zero)
+  mask_pads = Concat <axis = 0> (zero, padding)
+  label_ones_shape = Concat <axis = 0> (labels)
+  label_ones = Expand (float_one, label_ones_shape)
+  mask = Pad (label_ones, mask_pads, float_zero)
+  mask_shape = Concat <axis = 0> (trips, one, tile, one, one)
+  mask_tiles = Reshape (mask, mask_shape)
+
+  patches_fp32 = Cast <to = 1> (patches)
+  x = Unsqueeze (patches, one)
+  x_fp32 = Unsqueeze (patches_fp32, one)
+  first_shape = Concat <axis = 0> (trips, tile, one, dim)
+  first_tiles = Reshape (label_rows, first_shape)
+  semantic_tiles = Loop (trip_count, always) <body = decouple_tile
+    (int64 i, bool go_in) => (bool go, float[B, tile, D] semantic)
+    {{
+      go = Identity (go_in)
+      label = Gather <axis = 0> (first_tiles, i)
+      product = Mul (x, label)
+      bounded = Tanh (product)
+      energy_typed = MatMul (bounded, decouple)
+      energy = Cast <to = 1> (energy_typed)
+{shift}
+      weight = Exp (safe)
+      denominator = ReduceSum <keepdims = 0> (weight, two)
+      weighted = Mul (weight, x_fp32)
+      numerator = ReduceSum <keepdims = 0> (weighted, two)
+      semantic = Div (numerator, denominator)
+    }}>
+  semantic_batch_first = Transpose <perm = [1, 0, 2, 3]> (semantic_tiles)
+  semantic_shape = Concat <axis = 0> (batch, padded, dim)
+  semantic = Reshape (semantic_batch_first, semantic_shape)
+
+  label_fp32 = Cast <to = 1> (label_rows)
+  semantic_columns = Transpose <perm = [0, 2, 1]> (semantic)
+  relation_signed = MatMul (semantic_columns, label_fp32)
+  relation = Relu (relation_signed)
+  norm = ReduceL2 <keepdims = 1> (relation, minus_one)
+  is_zero = Equal (norm, float_zero)
+  divisor = Where (is_zero, float_one, norm)
+  unit_relation = Div (relation, divisor)
+  related = MatMul (semantic, unit_relation)
+  fuse_fp32 = Cast <to = 1> (fuse)
+  projected = MatMul (related, fuse_fp32)
+  fused_fp32 = Add (projected, projection_rows)
+  fused = CastLike (fused_fp32, patches)
+
+  second_shape = Concat <axis = 0> (batch, trips, tile, one, dim)
+  fused_batch_first = Reshape (fused, second_shape)
+  second_tiles = Transpose <perm = [1, 0, 2, 3, 4]> (fused_batch_first)
+  nothing = Mul (patches_fp32, float_zero)
+  patch_weight = Loop (trip_count, always, nothing) <body = reconstruct_tile
+    (int64 i, bool go_in, float[B, P, D] sum_in) => (bool go, float[B, P, D] sum_out)
+    {{
+      go = Identity (go_in)
+      label = Gather <axis = 0> (second_tiles, i)
+      product = Mul (x, label)
+      bounded = Tanh (product)
+      energy_typed = MatMul (bounded, reconstruct)
+      energy = Cast <to = 1> (energy_typed)
+{shift}
+      weight = Exp (safe)
+      denominator = ReduceSum <keepdims = 1> (weight, two)
+      label_mask = Gather <axis = 0> (mask_tiles, i)
+      scale = Div (label_mask, denominator)
+      attention = Mul (weight, scale)
+      tile_sum = ReduceSum <keepdims = 0> (attention, one)
+      sum_out = Add (sum_in, tile_sum)
+    }}>
+  local_fp32 = Mul (patches_fp32, patch_weight)
+  local = CastLike (local_fp32, patches)
+}}
+"""
+_PLAIN = "      safe = Identity (energy)"
+_SHIFTED = """      largest = ReduceMax <keepdims = 1> (energy, two)
+      safe = Sub (energy, largest)"""
+
+# e[i, j] = (1+s)/2 a·z[j] + (1−s)/2 a·|z[i] + z[j]| + const(i), and softmax over j cancels const(i) (design, identity 4).
+_GAT_LAYER = """
+  z{n}_rows = MatMul ({h}, weight{n})
+  z{n}_rows_fp32 = Cast <to = 1> (z{n}_rows)
+  attention{n}_fp32 = Cast <to = 1> (attention{n})
+  width{n} = Shape (attention{n})
+  z{n}_shape = Concat <axis = 0> (labels, minus_one, width{n})
+  z{n} = Reshape (z{n}_rows_fp32, z{n}_shape)
+  heads{n} = Transpose <perm = [1, 0, 2]> (z{n})
+  column{n} = Unsqueeze (attention{n}_fp32, one)
+  own{n}_unscaled = MatMul (z{n}, column{n})
+  own{n} = Mul (own{n}_unscaled, linear_part)
+  column{n}_scaled = Mul (column{n}, absolute_part)
+  rows{n} = Loop (label_count, always) <body = graph_row{n}
+    (int64 i, bool go_in) => (bool go, float[H, F] row)
+    {{
+      go = Identity (go_in)
+      node = Gather <axis = 0> (z{n}, i)
+      pair = Add (z{n}, node)
+      magnitude = Abs (pair)
+      joint = MatMul (magnitude, column{n}_scaled)
+      energy_column = Add (joint, own{n})
+      energy = Transpose <perm = [1, 2, 0]> (energy_column)
+      weight = Softmax <axis = -1> (energy)
+      row_heads = MatMul (weight, heads{n})
+      row = Squeeze (row_heads, one)
+    }}>
+  out{n}_shape = Constant <value_ints = [0, -1]> ()
+  out{n}_fp32 = Reshape (rows{n}, out{n}_shape)
+"""
+_GMC = """
+<domain: "sigrl", opset_import: ["": {opset}]>
+GMC (label_embedding, weight1, attention1, weight2, attention2) => (graph)
+{{
+  zero = Constant <value_ints = [0]> ()
+  one = Constant <value_ints = [1]> ()
+  minus_one = Constant <value_ints = [-1]> ()
+  linear_part = Constant <value_float = 0.6> ()
+  absolute_part = Constant <value_float = 0.4> ()
+  always = Constant <value = bool {{1}}> ()
+  shape = Shape (label_embedding)
+  labels = Slice (shape, zero, one)
+  label_count = Squeeze (labels)
+{layer1}
+  hidden_fp32 = Elu (out1_fp32)
+  hidden = CastLike (hidden_fp32, label_embedding)
+{layer2}
+  graph = CastLike (out2_fp32, label_embedding)
+}}
+"""
+
+
+def svfr_function(shift: bool) -> onnx.FunctionProto:
+    """`SVFR(X [B, P, D], T [C, D], G Wbᵀ [C, D], W1ᵀ, Waᵀ, W2ᵀ [D, D]) → Y [B, P, D]`, all of one float dtype.
+
+    `shift` subtracts the maximum over patches before exp; see `needs_shift`.
+    """
+    text = _SVFR.format(opset=OPSET, tile=LABEL_TILE, shift=_SHIFTED if shift else _PLAIN)
+    return onnx.parser.parse_function(text)
+
+
+def gmc_function() -> onnx.FunctionProto:
+    """`GMC(T [C, D], W1ᵀ [D, H·F], a1 [F], W2ᵀ, a2) → G [C, D]`: two GATv2 layers of slope 0.2 with an ELU between, row by row."""
+    layers = {f"layer{n}": _GAT_LAYER.format(n=n, h=h) for n, h in ((1, "label_embedding"), (2, "hidden"))}
+    return onnx.parser.parse_function(_GMC.format(opset=OPSET, **layers))

@@ -1,0 +1,129 @@
+"""The two graphs as PyTorch modules: what `visual.onnx` and `text.onnx` compute, typed in one precision.
+
+Run eagerly they compute with the model's own SVFR and GMC; under `torch.onnx.export` each becomes one custom-domain node.
+Inputs and outputs are fp32 in every precision, so that cached vocabularies fit every file.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sigrl_deploy.config import Precision
+from sigrl_deploy.export.functions import DOMAIN
+from sigrl_deploy.model.sigrl import GMC, SVFR, GraphAttention, SigRL, encode_image
+from sigrl_deploy.model.towers import cast_keeping_norms
+
+
+def typed(model: SigRL, precision: Precision) -> SigRL:
+    """A copy of the model in the dtype of an exported file: matrix weights in `precision`, layer norms in fp32."""
+    model = copy.deepcopy(model)
+    if precision is not Precision.FP32:
+        dtype = getattr(torch, precision.torch_name)
+        for part in (model.visual, model.text, model.gmc, model.svfr):
+            if part is not None:
+                cast_keeping_norms(part, dtype)
+    return model
+
+
+def _symbolic(op: str, inputs: Sequence[Tensor], like: Tensor) -> Tensor:
+    return torch.onnx.ops.symbolic(f"{DOMAIN}::{op}", inputs, {}, dtype=like.dtype, shape=tuple(like.shape), version=1)
+
+
+class SVFRNode(nn.Module):
+    """`sigrl::SVFR`; its weights are stored transposed, so that every product reads them in rows."""
+
+    def __init__(self, svfr: SVFR, dim: int) -> None:
+        super().__init__()
+        self.svfr = svfr
+        self.register_buffer("decouple", svfr.decouple.weight.T.contiguous())
+        self.register_buffer("fuse", svfr.fuse.weight[:, :dim].T.contiguous())
+        self.register_buffer("reconstruct", svfr.reconstruct.weight.T.contiguous())
+
+    def forward(self, patches: Tensor, label_embedding: Tensor, graph_projection: Tensor) -> Tensor:
+        if not torch.onnx.is_in_onnx_export():
+            return self.svfr(patches, label_embedding, graph_projection)  # type: ignore[no-any-return]
+        inputs = [patches, label_embedding, graph_projection, self.decouple, self.fuse, self.reconstruct]
+        return _symbolic("SVFR", inputs, patches)  # type: ignore[arg-type]
+
+
+class GMCNode(nn.Module):
+    """`sigrl::GMC`, two GATv2 layers."""
+
+    def __init__(self, gmc: GMC) -> None:
+        super().__init__()
+        self.gmc = gmc
+        for index, layer in enumerate(gmc.layers, start=1):
+            assert isinstance(layer, GraphAttention)
+            self.register_buffer(f"weight{index}", layer.linear.weight.T.contiguous())
+            self.register_buffer(f"attention{index}", layer.attention.detach())
+
+    def forward(self, label_embedding: Tensor) -> Tensor:
+        if not torch.onnx.is_in_onnx_export():
+            return self.gmc(label_embedding)  # type: ignore[no-any-return]
+        inputs = [label_embedding, self.weight1, self.attention1, self.weight2, self.attention2]
+        return _symbolic("GMC", inputs, label_embedding)  # type: ignore[arg-type]
+
+
+class VisualGraph(nn.Module):
+    """pixels [B, 3, H, W], T [C, D], G Wbᵀ [C, D] → local features [B, P, D], global feature [B, D]; pixels alone without SVFR."""
+
+    def __init__(self, model: SigRL) -> None:
+        super().__init__()
+        self.visual = model.visual
+        self.local = model.config.arch.has_local
+        self.svfr = SVFRNode(model.svfr, model.config.embed_dim) if model.svfr is not None else None
+
+    @property
+    def input_names(self) -> list[str]:
+        return ["pixels", "label_embedding", "graph_projection"] if self.svfr is not None else ["pixels"]
+
+    @property
+    def output_names(self) -> list[str]:
+        return ["local_feature", "global_feature"] if self.local else ["global_feature"]
+
+    def forward(self, pixels: Tensor, *vocabulary: Tensor) -> tuple[Tensor, ...]:
+        dtype = self.visual.conv1.weight.dtype
+        patches, global_feature = encode_image(self.visual, pixels.to(dtype))
+        if self.svfr is not None:
+            label_embedding, graph_projection = vocabulary
+            patches = self.svfr(patches, label_embedding.to(dtype), graph_projection.to(dtype))
+        return (patches.float(), global_feature.float()) if self.local else (global_feature.float(),)
+
+
+class TextGraph(nn.Module):
+    """cached rows [M, D], token ids [N, context] → T [M + N, D] (cached rows first), G Wbᵀ [M + N, D]; M or N may be 0.
+
+    Without a text tower there are no token ids, without a label graph neither cached rows nor G Wbᵀ.
+    """
+
+    def __init__(self, model: SigRL) -> None:
+        super().__init__()
+        self.text = model.text
+        self.gmc = GMCNode(model.gmc) if model.gmc is not None else None
+        if model.svfr is not None:
+            self.register_buffer("fuse", model.svfr.fuse.weight[:, model.config.embed_dim :].T.contiguous())
+
+    @property
+    def input_names(self) -> list[str]:
+        return ["cached_embedding"] * (self.gmc is not None) + ["token_ids"] * (self.text is not None)
+
+    @property
+    def output_names(self) -> list[str]:
+        return ["label_embedding"] + ["graph_projection"] * (self.gmc is not None)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        given = dict(zip(self.input_names, inputs, strict=True))
+        rows = [given["cached_embedding"]] if self.gmc is not None else []
+        if self.text is not None:
+            rows.append(self.text(given["token_ids"]).float())
+        label_embedding = torch.cat(rows)
+        if self.gmc is None:
+            return (label_embedding,)
+        fuse = self.fuse
+        assert isinstance(fuse, Tensor)
+        graph = self.gmc(label_embedding.to(fuse.dtype))
+        return label_embedding, (graph @ fuse).float()

@@ -1,0 +1,157 @@
+"""One graph → one ONNX file: PyTorch's exporter, then the function bodies of the SigRL ops."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnxscript import opset20 as op
+from torch import Tensor, nn
+
+from sigrl_deploy.config import VisionConfig
+from sigrl_deploy.export.functions import DOMAIN, EXP_LIMIT, OPSET, gmc_function, svfr_function
+from sigrl_deploy.export.graphs import TextGraph, VisualGraph
+from sigrl_deploy.model.sigrl import SVFR, SigRL
+
+_PROTOBUF_LIMIT = 2**31 - 2**26  # bytes: protobuf's 2 GiB less room for the graph; larger weights go into a file beside it
+_FP32 = onnx.TensorProto.FLOAT
+
+
+def export_visual(model: SigRL, path: Path) -> None:
+    """Write `visual.onnx` of a model in one precision; batch and label count are dynamic."""
+    graph = VisualGraph(model).eval()
+    size, dim = model.config.vision.image_size, model.config.embed_dim
+    vocabulary = [torch.zeros(3, dim) for _ in graph.input_names[1:]]  # one tensor given twice would become one input
+    labels = torch.export.Dim("labels")
+    dynamic = ({0: torch.export.Dim("batch")}, tuple({0: labels} for _ in vocabulary))
+    proto = _export(graph, (torch.zeros(2, 3, size, size), *vocabulary), dynamic, graph.input_names, graph.output_names)
+    if model.svfr is not None:
+        proto.functions.append(svfr_function(shift=exponent_bound(model) > EXP_LIMIT))
+    _save(proto, path)
+
+
+def export_text(model: SigRL, path: Path) -> bool:
+    """Write `text.onnx` of a model in one precision; both row counts are dynamic and may be 0. False where there is nothing to write."""
+    graph = TextGraph(model).eval()
+    names = graph.input_names
+    if not names:
+        return False
+    examples = {"cached_embedding": torch.zeros(3, model.config.embed_dim)}
+    if model.config.text is not None:
+        examples["token_ids"] = torch.zeros(2, model.config.text.context_length, dtype=torch.int64)
+    dims = {"cached_embedding": torch.export.Dim("cached", min=0), "token_ids": torch.export.Dim("labels", min=0)}
+    dynamic = (tuple({0: dims[name]} for name in names),)
+    proto = _export(graph, tuple(examples[name] for name in names), dynamic, names, graph.output_names)
+    if model.gmc is not None:
+        proto.functions.append(gmc_function())
+    _save(proto, path)
+    return True
+
+
+def exponent_bound(model: SigRL) -> float:
+    """The largest that ln Σ_n exp(E) |X| can be for any picture and label (design, identity 5).
+
+    |E[n, c, d]| ≤ ‖W[d]‖₁, since |tanh| ≤ 1; and X = ln_post(x) proj is bounded, since a layer norm's output before its scale
+    and shift has norm √width at most.
+    """
+    assert model.svfr is not None
+    visual = model.visual
+    proj = visual.proj.float()
+    scaled = (visual.ln_post.weight.float()[:, None] * proj).norm(dim=0) * math.sqrt(proj.shape[0])
+    largest_patch = (scaled + (visual.ln_post.bias.float() @ proj).abs()).max().item()
+    return max(_largest_energy(model.svfr), 0.0) + math.log(_patches(model.config.vision) * max(largest_patch, 1.0))
+
+
+def _largest_energy(svfr: SVFR) -> float:
+    return max(linear.weight.float().abs().sum(1).max().item() for linear in (svfr.decouple, svfr.reconstruct))
+
+
+def _patches(vision: VisionConfig) -> int:
+    return vision.grid**2
+
+
+def _attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """Attention with its softmax in fp32 whatever the dtype of the products; PyTorch's own translation keeps the input's."""
+    factor = op.CastLike(op.Constant(value_float=scale or 1 / math.sqrt(query.shape[-1])), query)
+    energy = op.MatMul(op.Mul(query, factor), op.Transpose(key, perm=[0, 1, 3, 2]))
+    if attn_mask is not None:
+        energy = op.Add(energy, attn_mask)
+    weights = op.Softmax(op.Cast(energy, to=_FP32), axis=-1)
+    return op.MatMul(op.CastLike(weights, value), value)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """PyTorch's exporter prints progress and deprecations of its own internals; errors still come as exceptions."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _export(
+    graph: nn.Module, inputs: tuple[Tensor, ...], dynamic: Any, input_names: list[str], output_names: list[str]
+) -> onnx.ModelProto:
+    with _quiet(), torch.inference_mode():
+        program = torch.onnx.export(
+            graph,
+            inputs,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=input_names,
+            output_names=output_names,
+            dynamic_shapes=dynamic,
+            custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: _attention},
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    _strip_provenance(proto)
+    if DOMAIN in {node.domain for node in proto.graph.node} and DOMAIN not in {opset.domain for opset in proto.opset_import}:
+        proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
+    return proto
+
+
+def _strip_provenance(proto: onnx.ModelProto) -> None:
+    """Remove the exporter's stack traces and source paths: they name folders of the machine that exported."""
+    proto.doc_string = proto.graph.doc_string = ""
+    del proto.metadata_props[:]
+    del proto.graph.metadata_props[:]
+    del proto.graph.value_info[:]
+    for part in (*proto.graph.node, *proto.graph.initializer, *proto.graph.input, *proto.graph.output):
+        part.doc_string = ""
+        del part.metadata_props[:]
+
+
+def _save(proto: onnx.ModelProto, path: Path) -> None:
+    onnx.checker.check_model(proto) if _weights_bytes(proto) < _PROTOBUF_LIMIT else None
+    external = _weights_bytes(proto) >= _PROTOBUF_LIMIT
+    onnx.save(proto, path, save_as_external_data=external, location=f"{path.name}.data" if external else None)
+
+
+def _weights_bytes(proto: onnx.ModelProto) -> int:
+    return sum(len(tensor.raw_data) for tensor in proto.graph.initializer)

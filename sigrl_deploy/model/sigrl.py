@@ -1,0 +1,182 @@
+"""The forward pass of SigRL in eager PyTorch, top to bottom: pixels and labels in, scores out.
+
+Semantic-guided Representation Learning for Multi-Label Recognition, ICME 2025. Symbols: B pictures, P patch tokens, C labels,
+D joint embedding width, k patches averaged by the local match. `materialised.py` has the same functions written as the
+reference implementation computes them; here the label axis is tiled, so memory does not grow with P·C·D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from open_clip.transformer import TextTransformer, VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sigrl_deploy.config import Arch, GraphConfig, ModelConfig
+from sigrl_deploy.model.towers import text_tower, vision_tower
+
+LEAKY_SLOPE = 0.2
+LABEL_TILE = 16
+PAIR_BUDGET = 1 << 23  # elements of GMC's pairwise tensor held at once
+
+
+def wide(x: Tensor) -> Tensor:
+    """fp16 and bf16 as fp32, in which norms, softmax and sums are computed; fp32 and fp64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def encode_image(visual: VisionTransformer, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """CLIP's ViT with `ln_post` and the projection on every token: pixels [B, 3, H, W] → patches [B, P, D], global [B, D]."""
+    x = visual.conv1(pixels).flatten(2).transpose(1, 2)
+    class_token = visual.class_embedding.expand(x.shape[0], 1, -1)
+    x = torch.cat([class_token, x], dim=1) + visual.positional_embedding
+    x = visual.transformer(visual.ln_pre(x))
+    x = visual.ln_post(x) @ visual.proj
+    return x[:, 1:], x[:, 0]
+
+
+class GraphAttention(nn.Module):
+    """One GATv2 layer over the complete graph of labels, self loops included; one matrix serves both ends of an edge.
+
+    e[i, j, h] = a · LeakyReLU(z[i, h] + z[j, h]), out[i] = concat over h of Σ_j softmax_j(e)[i, j, h] z[j, h], z = h Wᵀ.
+    """
+
+    def __init__(self, config: GraphConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.linear = nn.Linear(config.width_in, config.heads * config.width_head, bias=False)
+        self.attention = nn.Parameter(torch.empty(config.width_head))
+
+    def nodes(self, h: Tensor) -> Tensor:
+        """h [C, F_in] → z [C, H, F], in fp32 or wider."""
+        return wide(self.linear(h)).unflatten(-1, (self.heads, -1))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """h [C, F_in] → [C, H·F], a block of rows at a time, in fp32 or wider."""
+        z = self.nodes(h)
+        rows = max(1, PAIR_BUDGET // z.numel())
+        return torch.cat([self.attend(block, z) for block in z.split(rows)])
+
+    def attend(self, queries: Tensor, z: Tensor) -> Tensor:
+        """queries [R, H, F] against all z [C, H, F] → [R, H·F]."""
+        pairs = F.leaky_relu(queries[:, None] + z[None], LEAKY_SLOPE)  # [R, C, H, F]
+        weights = torch.softmax(pairs @ wide(self.attention), dim=1)  # [R, C, H]
+        return torch.einsum("rch,chf->rhf", weights, z).flatten(1)
+
+
+class GMC(nn.Module):
+    """The label graph: T [C, D] → G [C, D]. A row depends on the whole vocabulary, and moves with its label."""
+
+    def __init__(self, layers: tuple[GraphConfig, ...]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(GraphAttention(layer) for layer in layers)
+
+    def forward(self, label_embedding: Tensor) -> Tensor:
+        h = self.layers[0](label_embedding)
+        for layer in self.layers[1:]:
+            h = layer(F.elu(h).to(label_embedding.dtype))
+        return h.to(label_embedding.dtype)
+
+
+class SVFR(nn.Module):
+    """Label-conditioned reconstruction of the patch features: decouple by label, fuse with the label graph, reconstruct.
+
+    The biases exist because checkpoints hold them; the softmax over patches cancels them, and only the materialised form adds them.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.decouple = nn.Linear(dim, dim)  # W1, b1
+        self.fuse = nn.Linear(2 * dim, dim, bias=False)  # Wf = [Wa, Wb]: columns that meet O, columns that meet G
+        self.reconstruct = nn.Linear(dim, dim)  # W2, b2
+
+    def graph_projection(self, graph: Tensor) -> Tensor:
+        """G [C, D] → G Wbᵀ [C, D], the part of V that only the vocabulary decides."""
+        return F.linear(graph, self.fuse.weight[:, graph.shape[-1] :])
+
+    def forward(self, patches: Tensor, label_embedding: Tensor, graph_projection: Tensor) -> Tensor:
+        """patches X [B, P, D], T [C, D], G Wbᵀ [C, D] → Y [B, P, D]."""
+        x = wide(patches)
+        labels = label_embedding.expand(patches.shape[0], -1, -1)
+        tiles = self._tiles(patches, labels, self.decouple)
+        semantic = torch.cat([attention.mul(x[:, None]).sum(2) for attention in tiles], dim=1)
+        v = self.between(semantic, label_embedding, graph_projection).to(patches.dtype)
+        weight = torch.zeros_like(x)
+        for attention in self._tiles(patches, v, self.reconstruct):
+            weight += attention.sum(1)
+        return (x * weight).to(patches.dtype)
+
+    def between(self, semantic: Tensor, label_embedding: Tensor, graph_projection: Tensor) -> Tensor:
+        """S [B, C, D] → V = S R Waᵀ + G Wbᵀ [B, C, D], R the rows of relu(Sᵀ T) scaled to unit norm, zero rows left zero."""
+        relation = unit_rows(F.relu(semantic.transpose(1, 2) @ wide(label_embedding)))  # [B, D, D]
+        fuse = wide(self.fuse.weight[:, : semantic.shape[-1]])
+        return F.linear(semantic @ relation, fuse) + wide(graph_projection)
+
+    @staticmethod
+    def _tiles(patches: Tensor, labels: Tensor, linear: nn.Linear) -> Iterator[Tensor]:
+        """softmax over patches of W tanh(X ⊙ label), [B, tile, P, D] for every tile of labels [B, C, D]."""
+        for tile in labels.split(LABEL_TILE, dim=1):
+            energy = F.linear(torch.tanh(patches[:, None] * tile[:, :, None]), linear.weight)
+            yield torch.softmax(wide(energy), dim=2)
+
+
+def local_match(local: Tensor, label_embedding: Tensor, topk: int) -> Tensor:
+    """Mean of the k best patches of every label: Y [B, P, D], T [C, D] → [B, C]. k is cut to P."""
+    similarity = local @ label_embedding.T
+    return similarity.topk(min(topk, local.shape[1]), dim=1).values.mean(1)
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """Rows scaled to unit L2 norm; a zero row stays zero."""
+    norm = x.norm(dim=-1, keepdim=True)
+    return x / torch.where(norm > 0, norm, torch.ones_like(norm))
+
+
+def match(arch: Arch, local: Tensor, global_feature: Tensor, label_embedding: Tensor, topk: int) -> Tensor:
+    """Scores [B, C] by the architecture's rule (see `Arch`). They rank the labels of one picture; they are no probabilities."""
+    if arch is Arch.CLIP:
+        return unit_rows(global_feature) @ unit_rows(label_embedding).T
+    score = unit_rows(global_feature @ label_embedding.T)
+    if arch.has_local:
+        score = (unit_rows(local_match(local, label_embedding, topk)) + score) / 2
+    return score
+
+
+class SigRL(nn.Module):
+    """The whole model. `text` is None where the label embeddings come from a file; `gmc` and `svfr` where the architecture has none."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.visual = vision_tower(config.vision, config.embed_dim)
+        self.text: TextTransformer | None = text_tower(config.text, config.embed_dim) if config.text else None
+        self.gmc = GMC(config.graph) if config.arch.has_graph else None
+        self.svfr = SVFR(config.embed_dim) if config.arch.has_graph else None
+
+    def encode_text(self, token_ids: Tensor) -> Tensor:
+        """token ids [N, context] → label embeddings [N, D], not normalised."""
+        if self.text is None:
+            raise ValueError("this model has no text tower")
+        return self.text(token_ids)
+
+    def graph_projection(self, label_embedding: Tensor) -> Tensor | None:
+        """T [C, D] → G Wbᵀ [C, D], fixed by the vocabulary; None without a label graph."""
+        if self.gmc is None or self.svfr is None:
+            return None
+        return self.svfr.graph_projection(self.gmc(label_embedding))
+
+    def encode_image(self, pixels: Tensor, label_embedding: Tensor, graph_projection: Tensor | None) -> tuple[Tensor, Tensor]:
+        """pixels [B, 3, H, W] → local features [B, P, D] to match labels against, global feature [B, D]."""
+        patches, global_feature = encode_image(self.visual, pixels)
+        if self.svfr is not None and graph_projection is not None:
+            patches = self.svfr(patches, label_embedding, graph_projection)
+        return patches, global_feature
+
+    def forward(self, pixels: Tensor, label_embedding: Tensor, graph_projection: Tensor | None = None) -> Tensor:
+        """pixels [B, 3, H, W], T [C, D] → scores [B, C]; `graph_projection` is computed where it is not given."""
+        if graph_projection is None:
+            graph_projection = self.graph_projection(label_embedding)
+        local, global_feature = self.encode_image(pixels, label_embedding, graph_projection)
+        return match(self.config.arch, local, global_feature, label_embedding, self.config.topk)

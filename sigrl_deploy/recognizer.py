@@ -1,0 +1,180 @@
+"""Pictures + a vocabulary → tags."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sigrl_deploy import matching
+from sigrl_deploy.bundle import TOKENIZER, VOCABULARY, Bundle
+from sigrl_deploy.cache import VocabularyCache, default_cache_dir, digest
+from sigrl_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from sigrl_deploy.errors import BundleError, LabelError
+from sigrl_deploy.files import DamagedFileError
+from sigrl_deploy.images import ImageSource, read_image
+from sigrl_deploy.tokenizer import Tokenizer
+from sigrl_deploy.vocabulary import Vocabulary, check_labels, read_labels
+
+log = logging.getLogger(__name__)
+
+LABELS_PER_BATCH = 64  # bounds the text encoder's memory
+
+
+@dataclass(frozen=True)
+class Tag:
+    """One label of one picture.
+
+    `score` ranks the labels of one picture under one vocabulary; it is no probability, and shrinks as the vocabulary grows.
+    `evidence` [rows, columns] fp32, where asked for, is each patch's match with the label; the largest k made the local score.
+    """
+
+    label: str
+    score: float
+    evidence: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+
+
+class Recognizer:
+    """A bundle, ready to tag pictures. It may be shared between threads.
+
+    Args:
+        bundle: the folder that export wrote; its hashes are checked.
+        device: "auto" (a GPU where this onnxruntime has one, else the CPU), "cpu" or "cuda".
+        cache_dir: where label embeddings are kept between runs; None for $SIGRL_DEPLOY_CACHE or the user's cache folder,
+            False for memory alone.
+
+    Raises:
+        BundleError: the bundle is damaged, of another format version, or has no file that the device can run.
+        UsageError: the device is not there.
+    """
+
+    def __init__(self, bundle: str | Path, *, device: str = "auto", cache_dir: str | Path | bool | None = None) -> None:
+        self.bundle = Bundle(bundle)
+        self.engine = OnnxRuntimeEngine(self.bundle, device)
+        self._cache = self._open_cache(cache_dir)
+        log.info("engine: %s", self.engine.description)
+
+    def _open_cache(self, cache_dir: str | Path | bool | None) -> VocabularyCache:
+        manifest, precision = self.bundle.manifest, self.engine.precision.value
+        folder = None if cache_dir is False else Path(cache_dir) if isinstance(cache_dir, (str, Path)) else default_cache_dir()
+        return VocabularyCache(
+            folder,
+            text_key=digest(manifest.text_identity, precision, manifest.template),
+            graph_key=digest(manifest.graph_identity, precision) if manifest.graph_identity else "",
+            encode=self._encode_labels if manifest.context_length else self._embed_known_labels,
+            project=self.engine.project_graph,
+        )
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        length = self.bundle.manifest.context_length
+        assert length is not None
+        return Tokenizer(self.bundle.file(TOKENIZER), length)
+
+    def _encode_labels(self, labels: Sequence[str]) -> Iterator[NDArray[np.float32]]:
+        template = self.bundle.manifest.template
+        for start in range(0, len(labels), LABELS_PER_BATCH):
+            batch = labels[start : start + LABELS_PER_BATCH]
+            yield self.engine.encode_labels(self._tokenizer([template.replace("{label}", label) for label in batch]))
+
+    def _embed_known_labels(self, labels: Sequence[str]) -> Iterator[NDArray[np.float32]]:
+        own = self.bundled_vocabulary
+        assert own is not None
+        row = {label: i for i, label in enumerate(own.labels)}
+        unknown = [label for label in labels if label not in row]
+        if unknown:
+            raise LabelError(
+                f"label {unknown[0]!r}: the bundle has no text encoder and knows its own {len(own)} labels only; "
+                "leave the label out, or export with --text-tower"
+            )
+        yield own.label_embedding[[row[label] for label in labels]]
+
+    @cached_property
+    def bundled_vocabulary(self) -> Vocabulary | None:
+        """The vocabulary that the bundle was exported with, or None. Raises BundleError where it is damaged."""
+        if not self.bundle.has(VOCABULARY):
+            return None
+        try:
+            return Vocabulary.read(self.bundle.file(VOCABULARY), graph=self.bundle.manifest.arch.has_graph)
+        except DamagedFileError as error:
+            raise BundleError(f"{error}; export the bundle again") from None
+
+    def vocabulary(self, labels: str | Path | Sequence[str] | None = None) -> Vocabulary:
+        """Labels, or a label file (one a line), with everything that scoring needs; cached, so a second call does no text work.
+
+        None takes the vocabulary that the bundle was exported with. Raises LabelError for labels that cannot be used: an empty,
+        repeated or overlong one, or one that a bundle without a text encoder has no embedding of.
+        """
+        if labels is not None:
+            return self._cache.vocabulary(read_labels(labels) if isinstance(labels, (str, Path)) else check_labels(labels))
+        if self.bundled_vocabulary is None:
+            raise LabelError(f"{self.bundle.path}: carries no vocabulary of its own; give a label file (--labels)")
+        return self.bundled_vocabulary
+
+    def pixels(self, image: ImageSource) -> NDArray[np.float32]:
+        """One picture (path, PIL image, array [H, W(, 3)], file bytes) → [3, H, W] as the bundle's contract says; see `read_image`.
+
+        Raises ImageError where it cannot be read.
+        """
+        return self.bundle.manifest.preprocess(read_image(image))
+
+    def features(
+        self, pixels: NDArray[np.float32], vocabulary: Vocabulary
+    ) -> Iterator[tuple[NDArray[np.float32] | None, NDArray[np.float32]]]:
+        """pixels [B, 3, H, W] → for each picture its local [P, D] (None where patches are not matched) and global [D] feature."""
+        local, global_feature = self.engine.encode(pixels, vocabulary)
+        for i, row in enumerate(global_feature):
+            yield (None if local is None else local[i]), row
+
+    def scores(self, images: Iterable[ImageSource], vocabulary: Vocabulary) -> NDArray[np.float32]:
+        """Scores [N, C] fp32 of every label, in the vocabulary's order. Raises ImageError for the first picture that cannot be read."""
+        return self.score_pixels(np.stack([self.pixels(image) for image in images]), vocabulary)
+
+    def score_pixels(self, pixels: NDArray[np.float32], vocabulary: Vocabulary) -> NDArray[np.float32]:
+        """pixels [B, 3, H, W] → scores [B, C] fp32."""
+        return np.stack([self._score(*features, vocabulary) for features in self.features(pixels, vocabulary)])
+
+    def _score(
+        self, local: NDArray[np.float32] | None, global_feature: NDArray[np.float32], vocabulary: Vocabulary
+    ) -> NDArray[np.float32]:
+        manifest = self.bundle.manifest
+        return matching.score(manifest.arch, local, global_feature, vocabulary.label_embedding, manifest.topk)
+
+    def recognize(
+        self,
+        images: Iterable[ImageSource],
+        vocabulary: Vocabulary,
+        *,
+        top: int = 5,
+        threshold: float | None = None,
+        evidence: bool = False,
+    ) -> list[list[Tag]]:
+        """The best labels of every picture, best first: at most `top`, and none that scores below `threshold`.
+
+        Raises ImageError for the first picture that cannot be read; `sigrl-deploy infer` goes on with the others.
+        """
+        found = []
+        for image in images:
+            pixels = self.pixels(image)[None]
+            ((local, global_feature),) = self.features(pixels, vocabulary)
+            scores = self._score(local, global_feature, vocabulary)
+            tags = best_tags(scores, vocabulary, top, threshold)
+            if evidence and local is not None:
+                tags = [self._with_evidence(tag, local, vocabulary) for tag in tags]
+            found.append(tags)
+        return found
+
+    def _with_evidence(self, tag: Tag, local: NDArray[np.float32], vocabulary: Vocabulary) -> Tag:
+        row = vocabulary.label_embedding[vocabulary.index(tag.label)][None]
+        return Tag(tag.label, tag.score, matching.patch_similarity(local, row).reshape(self.bundle.manifest.grid))
+
+
+def best_tags(scores: NDArray[np.float32], vocabulary: Vocabulary, top: int, threshold: float | None = None) -> list[Tag]:
+    """scores [C] → at most `top` tags, best first, ties in the vocabulary's order."""
+    order = np.argsort(-scores, kind="stable")[:top]
+    return [Tag(vocabulary.labels[i], float(scores[i])) for i in order if threshold is None or scores[i] >= threshold]

@@ -1,0 +1,106 @@
+"""A vocabulary: the labels that pictures are scored against, and everything about them that does not depend on a picture."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sigrl_deploy.errors import LabelError
+from sigrl_deploy.files import DamagedFileError, read_arrays, write_arrays
+
+MAX_LABEL_LENGTH = 256  # characters; CLIP's context of 77 tokens ends long before
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Labels with their embeddings, in one order. A score holds for one vocabulary only: it depends on all its labels.
+
+    `label_embedding` T [C, D] and `graph_projection` G Wbᵀ [C, D] are fp32; the latter is None without a label graph.
+    """
+
+    labels: tuple[str, ...]
+    label_embedding: NDArray[np.float32]
+    graph_projection: NDArray[np.float32] | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def index(self, label: str) -> int:
+        """Row of a label. Raises LabelError where the vocabulary has no such label."""
+        try:
+            return self.labels.index(label)
+        except ValueError:
+            raise LabelError(f"label {label!r}: not in the vocabulary of {len(self)} labels") from None
+
+    def write(self, path: Path) -> None:
+        """Write the vocabulary as a file of arrays, whole or not at all."""
+        arrays: dict[str, NDArray[np.generic]] = {"labels": np.array(self.labels), "label_embedding": self.label_embedding}
+        if self.graph_projection is not None:
+            arrays["graph_projection"] = self.graph_projection
+        write_arrays(path, arrays)
+
+    @classmethod
+    def read(cls, path: Path, graph: bool) -> Vocabulary:
+        """Read what `write` wrote; `graph` says whether it must have a graph projection.
+
+        Raises FileNotFoundError, or DamagedFileError where the file is not whole.
+        """
+        arrays = read_arrays(path, ("labels", "label_embedding") + ("graph_projection",) * graph)
+        if len({len(array) for array in arrays.values()}) != 1:
+            raise DamagedFileError(f"{path}: its arrays differ in length")
+        return cls(tuple(arrays["labels"].tolist()), arrays["label_embedding"], arrays.get("graph_projection"))
+
+    @property
+    def digest(self) -> str:
+        """Names the vocabulary: its labels in their order, and their embeddings."""
+        digest = hashlib.sha256("\n".join(self.labels).encode())
+        digest.update(np.ascontiguousarray(self.label_embedding).tobytes())
+        return digest.hexdigest()
+
+
+def read_labels(path: str | Path) -> tuple[str, ...]:
+    """Labels of a UTF-8 file, one a line; blank lines and lines that start with `#` are skipped.
+
+    Raises LabelError with the line number where the file cannot be read, is empty, or has a label that `check_labels` refuses.
+    """
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise LabelError(f"{path}: cannot be read ({error.strerror}); expected a text file with one label a line") from None
+    numbered = []
+    for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
+        try:
+            label = line.decode("utf-8").strip()
+        except UnicodeDecodeError:
+            raise LabelError(f"{path}, line {number}: not UTF-8; save the file as UTF-8") from None
+        if label and not label.startswith("#"):
+            numbered.append((f"{path}, line {number}", label))
+    return _checked(numbered, str(path))
+
+
+def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
+    """Labels given in code, stripped. Raises LabelError for none at all, an empty, repeated, overlong or unprintable one."""
+    return _checked([(f"labels[{i}]", label.strip()) for i, label in enumerate(labels)], "labels")
+
+
+def _checked(numbered: Iterable[tuple[str, str]], source: str) -> tuple[str, ...]:
+    seen: dict[str, str] = {}
+    for place, label in numbered:
+        if not label:
+            raise LabelError(f"{place}: empty; expected a label")
+        if len(label) > MAX_LABEL_LENGTH:
+            raise LabelError(f"{place}: {len(label)} characters long, expected a label of at most {MAX_LABEL_LENGTH}")
+        if any(unicodedata.category(c) in ("Cc", "Cs") for c in label):
+            raise LabelError(f"{place}: {label!r} holds a control character; expected one label a line of plain text")
+        if label in seen:
+            raise LabelError(f"{place}: {label!r} repeats {seen[label]}; remove one of the two")
+        seen[label] = place
+    if not seen:
+        raise LabelError(f"{source}: holds no labels; expected one label a line")
+    return tuple(seen)
