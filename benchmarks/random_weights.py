@@ -151,7 +151,7 @@ def label_embeddings(count: int, seed: int) -> NDArray[np.float32]:
     rng = np.random.RandomState(seed)
     values = rng.standard_normal((count, EMBED))
     norms = rng.uniform(6, 10, (count, 1))
-    return (values / np.linalg.norm(values, axis=1, keepdims=True) * norms).astype(np.float32)  # type: ignore[no-any-return]
+    return (values / np.linalg.norm(values, axis=1, keepdims=True) * norms).astype(np.float32)
 
 
 def images(count: int, size: int, seed: int) -> NDArray[np.float32]:

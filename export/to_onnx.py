@@ -1,0 +1,14 @@
+"""Checkpoint → bundle, from a checkout: the same as `sigrl-deploy export onnx`.
+
+python export/to_onnx.py CKPT --text-tower ViT-B-16.pt --out bundle/
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from sigrl_deploy.cli import main
+
+if __name__ == "__main__":
+    main(["export", "onnx", *sys.argv[1:]], prog_name="to_onnx.py")

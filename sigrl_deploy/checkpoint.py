@@ -199,7 +199,7 @@ def model_config(
     arch = arch or {"SigRL": Arch.SIGRL, "MKT": Arch.MKT}.get(checkpoint.layout, Arch.CLIP)
     if arch.has_graph and checkpoint.layout != "SigRL":
         raise CheckpointError(
-            f"{checkpoint.path}: is a {checkpoint.layout} checkpoint without SigRL's tensors (SemanticDecoupling.fc3.weight …); "
+            f"{checkpoint.path}: a {checkpoint.layout} checkpoint without SigRL's tensors (SemanticDecoupling.fc3.weight …); "
             "give a SigRL checkpoint, or --arch mkt, clip-ft or clip"
         )
     embed_dim = checkpoint.tensor("visual.proj", 2).shape[1]
@@ -223,8 +223,8 @@ def _vision_config(checkpoint: Checkpoint) -> VisionConfig:
     grid = round((tokens - 1) ** 0.5)
     if grid * grid != tokens - 1:
         raise CheckpointError(
-            f"{checkpoint.path}: tensor {checkpoint.prefix}{checkpoint.original('visual.positional_embedding')} has {tokens} rows, "
-            "expected a square number of patches and one class token"
+            f"{checkpoint.path}: tensor {checkpoint.prefix}{checkpoint.original('visual.positional_embedding')} has "
+            f"{tokens} rows, expected a square number of patches and one class token"
         )
     layers = checkpoint.layers("visual.")
     hidden = checkpoint.tensor("visual.transformer.resblocks.0.mlp.c_fc.weight", 2).shape[0]
@@ -269,8 +269,8 @@ def add_text_tower(model: SigRL, checkpoint: Checkpoint, clip: ClipConfig | None
 
     if not checkpoint.has_text:
         raise CheckpointError(
-            f"{checkpoint.path}: a {checkpoint.layout} checkpoint holds no text tower; give OpenAI's ViT-B-16.pt, an open_clip or "
-            "an MKT second-stage checkpoint as --text-tower"
+            f"{checkpoint.path}: a {checkpoint.layout} checkpoint holds no text tower; give OpenAI's ViT-B-16.pt, an "
+            "open_clip or an MKT second-stage checkpoint as --text-tower"
         )
     projection = checkpoint.tensor("text.text_projection", 2)
     if projection.shape[1] != model.config.embed_dim:

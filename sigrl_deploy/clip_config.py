@@ -1,4 +1,4 @@
-"""open_clip model configs: what a checkpoint's shapes cannot tell (heads, activation), named by the user or OpenAI's convention."""
+"""open_clip model configs: heads and activation, which a checkpoint's shapes cannot tell."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def _named(name: str) -> dict[str, Any]:
     raw = open_clip.get_model_config(name)
     if raw is None:
         raise UsageError(
-            f"--clip-config {name}: no open_clip config of that name; choose one of open_clip.list_models(), a .json file, or openai"
+            f"--clip-config {name}: no open_clip config of that name; choose one of open_clip.list_models(), "
+            "a .json file, or openai"
         )
     return dict(raw)
 

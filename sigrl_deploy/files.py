@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,13 +44,13 @@ class DamagedFileError(Exception):
     """A file of arrays cannot be read back as it was written."""
 
 
-def write_arrays(path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write arrays as an uncompressed `.npz`, whose members carry checksums."""
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+        np.savez(file, allow_pickle=False, **arrays)
 
 
-def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[np.generic]]:
+def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
     """The named arrays of a file by `write_arrays`. Raises FileNotFoundError, or DamagedFileError for any other reason."""
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -70,7 +70,7 @@ def read_image(source: ImageSource, name: str | None = None) -> Image.Image:
     Raises ImageError, one line, when there is no such file, it cannot be opened, it is none of the formats read here,
     is damaged or truncated, exceeds MAX_PIXELS, or holds samples of no known range.
     """
-    label = _printable(name if name is not None else _name_of(source))
+    label = _printable(name if name is not None else name_of(source))
     if isinstance(source, (np.ndarray, Image.Image)):
         return _decode(_image_from_array(source, label) if isinstance(source, np.ndarray) else source, label)
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -185,7 +185,8 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _EXTENSIONS if name in Image.OPEN)
 
 
-def _name_of(source: object) -> str:
+def name_of(source: object) -> str:
+    """What messages call a picture: its path, or the kind of source it came from."""
     if isinstance(source, (str, os.PathLike)):
         return os.fsdecode(source)
     known = getattr(source, "filename", getattr(source, "name", None))

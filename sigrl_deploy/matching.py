@@ -12,7 +12,8 @@ Array = NDArray[np.float32]
 
 def _unit_rows(x: Array) -> Array:
     norm = np.linalg.norm(x, axis=-1, keepdims=True)
-    return np.divide(x, norm, out=np.zeros_like(x), where=norm > 0)
+    unit: Array = np.divide(x, norm, out=np.zeros_like(x), where=norm > 0)
+    return unit
 
 
 def patch_similarity(local: Array, label_embedding: Array) -> Array:
@@ -24,14 +25,15 @@ def local_match(local: Array, label_embedding: Array, topk: int) -> Array:
     """Y [P, D], T [C, D] → [C], the mean of every label's k best patches; k is cut to P."""
     similarity = patch_similarity(local, label_embedding)
     topk = min(topk, similarity.shape[1])
-    return np.partition(similarity, -topk, axis=1)[:, -topk:].mean(axis=1)
+    best: Array = np.partition(similarity, -topk, axis=1)[:, -topk:].mean(axis=1)
+    return best
 
 
 def score(arch: Arch, local: Array | None, global_feature: Array, label_embedding: Array, topk: int) -> Array:
     """Y [P, D] (None where patches are not matched), g [D], T [C, D] → scores [C] by the architecture's rule (see `Arch`)."""
     if arch is Arch.CLIP:
         return _unit_rows(label_embedding) @ _unit_rows(global_feature)
-    scores = _unit_rows(label_embedding @ global_feature)
-    if local is not None:
-        scores = (_unit_rows(local_match(local, label_embedding, topk)) + scores) / 2
-    return scores
+    global_score = _unit_rows(label_embedding @ global_feature)
+    if local is None:
+        return global_score
+    return (_unit_rows(local_match(local, label_embedding, topk)) + global_score) / np.float32(2)

@@ -15,9 +15,9 @@ from sigrl_deploy import matching
 from sigrl_deploy.bundle import TOKENIZER, VOCABULARY, Bundle
 from sigrl_deploy.cache import VocabularyCache, default_cache_dir, digest
 from sigrl_deploy.engines.onnxruntime import OnnxRuntimeEngine
-from sigrl_deploy.errors import BundleError, LabelError
+from sigrl_deploy.errors import BundleError, ImageError, LabelError
 from sigrl_deploy.files import DamagedFileError
-from sigrl_deploy.images import ImageSource, read_image
+from sigrl_deploy.images import ImageSource, name_of, read_image
 from sigrl_deploy.tokenizer import Tokenizer
 from sigrl_deploy.vocabulary import Vocabulary, check_labels, read_labels
 
@@ -117,22 +117,26 @@ class Recognizer:
         return self.bundled_vocabulary
 
     def pixels(self, image: ImageSource) -> NDArray[np.float32]:
-        """One picture (path, PIL image, array [H, W(, 3)], file bytes) → [3, H, W] as the bundle's contract says; see `read_image`.
+        """One picture (path, PIL image, array, file bytes; see `read_image`) → [3, H, W] as the bundle's contract says.
 
         Raises ImageError where it cannot be read.
         """
-        return self.bundle.manifest.preprocess(read_image(image))
+        picture = read_image(image)
+        try:
+            return self.bundle.manifest.preprocess(picture)
+        except ImageError as error:
+            raise ImageError(f"{name_of(image)}: {error}") from None
 
     def features(
         self, pixels: NDArray[np.float32], vocabulary: Vocabulary
     ) -> Iterator[tuple[NDArray[np.float32] | None, NDArray[np.float32]]]:
-        """pixels [B, 3, H, W] → for each picture its local [P, D] (None where patches are not matched) and global [D] feature."""
+        """pixels [B, 3, H, W] → each picture's local [P, D] (None where patches are not matched) and global [D] feature."""
         local, global_feature = self.engine.encode(pixels, vocabulary)
         for i, row in enumerate(global_feature):
             yield (None if local is None else local[i]), row
 
     def scores(self, images: Iterable[ImageSource], vocabulary: Vocabulary) -> NDArray[np.float32]:
-        """Scores [N, C] fp32 of every label, in the vocabulary's order. Raises ImageError for the first picture that cannot be read."""
+        """Scores [N, C] fp32 of every label, in the vocabulary's order. Raises ImageError where a picture cannot be read."""
         return self.score_pixels(np.stack([self.pixels(image) for image in images]), vocabulary)
 
     def score_pixels(self, pixels: NDArray[np.float32], vocabulary: Vocabulary) -> NDArray[np.float32]:

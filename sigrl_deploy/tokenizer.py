@@ -135,7 +135,7 @@ def _append_literal(pieces: list[str], vocabulary: dict[str, int], merges: list[
 
 
 def _split_pattern() -> str:
-    import regex  # type: ignore[import-untyped]
+    import regex
 
     letters, number, others = (
         _code_points(regex.compile(character_class + "+", regex.IGNORECASE))

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,7 @@ class Vocabulary:
 
     def write(self, path: Path) -> None:
         """Write the vocabulary as a file of arrays, whole or not at all."""
-        arrays: dict[str, NDArray[np.generic]] = {"labels": np.array(self.labels), "label_embedding": self.label_embedding}
+        arrays: dict[str, NDArray[Any]] = {"labels": np.array(self.labels), "label_embedding": self.label_embedding}
         if self.graph_projection is not None:
             arrays["graph_projection"] = self.graph_projection
         write_arrays(path, arrays)

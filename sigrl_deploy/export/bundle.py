@@ -77,8 +77,9 @@ def export_bundle(options: ExportOptions) -> Parity:
         parity = measure(model, rows, folder, options.precision, tolerance)
         if not parity.largest_error <= tolerance:
             raise ExportError(
-                f"{options.out}: the exported scores differ from the eager model's by {parity.largest_error:.2g}, more than the "
-                f"tolerance of {tolerance:g}; nothing was written (fp32 is the most exact --precision; --tolerance allows more)"
+                f"{options.out}: the exported scores differ from the eager model's by {parity.largest_error:.2g}, more than "
+                f"the tolerance of {tolerance:g}; nothing was written; "
+                "export in fp32, or allow more with --tolerance"
             )
         variant = replace(manifest.variants[options.precision], parity=parity.to_dict())
         (folder / MANIFEST).write_text(replace(manifest, variants={options.precision: variant}).to_json(), encoding="utf-8")
@@ -101,7 +102,7 @@ def _check_options(options: ExportOptions) -> None:
         and not (options.out / MANIFEST).is_file()
         and any(options.out.iterdir() if options.out.is_dir() else [1])
     ):
-        raise UsageError(f"--out {options.out}: is no bundle, and --force replaces bundles only; choose another folder")
+        raise UsageError(f"--out {options.out}: is no bundle, and --force replaces only bundles; choose another folder")
 
 
 def _load(options: ExportOptions) -> tuple[Checkpoint, SigRL, dict[str, Any]]:
@@ -126,8 +127,8 @@ def _text_source(
         return checkpoint, clip
     if value is None:
         raise UsageError(
-            f"{options.checkpoint}: holds no text encoder; give one with --text-tower (ViT-B-16.pt, or NAME:PRETRAINED as open_clip "
-            "lists them), or --labels with --label-embeddings"
+            f"{options.checkpoint}: holds no text encoder; give one with --text-tower (ViT-B-16.pt, or NAME:PRETRAINED as "
+            "open_clip lists them), or --labels with --label-embeddings"
         )
     if Path(value).exists() or ":" not in value:
         return load_checkpoint(value), clip
@@ -162,7 +163,7 @@ def _read_embeddings(path: Path, labels: int, dim: int) -> torch.Tensor:
         raise CheckpointError(f"{path}: holds {shape}, expected a tensor [{labels}, {dim}]: a row for each line of --labels")
     if not loaded.isfinite().all():
         raise CheckpointError(f"{path}: holds NaN or infinite values; encode the labels again")
-    return loaded.float()  # type: ignore[no-any-return]
+    return loaded.float()
 
 
 def _template(options: ExportOptions, model: SigRL) -> str:

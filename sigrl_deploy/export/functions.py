@@ -187,6 +187,6 @@ def svfr_function(shift: bool) -> onnx.FunctionProto:
 
 
 def gmc_function() -> onnx.FunctionProto:
-    """`GMC(T [C, D], W1ᵀ [D, H·F], a1 [F], W2ᵀ, a2) → G [C, D]`: two GATv2 layers of slope 0.2 with an ELU between, row by row."""
+    """`GMC(T [C, D], W1ᵀ [D, H·F], a1 [F], W2ᵀ, a2) → G [C, D]`: two GATv2 layers of slope 0.2, an ELU between, row by row."""
     layers = {f"layer{n}": _GAT_LAYER.format(n=n, h=h) for n, h in ((1, "label_embedding"), (2, "hidden"))}
     return onnx.parser.parse_function(_GMC.format(opset=OPSET, **layers))

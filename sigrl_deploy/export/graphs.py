@@ -45,7 +45,7 @@ class SVFRNode(nn.Module):
 
     def forward(self, patches: Tensor, label_embedding: Tensor, graph_projection: Tensor) -> Tensor:
         if not torch.onnx.is_in_onnx_export():
-            return self.svfr(patches, label_embedding, graph_projection)  # type: ignore[no-any-return]
+            return self.svfr(patches, label_embedding, graph_projection)
         inputs = [patches, label_embedding, graph_projection, self.decouple, self.fuse, self.reconstruct]
         return _symbolic("SVFR", inputs, patches)  # type: ignore[arg-type]
 
@@ -63,13 +63,16 @@ class GMCNode(nn.Module):
 
     def forward(self, label_embedding: Tensor) -> Tensor:
         if not torch.onnx.is_in_onnx_export():
-            return self.gmc(label_embedding)  # type: ignore[no-any-return]
+            return self.gmc(label_embedding)
         inputs = [label_embedding, self.weight1, self.attention1, self.weight2, self.attention2]
         return _symbolic("GMC", inputs, label_embedding)  # type: ignore[arg-type]
 
 
 class VisualGraph(nn.Module):
-    """pixels [B, 3, H, W], T [C, D], G Wbᵀ [C, D] → local features [B, P, D], global feature [B, D]; pixels alone without SVFR."""
+    """pixels [B, 3, H, W], T [C, D], G Wbᵀ [C, D] → local features [B, P, D], global feature [B, D].
+
+    Without SVFR pixels are the only input; without a local match the global feature is the only output.
+    """
 
     def __init__(self, model: SigRL) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx
 import torch
-from onnxscript import opset20 as op
+from onnxscript import opset20
 from torch import Tensor, nn
 
 from sigrl_deploy.config import VisionConfig
@@ -23,6 +23,7 @@ from sigrl_deploy.model.sigrl import SVFR, SigRL
 
 _PROTOBUF_LIMIT = 2**31 - 2**26  # bytes: protobuf's 2 GiB less room for the graph; larger weights go into a file beside it
 _FP32 = onnx.TensorProto.FLOAT
+op: Any = opset20  # its annotations know tensors only, and refuse the values that a translation is traced with
 
 
 def export_visual(model: SigRL, path: Path) -> None:
@@ -39,7 +40,7 @@ def export_visual(model: SigRL, path: Path) -> None:
 
 
 def export_text(model: SigRL, path: Path) -> bool:
-    """Write `text.onnx` of a model in one precision; both row counts are dynamic and may be 0. False where there is nothing to write."""
+    """Write `text.onnx` of a model in one precision; both row counts are dynamic and may be 0. False: nothing to write."""
     graph = TextGraph(model).eval()
     names = graph.input_names
     if not names:
@@ -148,9 +149,9 @@ def _strip_provenance(proto: onnx.ModelProto) -> None:
 
 
 def _save(proto: onnx.ModelProto, path: Path) -> None:
-    onnx.checker.check_model(proto) if _weights_bytes(proto) < _PROTOBUF_LIMIT else None
     external = _weights_bytes(proto) >= _PROTOBUF_LIMIT
     onnx.save(proto, path, save_as_external_data=external, location=f"{path.name}.data" if external else None)
+    onnx.checker.check_model(path)
 
 
 def _weights_bytes(proto: onnx.ModelProto) -> int:

@@ -83,7 +83,8 @@ class GMC(nn.Module):
 class SVFR(nn.Module):
     """Label-conditioned reconstruction of the patch features: decouple by label, fuse with the label graph, reconstruct.
 
-    The biases exist because checkpoints hold them; the softmax over patches cancels them, and only the materialised form adds them.
+    The biases exist because checkpoints hold them; the softmax over patches cancels them, so only the materialised form adds
+    them.
     """
 
     def __init__(self, dim: int) -> None:
@@ -145,7 +146,7 @@ def match(arch: Arch, local: Tensor, global_feature: Tensor, label_embedding: Te
 
 
 class SigRL(nn.Module):
-    """The whole model. `text` is None where the label embeddings come from a file; `gmc` and `svfr` where the architecture has none."""
+    """The whole model. `text` is None where label embeddings come from a file, `gmc` and `svfr` where there is no graph."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -44,7 +44,7 @@ def text_tower(config: TextConfig, embed_dim: int) -> TextTransformer:
 
 
 def cast_keeping_norms(tower: nn.Module, dtype: torch.dtype) -> None:
-    """Cast a tower's weights in place; its layer norms keep fp32 weights and compute in fp32, as every low-precision file does."""
+    """Cast weights in place; layer norms keep fp32 weights and compute in fp32, as in every low-precision file."""
     tower.to(dtype)
     for module in tower.modules():
         if isinstance(module, nn.LayerNorm):
