@@ -32,7 +32,7 @@ def export_visual(model: SigRL, path: Path) -> None:
     size, dim = model.config.vision.image_size, model.config.embed_dim
     vocabulary = [torch.zeros(3, dim) for _ in graph.input_names[1:]]  # one tensor given twice would become one input
     labels = torch.export.Dim("labels")
-    dynamic = ({0: torch.export.Dim("batch")}, tuple({0: labels} for _ in vocabulary))
+    dynamic = ({0: torch.export.Dim("batch")}, *([tuple({0: labels} for _ in vocabulary)] if vocabulary else []))
     proto = _export(graph, (torch.zeros(2, 3, size, size), *vocabulary), dynamic, graph.input_names, graph.output_names)
     if model.svfr is not None:
         proto.functions.append(svfr_function(shift=exponent_bound(model) > EXP_LIMIT))
