@@ -121,6 +121,8 @@ def _read_manifest(folder: Path) -> Manifest:
         values["arch"] = Arch(values["arch"])
         values["preprocess"] = Preprocess.from_dict(values["preprocess"])
         values["variants"] = {Precision(key): Variant(**value) for key, value in values["variants"].items()}
+        if not values["variants"]:
+            raise ValueError("it holds no variant")
         return Manifest(**values)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{path}: not a complete manifest ({error}); export the checkpoint again") from None

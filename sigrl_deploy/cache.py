@@ -13,11 +13,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 
 ENVIRONMENT = "SIGRL_DEPLOY_CACHE"
 _VOCABULARIES_IN_MEMORY = 16
+_OWN_FILE = re.compile(r"[0-9a-f]{32}/\.?(labels|vocabulary)-[0-9a-f]{32}\.npz(\.[0-9a-f]+\.tmp)?")
 _LAYOUT = "1"  # part of every key: a change of what is stored makes old files unseen, not wrong
 
 Rows = NDArray[np.float32]
@@ -58,7 +61,9 @@ class CachedFile:
 class VocabularyCache:
     """The cache of one text side: a text tower with a template, and a label graph where there is one.
 
-    `encode` maps labels to T [N, D], `project` maps T [C, D] to G Wbᵀ [C, D] or None. `folder` None keeps to memory.
+    `encode` maps labels to T [N, D] in batches, each kept as it comes; `project` maps T [C, D] to G Wbᵀ [C, D] or None.
+    `text_key` and `graph_key` are `digest`s of what those two depend on, `graph_key` empty without a label graph. `folder`
+    None keeps to memory. It may be shared between threads.
     """
 
     def __init__(
@@ -70,36 +75,47 @@ class VocabularyCache:
         project: Callable[[Rows], Rows | None],
     ) -> None:
         self._folder = folder / text_key if folder else None
+        self._text_key = text_key
         self._graph_key = graph_key
         self._encode = encode
         self._project = project
         self._rows: dict[str, Rows] = {}
         self._vocabularies: OrderedDict[str, Vocabulary] = OrderedDict()
         self._packs_read = False
+        self._writable = True
+        self._lock = Lock()
 
     def vocabulary(self, labels: tuple[str, ...]) -> Vocabulary:
         """The vocabulary of these labels in this order, from the fastest tier that has it."""
         ordered = tuple(sorted(labels))
-        key = digest(self._graph_key, *ordered)
-        found = self._vocabularies.get(key) or self._read_vocabulary(key, ordered) or self._build(key, ordered)
-        self._vocabularies[key] = found
-        self._vocabularies.move_to_end(key)
-        while len(self._vocabularies) > _VOCABULARIES_IN_MEMORY:
-            self._vocabularies.popitem(last=False)
+        name = self._vocabulary_name(ordered)
+        with self._lock:
+            found = self._vocabularies.get(name) or self._read(name, self._vocabulary_name, graph=bool(self._graph_key))
+            found = found or self._build(ordered)
+            self._vocabularies[name] = found
+            self._vocabularies.move_to_end(name)
+            while len(self._vocabularies) > _VOCABULARIES_IN_MEMORY:
+                self._vocabularies.popitem(last=False)
         return _reordered(found, labels)
 
-    def _build(self, key: str, labels: tuple[str, ...]) -> Vocabulary:
+    def _vocabulary_name(self, labels: Sequence[str]) -> str:
+        return f"vocabulary-{digest(self._text_key, self._graph_key, *labels)}.npz"
+
+    def _pack_name(self, labels: Sequence[str]) -> str:
+        return f"labels-{digest(self._text_key, *labels)}.npz"
+
+    def _build(self, labels: tuple[str, ...]) -> Vocabulary:
         self._read_packs()
         missing = [label for label in labels if label not in self._rows]
         done = 0
         for rows in self._encode(missing) if missing else ():
             batch = missing[done : done + len(rows)]
             self._rows.update(zip(batch, rows, strict=True))
-            self._write(f"labels-{digest(*batch)}.npz", Vocabulary(tuple(batch), rows))
+            self._write(self._pack_name(batch), Vocabulary(tuple(batch), rows))
             done += len(rows)
         embedding = np.stack([self._rows[label] for label in labels])
         vocabulary = Vocabulary(labels, embedding, self._project(embedding))
-        self._write(f"vocabulary-{key}.npz", vocabulary)
+        self._write(self._vocabulary_name(labels), vocabulary)
         return vocabulary
 
     def _read_packs(self) -> None:
@@ -107,25 +123,38 @@ class VocabularyCache:
             return
         self._packs_read = True
         for path in sorted(self._folder.glob("labels-*.npz")):
-            pack = _read_or_discard(path, graph=False)
+            pack = self._read(path.name, self._pack_name, graph=False)
             if pack is not None:
                 self._rows.update(zip(pack.labels, pack.label_embedding, strict=True))
 
-    def _read_vocabulary(self, key: str, labels: tuple[str, ...]) -> Vocabulary | None:
+    def _read(self, name: str, name_of: Callable[[Sequence[str]], str], graph: bool) -> Vocabulary | None:
+        """A file whose labels are those that its name stands for. A damaged one is reported and removed."""
         if self._folder is None:
             return None
-        found = _read_or_discard(self._folder / f"vocabulary-{key}.npz", graph=bool(self._graph_key))
-        return found if found is not None and found.labels == labels else None
+        path = self._folder / name
+        try:
+            found = Vocabulary.read(path, graph)
+            if name_of(found.labels) != name:
+                raise DamagedFileError(f"{path}: holds other labels than its name stands for")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except DamagedFileError as error:
+            log.warning("%s; its labels are computed again", error)
+            with suppress(OSError):  # where it cannot be removed it may still be replaced
+                path.unlink()
+            return None
+        return found
 
     def _write(self, name: str, vocabulary: Vocabulary) -> None:
-        if self._folder is None:
+        if self._folder is None or not self._writable:
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             vocabulary.write(self._folder / name)
         except OSError as error:
-            log.warning("%s: the vocabulary cache cannot be written (%s); going on in memory", self._folder, error.strerror)
-            self._folder = None
+            reason = error.strerror or error
+            log.warning("%s: the vocabulary cache cannot be written (%s); going on in memory", self._folder, reason)
+            self._writable = False
 
 
 def _reordered(vocabulary: Vocabulary, labels: tuple[str, ...]) -> Vocabulary:
@@ -135,33 +164,30 @@ def _reordered(vocabulary: Vocabulary, labels: tuple[str, ...]) -> Vocabulary:
     return Vocabulary(labels, vocabulary.label_embedding[order], None if graph is None else graph[order])
 
 
-def _read_or_discard(path: Path, graph: bool) -> Vocabulary | None:
-    try:
-        return Vocabulary.read(path, graph)
-    except FileNotFoundError:
-        return None
-    except DamagedFileError as error:
-        log.warning("%s; its labels are computed again", error)
-        path.unlink(missing_ok=True)
-        return None
-
-
 def cached_files(folder: Path) -> Iterator[CachedFile]:
     """Every readable file of a cache folder."""
-    for path in sorted(folder.glob("*/*.npz")):
+    for path in _own_files(folder):
+        if path.suffix != ".npz":
+            continue
         try:
             labels = read_arrays(path, ("labels",))["labels"]
         except (FileNotFoundError, DamagedFileError):
             continue
-        yield CachedFile(path, path.name.partition("-")[0], tuple(labels.tolist()))
+        if labels.ndim == 1:
+            yield CachedFile(path, path.name.partition("-")[0], tuple(labels.tolist()))
 
 
 def clear_cache(folder: Path) -> int:
     """Remove every cached file, and nothing else from the folder; returns how many files went."""
-    count = 0
-    for path in [*folder.glob("*/labels-*.npz"), *folder.glob("*/vocabulary-*.npz")]:
+    paths = _own_files(folder)
+    for path in paths:
         path.unlink(missing_ok=True)
-        count += 1
-    for sub in {p for p in folder.glob("*") if p.is_dir() and not any(p.iterdir())}:
-        shutil.rmtree(sub, ignore_errors=True)
-    return count
+    for sub in {path.parent for path in paths}:
+        with suppress(OSError):  # somebody else's file in it keeps it
+            sub.rmdir()
+    return len(paths)
+
+
+def _own_files(folder: Path) -> list[Path]:
+    """Files that this cache wrote, and those that a killed process left half-written; a folder may hold others' files too."""
+    return [path for path in sorted(folder.glob("*/*")) if _OWN_FILE.fullmatch(f"{path.parent.name}/{path.name}")]

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import logging
-import pickle
-import zipfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sigrl_deploy.clip_config import ClipConfig, clip_config
 from sigrl_deploy.config import Arch, GraphConfig, ModelConfig, TextConfig, VisionConfig
 from sigrl_deploy.errors import CheckpointError
+from sigrl_deploy.weights import read_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sigrl_deploy.model.sigrl import SigRL
-
-log = logging.getLogger(__name__)
 
 # Each layout: (prefix of our tensor names, prefix in the file), the first that fits wins.
 _REFERENCE_VISION = [("visual.proj", "projection_dist"), ("visual.", "")]
@@ -39,7 +39,7 @@ _LAYOUTS: dict[str, list[tuple[str, str]]] = {
     "text tower": [("text.", "")],
 }
 _HEAD_WIDTH = 64  # of every model that OpenAI published
-_WRAPPERS = ("state_dict", "model", "model_state_dict")
+_MAX_WIDTH = 1024  # of OpenAI's largest, ViT-L/14; wider ones are others', with heads of 80, 88 or 104
 _PREFIXES = ("module.f.feature_extractor.", "f.module.feature_extractor.", "f.feature_extractor.", "module.")
 
 
@@ -51,7 +51,7 @@ class Checkpoint:
     layout: str
     prefix: str
     tensors: dict[str, Tensor]
-    openai: bool  # heads and activation follow OpenAI's convention, known from the layout or the archive
+    openai: bool  # heads and activation follow OpenAI's convention, known from the layout or from OpenAI's own archives
 
     def original(self, name: str) -> str:
         """The file's name (without `prefix`) of one of our tensors."""
@@ -60,6 +60,10 @@ class Checkpoint:
                 return theirs + name[len(ours) :]
         raise KeyError(name)
 
+    def label(self, name: str) -> str:
+        """One of our tensors by the file's full name, for error messages."""
+        return self.prefix + self.original(name)
+
     @property
     def has_text(self) -> bool:
         """Whether the file holds a CLIP text tower."""
@@ -67,16 +71,15 @@ class Checkpoint:
 
     def tensor(self, name: str, ndim: int) -> Tensor:
         """One of our tensors, for reading dimensions off its shape."""
-        original = self.original(name)
-        if original not in self.tensors:
+        tensor = self.tensors.get(self.original(name))
+        if tensor is None:
             raise CheckpointError(
-                f"{self.path}: tensor {self.prefix}{original} is missing, which a {self.layout} checkpoint has; "
+                f"{self.path}: tensor {self.label(name)} is missing, which a {self.layout} checkpoint has; "
                 "give the file that training saved, whole"
             )
-        tensor = self.tensors[original]
-        if tensor.ndim != ndim:
+        if tensor.ndim != ndim or 0 in tensor.shape:
             raise CheckpointError(
-                f"{self.path}: tensor {self.prefix}{original} has shape {list(tensor.shape)}, expected {ndim} dimensions"
+                f"{self.path}: tensor {self.label(name)} has shape {list(tensor.shape)}, expected {ndim} dimensions above 0"
             )
         return tensor
 
@@ -92,7 +95,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises CheckpointError where the file cannot be read without running code, or its layout is unknown.
     """
-    tensors, archive = _read_tensors(Path(path))
+    tensors = read_weights(Path(path))
     prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name in tensors)), "")
     if prefix:
         tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -103,86 +106,63 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"{path}: unknown layout, its first tensors are {shown}; expected a SigRL, MKT or CLIP ViT checkpoint "
             "(the README lists the layouts)"
         )
-    # OpenAI's own archives, and state dicts made from them, carry these three beside the weights.
-    openai = archive or "input_resolution" in tensors or not layout.endswith("CLIP")
+    # OpenAI's own archives, and state dicts made from them, carry their input resolution beside the weights.
+    openai = "input_resolution" in tensors or not layout.endswith("CLIP")
     return Checkpoint(str(path), layout, prefix, tensors, openai)
 
 
 def load_pretrained(value: str) -> tuple[Checkpoint, ClipConfig]:
     """`NAME:PRETRAINED` as open_clip lists them (`ViT-B-16:openai`), downloaded or from open_clip's cache, with its config.
 
-    Raises UsageError for an unknown name, CheckpointError where the weights cannot be had.
+    Raises CheckpointError for an unknown name, and where the weights cannot be had.
     """
     import open_clip
 
     name, _, pretrained = value.partition(":")
-    clip = clip_config(name)
+    clip = clip_config(name) if name in open_clip.list_models() else None
     if clip is None:
         raise CheckpointError(
-            f"--text-tower {value}: expected an open_clip model's name before the colon, as in ViT-B-16:openai"
+            f"--text-tower {value}: no such file, and {name} is no model of open_clip's; expected a file, or "
+            "NAME:PRETRAINED as in ViT-B-16:openai"
         )
     try:
-        model = open_clip.create_model(name, pretrained=pretrained)
+        with _quiet():
+            model = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
     except Exception as error:  # network, hub and file errors of several libraries
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"--text-tower {value}: open_clip cannot load these weights ({reason}); check the name with "
             "open_clip.list_pretrained(), or download the file and give its path"
         ) from None
-    quick_gelu = any(isinstance(module, open_clip.transformer.QuickGELU) for module in model.modules())
-    clip = replace(clip, text=replace(clip.text, quick_gelu=quick_gelu))
+    # OpenAI's weights are listed under ViT-B-16 too, whose config has another activation than they were trained with.
+    listed = open_clip.get_pretrained_cfg(name, pretrained) or {}
+    quick_gelu = clip.text.quick_gelu or bool(listed.get("quick_gelu", False))
+    clip = replace(clip, vision=replace(clip.vision, quick_gelu=quick_gelu), text=replace(clip.text, quick_gelu=quick_gelu))
     tensors = model.state_dict()
     return Checkpoint(value, _recognise(tensors) or "CLIP", "", tensors, openai=False), clip
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip logs what its exceptions say again, to the root logger, and warns of the activation that is set right here."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="QuickGELU mismatch")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def _recognise(tensors: dict[str, Tensor]) -> str | None:
     if any(name.startswith(("SemanticDecoupling.", "DecouplingSemantic.", "GATv2_1.")) for name in tensors):
         return "SigRL"
-    if "projection_dist" in tensors:
+    if "projection_dist" in tensors or "class_embedding" in tensors:
         return "MKT"
     if any(name.startswith("visual.") for name in tensors):
         return "CustomTextCLIP" if any(name.startswith("text.") for name in tensors) else "CLIP"
-    return "text tower" if "token_embedding.weight" in tensors else None
-
-
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """The file's tensors, and whether it is a TorchScript archive."""
-    import torch
-
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected a .pth, .pt or .safetensors checkpoint")
-    archive = _is_torchscript(path)
-    loaded: Any
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            loaded = load_file(path)
-        elif archive:
-            loaded = torch.jit.load(str(path), map_location="cpu").state_dict()
-        else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{path}: holds objects beside tensors, and loading them would run code from the file; "
-            "save its state dict alone: torch.save(model.state_dict(), path)"
-        ) from None
-    except Exception as error:  # each reader has its own ways to fail on a damaged file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint ({reason}); copy or save it again") from None
-    for key in _WRAPPERS:
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict):
-        raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, expected a state dict of named tensors")
-    return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, torch.Tensor)}, archive
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("constants.pkl") for name in archive.namelist())
+    return "text tower" if "token_embedding.weight" in tensors or "text_projection" in tensors else None
 
 
 def model_config(
@@ -202,47 +182,55 @@ def model_config(
             f"{checkpoint.path}: a {checkpoint.layout} checkpoint without SigRL's tensors (SemanticDecoupling.fc3.weight …); "
             "give a SigRL checkpoint, or --arch mkt, clip-ft or clip"
         )
+    if checkpoint.original("visual.class_embedding") not in checkpoint.tensors:
+        raise CheckpointError(
+            f"{checkpoint.path}: tensor {checkpoint.label('visual.class_embedding')} is missing, expected CLIP's ViT "
+            "with a class token; a ResNet or another vision tower cannot be used"
+        )
     embed_dim = checkpoint.tensor("visual.proj", 2).shape[1]
     vision = clip.vision if clip else _vision_config(checkpoint)
-    graph = tuple(_graph_config(checkpoint, i) for i in range(2)) if arch.has_graph else ()
+    graph = _graph_configs(checkpoint, embed_dim) if arch.has_graph else ()
     return ModelConfig(arch, embed_dim, topk or arch.default_topk, vision, None, graph)
 
 
-def _require_convention(checkpoint: Checkpoint) -> None:
-    if not checkpoint.openai:
+def _openai_heads(checkpoint: Checkpoint, width: int) -> int:
+    """Heads of a tower that follows OpenAI's convention; any other is refused, since its tensors do not show them."""
+    if not checkpoint.openai or width % _HEAD_WIDTH or width > _MAX_WIDTH:
         raise CheckpointError(
-            f"{checkpoint.path}: its tensors do not tell the number of heads or the activation; name its open_clip config with "
-            "--clip-config (ViT-H-14, say; for OpenAI's own weights: openai)"
+            f"{checkpoint.path}: its tensors (width {width}) do not tell the number of heads or the activation; "
+            "name its open_clip config with --clip-config (as ViT-H-14, or ViT-B-16-quickgelu for OpenAI's own weights)"
         )
+    return width // _HEAD_WIDTH
 
 
 def _vision_config(checkpoint: Checkpoint) -> VisionConfig:
-    _require_convention(checkpoint)
     width, _, patch, _ = checkpoint.tensor("visual.conv1.weight", 4).shape
+    heads = _openai_heads(checkpoint, width)
     tokens = checkpoint.tensor("visual.positional_embedding", 2).shape[0]
     grid = round((tokens - 1) ** 0.5)
-    if grid * grid != tokens - 1:
+    if grid * grid != tokens - 1 or not grid:
         raise CheckpointError(
-            f"{checkpoint.path}: tensor {checkpoint.prefix}{checkpoint.original('visual.positional_embedding')} has "
+            f"{checkpoint.path}: tensor {checkpoint.label('visual.positional_embedding')} has "
             f"{tokens} rows, expected a square number of patches and one class token"
         )
-    layers = checkpoint.layers("visual.")
-    hidden = checkpoint.tensor("visual.transformer.resblocks.0.mlp.c_fc.weight", 2).shape[0]
-    return VisionConfig(grid * patch, patch, width, layers, max(1, width // _HEAD_WIDTH), hidden / width)
+    return VisionConfig(grid * patch, patch, width, checkpoint.layers("visual."), heads)
 
 
 def _text_config(checkpoint: Checkpoint) -> TextConfig:
-    _require_convention(checkpoint)
     vocab_size, width = checkpoint.tensor("text.token_embedding.weight", 2).shape
+    heads = _openai_heads(checkpoint, width)
     context = checkpoint.tensor("text.positional_embedding", 2).shape[0]
-    hidden = checkpoint.tensor("text.transformer.resblocks.0.mlp.c_fc.weight", 2).shape[0]
-    return TextConfig(width, checkpoint.layers("text."), max(1, width // _HEAD_WIDTH), context, vocab_size, hidden / width)
+    return TextConfig(width, checkpoint.layers("text."), heads, context, vocab_size)
 
 
-def _graph_config(checkpoint: Checkpoint, layer: int) -> GraphConfig:
-    width_out, width_in = checkpoint.tensor(f"gmc.layers.{layer}.linear.weight", 2).shape
-    width_head = checkpoint.tensor(f"gmc.layers.{layer}.attention", 2).shape[1]
-    return GraphConfig(width_in, max(1, width_out // width_head), width_head)
+def _graph_configs(checkpoint: Checkpoint, dim: int) -> tuple[GraphConfig, ...]:
+    """Two layers, `dim` → hidden → `dim`. Widths that do not meet come out as a misshapen tensor in `_collect`."""
+    hidden = checkpoint.tensor("gmc.layers.0.linear.weight", 2).shape[0]
+    layers = []
+    for i, (width_in, width_out) in enumerate([(dim, hidden), (hidden, dim)]):
+        width_head = checkpoint.tensor(f"gmc.layers.{i}.attention", 2).shape[1]
+        layers.append(GraphConfig(width_in, max(1, width_out // width_head), width_head))
+    return tuple(layers)
 
 
 def build_model(checkpoint: Checkpoint, config: ModelConfig) -> SigRL:
@@ -253,10 +241,9 @@ def build_model(checkpoint: Checkpoint, config: ModelConfig) -> SigRL:
 
     with torch.device("meta"):
         model = SigRL(config)
-    expected = model.state_dict()
+    model.load_state_dict(_collect(checkpoint, model.state_dict()), assign=True)
     if config.arch.has_graph:
         _check_shared_graph_weights(checkpoint)
-    model.load_state_dict(_collect(checkpoint, expected), assign=True)
     return model.eval().requires_grad_(False)
 
 
@@ -275,7 +262,7 @@ def add_text_tower(model: SigRL, checkpoint: Checkpoint, clip: ClipConfig | None
     projection = checkpoint.tensor("text.text_projection", 2)
     if projection.shape[1] != model.config.embed_dim:
         raise CheckpointError(
-            f"{checkpoint.path}: tensor {checkpoint.original('text.text_projection')} projects to {projection.shape[1]}, the "
+            f"{checkpoint.path}: tensor {checkpoint.label('text.text_projection')} projects to {projection.shape[1]}, the "
             f"checkpoint's patches to {model.config.embed_dim}; give the text tower of the same CLIP model"
         )
     config = clip.text if clip else _text_config(checkpoint)
@@ -291,7 +278,7 @@ def _check_shared_graph_weights(checkpoint: Checkpoint) -> None:
     """GATv2 is trained with one matrix for both ends of an edge, saved twice; another checkpoint would be computed wrongly."""
     for layer in ("layer1", "output"):
         left, right = (checkpoint.tensors.get(f"GATv2_1.{layer}.linear_{side}.weight") for side in "lr")
-        if left is not None and right is not None and not left.equal(right):
+        if left is not None and right is not None and not left.float().equal(right.float()):
             raise CheckpointError(
                 f"{checkpoint.path}: tensors {checkpoint.prefix}GATv2_1.{layer}.linear_l.weight and linear_r.weight differ, "
                 "expected one shared matrix"
@@ -304,18 +291,16 @@ def _collect(checkpoint: Checkpoint, expected: dict[str, Tensor]) -> dict[str, T
     used = set()
     for name, like in expected.items():
         tensor = checkpoint.tensors.get(checkpoint.original(name))
-        label = checkpoint.prefix + checkpoint.original(name)
+        label = checkpoint.label(name)
         if tensor is None:
             raise CheckpointError(f"{checkpoint.path}: tensor {label} is missing, expected shape {list(like.shape)}")
-        tensor = tensor.reshape(-1) if name.endswith(".attention") else tensor
-        if tensor.shape != like.shape:
-            raise CheckpointError(
-                f"{checkpoint.path}: tensor {label} has shape {list(tensor.shape)}, expected {list(like.shape)}"
-            )
+        shape = (1, *like.shape) if name.endswith(".attention") else tuple(like.shape)
+        if tensor.shape != shape:
+            raise CheckpointError(f"{checkpoint.path}: tensor {label} has shape {list(tensor.shape)}, expected {list(shape)}")
         if not tensor.float().isfinite().all():
             raise CheckpointError(f"{checkpoint.path}: tensor {label} holds NaN or infinite values; the training run diverged")
         used.add(checkpoint.original(name))
-        found[name] = tensor.float().contiguous()
+        found[name] = tensor.float().reshape(like.shape).contiguous()
     _refuse_leftovers(checkpoint, expected, used)
     return found
 

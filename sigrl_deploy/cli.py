@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +15,13 @@ import click
 
 from sigrl_deploy.clip_config import OPENAI
 from sigrl_deploy.config import Arch, Precision
-from sigrl_deploy.errors import SigRLError, UsageError
+from sigrl_deploy.errors import SigRLError, UsageError, printable
 from sigrl_deploy.version import __version__
 
 log = logging.getLogger("sigrl_deploy")
 
 _INTERRUPTED = 130
+_CLOSED_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
 
 
 class _Group(click.Group):
@@ -27,11 +31,25 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except SigRLError as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(error.exit_code)
+            click.echo(f"error: {printable(str(error))}", err=True)
+            code = error.exit_code
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
-            ctx.exit(_INTERRUPTED)
+            code = _INTERRUPTED
+        except BrokenPipeError:
+            code = _CLOSED_PIPE
+        _flush_or_discard()
+        raise click.exceptions.Exit(code)
+
+
+def _flush_or_discard() -> None:
+    # What the interpreter cannot flush when it exits, it reports with a traceback.
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -41,7 +59,7 @@ def main() -> None:
 
     \b
     Exit status: 0 done; 1 done, but some pictures could not be read; 2 an argument or a file that it names cannot be
-    used; 3 a bundle, checkpoint or export failed; 130 interrupted.
+    used; 3 a bundle, checkpoint or export failed; 130 interrupted; 141 nobody read standard output any more.
     """
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO)
@@ -98,8 +116,10 @@ def infer(
 
     if scores == "all" and (top is not None or threshold is not None):
         raise UsageError("--scores all: gives every label, so leave out --top and --threshold")
+    if threshold is not None and not math.isfinite(threshold):
+        raise UsageError(f"--threshold {threshold}: expected a finite number, such as 0.02")
     options = InferOptions(
-        pictures=find_pictures(pictures, sys.stdin),
+        pictures=find_pictures(pictures, sys.stdin.buffer if sys.stdin else io.BytesIO()),
         bundle=bundle,
         labels=labels,
         top=top or 5,
@@ -114,7 +134,7 @@ def infer(
     )
     failed = run_infer(options)
     if failed:
-        log.error("%d of %d pictures could not be read", failed, len(options.pictures))
+        log.error("%d pictures could not be read; their records say why", failed)
         raise SystemExit(1)
 
 

@@ -36,7 +36,7 @@ def clip_config(value: str) -> ClipConfig | None:
     raw = _read_json(Path(value)) if value.endswith(".json") else _named(value)
     try:
         return _parse(value, raw.get("model_cfg", raw))
-    except (KeyError, TypeError, ZeroDivisionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
             f"--clip-config {value}: not an open_clip model config ({type(error).__name__}: {error}); expected embed_dim, "
             "vision_cfg and text_cfg as in open_clip/model_configs/ViT-B-16.json"
@@ -56,13 +56,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _named(name: str) -> dict[str, Any]:
     import open_clip
 
-    raw = open_clip.get_model_config(name)
-    if raw is None:
+    if name not in open_clip.list_models():
         raise UsageError(
             f"--clip-config {name}: no open_clip config of that name; choose one of open_clip.list_models(), "
             "a .json file, or openai"
         )
-    return dict(raw)
+    return dict(open_clip.get_model_config(name))
 
 
 def _parse(name: str, raw: dict[str, Any]) -> ClipConfig:
@@ -73,16 +72,31 @@ def _parse(name: str, raw: dict[str, Any]) -> ClipConfig:
     text = dict(raw["text_cfg"])
     _refuse_unknown(name, "vision_cfg", vision, CLIPVisionCfg(), _VISION_KEYS)
     _refuse_unknown(name, "text_cfg", text, CLIPTextCfg(), _TEXT_KEYS)
-    head_width = vision.pop("head_width", 64)
-    defaults = {"image_size": 224, "patch_size": 16, "width": 768, "layers": 12}
-    vision = defaults | {key: value for key, value in vision.items() if key in _VISION_KEYS}
-    text = {"width": 512, "layers": 12, "heads": 8} | {key: value for key, value in text.items() if key in _TEXT_KEYS}
+    vision = {"image_size": 224, "patch_size": 16, "width": 768, "layers": 12, "head_width": 64} | _only(vision, _VISION_KEYS)
+    text = {"width": 512, "layers": 12, "heads": 8} | _only(text, _TEXT_KEYS)
+    _check_sizes("vision_cfg", vision)
+    _check_sizes("text_cfg", text)
+    vision["heads"] = vision["width"] // vision.pop("head_width")
+    for section, values in (("vision_cfg", vision), ("text_cfg", text)):
+        if not values["heads"] or values["width"] % values["heads"]:
+            raise ValueError(f"{section}.width = {values['width']} cannot be split into {values['heads']} heads")
     return ClipConfig(
         name=name,
         embed_dim=int(raw["embed_dim"]),
-        vision=VisionConfig(heads=vision["width"] // head_width, quick_gelu=quick_gelu, **vision),
+        vision=VisionConfig(quick_gelu=quick_gelu, **vision),
         text=TextConfig(quick_gelu=quick_gelu, **text),
     )
+
+
+def _only(values: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key in keys}
+
+
+def _check_sizes(section: str, values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        right = isinstance(value, (int, float)) if key == "mlp_ratio" else isinstance(value, int)
+        if not right or value <= 0:
+            raise ValueError(f"{section}.{key} = {value!r} is no size")
 
 
 def _refuse_unknown(name: str, section: str, values: dict[str, Any], defaults: object, known: set[str]) -> None:

@@ -35,3 +35,8 @@ class ExportError(SigRLError):
 
 class BundleError(SigRLError):
     """A bundle is incomplete, damaged, of another format version, or cannot run on the engine asked for."""
+
+
+def printable(text: str) -> str:
+    """Text that is safe on a terminal and stays on one line: line feeds, terminal escapes and bytes that are no text are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

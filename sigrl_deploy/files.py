@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,14 +26,11 @@ def sha256_file(path: Path) -> str:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed onto it when the block ends well and removed when it does not."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
+    # Not tempfile's 0600, which would lock other users out of a shared folder: what the umask leaves of 0666.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would lock other users out of a shared folder
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -51,11 +47,12 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-    """The named arrays of a file by `write_arrays`. Raises FileNotFoundError, or DamagedFileError for any other reason."""
+    """The named arrays of a file by `write_arrays`. Raises FileNotFoundError or NotADirectoryError, else DamagedFileError."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in names}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise DamagedFileError(f"{path}: cannot be read ({error})") from None
+    except Exception as error:  # numpy and zipfile have many ways to fail on a damaged file
+        reason = str(error) or type(error).__name__
+        raise DamagedFileError(f"{path}: cannot be read ({reason})") from None

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.Image import Transpose
 
-from sigrl_deploy.errors import ImageError
+from sigrl_deploy.errors import ImageError, printable
 
 # What a header may announce: 512 MB once decoded, since Pillow keeps RGB in four bytes a pixel.
 MAX_PIXELS = 128_000_000
@@ -70,7 +70,7 @@ def read_image(source: ImageSource, name: str | None = None) -> Image.Image:
     Raises ImageError, one line, when there is no such file, it cannot be opened, it is none of the formats read here,
     is damaged or truncated, exceeds MAX_PIXELS, or holds samples of no known range.
     """
-    label = _printable(name if name is not None else name_of(source))
+    label = printable(name if name is not None else name_of(source))
     if isinstance(source, (np.ndarray, Image.Image)):
         return _decode(_image_from_array(source, label) if isinstance(source, np.ndarray) else source, label)
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -166,7 +166,7 @@ def _errors_as_image_error(label: str) -> Iterator[None]:
     except (MemoryError, Image.DecompressionBombError) as error:
         raise ImageError(f"{label}: is too large, expected {MAX_PIXELS:,} pixels at most; scale it down") from error
     except Exception as error:
-        reason = _printable(str(error)) or type(error).__name__
+        reason = printable(str(error)) or type(error).__name__
         raise ImageError(f"{label}: is damaged ({reason}); replace the picture or leave it out") from error
 
 
@@ -191,8 +191,3 @@ def name_of(source: object) -> str:
         return os.fsdecode(source)
     known = getattr(source, "filename", getattr(source, "name", None))
     return known if known and isinstance(known, str) else f"<{type(source).__name__}>"
-
-
-def _printable(text: str) -> str:
-    # A file name may hold line feeds, terminal escapes, or bytes that are no UTF-8.
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

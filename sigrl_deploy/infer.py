@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import sys
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.output import Writer, choose_format, open_resumable, open_writer, partial_path, resume
+from sigrl_deploy.output import WRITERS, choose_format, open_output, partial_path, resume
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.tagging import tag_pictures
 from sigrl_deploy.vocabulary import Vocabulary
@@ -59,42 +59,46 @@ def run_infer(options: InferOptions) -> int:
     )
     # A bar between the lines of a table would only be in the way.
     hidden = options.out is None and sys.stdout.isatty()
-    with _writer(options, format_, vocabulary, run) as writer:
+    with open_output(format_, options.out) as stream:
+        writer = WRITERS[format_](stream, vocabulary.labels, options.all_scores, run)
         for record in tqdm(records, total=len(pictures), unit="picture", disable=True if hidden else None):
             writer.write(record)
             failed += record.error is not None
+        writer.end()
     return failed
 
 
 def _check_out(options: InferOptions, format_: str) -> None:
-    if options.resume and (options.out is None or format_ != "jsonl"):
+    out = options.out
+    if options.resume and (out is None or format_ != "jsonl"):
         raise UsageError("--resume: only a run of --format jsonl --out FILE can be resumed; give both")
-    if options.out is None:
+    if out is None:
+        if sys.stdout is None:
+            raise UsageError("standard output: is closed; open it, or give --out FILE")
         return
-    if options.out.is_dir() or not options.out.parent.is_dir():
-        raise UsageError(f"--out {options.out}: expected a file in a folder that exists")
-    if format_ == "jsonl" and not options.resume and partial_path(options.out).exists():
+    if not os.path.isdir(out.parent):
+        raise UsageError(f"--out {out}: the folder {out.parent} is not there; create it, or choose another place")
+    # A file is written beside and renamed, which would put a regular file in the place of a device or a pipe.
+    if os.path.exists(out) and not os.path.isfile(out):
+        raise UsageError(f"--out {out}: is a folder, device or pipe, expected a file; leave --out out to redirect the output")
+    read = [*options.pictures, options.labels or ""]
+    if any(_same_file(path, out) for path in read):
+        raise UsageError(f"--out {out}: is one of the files to read and would be lost; choose another place")
+    if format_ == "jsonl" and not options.resume and os.path.exists(partial_path(out)):
         raise UsageError(
-            f"--out {options.out}: an interrupted run left {partial_path(options.out).name}; go on with --resume, "
-            "or remove that file"
+            f"--out {out}: an interrupted run left {partial_path(out).name}; go on with --resume, or remove that file"
         )
 
 
-def _writer(options: InferOptions, format_: str, vocabulary: Vocabulary, run: str) -> AbstractContextManager[Writer]:
-    if format_ == "jsonl" and options.out is not None:
-        return open_resumable(options.out, vocabulary.labels, options.all_scores, run)
-    return open_writer(format_, options.out, sys.stdout, vocabulary.labels, options.all_scores)
+def _same_file(path: str | Path, out: Path) -> bool:
+    try:
+        return os.path.samefile(path, out)
+    except (OSError, ValueError):
+        return False
 
 
 def _run_name(options: InferOptions, recognizer: Recognizer, vocabulary: Vocabulary) -> str:
     """Names everything that a record depends on beside its picture."""
-    manifest = recognizer.bundle.manifest
-    parts = [
-        sorted(manifest.files.items()),
-        vocabulary.digest,
-        manifest.topk,
-        options.top,
-        options.threshold,
-        options.all_scores,
-    ]
+    manifest = recognizer.bundle.manifest.to_json()
+    parts = [manifest, vocabulary.labels, options.top, options.threshold, options.all_scores]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TextIO
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.images import is_image_path
@@ -13,24 +13,26 @@ from sigrl_deploy.images import is_image_path
 STDIN = "-"
 
 
-def find_pictures(arguments: Sequence[str], stdin: TextIO) -> list[str]:
+def find_pictures(arguments: Sequence[str], stdin: BinaryIO) -> list[str]:
     """Paths in the order given, each once; folders recursively and sorted, picture files only.
 
-    `-` reads paths from `stdin`, one a line. A file that is not there stays in the list: it becomes an error record
-    like any other picture that cannot be read. Raises UsageError for a folder without pictures, a glob without matches, or nothing at all.
+    `-` reads files and folders from `stdin`, one a line. A file that is not there stays in the list: it becomes an error
+    record like any other picture that cannot be read. Raises UsageError for a folder without pictures or that cannot be
+    listed, a glob without matches, or nothing at all.
     """
-    paths = list(dict.fromkeys(_expand_all(arguments, stdin)))
+    expanded = (path for argument in arguments for path in (_read_list(stdin) if argument == STDIN else _expand(argument)))
+    paths = list(dict.fromkeys(expanded))
     if not paths:
         raise UsageError("no pictures given; expected files, folders, globs, or - with a list on standard input")
     return paths
 
 
-def _expand_all(arguments: Iterable[str], stdin: TextIO) -> Iterator[str]:
-    for argument in arguments:
-        if argument == STDIN:
-            yield from _expand_all((line.rstrip("\r\n") for line in stdin if line.strip() not in ("", STDIN)), stdin)
-        else:
-            yield from _expand(argument)
+def _read_list(stdin: BinaryIO) -> Iterator[str]:
+    """No globs here: a program that lists files means each name as it is, brackets and all."""
+    for line in stdin:
+        path = os.fsdecode(line.rstrip(b"\r\n"))  # as bytes, since a file name need not be text
+        if path.strip():
+            yield from _folder(path) if os.path.isdir(path) else [path]
 
 
 def _expand(argument: str) -> list[str]:
@@ -55,5 +57,12 @@ def _folder(folder: str) -> list[str]:
 
 def _walk(folder: str) -> list[str]:
     """Links to folders are not followed: they may lead in circles."""
-    found = (os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
-    return sorted(path for path in found if is_image_path(path))
+    walk = os.walk(folder, onerror=_refuse)
+    return sorted(
+        path for parent, _, names in walk for path in (os.path.join(parent, name) for name in names) if is_image_path(path)
+    )
+
+
+def _refuse(error: OSError) -> None:
+    # os.walk skips what it cannot list, and pictures would be missing without a word.
+    raise UsageError(f"{error.filename}: cannot be listed ({error.strerror}); check its permissions, or leave it out")

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
-from sigrl_deploy.errors import UsageError
+import numpy as np
+
+from sigrl_deploy.errors import UsageError, printable
 from sigrl_deploy.files import replacing
 from sigrl_deploy.tagging import Record
 
-FORMATS = ("table", "json", "jsonl", "csv")
 _PATH_WIDTH = 48
+_ENCODING_ERRORS = "backslashreplace"
 
 
 class Writer:
-    """Writes the records of one run to a text stream, as they come."""
+    """Writes the records of one run to a text stream, as they come.
 
-    def __init__(self, stream: TextIO, labels: Sequence[str], all_scores: bool) -> None:
+    `run` names the bundle, vocabulary and options that make the records: a run is resumed by its like only.
+    """
+
+    def __init__(self, stream: TextIO, labels: Sequence[str], all_scores: bool, run: str) -> None:
         self.stream = stream
         self.labels = labels
         self.all_scores = all_scores
+        self.run = run
         self.begin()
 
     def begin(self) -> None:
@@ -48,14 +57,12 @@ def as_json(record: Record, labels: Sequence[str], all_scores: bool) -> dict[str
 
 
 def _rounded(score: float) -> float:
-    """The fp32 score without the digits that only its fp64 form has."""
-    return float(f"{score:.7g}")
+    """The fewest digits that read back as the same fp32 score."""
+    return float(str(np.float32(score)))
 
 
 class JsonLinesWriter(Writer):
-    """One JSON object a line; `run` names the bundle, vocabulary and options that made it: a run is resumed by its like."""
-
-    run = ""
+    """One JSON object a line, written out at once: an interrupted run keeps what it has done."""
 
     def write(self, record: Record) -> None:
         values = as_json(record, self.labels, self.all_scores) | {"run": self.run}
@@ -79,31 +86,36 @@ class JsonWriter(Writer):
 
 
 class CsvWriter(Writer):
-    """A row a tag: path, label, score, error. With all scores a row a picture: path, error, then a column a label."""
+    """A row a tag: path, label, score, error; a row with neither label nor error for a picture without tags.
+
+    With all scores a row a picture: path, error, then a column a label.
+    """
 
     def begin(self) -> None:
-        self.csv = csv.writer(self.stream, lineterminator="\n")
+        # Text is always quoted: before Python 3.13 the writer leaves a carriage return in a file name bare.
+        self.csv = csv.writer(self.stream, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         self.csv.writerow(["path", "error", *self.labels] if self.all_scores else ["path", "label", "score", "error"])
 
     def write(self, record: Record) -> None:
         if self.all_scores:
             scores = [] if record.scores is None else map(_rounded, record.scores.tolist())
             self.csv.writerow([record.path, record.error or "", *scores])
-        elif record.error is not None:
-            self.csv.writerow([record.path, "", "", record.error])
-        else:
+        elif record.tags:
             self.csv.writerows([record.path, tag.label, _rounded(tag.score), ""] for tag in record.tags)
+        else:
+            self.csv.writerow([record.path, "", "", record.error or ""])
 
 
 class TableWriter(Writer):
     """Columns for people: picture, label, score."""
 
     def begin(self) -> None:
-        self.label_width = min(40, max(5, *map(len, self.labels)))
+        self.label_width = min(40, max(5, *(len(printable(label)) for label in self.labels)))
         self._line("picture", "label", "  score")
 
     def write(self, record: Record) -> None:
-        name = record.path if len(record.path) <= _PATH_WIDTH else "…" + record.path[1 - _PATH_WIDTH :]
+        name = printable(record.path)
+        name = name if len(name) <= _PATH_WIDTH else "…" + name[1 - _PATH_WIDTH :]
         if record.error is not None or record.scores is None:
             self._line(name, "error", record.error or "")
             return
@@ -113,7 +125,7 @@ class TableWriter(Writer):
             else ((t.label, t.score) for t in record.tags)
         )
         for label, score in tags:
-            self._line(name, label, f"{score:7.4f}")
+            self._line(name, printable(label), f"{score:7.4f}")
             name = ""
         if name:
             self._line(name, "-", "no label above the threshold")
@@ -122,54 +134,64 @@ class TableWriter(Writer):
         self.stream.write(f"{name:<{_PATH_WIDTH}}  {label:<{self.label_width}}  {rest}\n")
 
 
-_WRITERS: dict[str, type[Writer]] = {"table": TableWriter, "json": JsonWriter, "jsonl": JsonLinesWriter, "csv": CsvWriter}
+WRITERS: dict[str, type[Writer]] = {"table": TableWriter, "json": JsonWriter, "jsonl": JsonLinesWriter, "csv": CsvWriter}
 
 
 def choose_format(name: str | None, out: Path | None) -> str:
     """The format asked for, or the one that the output file's name ends with, or a table."""
     suffix = out.suffix.lower().lstrip(".") if out else ""
-    return name or (suffix if suffix in FORMATS else "table")
+    return name or (suffix if suffix in WRITERS else "table")
 
 
 @contextmanager
-def open_writer(name: str, out: Path | None, stdout: TextIO, labels: Sequence[str], all_scores: bool) -> Iterator[Writer]:
-    """A writer to standard output, or to a file that appears when the block ends well. See also `open_resumable`."""
+def open_output(format_: str, out: Path | None) -> Iterator[TextIO]:
+    """Standard output (`out` None), or a file that appears when the block ends well.
+
+    JSON lines go to `OUT.partial` until then, which a block that fails leaves for `--resume`. Bytes of a file name that are
+    no text are written as `\\udcXX`, which in JSON is the escape that reads back as the same name.
+
+    Raises UsageError where the output cannot be written, BrokenPipeError where nobody reads standard output any more.
+    """
     if out is None:
-        writer = _WRITERS[name](stdout, labels, all_scores)
-        yield writer
-        writer.end()
-        return
-    with _out_errors(out), replacing(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        writer = _WRITERS[name](stream, labels, all_scores)
-        yield writer
-        writer.end()
+        with _output_errors("standard output"):
+            _set_encoding(sys.stdout, format_)
+            yield sys.stdout
+            sys.stdout.flush()
+    elif format_ == "jsonl":
+        with _output_errors(f"--out {out}", "; then go on with --resume"):
+            with _open_text(partial_path(out), "a") as stream:
+                yield stream
+            partial_path(out).replace(out)
+    else:
+        with _output_errors(f"--out {out}"), replacing(out) as temporary, _open_text(temporary, "w") as stream:
+            yield stream
+
+
+def _set_encoding(stream: TextIO, format_: str) -> None:
+    if isinstance(stream, io.TextIOWrapper):
+        # A table is for the terminal and in its encoding; the other formats are for programs, and UTF-8 everywhere.
+        stream.reconfigure(encoding=stream.encoding if format_ == "table" else "utf-8", errors=_ENCODING_ERRORS)
+
+
+def _open_text(path: Path, mode: str) -> TextIO:
+    return cast(TextIO, path.open(mode, encoding="utf-8", errors=_ENCODING_ERRORS, newline=""))
+
+
+@contextmanager
+def _output_errors(name: str, then: str = "") -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UsageError(
+            f"{name}: cannot be written ({error.strerror or error}); free space or choose another place{then}"
+        ) from None
 
 
 def partial_path(out: Path) -> Path:
     """Where an unfinished JSON lines run keeps its records."""
     return out.with_name(out.name + ".partial")
-
-
-@contextmanager
-def open_resumable(out: Path, labels: Sequence[str], all_scores: bool, run: str) -> Iterator[JsonLinesWriter]:
-    """A JSON lines writer to `OUT.partial`, renamed to `OUT` when the block ends well, else kept for `--resume`."""
-    partial = partial_path(out)
-    with _out_errors(out):
-        with partial.open("a", encoding="utf-8", newline="") as stream:
-            writer = JsonLinesWriter(stream, labels, all_scores)
-            writer.run = run
-            yield writer
-        partial.replace(out)
-
-
-@contextmanager
-def _out_errors(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(
-            f"--out {out}: cannot be written ({error.strerror or error}); free space or choose another place"
-        ) from None
 
 
 def resume(out: Path, run: str) -> tuple[set[str], int]:
@@ -178,35 +200,41 @@ def resume(out: Path, run: str) -> tuple[set[str], int]:
     A finished `OUT` is continued too, with the pictures it has not. Raises UsageError where the file is of another run.
     """
     partial = partial_path(out)
-    with _out_errors(out):
-        if not partial.exists() and out.exists():
-            with replacing(partial) as temporary:
-                temporary.write_bytes(out.read_bytes())
-        if not partial.exists():
+    with _output_errors(f"--out {out}"):
+        source = partial if partial.exists() else out
+        if not source.exists():
             return set(), 0
-        done: dict[str, bool] = {}
-        end = 0
-        with partial.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if not line.endswith(b"\n"):
-                    break
-                end += len(line)
-                record = _parse(line, partial, number, run)
-                done[record["path"]] = "error" in record
+        done, end = _read_records(source, run)
+        if source is out:
+            with replacing(partial) as temporary:
+                shutil.copyfile(out, temporary)
         os.truncate(partial, end)
     return set(done), sum(done.values())
+
+
+def _read_records(path: Path, run: str) -> tuple[dict[str, bool], int]:
+    """Whether each path done failed, and the length in bytes of all whole lines."""
+    done: dict[str, bool] = {}
+    end = 0
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.endswith(b"\n"):
+                break
+            end += len(line)
+            record = _parse(line, path, number, run)
+            done[record["path"]] = "error" in record
+    return done, end
 
 
 def _parse(line: bytes, path: Path, number: int, run: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-        found = record["run"]
-        record["path"]
+        whole = isinstance(record["path"], str) and isinstance(record["run"], str)
     except (ValueError, KeyError, TypeError):
-        raise UsageError(
-            f"{path}, line {number}: no record of sigrl-deploy infer; move the file away, or give another --out"
-        ) from None
-    if found != run:
+        whole = False
+    if not whole:
+        raise UsageError(f"{path}, line {number}: no record of sigrl-deploy infer; move the file away, or give another --out")
+    if record["run"] != run:
         raise UsageError(
             f"{path}, line {number}: was written with another bundle, vocabulary or options; run as then, or move the file away"
         )

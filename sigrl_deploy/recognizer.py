@@ -80,7 +80,9 @@ class Recognizer:
         template = self.bundle.manifest.template
         for start in range(0, len(labels), LABELS_PER_BATCH):
             batch = labels[start : start + LABELS_PER_BATCH]
-            yield self.engine.encode_labels(self._tokenizer([template.replace("{label}", label) for label in batch]))
+            token_ids = self._tokenizer([template.replace("{label}", label) for label in batch])
+            # Columns behind the last end-of-text token, the highest id, change nothing and cost most of the time.
+            yield self.engine.encode_labels(token_ids[:, : int(token_ids.argmax(axis=1).max()) + 1])
 
     def _embed_known_labels(self, labels: Sequence[str]) -> Iterator[NDArray[np.float32]]:
         own = self.bundled_vocabulary

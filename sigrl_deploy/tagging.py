@@ -17,6 +17,7 @@ from sigrl_deploy.recognizer import Recognizer, Tag, best_tags
 from sigrl_deploy.vocabulary import Vocabulary
 
 Pixels = NDArray[np.float32]
+Decoded = tuple[str, Pixels | str]  # a path with its pixels, or with why it could not be read
 
 
 @dataclass(frozen=True)
@@ -40,20 +41,20 @@ def tag_pictures(
 ) -> Iterator[Record]:
     """A record for every path, in order. Memory is bounded by the batch size, not by the number of pictures."""
     for batch in _batches(_decoded(recognizer, paths, ahead=2 * batch_size), batch_size):
-        readable = [pixels for _, pixels in batch if not isinstance(pixels, ImageError)]
+        readable = [pixels for _, pixels in batch if not isinstance(pixels, str)]
         scores = iter(recognizer.score_pixels(np.stack(readable), vocabulary)) if readable else iter(())
         for path, pixels in batch:
-            if isinstance(pixels, ImageError):
-                yield Record(path, error=str(pixels))
+            if isinstance(pixels, str):
+                yield Record(path, error=pixels)
             else:
                 row = next(scores)
                 yield Record(path, tuple(best_tags(row, vocabulary, top, threshold)), row)
 
 
-def _decoded(recognizer: Recognizer, paths: Iterable[str], ahead: int) -> Iterator[tuple[str, Pixels | ImageError]]:
+def _decoded(recognizer: Recognizer, paths: Iterable[str], ahead: int) -> Iterator[Decoded]:
     """Pictures decoded and preprocessed by threads, at most `ahead` of them waiting."""
     workers = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    waiting: deque[tuple[str, Future[Pixels | ImageError]]] = deque()
+    waiting: deque[tuple[str, Future[Pixels | str]]] = deque()
     remaining = iter(paths)
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
@@ -68,24 +69,14 @@ def _decoded(recognizer: Recognizer, paths: Iterable[str], ahead: int) -> Iterat
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _pixels(recognizer: Recognizer, path: str) -> Pixels | ImageError:
+def _pixels(recognizer: Recognizer, path: str) -> Pixels | str:
+    # The message alone: the exception's traceback would keep the half-decoded picture in memory.
     try:
         return recognizer.pixels(path)
     except ImageError as error:
-        return error
+        return str(error)
 
 
-def _batches(
-    decoded: Iterable[tuple[str, Pixels | ImageError]], batch_size: int
-) -> Iterator[list[tuple[str, Pixels | ImageError]]]:
-    """Batches of at most `batch_size` readable pictures, with the unreadable ones in their places between them."""
-    batch: list[tuple[str, Pixels | ImageError]] = []
-    readable = 0
-    for item in decoded:
-        batch.append(item)
-        readable += not isinstance(item[1], ImageError)
-        if readable == batch_size:
-            yield batch
-            batch, readable = [], 0
-    if batch:
+def _batches(decoded: Iterator[Decoded], batch_size: int) -> Iterator[list[Decoded]]:
+    while batch := list(itertools.islice(decoded, batch_size)):
         yield batch

@@ -53,8 +53,12 @@ class Vocabulary:
         Raises FileNotFoundError, or DamagedFileError where the file is not whole.
         """
         arrays = read_arrays(path, ("labels", "label_embedding") + ("graph_projection",) * graph)
-        if len({len(array) for array in arrays.values()}) != 1:
-            raise DamagedFileError(f"{path}: its arrays differ in length")
+        labels, embedding, *graphs = arrays.values()
+        whole = labels.ndim == 1 and labels.dtype.kind == "U" and embedding.ndim == 2 and len(labels) == len(embedding) > 0
+        if not whole or any(rows.shape != embedding.shape for rows in graphs):
+            raise DamagedFileError(f"{path}: its arrays are not labels with a row each")
+        if any(rows.dtype != np.float32 or not np.isfinite(rows).all() for rows in (embedding, *graphs)):
+            raise DamagedFileError(f"{path}: its rows are not finite fp32 numbers")
         return cls(tuple(arrays["labels"].tolist()), arrays["label_embedding"], arrays.get("graph_projection"))
 
     @property
@@ -97,8 +101,10 @@ def _checked(numbered: Iterable[tuple[str, str]], source: str) -> tuple[str, ...
             raise LabelError(f"{place}: empty; expected a label")
         if len(label) > MAX_LABEL_LENGTH:
             raise LabelError(f"{place}: {len(label)} characters long, expected a label of at most {MAX_LABEL_LENGTH}")
-        if any(unicodedata.category(c) in ("Cc", "Cs") for c in label):
-            raise LabelError(f"{place}: {label!r} holds a control character; expected one label a line of plain text")
+        if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in label):
+            raise LabelError(
+                f"{place}: {label!r} holds a control character or line separator; expected one label a line of plain text"
+            )
         if label in seen:
             raise LabelError(f"{place}: {label!r} repeats {seen[label]}; remove one of the two")
         seen[label] = place

@@ -84,7 +84,7 @@ def test_interfaces_are_named_and_dynamic(bundle: Path) -> None:
         "graph_projection": ["labels", 512],
     }
     assert interface(visual.output) == {"local_feature": ["batch", 25, 512], "global_feature": ["batch", 512]}
-    assert interface(text.input) == {"cached_embedding": ["cached", 512], "token_ids": ["labels", 77]}
+    assert interface(text.input) == {"cached_embedding": ["cached", 512], "token_ids": ["labels", "tokens"]}
     assert [value.name for value in text.output] == ["label_embedding", "graph_projection"]
 
 
@@ -113,7 +113,7 @@ def test_parity_is_in_the_manifest(bundle: Path, low_precision: Path) -> None:
 
 def test_bf16_says_that_it_is_for_gpus(low_precision: Path) -> None:
     if low_precision.name == "bf16":
-        with pytest.raises(SigRLError, match="cannot run on a CPU.*--precision fp32"):
+        with pytest.raises(SigRLError, match=r"cannot run on a CPU.*--precision fp32"):
             Recognizer(low_precision)
     else:
         assert Recognizer(low_precision, device="cpu").engine.precision is Precision.FP16
@@ -157,7 +157,7 @@ def test_label_embeddings_take_the_text_towers_place(weights: Path, tmp_path: Pa
     subset = ["rocket", "cat"]
     expected = exact.scores(photos, exact.vocabulary(subset))
     assert np.abs(recognizer.scores(photos, recognizer.vocabulary(subset)) - expected).max() < 1e-5
-    with pytest.raises(SigRLError, match="'zebra'.*no text encoder.*--text-tower"):
+    with pytest.raises(SigRLError, match=r"'zebra'.*no text encoder.*--text-tower"):
         recognizer.vocabulary(["cat", "zebra"])
 
 
@@ -197,7 +197,7 @@ def test_a_failed_replacement_keeps_the_old_bundle(options: ExportOptions, tmp_p
     out = tmp_path / "bundle"
     export_bundle(replace(options, out=out))
     before = manifest(out)
-    with pytest.raises(UsageError, match="exists already.*--force"):
+    with pytest.raises(UsageError, match=r"exists already.*--force"):
         export_bundle(replace(options, out=out))
     with pytest.raises(ExportError):
         export_bundle(replace(options, out=out, tolerance=0.0, force=True))

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sigrl_deploy.config import Precision
 from sigrl_deploy.vocabulary import Vocabulary
 
 Array = NDArray[np.float32]
@@ -16,12 +17,14 @@ class Engine(Protocol):
     """Runs the graphs of one bundle. All arrays are fp32 on the host; an engine may be called from several threads."""
 
     description: str  # backend, device and why it was chosen; logged once
+    device: str  # "cpu" or "cuda"
+    precision: Precision  # of the variant that runs
 
     def encode(self, pixels: Array, vocabulary: Vocabulary) -> tuple[Array | None, Array]:
         """pixels [B, 3, H, W] → local features [B, P, D] (None where patches are not matched), global feature [B, D]."""
 
     def encode_labels(self, token_ids: NDArray[np.int64]) -> Array:
-        """token ids [N, context] → label embeddings [N, D]."""
+        """token ids [N, L], L at most the context → label embeddings [N, D]."""
 
     def project_graph(self, label_embedding: Array) -> Array | None:
         """T [C, D] → G Wbᵀ [C, D], or None without a label graph."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sigrl_deploy.config import Precision
 from sigrl_deploy.export.functions import DOMAIN
-from sigrl_deploy.model.sigrl import GMC, SVFR, GraphAttention, SigRL, encode_image
+from sigrl_deploy.model.sigrl import GMC, SVFR, GraphAttention, SigRL, encode_image, encode_text
 from sigrl_deploy.model.towers import cast_keeping_norms
 
 
@@ -98,7 +98,7 @@ class VisualGraph(nn.Module):
 
 
 class TextGraph(nn.Module):
-    """cached rows [M, D], token ids [N, context] → T [M + N, D] (cached rows first), G Wbᵀ [M + N, D]; M or N may be 0.
+    """cached rows [M, D], token ids [N, L] → T [M + N, D] (cached rows first), G Wbᵀ [M + N, D]; M or N may be 0.
 
     Without a text tower there are no token ids, without a label graph neither cached rows nor G Wbᵀ.
     """
@@ -122,7 +122,7 @@ class TextGraph(nn.Module):
         given = dict(zip(self.input_names, inputs, strict=True))
         rows = [given["cached_embedding"]] if self.gmc is not None else []
         if self.text is not None:
-            rows.append(self.text(given["token_ids"]).float())
+            rows.append(encode_text(self.text, given["token_ids"]).float())
         label_embedding = torch.cat(rows)
         if self.gmc is None:
             return (label_embedding,)

@@ -40,16 +40,18 @@ def export_visual(model: SigRL, path: Path) -> None:
 
 
 def export_text(model: SigRL, path: Path) -> bool:
-    """Write `text.onnx` of a model in one precision; both row counts are dynamic and may be 0. False: nothing to write."""
+    """Write `text.onnx` of a model in one precision; its row counts may be 0. False where there is nothing to write."""
     graph = TextGraph(model).eval()
     names = graph.input_names
     if not names:
         return False
     examples = {"cached_embedding": torch.zeros(3, model.config.embed_dim)}
+    dims: dict[str, dict[int, Any]] = {"cached_embedding": {0: torch.export.Dim("cached", min=0)}}
     if model.config.text is not None:
-        examples["token_ids"] = torch.zeros(2, model.config.text.context_length, dtype=torch.int64)
-    dims = {"cached_embedding": torch.export.Dim("cached", min=0), "token_ids": torch.export.Dim("labels", min=0)}
-    dynamic = (tuple({0: dims[name]} for name in names),)
+        examples["token_ids"] = torch.zeros(2, 5, dtype=torch.int64)
+        tokens = torch.export.Dim("tokens", max=model.config.text.context_length)
+        dims["token_ids"] = {0: torch.export.Dim("labels", min=0), 1: tokens}
+    dynamic = (tuple(dims[name] for name in names),)
     proto = _export(graph, tuple(examples[name] for name in names), dynamic, names, graph.output_names)
     if model.gmc is not None:
         proto.functions.append(gmc_function())

@@ -37,6 +37,18 @@ def encode_image(visual: VisionTransformer, pixels: Tensor) -> tuple[Tensor, Ten
     return x[:, 1:], x[:, 0]
 
 
+def encode_text(text: TextTransformer, token_ids: Tensor) -> Tensor:
+    """CLIP's causal text transformer, read at the end-of-text token: token ids [N, L] → label embeddings [N, D], not normalised.
+
+    L may be less than the context: no token sees those after it, so columns behind the last end-of-text token change nothing.
+    """
+    length = token_ids.shape[1]
+    x = text.token_embedding(token_ids) + text.positional_embedding[:length]
+    x = text.ln_final(text.transformer(x, attn_mask=text.attn_mask[:length, :length]))
+    end_of_text = token_ids.argmax(dim=-1)  # it has the highest id
+    return x[torch.arange(x.shape[0]), end_of_text] @ text.text_projection
+
+
 class GraphAttention(nn.Module):
     """One GATv2 layer over the complete graph of labels, self loops included; one matrix serves both ends of an edge.
 
@@ -157,10 +169,10 @@ class SigRL(nn.Module):
         self.svfr = SVFR(config.embed_dim) if config.arch.has_graph else None
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
-        """token ids [N, context] → label embeddings [N, D], not normalised."""
+        """token ids [N, L] → label embeddings [N, D]; see `encode_text`."""
         if self.text is None:
             raise ValueError("this model has no text tower")
-        return self.text(token_ids)
+        return encode_text(self.text, token_ids)
 
     def graph_projection(self, label_embedding: Tensor) -> Tensor | None:
         """T [C, D] → G Wbᵀ [C, D], fixed by the vocabulary; None without a label graph."""

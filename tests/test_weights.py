@@ -1,0 +1,206 @@
+"""Files of every kind, whole, damaged and hostile: their tensors come out and nothing in them runs."""
+
+import os
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import State, clip_of, loaded, mkt, openai, saved, scores, sigrl, text, token_ids
+from random_weights import tensors
+from safetensors.torch import save_file
+
+from sigrl_deploy.checkpoint import load_checkpoint
+from sigrl_deploy.errors import CheckpointError
+from sigrl_deploy.weights import read_weights
+
+
+class OpenAI(torch.nn.Module):
+    """An archive of OpenAI's shape: a module tree with fp16 weights, its input resolution at the root."""
+
+    def __init__(self, values: State) -> None:
+        super().__init__()
+        for name, value in values.items():
+            *parents, last = name.split(".")
+            module: torch.nn.Module = self
+            for parent in parents:
+                if not hasattr(module, parent):
+                    module.add_module(parent, torch.nn.Module())
+                module = getattr(module, parent)
+            module.register_parameter(last, torch.nn.Parameter(value.half(), requires_grad=False))
+        self.visual.input_resolution = 48
+        self.register_buffer("input_resolution", torch.tensor(48))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.logit_scale
+
+
+def archive(path: Path, module: torch.nn.Module) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, and OpenAI's files are nothing else
+        torch.jit.trace(module, torch.ones(1)).save(str(path))
+    return path
+
+
+def test_torchscript_archive_of_openai(tmp_path: Path) -> None:
+    values = clip_of(mkt(), text())
+    path = archive(tmp_path / "ViT.pt", OpenAI(values))
+    half = {name: value.half() for name, value in openai().items()}
+    plain = loaded(saved(tmp_path / "plain.pth", half))
+    model = loaded(path)
+    assert model.config == plain.config
+    assert model.visual.proj.dtype == torch.float32
+    assert torch.equal(scores(model), scores(plain))
+    assert torch.equal(model.encode_text(token_ids()), plain.encode_text(token_ids()))
+
+
+def test_torchscript_tensors_are_those_of_jit_load(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.pt", OpenAI(clip_of(mkt(), text())))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = torch.jit.load(path).state_dict()
+    found = load_checkpoint(path).tensors
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+class Masked(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 2)
+        self.attn_mask = torch.ones(2, 2)
+        self.empty = torch.nn.Parameter(torch.ones(0))
+        self.sizes = [1, 2]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) + self.attn_mask[self.sizes[0]]
+
+
+def test_mask_that_is_a_plain_attribute_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(Masked()).save(str(path))
+        expected = torch.jit.load(path).state_dict()
+    assert read_weights(path).keys() == expected.keys() == {"linear.weight", "linear.bias", "empty"}
+
+
+class RunsCode(torch.nn.Module):
+    """TorchScript runs `__setstate__` when it loads a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight
+
+    @torch.jit.export
+    def __getstate__(self):
+        return (self.weight, self.training)
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]) -> None:
+        print("code from the archive")
+        self.weight = state[0]
+        self.training = state[1]
+
+
+def test_torchscript_code_is_not_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(RunsCode()).save(str(path))
+        torch.jit.load(path)
+    assert "code from the archive" in capfd.readouterr().out
+    with pytest.raises(CheckpointError, match=r"a\.pt"):
+        load_checkpoint(path)
+    assert "code from the archive" not in capfd.readouterr().out
+
+
+def test_archive_of_another_clip_is_not_taken_for_openais(tmp_path: Path) -> None:
+    module = OpenAI(clip_of(mkt(), text()))
+    del module.input_resolution
+    with pytest.raises(CheckpointError, match="--clip-config"):
+        loaded(archive(tmp_path / "a.pt", module))
+
+
+class WritesFile:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("wrap", ["bare", "state_dict", "beside", "old format", "raw pickle", "archive", "safetensors"])
+def test_malicious_pickle_is_refused(tmp_path: Path, wrap: str) -> None:
+    target, path = tmp_path / "written", tmp_path / "a.pt"
+    evil = WritesFile(target)
+    if wrap == "raw pickle":
+        path.write_bytes(pickle.dumps(evil, protocol=2))
+    elif wrap == "archive":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("a/constants.pkl", b"")
+            file.writestr("a/data.pkl", pickle.dumps(evil, protocol=2))
+    elif wrap == "safetensors":
+        path = tmp_path / "a.safetensors"
+        torch.save(evil, path)
+    else:
+        value = {"bare": evil, "old format": evil}.get(wrap, {"state_dict": evil, "w": torch.ones(2)})
+        if wrap == "beside":
+            value = sigrl() | {"hook": evil}
+        torch.save(value, path, _use_new_zipfile_serialization=wrap != "old format")
+    with pytest.raises(CheckpointError, match=re.escape(path.name)) as caught:
+        load_checkpoint(path)
+    assert not target.exists()
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
+    whole = saved(tmp_path / "whole.pth", sigrl()).read_bytes()
+    save_file(sigrl(), tmp_path / "whole.safetensors")
+    script = archive(tmp_path / "whole.pt", OpenAI(clip_of(mkt(), text()))).read_bytes()
+    flipped = bytearray(script)
+    flipped[
+        script.index(torch.from_numpy(tensors({"class_embedding": (64,)})["class_embedding"]).half().numpy().tobytes())
+    ] ^= 1
+    contents = {
+        "cut.pth": whole[: len(whole) // 2],
+        "cut.pt": script[: len(script) // 2],
+        "flipped.pt": bytes(flipped),
+        "cut.safetensors": (tmp_path / "whole.safetensors").read_bytes()[:1000],
+        "empty.pth": b"",
+        "empty.safetensors": b"",
+        "text.pth": b"junk file\n",
+        "pointer.pth": b"version https://git-lfs.github.com/spec/v1\n",
+        "text.safetensors": b"hello",
+        "page.pt": b"<!DOCTYPE html>",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder.pth").mkdir()
+    for name, value in {
+        "tensor.pth": torch.ones(2),
+        "list.pth": [torch.ones(2)],
+        "number.pth": 3,
+        "none.pth": {},
+        "numbers.pth": {1: torch.ones(2)},
+        "other.pth": {"layer4.0.conv1.weight": torch.ones(2)},
+    }.items():
+        saved(tmp_path / name, value)
+    others = ["folder.pth", "missing.pth", "tensor.pth", "list.pth", "number.pth", "none.pth", "numbers.pth", "other.pth"]
+    for name in [*contents, *others]:
+        with pytest.raises(CheckpointError, match=rf"{re.escape(name)}: .*(expected|copy or save)") as caught:
+            load_checkpoint(tmp_path / name)
+        assert "\n" not in str(caught.value), name
+
+
+def test_module_saved_whole_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"a\.pth: holds torch\.nn\.modules\.linear\.Linear.*state_dict"):
+        load_checkpoint(saved(tmp_path / "a.pth", torch.nn.Linear(2, 2)))
