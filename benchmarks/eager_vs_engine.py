@@ -1,6 +1,7 @@
 """One picture through the materialised eager model and through the exported engine, at ViT-B/16 size with random weights.
 
-Backends, each in its own process, one after the other, on the same pixels and label embeddings:
+Backends, each in processes of its own, in turn (on a shared machine a slow minute then falls on all of them), on the same
+pixels and label embeddings:
 
     eager-as-written   the materialised PyTorch model with GMC in every forward, as the reference computes it
     eager              the same with GMC cached
@@ -76,7 +77,7 @@ def engine_pass(folder: Path, labels: int) -> Pass:
 
 
 def measure(backend: str, folder: Path, labels: int, runs: int) -> Record:
-    """In a child process: one warm-up, then `runs` timed passes."""
+    """In a child process: one warm-up, then `runs` timed passes, in milliseconds."""
     run = engine_pass(folder, labels) if backend == "onnxruntime" else eager_pass(folder, labels, cached=backend == "eager")
     scores = run()
     times = []
@@ -84,22 +85,7 @@ def measure(backend: str, folder: Path, labels: int, runs: int) -> Record:
         start = time.perf_counter()
         run()
         times.append(1000 * (time.perf_counter() - start))
-    p50, p90, p99 = np.percentile(times, (50, 90, 99))
-    return {
-        "backend": backend,
-        "precision": "fp32",
-        "device": "cpu",
-        "labels": labels,
-        "batch": 1,
-        "runs": runs,
-        "p50_ms": round(float(p50), 2),
-        "p90_ms": round(float(p90), 2),
-        "p99_ms": round(float(p99), 2),
-        "images_per_s": round(1000 / float(np.mean(times)), 3),
-        "peak_bytes": peak_bytes(),
-        "status": "ok",
-        "scores": scores[0].tolist(),
-    }
+    return {"times": times, "peak_bytes": peak_bytes(), "scores": scores[0].tolist()}
 
 
 def peak_bytes() -> int:
@@ -118,8 +104,27 @@ def measure_in_child(backend: str, folder: Path, labels: int, runs: int) -> Reco
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return dict(json.loads(done.stdout.splitlines()[-1]))
-    reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"killed by signal {-done.returncode}"
-    return {"backend": backend, "labels": labels, "batch": 1, "status": f"failed: {reason}"}
+    return {"failure": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"killed by signal {-done.returncode}"}
+
+
+def summarise(backend: str, labels: int, children: list[Record]) -> Record:
+    """One record from the children of all rounds."""
+    record = {"backend": backend, "precision": "fp32", "device": "cpu", "labels": labels, "batch": 1}
+    failures = [child["failure"] for child in children if "failure" in child]
+    if failures:
+        return record | {"status": f"failed: {failures[0]}"}
+    times = [time for child in children for time in child["times"]]
+    p50, p90, p99 = np.percentile(times, (50, 90, 99))
+    return record | {
+        "runs": len(times),
+        "p50_ms": round(float(p50), 2),
+        "p90_ms": round(float(p90), 2),
+        "p99_ms": round(float(p99), 2),
+        "images_per_s": round(1000 / float(np.mean(times)), 3),
+        "peak_bytes": max(child["peak_bytes"] for child in children),
+        "status": "ok",
+        "scores": children[0]["scores"],
+    }
 
 
 def prepare(variant: str, folder: Path, labels: tuple[int, ...]) -> None:
@@ -225,7 +230,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variant", choices=VARIANTS, default="vit-b16")
     parser.add_argument("--labels", type=int, nargs="+", default=list(LABELS))
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=3, help="timed passes a process")
+    parser.add_argument("--rounds", type=int, default=3, help="processes a backend, in turn with the other backends")
     parser.add_argument("--out", type=Path, help="write machine, records and ratios as JSON")
     parser.add_argument("--child", nargs=2, metavar=("BACKEND", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -236,8 +242,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         prepare(args.variant, Path(name), tuple(args.labels))
         for labels in args.labels:
-            for backend in BACKENDS:
-                records.append(measure_in_child(backend, Path(name), labels, args.runs))
+            rounds = [[measure_in_child(b, Path(name), labels, args.runs) for b in BACKENDS] for _ in range(args.rounds)]
+            for backend, children in zip(BACKENDS, zip(*rounds, strict=True), strict=True):
+                records.append(summarise(backend, labels, list(children)))
                 print(f"{labels} labels, {backend}: {records[-1].get('p50_ms', records[-1]['status'])} ms", file=sys.stderr)
     rows = ratios(records)
     print(table(records, rows))

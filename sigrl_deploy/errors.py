@@ -38,5 +38,5 @@ class BundleError(SigRLError):
 
 
 def printable(text: str) -> str:
-    """Text that is safe on a terminal and stays on one line: line feeds, terminal escapes and bytes that are no text are escaped."""
+    """Text that stays on one line and is safe on a terminal: line feeds, control sequences and stray bytes are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

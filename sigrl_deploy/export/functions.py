@@ -126,6 +126,7 @@ _SHIFTED = """      largest = ReduceMax <keepdims = 1> (energy, two)
       safe = Sub (energy, largest)"""
 
 # e[i, j] = (1+s)/2 a·z[j] + (1−s)/2 a·|z[i] + z[j]| + const(i), and softmax over j cancels const(i) (design, identity 4).
+# ELU is spelled out: TensorRT for RTX 1.7 fails to build an Elu that follows a Loop.
 _GAT_LAYER = """
   z{n}_rows = MatMul ({h}, weight{n})
   z{n}_rows_fp32 = Cast <to = 1> (z{n}_rows)
@@ -164,12 +165,17 @@ GMC (label_embedding, weight1, attention1, weight2, attention2) => (graph)
   minus_one = Constant <value_ints = [-1]> ()
   linear_part = Constant <value_float = 0.6> ()
   absolute_part = Constant <value_float = 0.4> ()
+  float_one = Constant <value_float = 1.0> ()
   always = Constant <value = bool {{1}}> ()
   shape = Shape (label_embedding)
   labels = Slice (shape, zero, one)
   label_count = Squeeze (labels)
 {layer1}
-  hidden_fp32 = Elu (out1_fp32)
+  positive = Relu (out1_fp32)
+  negative = Sub (out1_fp32, positive)
+  exponential = Exp (negative)
+  saturated = Sub (exponential, float_one)
+  hidden_fp32 = Add (positive, saturated)
   hidden = CastLike (hidden_fp32, label_embedding)
 {layer2}
   graph = CastLike (out2_fp32, label_embedding)

@@ -28,7 +28,7 @@ def wide(x: Tensor) -> Tensor:
 
 
 def encode_image(visual: VisionTransformer, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """CLIP's ViT with `ln_post` and the projection on every token: pixels [B, 3, H, W] → patches [B, P, D], global [B, D]."""
+    """CLIP's ViT, `ln_post` and projection on every token: pixels [B, 3, H, W] → patches X [B, P, D], global g [B, D]."""
     x = visual.conv1(pixels).flatten(2).transpose(1, 2)
     class_token = visual.class_embedding.expand(x.shape[0], 1, -1)
     x = torch.cat([class_token, x], dim=1) + visual.positional_embedding
