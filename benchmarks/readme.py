@@ -24,8 +24,9 @@ def rewritten(readme: str, results: str) -> str:
     result = json.loads(results)
     machine = result["machine"]
     caption = (
-        f"{machine['cpu']}, {machine['cores']} cores (fp32 GEMM {machine['gemm_fp32_gflops']:.0f} GFLOP/s), "
-        f"torch {machine['torch']}, onnxruntime {machine['onnxruntime']}, {machine['date']}; ViT-B/16, fp32, one picture, warm, random weights.\n"
+        f"{machine['cpu']}, {machine['cores']} cores (fp32 GEMM {machine['gemm_fp32_gflops']:.0f} GFLOP/s), torch "
+        f"{machine['torch']}, onnxruntime {machine['onnxruntime']}, {machine['date']}; ViT-B/16, fp32, one picture, warm, "
+        "random weights.\n"
     )
     before, rest = readme.split(BEGIN)
     _, after = rest.split(END)

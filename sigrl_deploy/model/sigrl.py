@@ -38,7 +38,7 @@ def encode_image(visual: VisionTransformer, pixels: Tensor) -> tuple[Tensor, Ten
 
 
 def encode_text(text: TextTransformer, token_ids: Tensor) -> Tensor:
-    """CLIP's causal text transformer, read at the end-of-text token: token ids [N, L] → label embeddings [N, D], not normalised.
+    """CLIP's causal text transformer at the end-of-text token: token ids [N, L] → label embeddings [N, D], not normalised.
 
     L may be less than the context: no token sees those after it, so columns behind the last end-of-text token change nothing.
     """
