@@ -64,16 +64,23 @@ class EagerScorer:
         self.text = TextGraph(model).eval()
         self.config = model.config
         self.rows = rows  # label → token ids [context], or label embedding [D] where there is no text tower
+        self._vocabularies: dict[tuple[str, ...], Vocabulary] = {}
+
+    def vocabulary(self, labels: Sequence[str]) -> Vocabulary:
+        """T and G Wbᵀ of labels, in fp32; encoded once."""
+        key = tuple(labels)
+        if key not in self._vocabularies:
+            self._vocabularies[key] = self._encode(key)
+        return self._vocabularies[key]
 
     @torch.inference_mode()
-    def vocabulary(self, labels: Sequence[str]) -> Vocabulary:
-        """T and G Wbᵀ of labels, in fp32."""
+    def _encode(self, labels: tuple[str, ...]) -> Vocabulary:
         rows = torch.stack([self.rows[label] for label in labels])
         empty = torch.zeros(0, self.config.embed_dim)
         given = {"token_ids": rows, "cached_embedding": rows if self.config.text is None else empty}
         names = self.text.input_names
         outputs = self.text(*(given[name] for name in names)) if names else (rows,)
-        return Vocabulary(tuple(labels), *(output.numpy() for output in outputs))
+        return Vocabulary(labels, *(output.numpy() for output in outputs))
 
     @torch.inference_mode()
     def __call__(self, pixels: Array, labels: Sequence[str]) -> Array:
