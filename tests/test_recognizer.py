@@ -133,7 +133,7 @@ def test_cuda_without_a_cuda_provider_is_refused(bundle: Path) -> None:
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has a CUDA provider")
-    with pytest.raises(UsageError, match=r"--device cuda.*sigrl-deploy\[gpu\]"):
+    with pytest.raises(UsageError, match=r"--device cuda.*onnxruntime-gpu.*--device cpu"):
         Recognizer(bundle, device="cuda")
 
 

@@ -29,20 +29,33 @@ class OnnxRuntimeEngine:
     """
 
     def __init__(self, bundle: Bundle, device: str = "auto", precision: Precision | None = None) -> None:
+        self._bundle = bundle
+        reason = "as asked" if device != "auto" else ""
+        if device != "cpu":
+            try:
+                self._start("cuda", precision)
+            except UsageError as error:
+                if device == "cuda":
+                    raise
+                reason = str(error).partition(": ")[2].partition(";")[0]
+                device = "cpu"
+        if device == "cpu":
+            self._start("cpu", precision)
+        because = f" ({reason})" if reason else ""
+        self.description = f"ONNX Runtime {ort.__version__} on {self.device}{because}, {self.precision.value}"
+
+    def _start(self, device: str, precision: Precision | None) -> None:
         available = ort.get_available_providers()
         if device == "cuda" and _CUDA not in available:
             raise UsageError(
-                f"--device cuda: this onnxruntime has only {', '.join(available)}; "
-                "install onnxruntime-gpu (pip install 'sigrl-deploy[gpu]') in place of onnxruntime, or use --device cpu"
+                "--device cuda: this onnxruntime has no CUDA provider; "
+                "put onnxruntime-gpu in its place (the README says how), or use --device cpu"
             )
-        self.device = "cuda" if device != "cpu" and _CUDA in available else "cpu"
-        self.precision = _choose_precision(bundle, self.device, precision)
-        self._bundle = bundle
-        self._variant = bundle.manifest.variants[self.precision]
-        self._visual = self._open(bundle.file(self._variant.visual))
+        self.device = device
+        self.precision = _choose_precision(self._bundle, device, precision)
+        self._variant = self._bundle.manifest.variants[self.precision]
+        self._visual = self._open(self._bundle.file(self._variant.visual))
         self._visual_inputs = {node.name for node in self._visual.get_inputs()}
-        reason = "" if device != "auto" or self.device == "cuda" else ", as this onnxruntime has no CUDA provider"
-        self.description = f"ONNX Runtime {ort.__version__} on {self.device}, {self.precision.value}{reason}"
 
     def _open(self, path: Path) -> ort.InferenceSession:
         options = ort.SessionOptions()
@@ -54,17 +67,17 @@ class OnnxRuntimeEngine:
         except Exception as error:  # onnxruntime's exceptions have no common base
             reason = str(error).strip().splitlines()[0]
             raise BundleError(f"{path}: ONNX Runtime {ort.__version__} cannot open it ({reason}); export it again") from None
+        # ONNX Runtime goes on without a provider that it cannot start.
         if session.get_providers()[0] != providers[0]:
             raise UsageError(
-                f"--device cuda: ONNX Runtime could not start {_CUDA}; check the driver and the CUDA libraries it names above, "
+                "--device cuda: the CUDA provider did not start; check the GPU, its driver and the CUDA libraries, "
                 "or use --device cpu"
             )
         return session
 
     @cached_property
     def _text(self) -> ort.InferenceSession:
-        if self._variant.text is None:
-            raise BundleError(f"{self._bundle.path}: has no text graph; its vocabulary is complete as it is")
+        assert self._variant.text is not None
         return self._open(self._bundle.file(self._variant.text))
 
     def encode(self, pixels: Array, vocabulary: Vocabulary) -> tuple[Array | None, Array]:
