@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from sigrl_deploy import matching
 from sigrl_deploy.bundle import TOKENIZER, VOCABULARY, Bundle
 from sigrl_deploy.cache import VocabularyCache, default_cache_dir, digest
 from sigrl_deploy.engines.onnxruntime import OnnxRuntimeEngine
-from sigrl_deploy.errors import BundleError, ImageError, LabelError
+from sigrl_deploy.errors import BundleError, ImageError, LabelError, UsageError
 from sigrl_deploy.files import DamagedFileError
 from sigrl_deploy.images import ImageSource, name_of, read_image
 from sigrl_deploy.tokenizer import Tokenizer
@@ -139,7 +141,8 @@ class Recognizer:
 
     def scores(self, images: Iterable[ImageSource], vocabulary: Vocabulary) -> NDArray[np.float32]:
         """Scores [N, C] fp32 of every label, in the vocabulary's order. Raises ImageError where a picture cannot be read."""
-        return self.score_pixels(np.stack([self.pixels(image) for image in images]), vocabulary)
+        rows = [self.score_pixels(self.pixels(image)[None], vocabulary) for image in _several(images)]
+        return np.concatenate([np.zeros((0, len(vocabulary)), np.float32), *rows])
 
     def score_pixels(self, pixels: NDArray[np.float32], vocabulary: Vocabulary) -> NDArray[np.float32]:
         """pixels [B, 3, H, W] → scores [B, C] fp32."""
@@ -165,7 +168,7 @@ class Recognizer:
         Raises ImageError for the first picture that cannot be read; `sigrl-deploy infer` goes on with the others.
         """
         found = []
-        for image in images:
+        for image in _several(images):
             pixels = self.pixels(image)[None]
             ((local, global_feature),) = self.features(pixels, vocabulary)
             scores = self._score(local, global_feature, vocabulary)
@@ -178,6 +181,13 @@ class Recognizer:
     def _with_evidence(self, tag: Tag, local: NDArray[np.float32], vocabulary: Vocabulary) -> Tag:
         row = vocabulary.label_embedding[vocabulary.index(tag.label)][None]
         return Tag(tag.label, tag.score, matching.patch_similarity(local, row).reshape(self.bundle.manifest.grid))
+
+
+def _several(images: Iterable[ImageSource]) -> Iterable[ImageSource]:
+    """A lone picture is refused: a path would be read letter by letter, an array row by row."""
+    if isinstance(images, (str, bytes, os.PathLike, Image.Image, np.ndarray)):
+        raise UsageError(f"{name_of(images)}: is one picture, expected a list of pictures; put it in brackets")
+    return images
 
 
 def best_tags(scores: NDArray[np.float32], vocabulary: Vocabulary, top: int, threshold: float | None = None) -> list[Tag]:

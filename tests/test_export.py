@@ -180,6 +180,20 @@ def test_weights_beyond_exps_range_export_with_a_shift(weights: Path, tmp_path: 
     assert ops.count("ReduceMax") == 2
 
 
+def test_weights_beyond_protobufs_limit_go_into_a_file_beside(
+    options: ExportOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bundle: Path, photos: list[Path]
+) -> None:
+    monkeypatch.setattr("sigrl_deploy.export.onnx._PROTOBUF_LIMIT", 1 << 20)
+    export_bundle(replace(options, out=tmp_path / "bundle"))
+    assert (tmp_path / "bundle" / "visual.onnx").stat().st_size < 1 << 20
+    assert {"visual.onnx.data", "text.onnx.data"} < set(manifest(tmp_path / "bundle")["files"])
+    (tmp_path / "bundle").rename(tmp_path / "moved")
+    large, whole = Recognizer(tmp_path / "moved", cache_dir=False), Recognizer(bundle, cache_dir=False)
+    labels = ["cat", "cup"]
+    difference = large.scores(photos, large.vocabulary(labels)) - whole.scores(photos, whole.vocabulary(labels))
+    assert np.abs(difference).max() < 1e-5  # the same graph and weights
+
+
 def test_what_the_exporter_chooses_is_in_the_manifest(options: ExportOptions, tmp_path: Path) -> None:
     chosen = {"preprocess": Contract.SINGLE_POSITIVE, "topk": 3, "template": "a {label}"}
     export_bundle(replace(options, out=tmp_path / "bundle", **chosen))

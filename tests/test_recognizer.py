@@ -90,6 +90,14 @@ def test_evidence_shows_the_patches_behind_a_local_score(recognizer: Recognizer,
     assert recognizer.recognize(photos[:1], vocabulary)[0][0].evidence is None
 
 
+def test_no_picture_and_a_lone_picture(recognizer: Recognizer, photos: list[Path]) -> None:
+    vocabulary = recognizer.vocabulary(["cat", "cup"])
+    assert recognizer.scores([], vocabulary).shape == (0, 2)
+    assert recognizer.recognize([], vocabulary) == []
+    with pytest.raises(UsageError, match=r"cat\.jpg: is one picture.*brackets"):
+        recognizer.recognize("cat.jpg", vocabulary)  # type: ignore[arg-type]
+
+
 def test_every_kind_of_source_gives_the_same_scores(recognizer: Recognizer, photos: list[Path]) -> None:
     vocabulary = recognizer.vocabulary(["cat", "cup", "rocket"])
     image = Image.open(photos[0])

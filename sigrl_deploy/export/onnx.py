@@ -16,7 +16,6 @@ import torch
 from onnxscript import opset20
 from torch import Tensor, nn
 
-from sigrl_deploy.config import VisionConfig
 from sigrl_deploy.export.functions import DOMAIN, EXP_LIMIT, OPSET, gmc_function, svfr_function
 from sigrl_deploy.export.graphs import TextGraph, VisualGraph
 from sigrl_deploy.model.sigrl import SVFR, SigRL
@@ -70,15 +69,12 @@ def exponent_bound(model: SigRL) -> float:
     proj = visual.proj.float()
     scaled = (visual.ln_post.weight.float()[:, None] * proj).norm(dim=0) * math.sqrt(proj.shape[0])
     largest_patch = (scaled + (visual.ln_post.bias.float() @ proj).abs()).max().item()
-    return max(_largest_energy(model.svfr), 0.0) + math.log(_patches(model.config.vision) * max(largest_patch, 1.0))
+    patches = model.config.vision.grid**2
+    return _largest_energy(model.svfr) + math.log(patches * max(largest_patch, 1.0))
 
 
 def _largest_energy(svfr: SVFR) -> float:
     return max(linear.weight.float().abs().sum(1).max().item() for linear in (svfr.decouple, svfr.reconstruct))
-
-
-def _patches(vision: VisionConfig) -> int:
-    return vision.grid**2
 
 
 def _attention(
