@@ -58,6 +58,26 @@ class Manifest:
     tools: dict[str, str]
     created: str
 
+    def check(self) -> None:
+        """Raise ValueError for values that mean nothing: a damaged manifest is found here, not at the first picture."""
+        for name in ("embed_dim", "image_size", "patch_size", "topk"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} is {value!r}, expected a whole number above 0")
+        if self.image_size != self.preprocess.image_size or self.image_size < self.patch_size:
+            raise ValueError(f"image_size {self.image_size} fits neither preprocessing nor patch_size {self.patch_size}")
+        if type(self.context_length) is not int and not (self.context_length is None and VOCABULARY in self.files):
+            raise ValueError(f"context_length is {self.context_length!r}, expected a whole number, or a {VOCABULARY}")
+        if not isinstance(self.template, str) or "{label}" not in self.template:
+            raise ValueError(f"template is {self.template!r}, expected text with {{label}} in it")
+        if not isinstance(self.text_identity, str) or isinstance(self.graph_identity, str) is not self.arch.has_graph:
+            raise ValueError("text_identity and graph_identity are not those of the architecture")
+        if not self.variants or not all(isinstance(v.visual, str) for v in self.variants.values()):
+            raise ValueError("it holds no variant")
+        needs_text = self.context_length is not None or self.arch.has_graph
+        if needs_text and not all(isinstance(v.text, str) for v in self.variants.values()):
+            raise ValueError("a variant has no text graph")
+
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
@@ -89,9 +109,9 @@ class Bundle:
                 )
 
     def file(self, name: str) -> Path:
-        """The path of one of the bundle's files. Raises BundleError where it lies outside the bundle or is missing."""
+        """The path of one of the bundle's files. Raises BundleError where it is missing or its name leads out of the folder."""
         path = self.path / name
-        if not path.resolve().is_relative_to(self.path.resolve()):
+        if name in ("", ".", "..") or "\0" in name or Path(name).name != name or "\\" in name:
             raise BundleError(f"{self.path / MANIFEST}: names {name!r}, a file outside the bundle; do not use this bundle")
         if name not in self.manifest.files or not path.is_file():
             raise BundleError(f"{path}: missing from the bundle; copy the whole folder again, or export it again")
@@ -105,11 +125,11 @@ def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise BundleError(
             f"{folder}: no {MANIFEST} there, so it is no bundle; give the folder that export/to_onnx.py wrote"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path}: cannot be read ({error}); copy the bundle again, or export it again") from None
     version = values.pop("format_version", None) if isinstance(values, dict) else None
     if version != FORMAT_VERSION:
@@ -118,11 +138,13 @@ def _read_manifest(folder: Path) -> Manifest:
             "export the checkpoint again, or install the release that wrote the bundle"
         )
     try:
+        if not isinstance(values["files"], dict):
+            raise ValueError("files is no mapping of names to hashes")
         values["arch"] = Arch(values["arch"])
         values["preprocess"] = Preprocess.from_dict(values["preprocess"])
         values["variants"] = {Precision(key): Variant(**value) for key, value in values["variants"].items()}
-        if not values["variants"]:
-            raise ValueError("it holds no variant")
-        return Manifest(**values)
+        manifest = Manifest(**values)
+        manifest.check()
+        return manifest
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{path}: not a complete manifest ({error}); export the checkpoint again") from None

@@ -14,6 +14,7 @@ import hashlib
 import logging
 import os
 import re
+import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -24,6 +25,7 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
+from sigrl_deploy.errors import UsageError
 from sigrl_deploy.files import DamagedFileError, read_arrays
 from sigrl_deploy.vocabulary import Vocabulary
 
@@ -42,6 +44,16 @@ def default_cache_dir() -> Path:
     from platformdirs import user_cache_path
 
     return Path(os.environ.get(ENVIRONMENT) or user_cache_path("sigrl-deploy"))
+
+
+def require_writable(folder: Path) -> None:
+    """Create a cache folder where it is missing. Raises UsageError where nothing can be kept in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"--cache-dir {folder}: cannot be written ({error.strerror}); choose another folder") from None
 
 
 def digest(*parts: str) -> str:
@@ -76,6 +88,7 @@ class VocabularyCache:
     ) -> None:
         self._folder = folder / text_key if folder else None
         self._text_key = text_key
+        self.origin = digest(text_key, graph_key)
         self._graph_key = graph_key
         self._encode = encode
         self._project = project
@@ -96,7 +109,7 @@ class VocabularyCache:
             self._vocabularies.move_to_end(name)
             while len(self._vocabularies) > _VOCABULARIES_IN_MEMORY:
                 self._vocabularies.popitem(last=False)
-        return _reordered(found, labels)
+        return _reordered(found, labels, self.origin)
 
     def _vocabulary_name(self, labels: Sequence[str]) -> str:
         return f"vocabulary-{digest(self._text_key, self._graph_key, *labels)}.npz"
@@ -138,6 +151,9 @@ class VocabularyCache:
                 raise DamagedFileError(f"{path}: holds other labels than its name stands for")
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except (OSError, MemoryError) as error:  # no reason to remove what may be whole
+            log.warning("%s: cannot be read at present (%s); its labels are computed again", path, error)
+            return None
         except DamagedFileError as error:
             log.warning("%s; its labels are computed again", error)
             with suppress(OSError):  # where it cannot be removed it may still be replaced
@@ -157,11 +173,11 @@ class VocabularyCache:
             self._writable = False
 
 
-def _reordered(vocabulary: Vocabulary, labels: tuple[str, ...]) -> Vocabulary:
+def _reordered(vocabulary: Vocabulary, labels: tuple[str, ...], origin: str) -> Vocabulary:
     row = {label: i for i, label in enumerate(vocabulary.labels)}
     order = [row[label] for label in labels]
     graph = vocabulary.graph_projection
-    return Vocabulary(labels, vocabulary.label_embedding[order], None if graph is None else graph[order])
+    return Vocabulary(labels, vocabulary.label_embedding[order], None if graph is None else graph[order], origin)
 
 
 def cached_files(folder: Path) -> Iterator[CachedFile]:
@@ -171,7 +187,7 @@ def cached_files(folder: Path) -> Iterator[CachedFile]:
             continue
         try:
             labels = read_arrays(path, ("labels",))["labels"]
-        except (FileNotFoundError, DamagedFileError):
+        except (OSError, DamagedFileError):
             continue
         if labels.ndim == 1:
             yield CachedFile(path, path.name.partition("-")[0], tuple(labels.tolist()))

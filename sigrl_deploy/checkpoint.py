@@ -287,6 +287,8 @@ def _check_shared_graph_weights(checkpoint: Checkpoint) -> None:
 
 def _collect(checkpoint: Checkpoint, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our tensors in fp32, each there, of the right shape and finite; none of a tower's left over."""
+    import torch
+
     found = {}
     used = set()
     for name, like in expected.items():
@@ -297,6 +299,10 @@ def _collect(checkpoint: Checkpoint, expected: dict[str, Tensor]) -> dict[str, T
         shape = (1, *like.shape) if name.endswith(".attention") else tuple(like.shape)
         if tensor.shape != shape:
             raise CheckpointError(f"{checkpoint.path}: tensor {label} has shape {list(tensor.shape)}, expected {list(shape)}")
+        if tensor.is_quantized or tensor.layout != torch.strided or not tensor.is_floating_point():
+            raise CheckpointError(
+                f"{checkpoint.path}: tensor {label} is {tensor.dtype}, {tensor.layout}; expected dense floats"
+            )
         if not tensor.float().isfinite().all():
             raise CheckpointError(f"{checkpoint.path}: tensor {label} holds NaN or infinite values; the training run diverged")
         used.add(checkpoint.original(name))

@@ -6,6 +6,7 @@ import io
 import logging
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 
 import click
 
-from sigrl_deploy.clip_config import OPENAI
 from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.errors import SigRLError, UsageError, printable
 from sigrl_deploy.version import __version__
@@ -42,6 +42,11 @@ class _Group(click.Group):
         raise click.exceptions.Exit(code)
 
 
+def _terminate(number: int, _: object) -> None:
+    # An exception, so that temporary files are removed on the way out.
+    raise SystemExit(128 + number)
+
+
 def _flush_or_discard() -> None:
     # What the interpreter cannot flush when it exits, it reports with a traceback.
     if sys.stdout is None:
@@ -61,6 +66,9 @@ def main() -> None:
     Exit status: 0 done; 1 done, but some pictures could not be read; 2 an argument or a file that it names cannot be
     used; 3 a bundle, checkpoint or export failed; 130 interrupted; 141 nobody read standard output any more.
     """
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _terminate)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO)
 
@@ -134,7 +142,7 @@ def infer(
     )
     failed = run_infer(options)
     if failed:
-        log.error("%d pictures could not be read; their records say why", failed)
+        log.error("%d picture%s could not be read; the records say why", failed, "" if failed == 1 else "s")
         raise SystemExit(1)
 
 
@@ -150,8 +158,10 @@ def labels() -> None:
 @_cache_option
 def build(label_file: Path, bundle: Path, device: str, cache_dir: Path | None) -> None:
     """Encode LABEL_FILE for a bundle and cache it, so that later runs do no text work."""
+    from sigrl_deploy.cache import default_cache_dir, require_writable
     from sigrl_deploy.recognizer import Recognizer
 
+    require_writable(cache_dir or default_cache_dir())
     vocabulary = Recognizer(bundle, device=device, cache_dir=cache_dir).vocabulary(label_file)
     click.echo(f"{len(vocabulary)} labels ready")
 
@@ -198,9 +208,8 @@ _EXPORT_OPTIONS = [
     click.option("--arch", type=_values(Arch), help="[default: what the checkpoint's tensors say]"),
     click.option(
         "--clip-config",
-        default=OPENAI,
-        show_default=True,
-        help="open_clip config (a name or a .json file) of a CLIP model that is not OpenAI's.",
+        help="open_clip config (a name or a .json file) of a CLIP model that is not OpenAI's [default: openai, or that of "
+        "--text-tower NAME:PRETRAINED].",
     ),
     click.option(
         "--precision", type=_values(Precision), default="fp32", show_default=True, help="dtype of the exported graphs."
@@ -213,7 +222,7 @@ _EXPORT_OPTIONS = [
     ),
     click.option("--template", help="Prompt with {label} in it [default: the architecture's]."),
     click.option("--tolerance", type=float, help="Largest score error [default: 1e-4 fp32, 5e-3 fp16, 3e-2 bf16]."),
-    click.option("--force", is_flag=True, help="Replace the bundle at --out."),
+    click.option("--force", is_flag=True, help="Replace the bundle at --out, never anything else."),
 ]
 
 
@@ -231,7 +240,9 @@ def export_onnx(**options: Any) -> None:
         from sigrl_deploy.export.bundle import ExportOptions, export_bundle
         from sigrl_deploy.preprocess import Contract
     except ModuleNotFoundError as error:
-        raise UsageError(f"export needs {error.name}; install it with: pip install 'sigrl-deploy[export]'") from None
+        raise UsageError(
+            f"export needs {error.name}; install the extra export: pip install '.[export]' in a checkout"
+        ) from None
     for name, enum in (("arch", Arch), ("precision", Precision), ("preprocess", Contract)):
         options[name] = options[name] and enum(options[name])
     parity = export_bundle(ExportOptions(**options))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -47,11 +48,15 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-    """The named arrays of a file by `write_arrays`. Raises FileNotFoundError or NotADirectoryError, else DamagedFileError."""
+    """The named arrays of a file by `write_arrays`.
+
+    Raises OSError or MemoryError where it cannot be read at present, DamagedFileError where what it holds is not whole.
+    """
+    content = io.BytesIO(path.read_bytes())
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(content, allow_pickle=False) as file:
             return {name: file[name] for name in names}
-    except (FileNotFoundError, NotADirectoryError):
+    except MemoryError:
         raise
     except Exception as error:  # numpy and zipfile have many ways to fail on a damaged file
         reason = str(error) or type(error).__name__

@@ -59,12 +59,17 @@ def run_infer(options: InferOptions) -> int:
     )
     # A bar between the lines of a table would only be in the way.
     hidden = options.out is None and sys.stdout.isatty()
-    with open_output(format_, options.out) as stream:
-        writer = WRITERS[format_](stream, vocabulary.labels, options.all_scores, run)
-        for record in tqdm(records, total=len(pictures), unit="picture", disable=True if hidden else None):
-            writer.write(record)
-            failed += record.error is not None
-        writer.end()
+    try:
+        with open_output(format_, options.out, options.resume) as stream:
+            writer = WRITERS[format_](stream, vocabulary.labels, options.all_scores, run)
+            for record in tqdm(records, total=len(pictures), unit="picture", disable=True if hidden else None):
+                writer.write(record)
+                failed += record.error is not None
+            writer.end()
+    except KeyboardInterrupt:
+        if options.out and format_ == "jsonl":
+            log.error("%s keeps what is done; go on with --resume", partial_path(options.out))
+        raise
     return failed
 
 

@@ -22,6 +22,8 @@ def find_pictures(arguments: Sequence[str], stdin: BinaryIO) -> list[str]:
     """
     expanded = (path for argument in arguments for path in (_read_list(stdin) if argument == STDIN else _expand(argument)))
     paths = list(dict.fromkeys(expanded))
+    if not paths and STDIN in arguments:
+        raise UsageError("-: the list on standard input is empty; expected a path on each line")
     if not paths:
         raise UsageError("no pictures given; expected files, folders, globs, or - with a list on standard input")
     return paths

@@ -98,7 +98,7 @@ class CsvWriter(Writer):
 
     def write(self, record: Record) -> None:
         if self.all_scores:
-            scores = [] if record.scores is None else map(_rounded, record.scores.tolist())
+            scores = [""] * len(self.labels) if record.scores is None else map(_rounded, record.scores.tolist())
             self.csv.writerow([record.path, record.error or "", *scores])
         elif record.tags:
             self.csv.writerows([record.path, tag.label, _rounded(tag.score), ""] for tag in record.tags)
@@ -144,7 +144,7 @@ def choose_format(name: str | None, out: Path | None) -> str:
 
 
 @contextmanager
-def open_output(format_: str, out: Path | None) -> Iterator[TextIO]:
+def open_output(format_: str, out: Path | None, resumed: bool = False) -> Iterator[TextIO]:
     """Standard output (`out` None), or a file that appears when the block ends well.
 
     JSON lines go to `OUT.partial` until then, which a block that fails leaves for `--resume`. Bytes of a file name that are
@@ -159,7 +159,8 @@ def open_output(format_: str, out: Path | None) -> Iterator[TextIO]:
             sys.stdout.flush()
     elif format_ == "jsonl":
         with _output_errors(f"--out {out}", "; then go on with --resume"):
-            with _open_text(partial_path(out), "a") as stream:
+            # Only a run that goes on may find the file there: two fresh runs at once cannot share it.
+            with _open_text(partial_path(out), "a" if resumed else "x") as stream:
                 yield stream
             partial_path(out).replace(out)
     else:

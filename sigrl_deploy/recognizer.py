@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -104,8 +104,9 @@ class Recognizer:
         if not self.bundle.has(VOCABULARY):
             return None
         try:
-            return Vocabulary.read(self.bundle.file(VOCABULARY), graph=self.bundle.manifest.arch.has_graph)
-        except DamagedFileError as error:
+            own = Vocabulary.read(self.bundle.file(VOCABULARY), graph=self.bundle.manifest.arch.has_graph)
+            return replace(own, origin=self._cache.origin)
+        except (OSError, DamagedFileError) as error:
             raise BundleError(f"{error}; export the bundle again") from None
 
     def vocabulary(self, labels: str | Path | Sequence[str] | None = None) -> Vocabulary:
@@ -135,9 +136,18 @@ class Recognizer:
         self, pixels: NDArray[np.float32], vocabulary: Vocabulary
     ) -> Iterator[tuple[NDArray[np.float32] | None, NDArray[np.float32]]]:
         """pixels [B, 3, H, W] → each picture's local [P, D] (None where patches are not matched) and global [D] feature."""
+        self._check(vocabulary)
         local, global_feature = self.engine.encode(pixels, vocabulary)
         for i, row in enumerate(global_feature):
             yield (None if local is None else local[i]), row
+
+    def _check(self, vocabulary: Vocabulary) -> None:
+        if not isinstance(vocabulary, Vocabulary):
+            raise UsageError(f"vocabulary: is a {type(vocabulary).__name__}; make one with recognizer.vocabulary(labels)")
+        if vocabulary.origin not in ("", self._cache.origin):
+            raise UsageError(
+                "vocabulary: was made by another bundle, whose scores it would mix up; make one with this recognizer"
+            )
 
     def scores(self, images: Iterable[ImageSource], vocabulary: Vocabulary) -> NDArray[np.float32]:
         """Scores [N, C] fp32 of every label, in the vocabulary's order. Raises ImageError where a picture cannot be read."""
@@ -165,15 +175,22 @@ class Recognizer:
     ) -> list[list[Tag]]:
         """The best labels of every picture, best first: at most `top`, and none that scores below `threshold`.
 
-        Raises ImageError for the first picture that cannot be read; `sigrl-deploy infer` goes on with the others.
+        Raises ImageError for the first picture that cannot be read (`sigrl-deploy infer` goes on with the others), UsageError
+        for `evidence` where the architecture matches no patches, and for a `top` below 1.
         """
+        if top < 1:
+            raise UsageError(f"top is {top}, expected at least 1")
+        arch = self.bundle.manifest.arch
+        if evidence and not arch.has_local:
+            raise UsageError(f"evidence: {arch.value} scores whole pictures, so there is none by patch; leave evidence out")
         found = []
         for image in _several(images):
             pixels = self.pixels(image)[None]
             ((local, global_feature),) = self.features(pixels, vocabulary)
             scores = self._score(local, global_feature, vocabulary)
             tags = best_tags(scores, vocabulary, top, threshold)
-            if evidence and local is not None:
+            if evidence:
+                assert local is not None
                 tags = [self._with_evidence(tag, local, vocabulary) for tag in tags]
             found.append(tags)
         return found

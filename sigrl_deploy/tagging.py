@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sigrl_deploy.errors import ImageError
+from sigrl_deploy.errors import ImageError, printable
 from sigrl_deploy.recognizer import Recognizer, Tag, best_tags
 from sigrl_deploy.vocabulary import Vocabulary
 
@@ -74,7 +74,7 @@ def _pixels(recognizer: Recognizer, path: str) -> Pixels | str:
     try:
         return recognizer.pixels(path)
     except ImageError as error:
-        return str(error)
+        return str(error).removeprefix(f"{printable(path)}: ")
 
 
 def _batches(decoded: Iterator[Decoded], batch_size: int) -> Iterator[list[Decoded]]:

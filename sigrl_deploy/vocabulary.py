@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,16 +17,18 @@ from sigrl_deploy.files import DamagedFileError, read_arrays, write_arrays
 MAX_LABEL_LENGTH = 256  # characters; CLIP's context of 77 tokens ends long before
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Vocabulary:
     """Labels with their embeddings, in one order. A score holds for one vocabulary only: it depends on all its labels.
 
-    `label_embedding` T [C, D] and `graph_projection` G Wbᵀ [C, D] are fp32; the latter is None without a label graph.
+    `label_embedding` T [C, D] and `graph_projection` G Wbᵀ [C, D] are fp32; the latter is None without a label graph. `origin`
+    names the text tower, template and label graph that made them; empty for arrays of one's own.
     """
 
     labels: tuple[str, ...]
-    label_embedding: NDArray[np.float32]
+    label_embedding: NDArray[np.float32] = field(repr=False)
     graph_projection: NDArray[np.float32] | None = field(default=None, repr=False)
+    origin: str = field(default="", repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,13 +62,6 @@ class Vocabulary:
             raise DamagedFileError(f"{path}: its rows are not finite fp32 numbers")
         return cls(tuple(arrays["labels"].tolist()), arrays["label_embedding"], arrays.get("graph_projection"))
 
-    @property
-    def digest(self) -> str:
-        """Names the vocabulary: its labels in their order, and their embeddings."""
-        digest = hashlib.sha256("\n".join(self.labels).encode())
-        digest.update(np.ascontiguousarray(self.label_embedding).tobytes())
-        return digest.hexdigest()
-
 
 def read_labels(path: str | Path) -> tuple[str, ...]:
     """Labels of a UTF-8 file, one a line; blank lines and lines that start with `#` are skipped.
@@ -91,6 +85,9 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
 
 def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
     """Labels given in code, stripped. Raises LabelError for none at all, an empty, repeated, overlong or unprintable one."""
+    for i, label in enumerate(labels):
+        if not isinstance(label, str):
+            raise LabelError(f"labels[{i}]: is a {type(label).__name__}, expected text")
     return _checked([(f"labels[{i}]", label.strip()) for i, label in enumerate(labels)], "labels")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -37,11 +39,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     import torch
 
-    if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "no such file"
+    if not os.path.isfile(path):
+        problem = "is a folder" if os.path.isdir(path) else "no such file"
         raise CheckpointError(f"{path}: {problem}; expected a .pth, .pt or .safetensors checkpoint")
     try:
-        loaded = _read(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice to the author of a file is no help to its reader
+            loaded = _read(path)
     except Exception as error:  # each reader has its own ways to fail on a damaged file
         raise CheckpointError(f"{path}: {_explained(error)}") from None
     for key in _WRAPPERS:

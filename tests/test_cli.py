@@ -165,7 +165,7 @@ def test_an_empty_list_is_one_line_and_status_2(bundle: Path) -> None:
     for stdin in (subprocess.PIPE, None):
         close = None if stdin else lambda: os.close(0)
         run = _sigrl("infer", "-", "--bundle", bundle, input="\n" if stdin else None, preexec_fn=close)
-        assert "no pictures given" in _error(run)
+        assert "the list on standard input is empty" in _error(run)
         assert run.returncode == 2
 
 

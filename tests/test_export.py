@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,9 +19,11 @@ import torch
 from random_weights import VARIANTS, save, sigrl_shapes, tensors, vision_shapes
 
 from sigrl_deploy import Recognizer
+from sigrl_deploy.checkpoint import add_text_tower, build_model, load_checkpoint, model_config
 from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.errors import CheckpointError, ExportError, SigRLError, UsageError
-from sigrl_deploy.export.bundle import ExportOptions, export_bundle
+from sigrl_deploy.export.bundle import ExportOptions, _text_identity, export_bundle
+from sigrl_deploy.export.folder import replaced_folder
 from sigrl_deploy.preprocess import Contract
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -133,8 +136,12 @@ def test_other_architectures_export_without_sigrl_ops(arch: Arch, weights: Path,
     assert written["topk"] == (18 if arch is Arch.MKT else 16)
     assert written["preprocess"]["contract"] == ("clip" if arch is Arch.CLIP else "zero-shot")
     recognizer = Recognizer(tmp_path / "out", cache_dir=False)
-    tags = recognizer.recognize(photos, recognizer.vocabulary(["cat", "cup", "rocket"]), top=2, evidence=True)
+    vocabulary = recognizer.vocabulary(["cat", "cup", "rocket"])
+    tags = recognizer.recognize(photos, vocabulary, top=2, evidence=arch.has_local)
     assert all(len(found) == 2 and (found[0].evidence is not None) == arch.has_local for found in tags)
+    if not arch.has_local:
+        with pytest.raises(UsageError, match="evidence"):
+            recognizer.recognize(photos, vocabulary, evidence=True)
 
 
 def test_label_embeddings_take_the_text_towers_place(weights: Path, tmp_path: Path, photos: list[Path], bundle: Path) -> None:
@@ -203,7 +210,7 @@ def test_what_the_exporter_chooses_is_in_the_manifest(options: ExportOptions, tm
 
 def test_past_the_tolerance_nothing_is_left(options: ExportOptions, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="more than the tolerance of 0; nothing was written"):
-        export_bundle(replace(options, out=tmp_path / "bundle", tolerance=0.0))
+        export_bundle(replace(options, out=tmp_path / "new" / "deep" / "bundle", tolerance=0.0))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -221,11 +228,61 @@ def test_a_failed_replacement_keeps_the_old_bundle(options: ExportOptions, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_force_replaces_bundles_only(options: ExportOptions, tmp_path: Path) -> None:
-    (tmp_path / "precious.txt").write_text("keep")
-    with pytest.raises(UsageError, match="is no bundle"):
-        export_bundle(replace(options, out=tmp_path, force=True))
-    assert (tmp_path / "precious.txt").read_text() == "keep"
+def test_force_replaces_bundles_only(options: ExportOptions, tmp_path: Path, bundle: Path) -> None:
+    """Not a folder of another kind, not one with another kind of manifest.json, not a file that somebody put into a bundle."""
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "manifest.json").write_text('{"name": "an app"}')
+    shutil.copytree(bundle, tmp_path / "noted")
+    (tmp_path / "noted" / "notes.txt").write_text("keep")
+    (tmp_path / "file").write_text("keep")
+    for name, stranger in (("web", "manifest.json"), ("noted", "notes.txt"), ("file", "file"), (".", "file")):
+        with pytest.raises(UsageError, match=f"holds {stranger}, which is no part of a bundle"):
+            export_bundle(replace(options, out=tmp_path / name, force=True))
+    assert (tmp_path / "noted" / "notes.txt").read_text() == "keep"
+
+
+def test_a_replacement_that_fails_at_the_last_step_keeps_the_old_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "bundle"
+    out.mkdir()
+    (out / "old").touch()
+    rename = Path.replace
+
+    def interrupted(source: Path, target: Path) -> Path:
+        if source.name.endswith(".tmp"):
+            raise KeyboardInterrupt
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), replaced_folder(out) as folder:
+        (folder / "new").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["bundle", "old"]
+
+
+def test_embeddings_of_other_labels_or_towers_never_come_from_the_cache(
+    weights: Path, tmp_path: Path, photos: list[Path]
+) -> None:
+    """The same numbers mean something else under other labels, the same weights under another activation."""
+    torch.save(torch.randn(3, 512, generator=torch.Generator().manual_seed(0)), tmp_path / "e.pt")
+    found = []
+    for name, labels in (("a", ["cat", "dog", "cup"]), ("b", ["dog", "cat", "cup"])):
+        (tmp_path / f"{name}.txt").write_text("\n".join(labels))
+        options = ExportOptions(
+            weights / "sigrl.pth", tmp_path / name, labels=tmp_path / f"{name}.txt", label_embeddings=tmp_path / "e.pt"
+        )
+        export_bundle(options)
+        recognizer = Recognizer(tmp_path / name, cache_dir=tmp_path / "cache")
+        found.append(recognizer.scores(photos, recognizer.vocabulary(["cat", "cup", "dog"])))
+        own = recognizer.scores(photos, recognizer.vocabulary())[:, np.argsort(labels)]
+        assert np.abs(found[-1] - own).max() < 1e-5  # one fp32 graph, its labels in another order
+    assert np.abs(found[0] - found[1]).max() > 1e-2
+
+    model = build_model(load_checkpoint(weights / "sigrl.pth"), model_config(load_checkpoint(weights / "sigrl.pth")))
+    add_text_tower(model, load_checkpoint(weights / "text.pth"))
+    quick = _text_identity(model, {})
+    model.config = replace(model.config, text=replace(model.config.text, quick_gelu=False))
+    assert _text_identity(model, {}) != quick
 
 
 @pytest.mark.parametrize(
@@ -235,6 +292,10 @@ def test_force_replaces_bundles_only(options: ExportOptions, tmp_path: Path) -> 
         ({"text_tower": "missing.pt"}, "missing.pt: no such file"),
         ({"label_embeddings": Path("e.pt")}, "needs the labels"),
         ({"topk": 0}, "--topk 0"),
+        ({"topk": 26}, "--topk 26: the model has 25 patches"),
+        ({"tolerance": float("nan")}, "--tolerance nan"),
+        ({"text_tower": "ViT-B-16"}, "ViT-B-16: no such file.*NAME:PRETRAINED"),
+        ({"checkpoint": Path("x" * 300)}, "no such file"),
         ({"template": "no place"}, "--template"),
         ({"checkpoint": Path("missing.pth")}, "missing.pth: no such file"),
     ],

@@ -71,7 +71,8 @@ def test_a_missing_file_stays_in_the_list(tree: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argument", "said"), [("*.tif", "matches no file"), ("empty", "no picture in this folder"), ("-", "no pictures")]
+    ("argument", "said"),
+    [("*.tif", "matches no file"), ("empty", "no picture in this folder"), ("-", "list on standard input is empty")],
 )
 def test_nothing_found_is_an_error_that_names_the_argument(tmp_path: Path, argument: str, said: str) -> None:
     (tmp_path / "empty").mkdir()

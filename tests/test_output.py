@@ -76,7 +76,7 @@ def test_csv_with_all_scores_has_a_column_a_label() -> None:
     header, tagged, broken = csv.reader(io.StringIO(_written("csv", TAGGED, BROKEN, all_scores=True), newline=""))
     assert header == ["path", "error", *LABELS]
     np.testing.assert_array_equal(np.float32(tagged[2:]), SCORES)
-    assert broken == ["b.jpg", "b.jpg: is damaged"]
+    assert broken == ["b.jpg", "b.jpg: is damaged", *[""] * len(LABELS)]
 
 
 def test_a_table_says_so_where_no_label_passes_or_a_picture_is_broken() -> None:

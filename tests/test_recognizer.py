@@ -95,7 +95,18 @@ def test_no_picture_and_a_lone_picture(recognizer: Recognizer, photos: list[Path
     assert recognizer.scores([], vocabulary).shape == (0, 2)
     assert recognizer.recognize([], vocabulary) == []
     with pytest.raises(UsageError, match=r"cat\.jpg: is one picture.*brackets"):
-        recognizer.recognize("cat.jpg", vocabulary)  # type: ignore[arg-type]
+        recognizer.recognize("cat.jpg", vocabulary)
+
+
+def test_a_vocabulary_belongs_to_its_bundle(recognizer: Recognizer, copied: Path, photos: list[Path]) -> None:
+    edit(copied, text_identity="another tower")
+    other = Recognizer(copied, cache_dir=False)
+    with pytest.raises(UsageError, match="made by another bundle"):
+        recognizer.scores(photos, other.vocabulary(["cat", "cup"]))
+    with pytest.raises(UsageError, match="is a list; make one with"):
+        recognizer.scores(photos, ["cat", "cup"])  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="device 'gpu': expected auto, cpu or cuda"):
+        Recognizer(copied, device="gpu")
 
 
 def test_every_kind_of_source_gives_the_same_scores(recognizer: Recognizer, photos: list[Path]) -> None:
@@ -187,7 +198,19 @@ def edit(folder: Path, **changes: object) -> None:
         ({"preprocess": {"resize": 3}}, "preprocess"),
         ({"unknown": 1}, "not a complete manifest"),
         ({"variants": {}}, "holds no variant"),
-        ({"variants": {"fp32": {"visual": "other.onnx", "text": None}}}, "other.onnx: missing"),
+        ({"files": {"a\0b": "0" * 64}}, "a file outside the bundle"),
+        ({"files": ["visual.onnx"]}, "no mapping"),
+        ({"topk": 0}, "topk is 0"),
+        ({"topk": "16"}, "topk is '16'"),
+        ({"patch_size": 0}, "patch_size is 0"),
+        ({"image_size": 160}, "image_size 160"),
+        ({"embed_dim": 256}, "visual.onnx: its inputs are not those"),
+        ({"arch": "mkt", "graph_identity": None}, "visual.onnx: its inputs are not those"),
+        ({"graph_identity": None}, "not a complete manifest"),
+        ({"context_length": None}, "context_length is None"),
+        ({"template": "x"}, "template is 'x'"),
+        ({"variants": {"fp32": {"visual": "text.onnx", "text": "visual.onnx"}}}, "text.onnx: its inputs are not those"),
+        ({"variants": {"fp32": {"visual": "other.onnx", "text": "text.onnx"}}}, "other.onnx: missing"),
     ],
 )
 def test_a_manifest_that_means_nothing_is_refused(copied: Path, changes: dict[str, object], message: str) -> None:

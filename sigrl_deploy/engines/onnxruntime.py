@@ -24,27 +24,29 @@ _CPU_PRECISIONS = (Precision.FP32, Precision.FP16)  # the CPU provider has no bf
 class OnnxRuntimeEngine:
     """The bundle's graphs in ONNX Runtime. The text graph is opened when a vocabulary is first built, not before.
 
-    `device` is "auto" (CUDA where this onnxruntime has it), "cpu" or "cuda"; `precision` None takes the bundle's first variant
-    that the device can run. Raises UsageError where the device is not there, BundleError where no variant can run on it.
+    `device` is "auto" (CUDA where it starts, else the CPU), "cpu" or "cuda"; the bundle's first variant that it can run is
+    taken. Raises UsageError where the device is not there, BundleError where no variant can run on it.
     """
 
-    def __init__(self, bundle: Bundle, device: str = "auto", precision: Precision | None = None) -> None:
+    def __init__(self, bundle: Bundle, device: str = "auto") -> None:
+        if device not in ("auto", "cpu", "cuda"):
+            raise UsageError(f"device {device!r}: expected auto, cpu or cuda")
         self._bundle = bundle
         reason = "as asked" if device != "auto" else ""
         if device != "cpu":
             try:
-                self._start("cuda", precision)
+                self._start("cuda")
             except UsageError as error:
                 if device == "cuda":
                     raise
                 reason = str(error).partition(": ")[2].partition(";")[0]
                 device = "cpu"
         if device == "cpu":
-            self._start("cpu", precision)
+            self._start("cpu")
         because = f" ({reason})" if reason else ""
         self.description = f"ONNX Runtime {ort.__version__} on {self.device}{because}, {self.precision.value}"
 
-    def _start(self, device: str, precision: Precision | None) -> None:
+    def _start(self, device: str) -> None:
         available = ort.get_available_providers()
         if device == "cuda" and _CUDA not in available:
             raise UsageError(
@@ -52,10 +54,10 @@ class OnnxRuntimeEngine:
                 "put onnxruntime-gpu in its place (the README says how), or use --device cpu"
             )
         self.device = device
-        self.precision = _choose_precision(self._bundle, device, precision)
+        self.precision = _choose_precision(self._bundle, device)
         self._variant = self._bundle.manifest.variants[self.precision]
         self._visual = self._open(self._bundle.file(self._variant.visual))
-        self._visual_inputs = {node.name for node in self._visual.get_inputs()}
+        _check_interface(self._visual, self._bundle, self._variant.visual)
 
     def _open(self, path: Path) -> ort.InferenceSession:
         options = ort.SessionOptions()
@@ -83,7 +85,7 @@ class OnnxRuntimeEngine:
     def encode(self, pixels: Array, vocabulary: Vocabulary) -> tuple[Array | None, Array]:
         """See `Engine.encode`."""
         feeds = {"pixels": pixels}
-        if "label_embedding" in self._visual_inputs:
+        if self._bundle.manifest.arch.has_graph:
             assert vocabulary.graph_projection is not None
             feeds |= {"label_embedding": vocabulary.label_embedding, "graph_projection": vocabulary.graph_projection}
         outputs = self._visual.run(None, feeds)
@@ -107,16 +109,24 @@ class OnnxRuntimeEngine:
         return dict(zip(names, self._text.run(names, feeds), strict=True))
 
 
-def _choose_precision(bundle: Bundle, device: str, wanted: Precision | None) -> Precision:
+def _choose_precision(bundle: Bundle, device: str) -> Precision:
     variants = bundle.manifest.variants
-    if wanted is not None and wanted not in variants:
-        raise BundleError(
-            f"{bundle.path}: holds {', '.join(v.value for v in variants)}, not {wanted.value}; export that precision"
-        )
-    for precision in [wanted] if wanted else variants:
+    for precision in variants:
         if device == "cuda" or precision in _CPU_PRECISIONS:
             return precision
     raise BundleError(
         f"{bundle.path}: holds {', '.join(v.value for v in variants)}, which ONNX Runtime cannot run on a CPU; "
         "export with --precision fp32, or run on a GPU"
     )
+
+
+def _check_interface(visual: ort.InferenceSession, bundle: Bundle, name: str) -> None:
+    """A graph of another architecture or size than the manifest's would fail at the first picture, or score it wrongly."""
+    manifest = bundle.manifest
+    expected = {"pixels": [3, manifest.image_size, manifest.image_size]}
+    if manifest.arch.has_graph:
+        expected |= {"label_embedding": [manifest.embed_dim], "graph_projection": [manifest.embed_dim]}
+    if {node.name: node.shape[1:] for node in visual.get_inputs()} != expected:
+        raise BundleError(
+            f"{bundle.path / name}: its inputs are not those that the manifest describes; export the bundle again"
+        )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
+import os
 import platform
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -19,20 +18,24 @@ import torch
 
 from sigrl_deploy.bundle import MANIFEST, TOKENIZER, VOCABULARY, Manifest, Variant
 from sigrl_deploy.checkpoint import Checkpoint, add_text_tower, build_model, load_checkpoint, load_pretrained, model_config
-from sigrl_deploy.clip_config import OPENAI, ClipConfig, clip_config
+from sigrl_deploy.clip_config import ClipConfig, clip_config
 from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.errors import CheckpointError, ExportError, UsageError
+from sigrl_deploy.export.folder import check_out, replaced_folder
 from sigrl_deploy.export.graphs import typed
 from sigrl_deploy.export.onnx import export_text, export_visual
 from sigrl_deploy.export.parity import LABELS, EagerScorer, Parity, measure
 from sigrl_deploy.files import sha256_file
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.preprocess import Contract, Preprocess
+from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.tokenizer import write_clip_tokenizer
 from sigrl_deploy.vocabulary import read_labels
 
 log = logging.getLogger(__name__)
 
+CLIP_TOKENS = 49408  # ids that CLIP's tokenizer gives
+MIN_CONTEXT = 8  # the prompt alone has seven tokens, and end of text
 _TOOLS = ("sigrl-deploy", "torch", "onnx", "onnxscript", "onnxruntime", "open_clip_torch")
 
 
@@ -41,14 +44,15 @@ class ExportOptions:
     """What to export and how. None means: what the checkpoint or the architecture says.
 
     `text_tower` is a file, or `NAME:PRETRAINED` for open_clip's own weights. `labels` with `label_embeddings` take the text
-    tower's place; `labels` alone put a vocabulary into the bundle.
+    tower's place; `labels` alone put a vocabulary into the bundle. `clip_config` None means the config of a `NAME:PRETRAINED`
+    text tower, else OpenAI's convention.
     """
 
     checkpoint: Path
     out: Path
     arch: Arch | None = None
     text_tower: str | None = None
-    clip_config: str = OPENAI
+    clip_config: str | None = None
     labels: Path | None = None
     label_embeddings: Path | None = None
     precision: Precision = Precision.FP32
@@ -68,10 +72,9 @@ def export_bundle(options: ExportOptions) -> Parity:
     _check_options(options)
     checkpoint, model, sources = _load(options)
     rows = _label_rows(options, model)
-    with _folder(options.out, options.force) as folder:
-        manifest = _write_graphs(options, checkpoint, model, sources, folder)
-        _write_vocabulary(options, model, rows, folder)
-        manifest = _with_files(manifest, folder)
+    with replaced_folder(options.out) as folder:
+        manifest = _write_graphs(options, checkpoint, model, sources, folder, rows)
+        manifest = _write_vocabulary(options, model, rows, folder, manifest)
         tolerance = options.precision.tolerance if options.tolerance is None else options.tolerance
         log.info("measuring the exported graphs against the eager model")
         parity = measure(model, rows, folder, options.precision, tolerance)
@@ -95,28 +98,46 @@ def _check_options(options: ExportOptions) -> None:
         raise UsageError(f"--topk {options.topk}: expected at least 1 patch")
     if options.template is not None and options.template.count("{label}") != 1:
         raise UsageError(f"--template {options.template!r}: expected the text {{label}} in it, once")
-    if options.out.exists() and not options.force:
-        raise UsageError(f"--out {options.out}: exists already; choose another folder, or replace it with --force")
-    if (
-        options.out.exists()
-        and not (options.out / MANIFEST).is_file()
-        and any(options.out.iterdir() if options.out.is_dir() else [1])
-    ):
-        raise UsageError(f"--out {options.out}: is no bundle, and --force replaces only bundles; choose another folder")
+    if options.tolerance is not None and not 0 <= options.tolerance < math.inf:
+        raise UsageError(f"--tolerance {options.tolerance}: expected a score error of 0 or more")
+    check_out(options.out, options.force)
 
 
 def _load(options: ExportOptions) -> tuple[Checkpoint, SigRL, dict[str, Any]]:
     checkpoint = load_checkpoint(options.checkpoint)
-    clip = clip_config(options.clip_config)
+    clip = clip_config(options.clip_config) if options.clip_config else None
+    text = None
+    if options.label_embeddings is None:
+        text, text_clip = _text_source(options, checkpoint, clip)
+        clip = text_clip if options.clip_config is None else clip
     model = build_model(checkpoint, model_config(checkpoint, options.arch, options.topk, clip))
+    patches = model.config.vision.grid**2
+    if options.topk is not None and options.topk > patches:
+        raise UsageError(f"--topk {options.topk}: the model has {patches} patches; expected at most that many")
     sources = {"checkpoint": _source(options.checkpoint), "layout": checkpoint.layout}
-    if options.label_embeddings is not None:
+    if text is None:
+        assert options.label_embeddings is not None
         return checkpoint, model, sources | {"label_embeddings": _source(options.label_embeddings)}
-    text, text_clip = _text_source(options, checkpoint, clip)
     add_text_tower(model, text, text_clip)
+    _check_tokens(text, model)
     text_path = Path(text.path)
     sources["text_tower"] = _source(text_path) if text_path.is_file() else {"file": text.path, "sha256": None}
     return checkpoint, model, sources
+
+
+def _check_tokens(text: Checkpoint, model: SigRL) -> None:
+    config = model.config.text
+    assert config is not None
+    if config.vocab_size != CLIP_TOKENS:
+        raise CheckpointError(
+            f"{text.path}: tensor {text.label('text.token_embedding.weight')} has {config.vocab_size} rows, expected "
+            f"{CLIP_TOKENS}: a tower for CLIP's tokenizer"
+        )
+    if config.context_length < MIN_CONTEXT:
+        raise CheckpointError(
+            f"{text.path}: tensor {text.label('text.positional_embedding')} has {config.context_length} rows, expected "
+            f"{MIN_CONTEXT} or more"
+        )
 
 
 def _text_source(
@@ -130,8 +151,12 @@ def _text_source(
             f"{options.checkpoint}: holds no text encoder; give one with --text-tower (ViT-B-16.pt, or NAME:PRETRAINED as "
             "open_clip lists them), or --labels with --label-embeddings"
         )
-    if Path(value).exists() or ":" not in value:
+    if os.path.exists(value):
         return load_checkpoint(value), clip
+    if ":" not in value:
+        raise UsageError(
+            f"--text-tower {value}: no such file; expected a file, or NAME:PRETRAINED as open_clip lists them (ViT-B-16:openai)"
+        )
     return load_pretrained(value)
 
 
@@ -184,7 +209,12 @@ def _preprocess(options: ExportOptions, checkpoint: Checkpoint, model: SigRL) ->
 
 
 def _write_graphs(
-    options: ExportOptions, checkpoint: Checkpoint, model: SigRL, sources: dict[str, Any], folder: Path
+    options: ExportOptions,
+    checkpoint: Checkpoint,
+    model: SigRL,
+    sources: dict[str, Any],
+    folder: Path,
+    rows: dict[str, torch.Tensor],
 ) -> Manifest:
     cast = typed(model, options.precision)
     log.info("exporting visual.onnx")
@@ -204,7 +234,7 @@ def _write_graphs(
         template=_template(options, model),
         context_length=text.context_length if text else None,
         preprocess=_preprocess(options, checkpoint, model),
-        text_identity=_identity(model.text.state_dict().items()) if model.text else sources["label_embeddings"]["sha256"],
+        text_identity=_text_identity(model, rows),
         graph_identity=_graph_identity(model),
         variants={options.precision: Variant("visual.onnx", "text.onnx" if has_text else None)},
         files={},
@@ -212,6 +242,14 @@ def _write_graphs(
         tools={"python": platform.python_version()} | {name: version(name) for name in _TOOLS},
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def _text_identity(model: SigRL, rows: dict[str, torch.Tensor]) -> str:
+    """What label embeddings depend on beside the template: the tower's weights and config, or each label's given row."""
+    if model.text is None:
+        return _identity(rows.items())
+    config = torch.frombuffer(bytearray(repr(model.config.text).encode()), dtype=torch.uint8)
+    return _identity([*model.text.state_dict().items(), ("config", config)])
 
 
 def _graph_identity(model: SigRL) -> str | None:
@@ -229,43 +267,27 @@ def _identity(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def _write_vocabulary(options: ExportOptions, model: SigRL, rows: dict[str, torch.Tensor], folder: Path) -> None:
-    if options.labels is None:
-        return
-    vocabulary = EagerScorer(model, rows).vocabulary(list(rows))
-    vocabulary.write(folder / VOCABULARY)
+def _write_vocabulary(
+    options: ExportOptions, model: SigRL, rows: dict[str, torch.Tensor], folder: Path, manifest: Manifest
+) -> Manifest:
+    """Write the vocabulary of `--labels`, made by the exported graphs where they run here, and the manifest with all hashes."""
+    runnable = options.precision is not Precision.BF16
+    if options.labels is not None and not (runnable and options.label_embeddings is None):
+        EagerScorer(typed(model, options.precision), rows).vocabulary(list(rows)).write(folder / VOCABULARY)
+    manifest = _with_files(manifest, folder)
+    if options.labels is not None and runnable:
+        recognizer = Recognizer(folder, device="cpu", cache_dir=False)
+        recognizer.vocabulary(list(rows)).write(folder / VOCABULARY)
+        manifest = _with_files(manifest, folder)
+    return manifest
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
 
 
 def _with_files(manifest: Manifest, folder: Path) -> Manifest:
     """The manifest with the hash of every file, written so that the measurement opens the folder as a user would."""
-    manifest = replace(manifest, files={path.name: sha256_file(path) for path in sorted(folder.iterdir())})
+    manifest = replace(manifest, files=_hashes(folder))
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
-
-
-@contextmanager
-def _folder(out: Path, force: bool) -> Iterator[Path]:
-    """A temporary folder beside `out`, put in its place when the block ends well and removed when it does not."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-    except OSError as error:
-        raise ExportError(f"--out {out}: cannot be created ({error.strerror}); choose a folder that can be written") from None
-    try:
-        temporary.chmod(0o755)
-        yield temporary
-        _put_in_place(temporary, out, force)
-    except OSError as error:
-        raise ExportError(f"--out {out}: cannot be written ({error.strerror or error}); nothing was left behind") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _put_in_place(temporary: Path, out: Path, force: bool) -> None:
-    if force and out.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
-        out.replace(old / "bundle")
-        temporary.replace(out)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        temporary.rename(out)

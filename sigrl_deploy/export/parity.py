@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from sigrl_deploy.config import Precision
 from sigrl_deploy.export.graphs import TextGraph, VisualGraph, typed
-from sigrl_deploy.model.sigrl import SigRL, match
-from sigrl_deploy.recognizer import Recognizer
+from sigrl_deploy.model.sigrl import SigRL, encode_text, match
+from sigrl_deploy.recognizer import LABELS_PER_BATCH, Recognizer
 from sigrl_deploy.vocabulary import Vocabulary
 
 PHOTOS = Path(__file__).parent.parent / "data" / "photos"
@@ -76,11 +76,13 @@ class EagerScorer:
     @torch.inference_mode()
     def _encode(self, labels: tuple[str, ...]) -> Vocabulary:
         rows = torch.stack([self.rows[label] for label in labels])
-        empty = torch.zeros(0, self.config.embed_dim)
-        given = {"token_ids": rows, "cached_embedding": rows if self.config.text is None else empty}
-        names = self.text.input_names
-        outputs = self.text(*(given[name] for name in names)) if names else (rows,)
-        return Vocabulary(labels, *(output.numpy() for output in outputs))
+        if self.config.text is not None:
+            rows = torch.cat([encode_text(self.text.text, batch).float() for batch in rows.split(LABELS_PER_BATCH)])
+        no_labels = torch.zeros(0, 8, dtype=torch.int64)
+        given = {"cached_embedding": rows, "token_ids": no_labels}
+        outputs = self.text(*(given[name] for name in self.text.input_names)) if self.text.gmc is not None else (rows,)
+        label_embedding, *graph_projection = (output.numpy() for output in outputs)
+        return Vocabulary(labels, label_embedding, graph_projection[0] if graph_projection else None)
 
     @torch.inference_mode()
     def __call__(self, pixels: Array, labels: Sequence[str]) -> Array:
