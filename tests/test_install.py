@@ -51,7 +51,7 @@ def test_export_says_what_it_needs(tmp_path: Path) -> None:
     script = Path(str(PYTHON)).parent / "sigrl-deploy"
     done = run(script, "export", "onnx", "model.pth", "--out", "bundle", cwd=tmp_path)
     assert done.returncode == 2
-    assert "pip install 'sigrl-deploy[export]'" in done.stderr
+    assert "pip install '.[export]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
