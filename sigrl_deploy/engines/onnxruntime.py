@@ -21,6 +21,14 @@ _CPU = "CPUExecutionProvider"
 _CPU_PRECISIONS = (Precision.FP32, Precision.FP16)  # the CPU provider has no bf16 products
 
 
+class _NoCudaError(UsageError):
+    """CUDA cannot be used; `reason` is what a fallback states."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"--device cuda: {reason}; {advice}, or use --device cpu")
+        self.reason = reason
+
+
 class OnnxRuntimeEngine:
     """The bundle's graphs in ONNX Runtime. The text graph is opened when a vocabulary is first built, not before.
 
@@ -36,10 +44,10 @@ class OnnxRuntimeEngine:
         if device != "cpu":
             try:
                 self._start("cuda")
-            except UsageError as error:
+            except _NoCudaError as error:
                 if device == "cuda":
                     raise
-                reason = str(error).partition(": ")[2].partition(";")[0]
+                reason = error.reason
                 device = "cpu"
         if device == "cpu":
             self._start("cpu")
@@ -49,9 +57,8 @@ class OnnxRuntimeEngine:
     def _start(self, device: str) -> None:
         available = ort.get_available_providers()
         if device == "cuda" and _CUDA not in available:
-            raise UsageError(
-                "--device cuda: this onnxruntime has no CUDA provider; "
-                "put onnxruntime-gpu in its place (the README says how), or use --device cpu"
+            raise _NoCudaError(
+                "this onnxruntime has no CUDA provider", "put onnxruntime-gpu in its place (the README says how)"
             )
         self.device = device
         self.precision = _choose_precision(self._bundle, device)
@@ -71,10 +78,7 @@ class OnnxRuntimeEngine:
             raise BundleError(f"{path}: ONNX Runtime {ort.__version__} cannot open it ({reason}); export it again") from None
         # ONNX Runtime goes on without a provider that it cannot start.
         if session.get_providers()[0] != providers[0]:
-            raise UsageError(
-                "--device cuda: the CUDA provider did not start; check the GPU, its driver and the CUDA libraries, "
-                "or use --device cpu"
-            )
+            raise _NoCudaError("the CUDA provider did not start", "check the GPU, its driver and the CUDA libraries")
         return session
 
     @cached_property
