@@ -1,6 +1,6 @@
 """Train the demo checkpoints on `scenes`, evaluate them, and write what they reach into the model card.
 
-python benchmarks/demo_checkpoint.py RUNS                 # seeds 0, 1, 2; goes on where it was interrupted
+python benchmarks/demo_checkpoint.py RUNS                 # seeds 0, 1, 2, side by side; goes on where it was interrupted
 python benchmarks/demo_checkpoint.py RUNS --seeds 1       # seed 0 alone
 python benchmarks/demo_checkpoint.py RUNS --ship          # and put seed 0's SigRL model into the package
 
@@ -16,72 +16,66 @@ import os
 import platform
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+import torch
+from model_card import RESULTS, write_card
 from numpy.typing import NDArray
 
-from sigrl_deploy.config import Arch, Precision
+from sigrl_deploy.config import Precision
 from sigrl_deploy.datasets.scenes import LABELS, Scenes
 from sigrl_deploy.eager import load_eager
 from sigrl_deploy.evaluation.metrics import evaluate_scores
 from sigrl_deploy.evaluation.scoring import Model, score_pictures
 from sigrl_deploy.files import replacing
 from sigrl_deploy.trained import HEAD, read_record, write_trained
+from sigrl_deploy.training.data import KeptPictures
 from sigrl_deploy.weights import read_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "sigrl_deploy" / "data"
-RESULTS = ROOT / "benchmarks" / "results" / "scenes.json"
-CARD = DATA / "MODEL_CARD.md"
 PICTURES = 8  # the first of the test split, none chosen
 LABEL_FILE = DATA / "scenes-labels.txt"
 SHIPPED = DATA / "scenes-sigrl.safetensors"
-MARKERS = "<!-- results, by benchmarks/demo_checkpoint.py -->", "<!-- end of results -->"
-
-CLIP = ["--recipe", "contrastive", "--clip-config", str(DATA / "scenes-clip.json"), "--batch-size", "64", "--lr", "1e-3"]
-HEAD_OPTIONS = ["--recipe", "zero-shot", "--batch-size", "32", "--augment", "none", "--topk", "4", "--lr", "5e-4"]
-RUNS = {"clip-ft": Arch.CLIP_FT, "mkt": Arch.MKT, "sigrl": Arch.SIGRL}
-NAMES = {
-    "chance": "chance",
-    "nearest": "nearest neighbours on pixels",
-    "clip": "CLIP, normalised features",
-    "clip-ft": "CLIP-FT",
-    "mkt": "MKT",
-    "sigrl": "SigRL",
+COMMON = ["--precision", "bf16", "--workers", "1", "--keep-pictures", "--validate", "300"]
+CLIP = ["--recipe", "contrastive", "--clip-config", str(DATA / "scenes-clip.json"), "--batch-size", "64", "--lr", "1.5e-3"]
+HEAD_OPTIONS = ["--recipe", "zero-shot", "--batch-size", "32", "--augment", "none", "--lr", "5e-4"]
+RUNS = {
+    "clip-ft": ["--arch", "clip-ft"],
+    "mkt": ["--arch", "mkt", "--topk", "4"],
+    "sigrl": ["--arch", "sigrl", "--topk", "4"],
+    "sigrl-normalised": ["--arch", "sigrl", "--topk", "4", "--loss-input", "normalised"],
 }
 
 
-def train(out: Path, *options: str) -> None:
-    """One `sigrl-deploy train`, or the rest of it where it was interrupted."""
-    resume = ["--resume"] if (out / "state.pt").exists() else []
-    command = [sys.executable, "-m", "sigrl_deploy", "train", "scenes", *options, "--out", str(out), *resume]
-    print("$", " ".join(command[2:]), flush=True)
-    subprocess.run(command, check=True, cwd=ROOT)
+def train(out: Path, threads: int, steps: int, checkpoints: int, *options: str) -> None:
+    """One `sigrl-deploy train`, or the rest of it where it was interrupted. Its messages go to a file beside `out`."""
+    state = out / "state.pt"
+    if state.exists() and torch.load(state, weights_only=True)["progress"]["step"] == steps:
+        return
+    length = ["--steps", str(steps), "--save-every", str(max(1, steps // checkpoints))]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with (out.parent / f"{out.name}.txt").open("a") as messages:
+        resume = ["--resume"] if state.exists() else []
+        env = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        arguments = ["train", "scenes", *COMMON, *options, *length, "--out", str(out), *resume]
+        command(*arguments, env=env, stdout=messages, stderr=subprocess.STDOUT)
 
 
-def train_seed(folder: Path, seed: int, clip_steps: int, head_steps: int) -> None:
-    common = ["--seed", str(seed), "--workers", "1"]
-    train(
-        folder / "clip",
-        *CLIP,
-        "--steps",
-        str(clip_steps),
-        "--save-every",
-        str(max(1, clip_steps // 10)),
-        "--validate",
-        "500",
-        *common,
-    )
-    init = str(folder / "clip" / "model.safetensors")
-    for name, arch in RUNS.items():
-        save = ["--steps", str(head_steps), "--save-every", str(max(1, head_steps // 4)), "--validate", "500"]
-        train(folder / name, *HEAD_OPTIONS, "--init", init, "--arch", arch.value, *save, *common)
+def train_seed(folder: Path, seed: int, clip_steps: int, head_steps: int, threads: int) -> None:
+    own = ["--seed", str(seed)]
+    train(folder / "clip", threads, clip_steps, 10, *CLIP, *own)
+    init = ["--init", str(folder / "clip" / "model.safetensors")]
+    for name, options in RUNS.items():
+        train(folder / name, threads, head_steps, 4, *HEAD_OPTIONS, *options, *init, *own)
 
 
 def measured(scores: NDArray[np.float32], targets: NDArray[np.int8]) -> dict[str, float]:
@@ -91,7 +85,7 @@ def measured(scores: NDArray[np.float32], targets: NDArray[np.int8]) -> dict[str
 
 def evaluate_seed(folder: Path, seed: int, pictures: int) -> list[dict[str, Any]]:
     """Every model of one seed on every label set of the test pictures."""
-    test = Scenes("test")
+    test = KeptPictures(Scenes("test"))
     records = []
     for name in ("clip", *RUNS):
         scorer = load_eager(folder / name / "model.safetensors", device="auto")
@@ -127,34 +121,28 @@ def thumbnail(scenes: Scenes, index: int) -> NDArray[np.float64]:
     return np.asarray(scenes.image(index).resize((24, 24)), np.float64).ravel() / 255
 
 
-def table(records: list[dict[str, Any]]) -> str:
-    """Percent, mean ± sample standard deviation over seeds."""
-    columns = [(s, m) for s in ("unseen", "seen", "all") for m in ("map", "f1_3")]
-    head = "| | " + " | ".join(f"{s} {'mAP' if m == 'map' else 'F1@3'}" for s, m in columns) + " |"
-    lines = [head, "| --- |" + " ---: |" * len(columns)]
-    for model, name in NAMES.items():
-        cells = []
-        for label_set, metric in columns:
-            values = [100 * r[metric] for r in records if r["model"] == model and r["label_set"] == label_set]
-            spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.1f}{spread}" if values else "")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def evaluate_engines(checkpoint: Path, pictures: int) -> list[dict[str, Any]]:
+    """A checkpoint's exports against itself, by the commands that a user has. ONNX Runtime's CPU provider runs no bf16."""
+    records = []
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        bundles = {name: folder / name for name in ("fp32", "fp16")}
+        for name, bundle in bundles.items():
+            command("export", "onnx", str(checkpoint), "--precision", name, "--out", str(bundle))
+        options = [word for bundle in bundles.values() for word in ("--bundle", str(bundle))]
+        out = folder / "results.json"
+        command("evaluate", "scenes", "--checkpoint", str(checkpoint), *options, "--limit", str(pictures), "--out", str(out))
+        for found in json.loads(out.read_text(encoding="utf-8"))["label_sets"]:
+            for name, result in zip(bundles, found["results"][1:], strict=True):
+                record = {"engine": name, "label_set": found["name"], "map": result["map"], "difference": result["difference"]}
+                records.append(record)
+    return records
 
 
-def write_card(results: dict[str, Any]) -> None:
-    text = CARD.read_text(encoding="utf-8")
-    before, rest = text.split(MARKERS[0])
-    _, after = rest.split(MARKERS[1])
-    seeds = sorted({r["seed"] for r in results["records"] if r["model"] == "sigrl"})
-    caption = (
-        f"Percent, on {results['pictures']} test pictures, seeds {', '.join(map(str, seeds))}, by {results['date']}; "
-        f"{results['clip_steps']} updates of 64 captioned pictures, {results['head_steps']} updates of 32 for each head."
-    )
-    with replacing(CARD) as temporary:
-        temporary.write_text(
-            f"{before}{MARKERS[0]}\n{table(results['records'])}\n\n{caption}\n{MARKERS[1]}{after}", encoding="utf-8"
-        )
+def command(*arguments: str, **how: Any) -> None:
+    """`sigrl-deploy` with these arguments, in a process of its own. Raises CalledProcessError where it fails."""
+    print("$ sigrl-deploy", *arguments, flush=True)
+    subprocess.run([sys.executable, "-m", "sigrl_deploy", *arguments], check=True, cwd=ROOT, **how)
 
 
 def ship(folder: Path) -> None:
@@ -174,16 +162,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--clip-steps", type=int, default=8000)
-    parser.add_argument("--head-steps", type=int, default=1000)
+    parser.add_argument("--clip-steps", type=int, default=5000)
+    parser.add_argument("--head-steps", type=int, default=500)
     parser.add_argument("--pictures", type=int, default=4000)
     parser.add_argument("--ship", action="store_true")
     args = parser.parse_args()
     records = baselines(args.pictures)
-    for seed in range(args.seeds):
-        folder = args.runs.resolve() / f"seed{seed}"
-        train_seed(folder, seed, args.clip_steps, args.head_steps)
+    folders = [args.runs.resolve() / f"seed{seed}" for seed in range(args.seeds)]
+    # Models this small gain little from several threads, so seeds share the cores instead.
+    threads = max(1, (os.cpu_count() or 1) // args.seeds)
+    with ThreadPoolExecutor(args.seeds) as pool:
+        runs = [pool.submit(train_seed, f, i, args.clip_steps, args.head_steps, threads) for i, f in enumerate(folders)]
+        for run in runs:
+            run.result()
+    for seed, folder in enumerate(folders):
         records += evaluate_seed(folder, seed, args.pictures)
+    shipped = SHIPPED if args.ship else folders[0] / "sigrl" / "model.safetensors"
+    if args.ship:
+        ship(folders[0])
     results = {
         "date": date.today().isoformat(),
         "pictures": args.pictures,
@@ -191,13 +187,11 @@ def main() -> None:
         "head_steps": args.head_steps,
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "torch": version("torch")},
         "records": records,
+        "engines": evaluate_engines(shipped, args.pictures),
     }
     with replacing(RESULTS) as temporary:
         temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     write_card(results)
-    if args.ship:
-        ship(args.runs.resolve() / "seed0")
-    print(table(records))
 
 
 if __name__ == "__main__":

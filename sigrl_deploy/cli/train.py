@@ -40,9 +40,7 @@ _POSITIVE = click.IntRange(min=1, max=10**9)
     help="Scores as they are, the reference's way, or times a learned scale [default: scaled].",
 )
 @click.option("--entropy-weight", type=click.FloatRange(min=0), help="α of single-positive [default: 0.2 on VOC, else 0.1].")
-@click.option(
-    "--distillation", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Weight of the distillation."
-)
+@click.option("--distillation", type=click.FloatRange(min=0), help="Weight of the distillation, of zero-shot [default: 1].")
 @click.option("--epochs", type=_POSITIVE, help="[default: the recipe's]")
 @click.option("--steps", type=_POSITIVE, help="Updates, in place of --epochs.")
 @click.option("--batch-size", type=_POSITIVE, help="Pictures an update, over all devices [default: the recipe's].")
@@ -54,6 +52,7 @@ _POSITIVE = click.IntRange(min=1, max=10**9)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--devices", type=_POSITIVE, default=1, show_default=True, help="GPUs (or CPU processes) to train on.")
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that load pictures.")
+@click.option("--keep-pictures", is_flag=True, help="Read each picture once and keep it in memory, in every worker.")
 @click.option(
     "--validate", type=click.IntRange(min=0), default=1000, show_default=True, help="Validation pictures; 0 for none."
 )

@@ -1,8 +1,9 @@
 """A CLIP of its own from captioned scenes: SigLIP's sigmoid loss (arXiv 2303.15343) over pictures and over places.
 
-A caption names one object by some of its attributes ("a striped red circle", "a small shape"). It is contrasted with every
-picture of the batch, and with the patch at the middle of every object, so that patch tokens too come to lie near the words for
-what they show. Captions are contrasted within what is computed at once: --accumulate and --devices make that fewer.
+Each object of a picture has a caption, which names it by some of its attributes ("a striped red circle", "a small shape"). It
+is contrasted with every picture of the batch, and with the patch at the middle of every object, so that patch tokens too come
+to lie near the words for what they show. Captions are contrasted within what is computed at once: --accumulate and --devices
+make that fewer.
 """
 
 from __future__ import annotations
@@ -31,29 +32,34 @@ _ANY = -1
 
 @dataclass(frozen=True)
 class CaptionedScene:
-    """One picture's caption, what it asks of an object, and the picture's objects as codes with the places they are at."""
+    """A picture's objects as codes, the places they are at, a caption of each, and what that caption asks of an object."""
 
-    caption: str
-    wanted: NDArray[np.int64]  # [4], `_codes` of an attribute or _ANY
+    captions: tuple[str, ...]
+    wanted: NDArray[np.int64]  # [things, 4], `_codes` of an attribute or _ANY
     things: NDArray[np.int64]  # [things, 4]
     places: NDArray[np.float64]  # [things, 2], x and y from 0 to 1
 
 
-def draw_caption(scenes: Scenes, seed: int, epoch: int, index: int) -> CaptionedScene:
-    """Caption one object of a picture by some of its attributes, each kept with even odds; others in every epoch."""
+def draw_captions(scenes: Scenes, seed: int, epoch: int, index: int) -> CaptionedScene:
+    """Caption every object of a picture by some of its attributes, each kept with even odds; others in every epoch."""
     rng = np.random.default_rng([Purpose.CAPTION, seed, epoch, index])
     things = scenes.things(index)
     codes = np.array([_codes(thing) for thing in things])
-    chosen = codes[rng.integers(len(things))]
-    named = np.flatnonzero(chosen != _ANY)
+    captions, wanted = zip(*(_caption(rng, code) for code in codes), strict=True)
+    places = np.array([(thing.x / SIZE, thing.y / SIZE) for thing in things])
+    return CaptionedScene(captions, np.stack(wanted), codes, places)
+
+
+def _caption(rng: np.random.Generator, code: NDArray[np.int64]) -> tuple[str, NDArray[np.int64]]:
+    """A caption of an object and what it asks [4]."""
+    named = np.flatnonzero(code != _ANY)
     kept = named[rng.uniform(size=len(named)) < 0.5] if rng.uniform() < 0.9 else named
     kept = kept if len(kept) else rng.choice(named, 1)
-    wanted = np.full_like(chosen, _ANY)
-    wanted[kept] = chosen[kept]
+    wanted = np.full_like(code, _ANY)
+    wanted[kept] = code[kept]
     words = [names[code] for names, code in zip(_ATTRIBUTES, wanted, strict=True) if code != _ANY]
     phrase = " ".join(words if wanted[-1] != _ANY else [*words, "shape"])
-    places = np.array([(thing.x / SIZE, thing.y / SIZE) for thing in things])
-    return CaptionedScene(_PROMPTS[rng.integers(len(_PROMPTS))].format(phrase), wanted, codes, places)
+    return _PROMPTS[rng.integers(len(_PROMPTS))].format(phrase), wanted
 
 
 def _codes(thing: Thing) -> list[int]:
@@ -67,24 +73,24 @@ class ContrastiveTask(Task):
     def __init__(self, model: SigRL) -> None:
         super().__init__()
         self.model = model.requires_grad_(True)
-        self.pictures = Scale(10.0, -4.0)  # about one caption in fifty is true of a picture
+        self.pictures = Scale(10.0, -4.0)  # most captions are true of few pictures
         self.places = Scale(10.0, -4.0)
         self.tokenizer = SimpleTokenizer()
 
     def targets(self, extras: list[Any]) -> tuple[Tensor, ...]:
-        """→ token ids [B, L]; picture b shows what caption n says [B, B]; each object's picture [M] and patch [M]; object m is
-        what caption n says [M, B].
+        """M objects in all → token ids of their captions [M, L]; picture b shows what caption n says [B, M]; each object's
+        picture [M] and patch [M]; object m is what caption n says [M, M].
         """
         scenes: list[CaptionedScene] = extras
         owner = np.repeat(np.arange(len(scenes)), [len(scene.things) for scene in scenes])
         things = np.concatenate([scene.things for scene in scenes])
-        wanted = np.stack([scene.wanted for scene in scenes])
+        wanted = np.concatenate([scene.wanted for scene in scenes])
         holds = ((wanted[None] == _ANY) | (wanted[None] == things[:, None])).all(-1)
-        shown = np.zeros((len(scenes), len(scenes)), bool)
+        shown = np.zeros((len(scenes), len(wanted)), bool)
         np.logical_or.at(shown, owner, holds)
         grid = self.model.config.vision.grid
         column, row = (np.concatenate([scene.places for scene in scenes]) * grid).astype(np.int64).T
-        token_ids = cut_padding(self.tokenizer([scene.caption for scene in scenes]))
+        token_ids = cut_padding(self.tokenizer([caption for scene in scenes for caption in scene.captions]))
         return token_ids, *map(torch.from_numpy, (shown, owner, row * grid + column, holds))
 
     def forward(self, pixels: Tensor, *targets: Tensor) -> dict[str, Tensor]:
@@ -98,6 +104,6 @@ class ContrastiveTask(Task):
             place = unit_rows(patches.float()[owner, patch]) @ captions.T
             losses = {
                 "pictures": caption_loss(self.pictures(picture), shown),
-                "places": caption_loss(self.places(place), holds) * len(place) / len(picture),
+                "places": caption_loss(self.places(place), holds),
             }
         return {"loss": losses["pictures"] + losses["places"]} | losses

@@ -53,6 +53,24 @@ class _AsInferred(nn.Module):
         return torch.from_numpy(self.preprocess(image))
 
 
+class KeptPictures:
+    """A data set that keeps the pictures it has read or drawn, as they are: 3 bytes a pixel."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.labels, self.label_sets = dataset.labels, dataset.label_sets
+        self.name, self.targets = dataset.name, dataset.targets
+        self._dataset = dataset
+        self._pictures: dict[int, Image.Image] = {}
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def image(self, index: int) -> Image.Image:
+        if index not in self._pictures:
+            self._pictures[index] = self._dataset.image(index)
+        return self._pictures[index]
+
+
 @dataclass(frozen=True)
 class Example:
     """One picture of a batch: pixels [3, S, S], what the task learns from, and (name, reason) of pictures passed over."""

@@ -46,6 +46,6 @@ def entropy_loss(logits: Tensor, targets: Tensor, weight: float) -> Tensor:
 def caption_loss(logits: Tensor, true: Tensor) -> Tensor:
     """SigLIP's pairwise sigmoid loss: logits [B, N] of pictures and captions, true [B, N] whether a caption holds → scalar.
 
-    A caption may be true of several pictures of a batch; every pair counts, summed over captions, mean over pictures.
+    A caption may be true of several pictures of a batch; every pair counts, summed over pictures, mean over captions.
     """
-    return F.binary_cross_entropy_with_logits(logits, true.to(logits.dtype), reduction="sum") / len(logits)
+    return F.binary_cross_entropy_with_logits(logits, true.to(logits.dtype), reduction="sum") / logits.shape[1]

@@ -104,7 +104,8 @@ class TrainOptions:
     """One run of `sigrl-deploy train`; None means what the recipe, the checkpoint or the data set says.
 
     `steps` counts updates and takes the place of `epochs`. `batch_size` is of one update, over all devices and accumulated
-    parts. `entropy_weight` is the single-positive recipe's α: 0.2 on VOC, 0.1 elsewhere.
+    parts. `entropy_weight` is the single-positive recipe's α: 0.2 on VOC, 0.1 elsewhere. `distillation` weighs the zero-shot
+    recipe's, 1 by default. `keep_pictures` reads each picture once and keeps it in memory, in every worker.
     """
 
     data: str
@@ -120,7 +121,7 @@ class TrainOptions:
     topk: int | None = None
     loss_input: LossInput | None = None
     entropy_weight: float | None = None
-    distillation: float = 1.0
+    distillation: float | None = None
     steps: int | None = None
     epochs: int | None = None
     batch_size: int | None = None
@@ -132,6 +133,7 @@ class TrainOptions:
     device: str = "auto"
     devices: int = 1
     workers: int = 0
+    keep_pictures: bool = False
     validate: int = 1000
     save_every: int = 500
     resume: bool = False

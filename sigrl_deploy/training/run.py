@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from functools import partial
@@ -17,6 +18,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers.csv_logs import CSVLogger
 from numpy.typing import NDArray
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from sigrl_deploy.config import Arch, Precision
@@ -30,8 +32,8 @@ from sigrl_deploy.evaluation.metrics import evaluate_scores
 from sigrl_deploy.evaluation.scoring import Model, score_pictures
 from sigrl_deploy.files import sha256_file
 from sigrl_deploy.trained import TrainedRecord
-from sigrl_deploy.training.contrastive import ContrastiveTask, draw_caption
-from sigrl_deploy.training.data import Examples, augmentation
+from sigrl_deploy.training.contrastive import ContrastiveTask, draw_captions
+from sigrl_deploy.training.data import Examples, KeptPictures, augmentation
 from sigrl_deploy.training.folder import RunFolder
 from sigrl_deploy.training.loop import Progress, Schedule, Validate, fit
 from sigrl_deploy.training.models import Start, new_clip, start_from
@@ -50,11 +52,12 @@ _NOT_CONTRASTIVE = (
     "preprocess",
     "topk",
     "loss_input",
-    "entropy_weight",
     "trained_blocks",
 )
+# What one recipe alone has a use for.
+_ONLY = {"entropy_weight": RecipeName.SINGLE_POSITIVE, "distillation": RecipeName.ZERO_SHOT}
 # What a run may change of itself when it goes on: none of it changes the result.
-_INCIDENTAL = ("out", "resume", "workers", "device")
+_INCIDENTAL = ("out", "resume", "workers", "keep_pictures", "device")
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ def run_train(options: TrainOptions) -> Progress:
     _check_record(record)
     folder = RunFolder(options.out, record, settings, options.resume)
     transform = augmentation(recipe.augment, start.preprocess)
-    examples = Examples(job.dataset, job.indices, transform, job.extra, options.seed)
+    dataset = KeptPictures(job.dataset) if options.keep_pictures else job.dataset
+    examples = Examples(dataset, job.indices, transform, job.extra, options.seed)
     log.info(
         "%s, %s: %d pictures, %d labels, %d updates of %d pictures on %s",
         options.recipe.value,
@@ -97,7 +101,10 @@ def run_train(options: TrainOptions) -> Progress:
         schedule.batch_size,
         fabric.device,
     )
-    return fit(fabric, job.task, examples, recipe, schedule, folder, _validation(options, start, fabric))
+    # In bf16 on a CPU the backward pass of PyTorch's fused attention takes twice as long as that of plain products.
+    slow = options.precision == "bf16" and fabric.device.type == "cpu"
+    with sdpa_kernel(SDPBackend.MATH) if slow else nullcontext():
+        return fit(fabric, job.task, examples, recipe, schedule, folder, _validation(options, start, fabric))
 
 
 def _recipe(options: TrainOptions) -> Recipe:
@@ -118,6 +125,11 @@ def _recipe(options: TrainOptions) -> Recipe:
         value = getattr(options, option)
         if value is not None and not math.isfinite(value):
             raise UsageError(f"--{option.replace('_', '-')} {value}: expected a finite number")
+    for name, recipe_name in _ONLY.items():
+        if getattr(options, name) is not None and options.recipe is not recipe_name:
+            raise UsageError(f"--{name.replace('_', '-')}: is of the {recipe_name.value} recipe; leave it out")
+    if options.arch is Arch.CLIP_FT and options.topk is not None:
+        raise UsageError("--topk: clip-ft matches no patches; leave it out")
     if options.recipe is RecipeName.CONTRASTIVE:
         for name in _NOT_CONTRASTIVE:
             if getattr(options, name) is not None:
@@ -175,7 +187,7 @@ def _tagging(options: TrainOptions, start: Start, recipe: Recipe) -> Job:
         options.recipe,
         recipe.loss_input,
         weight,
-        options.distillation,
+        1.0 if options.distillation is None else options.distillation,
         recipe.trained_blocks,
     )
     return Job(task, dataset, indices, partial(_targets, dataset, columns), labels, {"entropy_weight": weight})
@@ -189,7 +201,7 @@ def _contrastive(options: TrainOptions, start: Start, _: Recipe) -> Job:
     scenes = open_dataset(options.data, "train")
     if not isinstance(scenes, Scenes):
         raise UsageError(f"{options.data}: has no captions; the contrastive recipe learns from scenes")
-    extra = partial(draw_caption, scenes, options.seed)
+    extra = partial(draw_captions, scenes, options.seed)
     return Job(ContrastiveTask(start.model), scenes, np.arange(len(scenes)), extra, scenes.label_sets["seen"], {})
 
 

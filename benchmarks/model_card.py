@@ -1,0 +1,82 @@
+"""Write the tables of the demo checkpoint's model card from `results/scenes.json`.
+
+python benchmarks/model_card.py
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from sigrl_deploy.files import replacing
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "scenes.json"
+CARD = ROOT / "sigrl_deploy" / "data" / "MODEL_CARD.md"
+MARKERS = "<!-- results, by benchmarks/model_card.py -->", "<!-- end of results -->"
+NAMES = {
+    "chance": "chance",
+    "nearest": "nearest neighbours on pixels",
+    "clip": "CLIP, normalised features",
+    "clip-ft": "CLIP-FT",
+    "mkt": "MKT",
+    "sigrl": "SigRL",
+    "sigrl-normalised": "SigRL, loss on normalised scores",
+}
+
+
+def models_table(records: list[dict[str, Any]]) -> str:
+    """Percent, mean ± sample standard deviation over seeds."""
+    columns = [(s, m) for s in ("unseen", "seen", "all") for m in ("map", "f1_3")]
+    head = "| | " + " | ".join(f"{s} {'mAP' if m == 'map' else 'F1@3'}" for s, m in columns) + " |"
+    lines = [head, "| --- |" + " ---: |" * len(columns)]
+    for model, name in NAMES.items():
+        cells = []
+        for label_set, metric in columns:
+            values = [100 * r[metric] for r in records if r["model"] == model and r["label_set"] == label_set]
+            spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.1f}{spread}" if values else "")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def engines_table(engines: list[dict[str, Any]]) -> str:
+    """Each engine against the eager checkpoint; agreement in percent of pictures, mAP in points."""
+    lines = [
+        "| engine | labels | mAP | difference | same top label | same top 3 | largest score difference |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for e in engines:
+        lines.append(
+            f"| {e['engine']} | {e['label_set']} | {100 * e['map']:.2f} | {100 * e['difference']['map']:+.3f} | "
+            f"{100 * e['difference']['top1_agreement']:.2f} | {100 * e['difference']['top3_agreement']:.2f} | "
+            f"{e['difference']['largest_score']:.1e} |"
+        )
+    return "\n".join(lines)
+
+
+def write_card(results: dict[str, Any]) -> None:
+    text = CARD.read_text(encoding="utf-8")
+    before, rest = text.split(MARKERS[0])
+    _, after = rest.split(MARKERS[1])
+    seeds = sorted({r["seed"] for r in results["records"] if r["model"] == "sigrl"})
+    tables = (
+        f"{models_table(results['records'])}\n\n"
+        f"Percent, on {results['pictures']} test pictures, {results['date']}: mean and standard deviation over the seeds "
+        f"{', '.join(map(str, seeds))}, each with a CLIP trained by {results['clip_steps']} updates of 64 captioned "
+        f"pictures, and {results['head_steps']} updates of 32 for each head.\n\n"
+        f"{engines_table(results['engines'])}\n\n"
+        "The checkpoint that ships, exported, against itself in PyTorch, on the same test pictures."
+    )
+    with replacing(CARD) as temporary:
+        temporary.write_text(f"{before}{MARKERS[0]}\n{tables}\n{MARKERS[1]}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_card(json.loads(RESULTS.read_text(encoding="utf-8")))
