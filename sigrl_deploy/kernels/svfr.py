@@ -1,0 +1,190 @@
+"""SVFR, fused: of its [P, C, D] intermediates none leaves the chip.
+
+    S[c, d] = Σ_n softmax_n(E1)[n, c, d] X[n, d]          E1[n, c, d] = Σ_j W1[d, j] tanh(X[n, j] T[c, j])      stage 1
+    V       = S R Waᵀ + G Wbᵀ                              R = unit rows of relu(Sᵀ T)                             between
+    Y[n, d] = X[n, d] Σ_c softmax_n(E2)[n, c, d]          E2[n, c, d] = Σ_j W2[d, j] tanh(X[n, j] V[c, j])      stage 2
+
+(design, "Image side"). Shapes: X [B, P, D], T and G Wbᵀ [C, D], W [D, D]; Y [B, P, D]. A stage is 2·P·C·D² FLOP on the tensor
+cores and P·C·D exponentials; a tanh is computed once for each block of output channels. Both stages compute the transposed
+energy [channels, patches], so that the softmax is a reduction along rows of the accumulator, and all patches of a label are at
+hand at once. Stage 2 sums over labels in registers; labels are split over programs, and the partial sums [splits, B, P, D]
+added. Inputs fp32, fp16 or bf16; accumulation, softmax and sums are in fp32. The plain form is `svfr_stages` of
+`model/materialised.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sigrl_deploy.errors import UsageError
+from sigrl_deploy.kernels.blocks import MIN_BLOCK, Launch, block, check, depth_block, interpreted, precision, product, tanh
+from sigrl_deploy.model.sigrl import SVFR
+
+MAX_PATCHES = 1024
+PROGRAMS = 1024  # what stage 2 splits its labels for: several waves of any GPU
+
+
+@triton.jit
+def _attention(
+    patches,
+    label,
+    weight,
+    channel,
+    patch,
+    TOKENS: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    FAST_TANH: tl.constexpr,
+    WIDE_DOT: tl.constexpr,
+):
+    """exp(E - max_n E) of one label [BLOCK_O, BLOCK_P], 0 behind the last patch, and its sum over patches [BLOCK_O]."""
+    energy = tl.zeros([BLOCK_O, BLOCK_P], tl.float32)
+    for start in range(0, DIM, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        w = tl.load(weight + channel[:, None] * DIM + k[None, :], (channel < DIM)[:, None] & (k < DIM)[None, :], 0.0)
+        x = tl.load(patches + patch[None, :] * DIM + k[:, None], (patch < TOKENS)[None, :] & (k < DIM)[:, None], 0.0)
+        t = tl.load(label + k, k < DIM, 0.0)
+        bounded = tanh(x.to(tl.float32) * t.to(tl.float32)[:, None], FAST_TANH).to(w.dtype)
+        energy = product(w, bounded, energy, WIDE_DOT)
+    energy = tl.where((patch < TOKENS)[None, :], energy, float("-inf"))
+    unscaled = tl.exp(energy - tl.max(energy, 1)[:, None])
+    return unscaled, tl.sum(unscaled, 1)
+
+
+@triton.jit
+def decouple_kernel(
+    patches,  # X [B, P, D]
+    labels,  # T [C, D]
+    weight,  # W1 [D, D]
+    count,  # int32: labels that are not padding
+    semantic,  # out: S [B, C, D] fp32
+    rows,  # C
+    TOKENS: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    FAST_TANH: tl.constexpr,
+    WIDE_DOT: tl.constexpr,
+):
+    # Programs of one label are neighbours: they read the same tanh inputs at the same time.
+    channel = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
+    row, picture = tl.program_id(1), tl.program_id(2)
+    patch = tl.arange(0, BLOCK_P)
+    if row < tl.load(count):
+        patches += picture * TOKENS * DIM
+        unscaled, total = _attention(
+            patches, labels + row * DIM, weight, channel, patch,
+            TOKENS, DIM, BLOCK_O, BLOCK_P, BLOCK_K, FAST_TANH, WIDE_DOT,
+        )  # fmt: skip
+        inside = (channel < DIM)[:, None] & (patch < TOKENS)[None, :]
+        own = tl.load(patches + patch[None, :] * DIM + channel[:, None], inside, 0.0).to(tl.float32)
+        out = semantic + (picture.to(tl.int64) * rows + row) * DIM + channel
+        tl.store(out, tl.sum(unscaled * own, 1) / total, channel < DIM)
+
+
+@triton.jit
+def reconstruct_kernel(
+    patches,  # X [B, P, D]
+    labels,  # V [B, C, D]
+    weight,  # W2 [D, D]
+    count,  # int32: labels that are not padding
+    partial,  # out: [splits, B, P, D] fp32, Σ_c softmax over a split's labels
+    rows,  # C
+    splits,
+    TOKENS: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    FAST_TANH: tl.constexpr,
+    WIDE_DOT: tl.constexpr,
+):
+    channel = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
+    split, picture = tl.program_id(1), tl.program_id(2)
+    patch = tl.arange(0, BLOCK_P)
+    patches += picture * TOKENS * DIM
+    labels += picture.to(tl.int64) * rows * DIM
+    sums = tl.zeros([BLOCK_O, BLOCK_P], tl.float32)
+    for row in range(split, tl.load(count), splits):
+        unscaled, total = _attention(
+            patches, labels + row * DIM, weight, channel, patch,
+            TOKENS, DIM, BLOCK_O, BLOCK_P, BLOCK_K, FAST_TANH, WIDE_DOT,
+        )  # fmt: skip
+        sums += unscaled / total[:, None]
+    out = partial + (split * tl.num_programs(2) + picture).to(tl.int64) * TOKENS * DIM
+    inside = (channel < DIM)[:, None] & (patch < TOKENS)[None, :]
+    tl.store(out + patch[None, :] * DIM + channel[:, None], sums, inside)
+
+
+def launch(tokens: int, dim: int, dtype: torch.dtype, accumulators: int) -> Launch:
+    """Block sizes for P patches: as many output channels as registers hold of `accumulators` tiles [channels, patches].
+
+    Raises UsageError for more than MAX_PATCHES patches.
+    """
+    if tokens > MAX_PATCHES:
+        raise UsageError(f"{tokens} patches: the SVFR kernels take {MAX_PATCHES} at most; switch the fused SVFR off")
+    block_p = block(tokens)
+    block_o = block(dim, max(MIN_BLOCK, 16384 // accumulators // block_p))
+    constants = {
+        "TOKENS": tokens,
+        "DIM": dim,
+        "BLOCK_O": min(block_o, 128 // dtype.itemsize),
+        "BLOCK_P": block_p,
+        "BLOCK_K": depth_block(dim, block_p, dtype),
+        **precision(dtype),
+    }
+    return Launch(constants, warps=8 if block_p >= 128 else 4, stages=2)
+
+
+def decouple(patches: Tensor, labels: Tensor, weight: Tensor, count: Tensor | None = None) -> Tensor:
+    """Stage 1: X [B, P, D], T [C, D], W1 [D, D] → S [B, C, D] fp32.
+
+    `count` int32 [] on the device says how many of the C rows are labels; rows of S behind them are 0.
+    """
+    check("svfr.decouple", patches, labels, weight)
+    (batch, tokens, dim), rows = patches.shape, labels.shape[0]
+    how = launch(tokens, dim, patches.dtype, accumulators=1)
+    semantic = torch.zeros(batch, rows, dim, dtype=torch.float32, device=patches.device)
+    grid = (triton.cdiv(dim, how.constants["BLOCK_O"]), rows, batch)
+    decouple_kernel[grid](
+        patches.contiguous(), labels.contiguous(), weight.contiguous(), _count(count, rows, patches), semantic, rows,
+        **how.constants, num_warps=how.warps, num_stages=how.stages,
+    )  # fmt: skip
+    return semantic
+
+
+def reconstruct(patches: Tensor, labels: Tensor, weight: Tensor, count: Tensor | None = None) -> Tensor:
+    """Stage 2: X [B, P, D], V [B, C, D], W2 [D, D] → Y [B, P, D] of X's dtype. `count` as in `decouple`."""
+    check("svfr.reconstruct", patches, labels, weight)
+    (batch, tokens, dim), rows = patches.shape, labels.shape[1]
+    how = launch(tokens, dim, patches.dtype, accumulators=2)
+    channel_blocks = triton.cdiv(dim, how.constants["BLOCK_O"])
+    splits = max(1, min(rows, PROGRAMS // (channel_blocks * batch))) if not interpreted() else min(rows, 2)
+    partial = torch.empty(splits, batch, tokens, dim, dtype=torch.float32, device=patches.device)
+    reconstruct_kernel[channel_blocks, splits, batch](
+        patches.contiguous(), labels.contiguous(), weight.contiguous(), _count(count, rows, patches), partial, rows, splits,
+        **how.constants, num_warps=how.warps, num_stages=how.stages,
+    )  # fmt: skip
+    return (patches.float() * partial.sum(0)).to(patches.dtype)
+
+
+def _count(count: Tensor | None, rows: int, like: Tensor) -> Tensor:
+    return torch.full((), rows, dtype=torch.int32, device=like.device) if count is None else count
+
+
+def svfr(
+    module: SVFR, patches: Tensor, label_embedding: Tensor, graph_projection: Tensor, count: Tensor | None = None
+) -> Tensor:
+    """X [B, P, D], T [C, D], G Wbᵀ [C, D] → Y [B, P, D], with the module's weights, all of one dtype. Inference only.
+
+    Rows of T behind `count` must be 0, so that they add nothing to Sᵀ T.
+    """
+    semantic = decouple(patches, label_embedding, module.decouple.weight, count)
+    v = module.between(semantic, label_embedding, graph_projection).to(patches.dtype)
+    return reconstruct(patches, v, module.reconstruct.weight, count)

@@ -1,0 +1,186 @@
+"""The fused ops against float64, in Triton's interpreter or, where there is one, on a GPU.
+
+The rule: the error against float64 is at most twice that of plain PyTorch at the same dtype. Errors are norms over all
+elements, since the largest of a few elements is luck. `model/materialised.py` and `model/sigrl.py` are the plain forms.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from sigrl_deploy.config import Arch, GraphConfig
+from sigrl_deploy.errors import UsageError
+from sigrl_deploy.kernels.gmc import gmc
+from sigrl_deploy.kernels.match import match
+from sigrl_deploy.kernels.svfr import reconstruct, svfr
+from sigrl_deploy.model import materialised
+from sigrl_deploy.model.sigrl import GMC, SVFR
+from sigrl_deploy.model.sigrl import match as plain_match
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+pytestmark = [pytest.mark.filterwarnings("ignore"), *([pytest.mark.gpu] if DEVICE == "cuda" else [])]
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> None:
+    torch.manual_seed(0)
+    torch.set_grad_enabled(False)
+    yield
+    torch.set_grad_enabled(True)
+
+
+def distance(got: Tensor, exact: Tensor) -> float:
+    return float((got.double() - exact).norm() / exact.norm())
+
+
+def check(got: Tensor, plain: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
+    assert got.isfinite().all()
+    # Half a rounding of the result: below it one of the two being luckier says nothing.
+    floor = torch.finfo(dtype).eps / 2
+    assert distance(got, exact) <= max(2 * distance(plain, exact), floor), (distance(got, exact), distance(plain, exact))
+
+
+def draw(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(*shape, device=DEVICE).to(dtype)
+
+
+def in_float64(module: torch.nn.Module) -> torch.nn.Module:
+    return copy.deepcopy(module).double()
+
+
+# Batch, patches, labels, width: one of each, sizes that fill no block, many labels, many patches, the real width.
+SVFR_CASES = [(1, 1, 1, 16), (2, 49, 7, 40), (1, 25, 81, 32), (1, 9, 1006, 16), (1, 577, 3, 48), (1, 196, 2, 512)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("batch", "tokens", "labels", "dim"), SVFR_CASES)
+def test_svfr(batch: int, tokens: int, labels: int, dim: int, dtype: torch.dtype) -> None:
+    module = SVFR(dim).to(DEVICE, dtype)
+    patches, label_embedding, graph = (draw(*shape, dtype=dtype) for shape in ((batch, tokens, dim), *[(labels, dim)] * 2))
+    got = svfr(module, patches, label_embedding, module.graph_projection(graph))
+    wide = [x.double() for x in (patches, label_embedding, graph)]
+    exact = materialised.svfr_stages(in_float64(module), *wide)[1]
+    plain = materialised.svfr_stages(module, patches, label_embedding, graph)[1]
+    assert got.dtype is dtype
+    check(got, plain, exact, dtype)
+
+
+def test_svfr_with_large_weights_does_not_overflow() -> None:
+    """Energies of some hundreds, whose exponentials fp32 does not hold."""
+    module = SVFR(32).to(DEVICE)
+    module.decouple.weight *= 400
+    module.reconstruct.weight *= 400
+    patches, label_embedding, graph = (draw(*shape, dtype=torch.float32) for shape in ((1, 20, 32), (5, 32), (5, 32)))
+    got = svfr(module, patches, label_embedding, module.graph_projection(graph))
+    exact = materialised.svfr_stages(in_float64(module), *(x.double() for x in (patches, label_embedding, graph)))[1]
+    plain = materialised.svfr_stages(module, patches, label_embedding, graph)[1]
+    check(got, plain, exact, torch.float32)
+
+
+def test_rows_behind_the_count_change_nothing() -> None:
+    """A vocabulary padded to a bucket: zero rows of T, whatever G Wbᵀ holds there."""
+    module = SVFR(32).to(DEVICE)
+    patches, label_embedding, projection = (draw(*shape, dtype=torch.float32) for shape in ((2, 20, 32), (11, 32), (11, 32)))
+    padded = torch.cat([label_embedding, torch.zeros(5, 32, device=DEVICE)]), torch.cat([projection, projection[:5]])
+    count = torch.tensor(11, dtype=torch.int32, device=DEVICE)
+    assert torch.allclose(svfr(module, patches, *padded, count), svfr(module, patches, label_embedding, projection), atol=1e-6)
+
+
+def test_a_picture_does_not_depend_on_its_batch() -> None:
+    module = SVFR(32).to(DEVICE)
+    patches, label_embedding, projection = (draw(*shape, dtype=torch.float32) for shape in ((3, 20, 32), (7, 32), (7, 32)))
+    together = svfr(module, patches, label_embedding, projection)
+    alone = svfr(module, patches[1:2], label_embedding, projection)
+    assert torch.allclose(together[1:2], alone, atol=1e-6)  # labels may be split otherwise, and sums reordered
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("batch", "tokens", "labels", "dim", "topk"),
+    [
+        (1, 1, 1, 16, 1),
+        (2, 49, 7, 40, 16),
+        (1, 196, 81, 64, 18),
+        (1, 25, 1006, 32, 25),
+        (1, 577, 33, 48, 577),
+        (1, 9, 3, 512, 1),
+    ],
+)
+def test_match(batch: int, tokens: int, labels: int, dim: int, topk: int, dtype: torch.dtype) -> None:
+    local, global_feature, label_embedding = (
+        draw(*shape, dtype=dtype) for shape in ((batch, tokens, dim), (batch, dim), (labels, dim))
+    )
+    score, evidence = match(local, global_feature, label_embedding, topk, with_evidence=True)
+    wide = [x.double() for x in (local, global_feature, label_embedding)]
+    exact = plain_match(Arch.MKT, *wide, topk)
+    check(score, plain_match(Arch.MKT, local, global_feature, label_embedding, topk), exact, dtype)
+    assert evidence is not None
+    grid = wide[2] @ wide[0].transpose(1, 2)
+    assert distance(evidence, grid) <= max(2 * distance(label_embedding @ local.transpose(1, 2), grid), torch.finfo(dtype).eps)
+    assert torch.equal(match(local, global_feature, label_embedding, topk)[0], score)
+
+
+def test_the_mean_of_the_largest_counts_ties_and_signs_right() -> None:
+    """One channel, so that similarities are what is given: equal ones, zeros of both signs, infinitely small and negative."""
+    values = torch.tensor([3.0, -1.0, 3.0, 0.0, -0.0, 3.0, 1e-45, -7.0, 2.0, -1.0, 2.0], device=DEVICE)
+    local = torch.zeros(1, 11, 16, device=DEVICE)
+    local[0, :, 0] = values
+    label = torch.zeros(2, 16, device=DEVICE)
+    label[:, 0] = torch.tensor([1.0, -1.0])
+    for topk in range(1, 12):
+        score, _ = match(local, torch.zeros(1, 16, device=DEVICE), label, topk)
+        best = torch.stack([values.sort(descending=True).values, (-values).sort(descending=True).values])
+        means = best[:, :topk].double().mean(1)
+        expected = means / means.norm() / 2
+        assert torch.allclose(score[0].double(), expected, atol=1e-6), topk
+
+
+def test_zero_features_and_zero_labels_score_zero() -> None:
+    label_embedding = draw(5, 16, dtype=torch.float32)
+    label_embedding[2:] = 0
+    local, global_feature = draw(1, 9, 16, dtype=torch.float32), draw(1, 16, dtype=torch.float32)
+    score, _ = match(local, global_feature, label_embedding, 4)
+    assert (score[0, 2:] == 0).all()
+    assert torch.allclose(score[:, :2], match(local, global_feature, label_embedding[:2], 4)[0], atol=1e-6)
+    assert (match(local * 0, global_feature * 0, label_embedding, 4)[0] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("labels", "dim", "heads", "width"), [(1, 16, 1, 3), (7, 40, 4, 32), (81, 512, 4, 32), (1006, 24, 2, 5)]
+)
+def test_gmc(labels: int, dim: int, heads: int, width: int, dtype: torch.dtype) -> None:
+    module = GMC((GraphConfig(dim, heads, width), GraphConfig(heads * width, 1, dim))).eval().to(DEVICE, dtype)
+    label_embedding = draw(labels, dim, dtype=dtype)
+    exact = materialised.gmc(in_float64(module), label_embedding.double())
+    got = gmc(module, label_embedding)
+    assert got.dtype is dtype
+    check(got, module(label_embedding), exact, dtype)
+
+
+def test_what_the_kernels_cannot_take_is_said() -> None:
+    patches, labels, weight = torch.zeros(1, 9, 16), torch.zeros(1, 2, 16), torch.zeros(16, 16)
+    with pytest.raises(UsageError, match="expected fp32, fp16 or bf16, all the same"):
+        reconstruct(patches.double(), labels, weight)
+    with pytest.raises(UsageError, match="all the same"):
+        reconstruct(patches, labels.half(), weight)
+    with pytest.raises(UsageError, match="1025 patches: the SVFR kernels take 1024 at most"):
+        reconstruct(torch.zeros(1, 1025, 16, device=DEVICE), labels.to(DEVICE), weight.to(DEVICE))
+
+
+def test_every_kernel_compiles_for_every_chip(capsys: pytest.CaptureFixture[str]) -> None:
+    """For sm_80, sm_90 and sm_100, without register spills and within their shared memory; prints what each kernel takes."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "sigrl_deploy.kernels.compile"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    with capsys.disabled():
+        print(f"\n{done.stdout}")
+    assert done.returncode == 0, done.stdout + done.stderr
