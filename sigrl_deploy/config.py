@@ -38,20 +38,25 @@ class Arch(str, Enum):
 
 
 class Precision(str, Enum):
-    """The dtype that an exported file's weights and matrix products have. Inputs and outputs are fp32 in every file."""
+    """The dtype that an exported file's weights and matrix products have. Inputs and outputs are fp32 in every file.
+
+    int8 is for CPUs: products of the visual side in 8 bits, everything else, and the text side, in fp32.
+    """
 
     FP32 = "fp32"
     FP16 = "fp16"
     BF16 = "bf16"
+    INT8 = "int8"
 
     @property
     def tolerance(self) -> float:
         """Largest score error against the eager fp32 model that an export may have by default."""
-        return {Precision.FP32: 1e-4, Precision.FP16: 5e-3, Precision.BF16: 3e-2}[self]
+        return {Precision.FP32: 1e-4, Precision.FP16: 5e-3, Precision.BF16: 3e-2, Precision.INT8: 5e-2}[self]
 
     @property
     def torch_name(self) -> str:
-        return {Precision.FP32: "float32", Precision.FP16: "float16", Precision.BF16: "bfloat16"}[self]
+        """The torch dtype of what is not a product in 8 bits."""
+        return {Precision.FP16: "float16", Precision.BF16: "bfloat16"}.get(self, "float32")
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ _EXPORT_OPTIONS = [
         help="How pictures were prepared in training [default: zero-shot; clip for --arch clip].",
     ),
     click.option("--template", help="Prompt with {label} in it [default: the architecture's]."),
-    click.option("--tolerance", type=float, help="Largest score error [default: 1e-4 fp32, 5e-3 fp16, 3e-2 bf16]."),
+    click.option("--tolerance", type=float, help="Largest score error [default: 1e-4 fp32, 5e-3 fp16, 3e-2 bf16, 5e-2 int8]."),
     click.option("--force", is_flag=True, help="Replace the bundle at --out, never anything else."),
 ]
 

@@ -18,7 +18,7 @@ from sigrl_deploy.vocabulary import Vocabulary
 
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
-_CPU_PRECISIONS = (Precision.FP32, Precision.FP16)  # the CPU provider has no bf16 products
+_CPU_PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8)  # the CPU provider has no bf16 products
 
 
 class _NoCudaError(UsageError):
@@ -92,7 +92,11 @@ class OnnxRuntimeEngine:
         if self._bundle.manifest.arch.has_graph:
             assert vocabulary.graph_projection is not None
             feeds |= {"label_embedding": vocabulary.label_embedding, "graph_projection": vocabulary.graph_projection}
-        outputs = self._visual.run(None, feeds)
+        if self.precision is Precision.INT8:  # a graph of one picture, whose scales are its own
+            parts = [self._visual.run(None, feeds | {"pixels": pixels[i : i + 1]}) for i in range(len(pixels))]
+            outputs = [np.concatenate(rows) for rows in zip(*parts, strict=True)]
+        else:
+            outputs = self._visual.run(None, feeds)
         return (outputs[0], outputs[1]) if len(outputs) == 2 else (None, outputs[0])
 
     def encode_labels(self, token_ids: NDArray[np.int64]) -> Array:

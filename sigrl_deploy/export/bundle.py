@@ -155,7 +155,7 @@ def _write_graphs(
 ) -> Manifest:
     cast = typed(model, options.precision)
     log.info("exporting visual.onnx")
-    export_visual(cast, folder / "visual.onnx")
+    export_visual(cast, folder / "visual.onnx", options.precision)
     log.info("exporting text.onnx")
     has_text = export_text(cast, folder / "text.onnx")
     text = model.config.text

@@ -3,6 +3,8 @@
 A runtime that has a kernel for the node uses it; one that has none inlines the body. Both bodies hold a Loop whose tiles fill
 a scan output (a slice by computed bounds does not build in TensorRT), so memory does not grow with P·C·D or C²·F. Matrix
 products and tanh run in the dtype of the inputs; norms, softmax, exp, row scaling and every sum over patches or labels in fp32.
+The 8-bit form of SVFR quantises what tanh gives, which lies within ±1: its scale is fixed, so that no picture's result depends
+on another picture.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ EXP_LIMIT = 80.0  # exp overflows fp32 at 88; the rest is room for rounding
 # patch, so the reciprocal of its denominator is multiplied by 0. `{shift}` subtracts the maximum where exp could overflow.
 _SVFR = """
 <domain: "sigrl", opset_import: ["": {opset}]>
-SVFR (patches, label_embedding, graph_projection, decouple, fuse, reconstruct) => (local)
+SVFR (patches, label_embedding, graph_projection, decouple, fuse, reconstruct{scales}) => (local)
 {{
   zero = Constant <value_ints = [0]> ()
   one = Constant <value_ints = [1]> ()
@@ -31,6 +33,8 @@ SVFR (patches, label_embedding, graph_projection, decouple, fuse, reconstruct) =
   float_zero = Constant <value_float = 0.0> ()
   float_one = Constant <value_float = 1.0> ()
   always = Constant <value = bool {{1}}> ()
+  tanh_step = Constant <value_float = 0.007874015748031496> ()
+  middle = Constant <value = uint8 {{128}}> ()
 
   patch_shape = Shape (patches)
   batch = Slice (patch_shape, zero, one)
@@ -68,8 +72,7 @@ SVFR (patches, label_embedding, graph_projection, decouple, fuse, reconstruct) =
       label = Gather <axis = 0> (first_tiles, i)
       product = Mul (x, label)
       bounded = Tanh (product)
-      energy_typed = MatMul (bounded, decouple)
-      energy = Cast <to = 1> (energy_typed)
+{decouple}
 {shift}
       weight = Exp (safe)
       denominator = ReduceSum <keepdims = 0> (weight, two)
@@ -106,8 +109,7 @@ SVFR (patches, label_embedding, graph_projection, decouple, fuse, reconstruct) =
       label = Gather <axis = 0> (second_tiles, i)
       product = Mul (x, label)
       bounded = Tanh (product)
-      energy_typed = MatMul (bounded, reconstruct)
-      energy = Cast <to = 1> (energy_typed)
+{reconstruct}
 {shift}
       weight = Exp (safe)
       denominator = ReduceSum <keepdims = 1> (weight, two)
@@ -121,6 +123,13 @@ SVFR (patches, label_embedding, graph_projection, decouple, fuse, reconstruct) =
   local = CastLike (local_fp32, patches)
 }}
 """
+_TYPED_PRODUCT = """      energy_typed = MatMul (bounded, {weight})
+      energy = Cast <to = 1> (energy_typed)"""
+# Steps of 1/127 about 128, as 8-bit products take unsigned by signed numbers; `{weight}_scale` [D] has the steps of both sides.
+_INT8_PRODUCT = """      steps = QuantizeLinear (bounded, tanh_step, middle)
+      counts = MatMulInteger (steps, {weight}, middle)
+      counts_fp32 = Cast <to = 1> (counts)
+      energy = Mul (counts_fp32, {weight}_scale)"""
 _PLAIN = "      safe = Identity (energy)"
 _SHIFTED = """      largest = ReduceMax <keepdims = 1> (energy, two)
       safe = Sub (energy, largest)"""
@@ -183,12 +192,21 @@ GMC (label_embedding, weight1, attention1, weight2, attention2) => (graph)
 """
 
 
-def svfr_function(shift: bool) -> onnx.FunctionProto:
+def svfr_function(shift: bool, int8: bool = False) -> onnx.FunctionProto:
     """`SVFR(X [B, P, D], T [C, D], G Wbᵀ [C, D], W1ᵀ, Waᵀ, W2ᵀ [D, D]) → Y [B, P, D]`, all of one float dtype.
 
-    `shift` subtracts the maximum over patches before exp; see `needs_shift`.
+    `shift` subtracts the maximum over patches before exp; see `exponent_bound`. `int8` takes W1ᵀ and W2ᵀ as int8 with two more
+    inputs [D] fp32, the scale of each of their columns divided by 127 (`quantise.columns`), and the others in fp32.
     """
-    text = _SVFR.format(opset=OPSET, tile=LABEL_TILE, shift=_SHIFTED if shift else _PLAIN)
+    product = _INT8_PRODUCT if int8 else _TYPED_PRODUCT
+    text = _SVFR.format(
+        opset=OPSET,
+        tile=LABEL_TILE,
+        shift=_SHIFTED if shift else _PLAIN,
+        scales=", decouple_scale, reconstruct_scale" if int8 else "",
+        decouple=product.format(weight="decouple"),
+        reconstruct=product.format(weight="reconstruct"),
+    )
     return onnx.parser.parse_function(text)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sigrl_deploy.config import Precision
 from sigrl_deploy.export.functions import DOMAIN
+from sigrl_deploy.export.quantise import columns
 from sigrl_deploy.model.sigrl import GMC, SVFR, GraphAttention, SigRL, encode_image, encode_text
 from sigrl_deploy.model.towers import cast_keeping_norms
 
@@ -21,8 +22,8 @@ from sigrl_deploy.model.towers import cast_keeping_norms
 def typed(model: SigRL, precision: Precision) -> SigRL:
     """A copy of the model in the dtype of an exported file: matrix weights in `precision`, layer norms in fp32."""
     model = copy.deepcopy(model)
-    if precision is not Precision.FP32:
-        dtype = getattr(torch, precision.torch_name)
+    dtype = getattr(torch, precision.torch_name)
+    if dtype is not torch.float32:
         for part in (model.visual, model.text, model.gmc, model.svfr):
             if part is not None:
                 cast_keeping_norms(part, dtype)
@@ -36,18 +37,24 @@ def _symbolic(op: str, inputs: Sequence[Tensor], like: Tensor) -> Tensor:
 class SVFRNode(nn.Module):
     """`sigrl::SVFR`; its weights are stored transposed, so that every product reads them in rows."""
 
-    def __init__(self, svfr: SVFR, dim: int) -> None:
+    def __init__(self, svfr: SVFR, dim: int, precision: Precision) -> None:
         super().__init__()
         self.svfr = svfr
-        self.register_buffer("decouple", svfr.decouple.weight.T.contiguous())
-        self.register_buffer("fuse", svfr.fuse.weight[:, :dim].T.contiguous())
-        self.register_buffer("reconstruct", svfr.reconstruct.weight.T.contiguous())
+        weights = {"decouple": svfr.decouple.weight.T, "reconstruct": svfr.reconstruct.weight.T}
+        scales = {}
+        if precision is Precision.INT8:
+            for name, weight in list(weights.items()):
+                weights[name], scales[f"{name}_scale"] = columns(weight.detach())
+        values = {"decouple": weights["decouple"], "fuse": svfr.fuse.weight[:, :dim].T, "reconstruct": weights["reconstruct"]}
+        self.names = [*values, *scales]
+        for name, value in (values | scales).items():
+            self.register_buffer(name, value.contiguous())
 
     def forward(self, patches: Tensor, label_embedding: Tensor, graph_projection: Tensor) -> Tensor:
         if not torch.onnx.is_in_onnx_export():
             return self.svfr(patches, label_embedding, graph_projection)
-        inputs = [patches, label_embedding, graph_projection, self.decouple, self.fuse, self.reconstruct]
-        return _symbolic("SVFR", inputs, patches)  # type: ignore[arg-type]
+        weights = [self.get_buffer(name) for name in self.names]
+        return _symbolic("SVFR", [patches, label_embedding, graph_projection, *weights], patches)
 
 
 class GMCNode(nn.Module):
@@ -74,11 +81,11 @@ class VisualGraph(nn.Module):
     Without SVFR pixels are the only input; without a local match the global feature is the only output.
     """
 
-    def __init__(self, model: SigRL) -> None:
+    def __init__(self, model: SigRL, precision: Precision = Precision.FP32) -> None:
         super().__init__()
         self.visual = model.visual
         self.local = model.config.arch.has_local
-        self.svfr = SVFRNode(model.svfr, model.config.embed_dim) if model.svfr is not None else None
+        self.svfr = SVFRNode(model.svfr, model.config.embed_dim, precision) if model.svfr is not None else None
 
     @property
     def input_names(self) -> list[str]:

@@ -16,8 +16,10 @@ import torch
 from onnxscript import opset20
 from torch import Tensor, nn
 
+from sigrl_deploy.config import Precision
 from sigrl_deploy.export.functions import DOMAIN, EXP_LIMIT, OPSET, gmc_function, svfr_function
 from sigrl_deploy.export.graphs import TextGraph, VisualGraph
+from sigrl_deploy.export.quantise import quantised_tower
 from sigrl_deploy.model.sigrl import SVFR, SigRL
 
 _PROTOBUF_LIMIT = 2**31 - 2**26  # bytes: protobuf's 2 GiB less room for the graph; larger weights go into a file beside it
@@ -25,16 +27,21 @@ _FP32 = onnx.TensorProto.FLOAT
 op: Any = opset20  # its annotations know tensors only, and refuse the values that a translation is traced with
 
 
-def export_visual(model: SigRL, path: Path) -> None:
-    """Write `visual.onnx` of a model in one precision; batch and label count are dynamic."""
-    graph = VisualGraph(model).eval()
+def export_visual(model: SigRL, path: Path, precision: Precision) -> None:
+    """Write `visual.onnx` of a model typed in `precision`; batch and label count are dynamic. In int8 the batch is 1."""
+    graph = VisualGraph(model, precision).eval()
+    int8 = precision is Precision.INT8
     size, dim = model.config.vision.image_size, model.config.embed_dim
     vocabulary = [torch.zeros(3, dim) for _ in graph.input_names[1:]]  # one tensor given twice would become one input
     labels = torch.export.Dim("labels")
-    dynamic = ({0: torch.export.Dim("batch")}, *([tuple({0: labels} for _ in vocabulary)] if vocabulary else []))
-    proto = _export(graph, (torch.zeros(2, 3, size, size), *vocabulary), dynamic, graph.input_names, graph.output_names)
+    batch = {} if int8 else {0: torch.export.Dim("batch")}
+    dynamic = (batch, *([tuple({0: labels} for _ in vocabulary)] if vocabulary else []))
+    pixels = torch.zeros(1 if int8 else 2, 3, size, size)
+    proto = _export(graph, (pixels, *vocabulary), dynamic, graph.input_names, graph.output_names)
+    if int8:
+        proto = quantised_tower(proto)
     if model.svfr is not None:
-        proto.functions.append(svfr_function(shift=exponent_bound(model) > EXP_LIMIT))
+        proto.functions.append(svfr_function(exponent_bound(model) > EXP_LIMIT, int8))
     _save(proto, path)
 
 

@@ -20,11 +20,11 @@ import triton.language as tl
 from torch import Tensor
 
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.kernels.blocks import MIN_BLOCK, Launch, block, check, depth_block, interpreted, precision, product, tanh
+from sigrl_deploy.kernels.blocks import MIN_BLOCK, Launch, block, check, depth_block, precision, product, tanh
 from sigrl_deploy.model.sigrl import SVFR
 
 MAX_PATCHES = 1024
-PROGRAMS = 1024  # what stage 2 splits its labels for: several waves of any GPU
+PROGRAMS = 256  # what stage 2 splits its labels for: two a multiprocessor of the largest GPUs
 
 
 @triton.jit
@@ -165,7 +165,7 @@ def reconstruct(patches: Tensor, labels: Tensor, weight: Tensor, count: Tensor |
     (batch, tokens, dim), rows = patches.shape, labels.shape[1]
     how = launch(tokens, dim, patches.dtype, accumulators=2)
     channel_blocks = triton.cdiv(dim, how.constants["BLOCK_O"])
-    splits = max(1, min(rows, PROGRAMS // (channel_blocks * batch))) if not interpreted() else min(rows, 2)
+    splits = max(1, min(rows, PROGRAMS // (channel_blocks * batch)))
     partial = torch.empty(splits, batch, tokens, dim, dtype=torch.float32, device=patches.device)
     reconstruct_kernel[channel_blocks, splits, batch](
         patches.contiguous(), labels.contiguous(), weight.contiguous(), _count(count, rows, patches), partial, rows, splits,
