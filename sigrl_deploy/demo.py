@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from sigrl_deploy.bundle import MANIFEST, Bundle
+from sigrl_deploy.errors import BundleError
 from sigrl_deploy.export.bundle import ExportOptions, export_bundle
 from sigrl_deploy.infer import InferOptions, run_infer
 
@@ -19,10 +21,11 @@ PICTURES = DATA / "scenes"
 def run_demo(out: Path) -> int:
     """Export to `out`/bundle, print the tags of the package's scenes, draw heat maps into `out`/heatmaps.
 
-    Returns how many pictures could not be read. Raises what export and infer raise.
+    A bundle that is there is replaced if it is a demo's. Returns how many pictures could not be read. Raises what export and
+    infer raise.
     """
     log.info("exporting %s to %s", CHECKPOINT.name, out / "bundle")
-    export_bundle(ExportOptions(CHECKPOINT, out / "bundle", labels=LABELS, force=True))
+    export_bundle(ExportOptions(CHECKPOINT, out / "bundle", labels=LABELS, force=_is_ours(out / "bundle")))
     failed = run_infer(
         InferOptions(
             pictures=[str(path) for path in sorted(PICTURES.glob("*.jpg"))],
@@ -42,3 +45,13 @@ def run_demo(out: Path) -> int:
     )
     log.info("heat maps: %s", out / "heatmaps")
     return failed
+
+
+def _is_ours(bundle: Path) -> bool:
+    """Whether a bundle was exported from the demo's checkpoint."""
+    if not (bundle / MANIFEST).exists():
+        return False
+    try:
+        return bool(Bundle(bundle).manifest.source["checkpoint"]["file"] == CHECKPOINT.name)
+    except (BundleError, KeyError, TypeError):
+        return False

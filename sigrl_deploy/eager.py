@@ -165,6 +165,13 @@ class EagerModel:
     def arch(self) -> Arch:
         return self.model.config.arch
 
+    @property
+    def rules(self) -> dict[str, object]:
+        """By name, everything beside weights that scores depend on."""
+        config = self.model.config
+        preprocess = self.preprocess.contract.value
+        return {"arch": config.arch.value, "topk": config.topk, "template": self.template, "preprocess": preprocess}
+
     def pixels(self, image: ImageSource) -> NDArray[np.float32]:
         """One picture → [3, H, W], as the checkpoint was trained. Raises ImageError where it cannot be read."""
         return self.preprocess(read_image(image))

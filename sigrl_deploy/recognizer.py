@@ -61,6 +61,13 @@ class Recognizer:
         self._cache = self._open_cache(cache_dir)
         log.info("engine: %s", self.engine.description)
 
+    @property
+    def rules(self) -> dict[str, object]:
+        """By name, everything beside weights that scores depend on."""
+        manifest = self.bundle.manifest
+        preprocess = manifest.preprocess.contract.value
+        return {"arch": manifest.arch.value, "topk": manifest.topk, "template": manifest.template, "preprocess": preprocess}
+
     def _open_cache(self, cache_dir: str | Path | bool | None) -> VocabularyCache:
         manifest, precision = self.bundle.manifest, self.engine.precision.value
         folder = None if cache_dir is False else Path(cache_dir) if isinstance(cache_dir, (str, Path)) else default_cache_dir()

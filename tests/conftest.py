@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -16,9 +19,14 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: kernels then run on the CPU
 
 from random_weights import VARIANTS, save, sigrl_shapes, tensors, text_shapes  # noqa: E402
+from training_runs import LABELS as COLOURS  # noqa: E402
+from training_runs import TINY  # noqa: E402
 
 from sigrl_deploy.export.bundle import ExportOptions, export_bundle  # noqa: E402
 from sigrl_deploy.export.parity import LABELS, PHOTOS  # noqa: E402
+from sigrl_deploy.preprocess import Contract  # noqa: E402
+from sigrl_deploy.trained import TrainedRecord, write_trained  # noqa: E402
+from sigrl_deploy.training.models import new_clip  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,3 +62,35 @@ def bundle(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundles") / "tiny"
     export_bundle(ExportOptions(weights / "sigrl.pth", out, text_tower=str(weights / "text.pth")))
     return out
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.json"
+    path.write_text(json.dumps(TINY))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tiny_config: Path) -> Path:
+    """An untrained CLIP, saved as a checkpoint."""
+    torch.manual_seed(0)
+    start = new_clip(str(tiny_config), None, Contract.CLIP)
+    path = tiny_config.parent / "clip.safetensors"
+    write_trained(path, TrainedRecord(start.model.config, start.template, start.preprocess), start.model.state_dict())
+    return path
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> Path:
+    """A folder of 17 pictures of one colour each."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    lines = ["path,labels"]
+    for i in range(17):
+        colour = rng.integers(0, 256, 3)
+        Image.new("RGB", (50, 60), tuple(map(int, colour))).save(folder / f"{i}.png")
+        lines.append(f"{i}.png,{COLOURS[int(colour.argmax())]};{'light' if colour.sum() > 380 else 'dark'}")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    return folder

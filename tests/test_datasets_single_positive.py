@@ -71,6 +71,13 @@ def test_every_positive_is_as_likely(tmp_path: Path) -> None:
     assert counts[[1, 3]].tolist() == [0, 0]
 
 
+def test_a_positive_is_drawn_from_the_labels_that_are_trained_on(tmp_path: Path) -> None:
+    whole = _dataset(tmp_path, [[1, 1, 1], [1, -1, 1], [-1, 1, 1]] * 20)
+    single = SinglePositive(whole, labels=whole.labels[:1])
+    assert len(single) == 40
+    assert {tuple(single.targets(i)) for i in range(40)} == {(1, 0, 0)}
+
+
 def test_names_and_pictures_are_those_of_the_rows_kept(tmp_path: Path) -> None:
     for i in range(3):
         picture(tmp_path / f"{i}.jpg", red=100 * i)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from sigrl_deploy.config import Arch
 from sigrl_deploy.datasets.scenes import LABELS, SEEN, Scenes
 from sigrl_deploy.demo import CHECKPOINT, PICTURES
 from sigrl_deploy.demo import LABELS as LABEL_FILE
+from sigrl_deploy.files import sha256_file
 from sigrl_deploy.trained import read_record
 from sigrl_deploy.vocabulary import read_labels
 
@@ -78,9 +80,18 @@ def test_the_fp16_engine_stays_near_it(evaluated: dict[str, list[dict]], label_s
     assert difference["top1_agreement"] > 0.98
 
 
+def test_the_demo_replaces_no_bundle_but_its_own(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "bundle")
+    done = CliRunner().invoke(main, ["demo", "--out", str(tmp_path)])
+    assert done.exit_code == 2, done.output
+    assert "exists already" in done.output
+    assert sha256_file(tmp_path / "bundle" / "visual.onnx") == sha256_file(bundle / "visual.onnx")
+
+
 def test_the_demo_tags_its_pictures_and_draws_where(tmp_path: Path) -> None:
-    done = CliRunner().invoke(main, ["demo", "--out", str(tmp_path / "demo")])
-    assert done.exit_code == 0, done.output
+    for _ in range(2):  # the second replaces what the first has left
+        done = CliRunner().invoke(main, ["demo", "--out", str(tmp_path / "demo")])
+        assert done.exit_code == 0, done.output
     assert len(list((tmp_path / "demo" / "heatmaps").glob("*.png"))) == 4 * len(list(PICTURES.glob("*.jpg")))
     things = Scenes("test").things(0)
     first = done.output[done.output.index("scene-0.jpg") :].split("scene-1.jpg")[0]

@@ -149,6 +149,17 @@ def test_a_checkpoint_is_the_reference_of_its_bundle(bundle: Path, weights: Path
     assert exported.difference.top1_agreement == 1
 
 
+def test_models_that_are_not_one_model_are_said(
+    bundle: Path, weights: Path, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint, text_tower = weights / "sigrl.pth", str(weights / "text.pth")
+    run_evaluate(_options(data, bundles=(bundle,), checkpoint=checkpoint, text_tower=text_tower, arch=Arch.MKT, limit=1))
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert f"{bundle}: has arch sigrl, and {checkpoint} has mkt" in warnings
+    assert f"{bundle}: has topk 16, and {checkpoint} has 18" in warnings
+    assert len(warnings) == 2
+
+
 def test_a_bundle_is_no_different_from_its_copy(bundle: Path, data: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(bundle, tmp_path / "copy")
     found = run_evaluate(_options(data, bundles=(bundle, copy)))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sigrl_deploy.config import Arch, GraphConfig, ModelConfig, VisionConfig
 from sigrl_deploy.model import materialised, sigrl
-from sigrl_deploy.model.sigrl import GMC, SVFR, SigRL
+from sigrl_deploy.model.sigrl import GMC, SVFR, GraphAttention, SigRL
 
 ROOT = Path(__file__).resolve().parent.parent
 # Twice the same float64 arithmetic in another order, over sums of at most a few thousand terms.
@@ -88,6 +88,18 @@ def test_dropout_of_the_graph_is_the_same_when_it_is_recomputed(monkeypatch: pyt
     kept = gradients()
     assert all(torch.equal(a, b) for a, b in zip(recomputed, kept, strict=True))
     assert not torch.equal(recomputed[0], module.eval()(rows))
+
+
+def test_norms_and_softmax_inputs_stay_in_fp32_in_mixed_precision() -> None:
+    """Sᵀ T and GMC's energies, whose products autocast would round to bf16 (2^-9); a product of the rest is rounded so."""
+    torch.manual_seed(0)
+    layer, svfr = GraphAttention(GraphConfig(16, 2, 8)), SVFR(16)
+    z, semantic, rows = torch.randn(9, 2, 8), torch.randn(2, 9, 16), torch.randn(9, 16)
+    exact = layer.attend(z, z), svfr.between(semantic, rows, rows)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = layer.attend(z, z), svfr.between(semantic, rows, rows)
+        assert svfr.graph_projection(rows).dtype is torch.bfloat16
+    assert all(a.equal(b) for a, b in zip(exact, mixed, strict=True))
 
 
 def test_a_training_step_at_925_labels_fits_into_8_gb() -> None:

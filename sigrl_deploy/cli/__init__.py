@@ -32,7 +32,8 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except SigRLError as error:
-            click.echo(f"error: {printable(str(error))}", err=True)
+            if _speaks():
+                click.echo(f"error: {printable(str(error))}", err=True)
             code = error.exit_code
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
@@ -41,6 +42,11 @@ class _Group(click.Group):
             code = _CLOSED_PIPE
         _flush_or_discard()
         raise click.exceptions.Exit(code)
+
+
+def _speaks() -> bool:
+    """Whether this process is the one to say something, where several train on a device each."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _terminate(number: int, _: object) -> None:
@@ -71,7 +77,7 @@ def main() -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _terminate)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if _speaks() else logging.CRITICAL)
 
 
 for verb in (demo, infer, labels, evaluate, train, export):

@@ -9,7 +9,7 @@ import click
 
 from sigrl_deploy.cli.options import PATH
 from sigrl_deploy.config import Arch
-from sigrl_deploy.errors import UsageError
+from sigrl_deploy.errors import UsageError, printable
 
 _POSITIVE = click.IntRange(min=1, max=10**9)
 
@@ -79,7 +79,7 @@ def train(**options: Any) -> None:
     reached = ", ".join(f"{name} {100 * value:.1f}" for name, value in progress.metrics.items()) or "not validated"
     click.echo(f"{options['out']}: trained {progress.step} updates; kept that of update {progress.best_step} ({reached})")
     for name, reason in list(progress.unreadable.items())[:5]:
-        click.echo(reason if name in reason else f"{name}: {reason}", err=True)
+        click.echo(printable(reason if name in reason else f"{name}: {reason}"), err=True)
     if progress.unreadable:
         count = len(progress.unreadable)
         click.echo(f"{count} {'picture was' if count == 1 else 'pictures were'} left out, which cannot be read", err=True)

@@ -21,26 +21,28 @@ def open_dataset(spec: str, split: str) -> Dataset:
     """
     if split not in SPLITS:
         raise UsageError(f"split {split!r}: no such split; choose one of {', '.join(SPLITS)}")
-    kind, colon, place = spec.partition(":")
+    kind, place = parse(spec)
     if kind == SCENES:
         from sigrl_deploy.datasets.scenes import Scenes
 
-        return Scenes(split, _seed(spec, place)) if colon else Scenes(split)
-    if kind not in KINDS or not place:
-        # Not a KIND:FOLDER, so that a colon in it is part of a path.
-        kind, place = "folder", spec
-        if not os.path.exists(spec):
-            raise UsageError(
-                f"data set {spec!r}: is no folder or file; give KIND:FOLDER with KIND one of {', '.join(KINDS)}, or {SCENES}, "
-                f"{SCENES}:SEED, or a folder that holds pictures and labels.csv"
-            )
+        return Scenes(split, _seed(spec, place)) if ":" in spec else Scenes(split)
+    if place == spec and not os.path.exists(spec):
+        raise UsageError(
+            f"data set {spec!r}: is no folder or file; give KIND:FOLDER with KIND one of {', '.join(KINDS)}, or {SCENES}, "
+            f"{SCENES}:SEED, or a folder that holds pictures and labels.csv"
+        )
     return _open(kind, Path(place).expanduser(), split)
+
+
+def parse(spec: str) -> tuple[str, str]:
+    """spec → its kind, SCENES or one of KINDS, and its folder (or seed). What is no KIND:FOLDER is the path of a `folder`."""
+    kind, _, place = spec.partition(":")
+    return (kind, place) if kind == SCENES or (kind in KINDS and place) else ("folder", spec)
 
 
 def has_splits(spec: str) -> bool:
     """Whether training, validation and test pictures of a data set are apart; a `folder` is the same in every split."""
-    kind = spec.partition(":")[0]
-    return kind == SCENES or (kind in KINDS and kind != "folder")
+    return parse(spec)[0] != "folder"
 
 
 def _seed(spec: str, seed: str) -> int:

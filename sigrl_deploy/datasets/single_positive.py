@@ -6,6 +6,8 @@ validation pictures are the test set, and of a training picture's positives one 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -36,16 +38,18 @@ class SinglePositive:
 
     Pictures in order, `RandomState(seed).shuffle` shuffles the columns of a picture's positives and the first is observed: the
     draw is made once and depends on the data set and the seed alone. Pictures without a positive are dropped. It is the draw of
-    the published code, which however makes it before it holds pictures out.
+    the published code, which however makes it before it holds pictures out. `labels`, those trained on, are drawn from alone;
+    None means all.
 
     Raises DatasetError where no picture has a positive.
     """
 
-    def __init__(self, dataset: Dataset, seed: int = SEED) -> None:
+    def __init__(self, dataset: Dataset, seed: int = SEED, labels: Sequence[str] | None = None) -> None:
         self.labels = dataset.labels
         self.label_sets = dataset.label_sets
         self._dataset = dataset
-        self._rows, self._observed = _draw(dataset, seed)
+        chosen = set(dataset.labels if labels is None else labels)
+        self._rows, self._observed = _draw(dataset, seed, np.array([label in chosen for label in dataset.labels]))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -62,12 +66,12 @@ class SinglePositive:
         return targets
 
 
-def _draw(dataset: Dataset, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The rows of `dataset` that have a positive, and the column observed of each."""
+def _draw(dataset: Dataset, seed: int, drawn: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows of `dataset` that have a positive among the columns `drawn` [C], and the column observed of each."""
     rng = np.random.RandomState(seed)
     rows, observed = [], []
     for row in range(len(dataset)):
-        positives = np.flatnonzero(dataset.targets(row) == POSITIVE)
+        positives = np.flatnonzero((dataset.targets(row) == POSITIVE) & drawn)
         if len(positives):
             rng.shuffle(positives)
             rows.append(row)

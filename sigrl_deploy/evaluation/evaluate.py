@@ -135,7 +135,17 @@ def open_models(options: EvaluateOptions) -> list[Model]:
             recognizer = Recognizer(path, device=options.device, cache_dir=options.cache_dir)
             engine, arch = recognizer.engine, recognizer.bundle.manifest.arch
             models.append(Model(path, engine.description, arch, engine.precision, engine.device, recognizer))
+    _warn_of_differences(models)
     return models
+
+
+def _warn_of_differences(models: Sequence[Model]) -> None:
+    """Say where models are not one model: their scores then differ by more than the export."""
+    for model in models[1:]:
+        first, other = models[0].scorer.rules, model.scorer.rules
+        for name in first:
+            if first[name] != other[name]:
+                log.warning("%s: has %s %s, and %s has %s", model.path, name, other[name], models[0].path, first[name])
 
 
 def choose_label_sets(dataset: Dataset, names: Sequence[str], labels: Path | None) -> dict[str, tuple[str, ...]]:

@@ -24,6 +24,10 @@ Pixels = NDArray[np.float32]
 class Scorer(Protocol):
     """What can be evaluated: a `Recognizer` (a bundle) or an `EagerModel` (a checkpoint)."""
 
+    @property
+    def rules(self) -> dict[str, object]:
+        """By name, everything beside weights that scores depend on: architecture, top-k, template, preprocessing."""
+
     def pixels(self, image: ImageSource) -> Pixels:
         """One picture → [3, H, W]. Raises ImageError where it cannot be prepared. Called from several threads."""
 

@@ -9,6 +9,7 @@ recomputes tiles, so it does not in training either.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 
 import torch
 from open_clip.transformer import TextTransformer, VisionTransformer
@@ -37,6 +38,17 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         return function(*inputs)
     result: Tensor = checkpoint(function, *inputs, use_reentrant=False)
     return result
+
+
+def full_precision(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A method whose products mixed precision leaves in the dtype they are given in: they feed a softmax or a norm."""
+
+    @wraps(method)
+    def in_full(self: nn.Module, x: Tensor, *others: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return method(self, x, *others)
+
+    return in_full
 
 
 def encode_image(visual: VisionTransformer, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,6 +96,7 @@ class GraphAttention(nn.Module):
         rows = max(1, PAIR_BUDGET // z.numel())
         return torch.cat([recomputed(self.attend, block, z) for block in z.split(rows)])
 
+    @full_precision
     def attend(self, queries: Tensor, z: Tensor) -> Tensor:
         """queries [R, H, F] against all z [C, H, F] → [R, H·F]."""
         pairs = F.leaky_relu(queries[:, None] + z[None], LEAKY_SLOPE)  # [R, C, H, F]
@@ -148,6 +161,7 @@ class SVFR(nn.Module):
         energy = F.linear(torch.tanh(patches[:, None] * labels[:, :, None]), linear.weight)
         return torch.softmax(wide(energy), dim=2)
 
+    @full_precision
     def between(self, semantic: Tensor, label_embedding: Tensor, graph_projection: Tensor) -> Tensor:
         """S [B, C, D] → V = S R Waᵀ + G Wbᵀ [B, C, D], R the rows of relu(Sᵀ T) scaled to unit norm, zero rows left zero."""
         relation = unit_rows(F.relu(semantic.transpose(1, 2) @ wide(label_embedding)))  # [B, D, D]

@@ -21,7 +21,7 @@ from sigrl_deploy.errors import DatasetError, ImageError
 from sigrl_deploy.preprocess import Preprocess
 
 AUGMENTATIONS = ("randaugment", "crop", "flip", "none")
-MAX_UNREADABLE = 100
+ATTEMPTS = 100  # pictures that are tried in the place of one
 Transform = Callable[[Image.Image], Tensor]
 
 
@@ -83,8 +83,8 @@ class Example:
 class Examples(TorchDataset[Example]):
     """Pictures by (epoch, position). Augmentation depends on seed, epoch and picture alone, not on workers or on a restart.
 
-    A picture that cannot be read is passed over for the next one, so that batches keep their size. Raises DatasetError after
-    MAX_UNREADABLE of them in a row.
+    A picture that cannot be read is passed over for another one drawn at random, so that batches keep their size: the missing
+    are often neighbours, such as a whole folder. Raises DatasetError where ATTEMPTS of them in turn cannot be read.
     """
 
     def __init__(
@@ -102,8 +102,9 @@ class Examples(TorchDataset[Example]):
     def __getitem__(self, key: tuple[int, int]) -> Example:
         epoch, position = key
         failed: list[tuple[str, str]] = []
-        while len(failed) < MAX_UNREADABLE:
-            index = int(self.indices[(position + len(failed)) % len(self)])
+        others = np.random.default_rng([Purpose.SUBSTITUTE, self.seed, epoch, position]).integers(len(self), size=ATTEMPTS)
+        for place in (position, *others):
+            index = int(self.indices[place])
             try:
                 image = self.dataset.image(index)
                 with torch.random.fork_rng(devices=[]):
@@ -112,7 +113,10 @@ class Examples(TorchDataset[Example]):
             except ImageError as error:
                 failed.append((self.dataset.name(index), str(error)))
         name, reason = failed[0]
-        raise DatasetError(f"{name}: {MAX_UNREADABLE} pictures in a row, from this one on, cannot be read ({reason})")
+        raise DatasetError(
+            f"{name}: cannot be read ({reason}), nor can any of {ATTEMPTS} others drawn in its place; check that the pictures "
+            "are where the annotations say, and go on with --resume"
+        )
 
 
 class Purpose(IntEnum):
@@ -122,6 +126,7 @@ class Purpose(IntEnum):
     AUGMENTATION = 102
     DROPOUT = 103
     CAPTION = 104
+    SUBSTITUTE = 105
 
 
 def seed_of(purpose: Purpose, *parts: int) -> int:

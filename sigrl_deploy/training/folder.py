@@ -11,22 +11,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 
 from sigrl_deploy.errors import TrainingError, UsageError
+from sigrl_deploy.files import replacing
 from sigrl_deploy.trained import HEAD, TrainedRecord, write_trained
 from sigrl_deploy.training.tasks import Task
 
 MODEL = "model.safetensors"
 STATE = "state.pt"
 LOG = "log"
-_TEMPORARY = re.compile(r"\.(state\.pt|model\.safetensors\.[0-9a-f]+)\.tmp")  # what a killed run may leave
+LOCK = ".lock"
+_TEMPORARY = re.compile(r"\.(state\.pt|model\.safetensors)\.[0-9a-f]+\.tmp")  # what a killed run may leave
 
 
 class RunFolder:
     """Where a run keeps its checkpoints. `settings` are what its result depends on: a run is resumed by its like only.
 
-    Raises UsageError where the folder holds a run that was not to be resumed, cannot be made, or holds another run.
+    One process at a time trains into a folder; the first one of several devices holds its lock.
     """
 
     def __init__(self, path: Path, record: TrainedRecord, settings: dict[str, Any], resume: bool) -> None:
@@ -34,26 +38,32 @@ class RunFolder:
         self.record = record
         self.settings = settings
         self.resume = resume
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            for left_over in path.iterdir():
-                if _TEMPORARY.fullmatch(left_over.name):
-                    left_over.unlink(missing_ok=True)
-        except OSError as error:
-            raise UsageError(f"--out {path}: cannot be made ({error.strerror}); choose another folder") from None
-        names = set(os.listdir(path))
-        left = sorted(names - {STATE, MODEL, LOG})
-        if left:
-            raise UsageError(f"--out {path}: holds {left[0]}, which is no part of a run; choose another folder")
-        if MODEL in names and STATE not in names:  # killed between its first two files, or somebody's model
-            raise UsageError(
-                f"--out {path}: holds {MODEL} without the {STATE} of its run; move it away, or choose another folder"
-            )
-        if STATE in names and not resume:
-            raise UsageError(f"--out {path}: holds a run already; go on with it by --resume, or choose another folder")
-        if resume and not {STATE, MODEL} <= names:
-            missing = sorted({STATE, MODEL} - names)[0]
-            raise UsageError(f"--out {path}: has no {missing}, so there is no run to go on with; leave out --resume")
+        self._lock = FileLock(path / LOCK)
+
+    def open(self, fabric: Fabric) -> None:
+        """Take the folder, and remove what a killed run left half-written.
+
+        Raises UsageError where another process trains into it, or for what `check_folder` refuses.
+        """
+        if fabric.is_global_zero:
+            check_folder(self.path, self.resume)
+            try:
+                self._lock.acquire(blocking=False)
+            except Timeout:
+                raise UsageError(
+                    f"--out {self.path}: another process is training into it; wait for it, or choose another folder"
+                ) from None
+            with _errors(self.path):
+                for left_over in self.path.iterdir():
+                    if _TEMPORARY.fullmatch(left_over.name):
+                        left_over.unlink(missing_ok=True)
+        fabric.barrier()
+
+    @property
+    def remedy(self) -> str:
+        """How to go on from a run that --resume would end in the same way again."""
+        kept = self.path / MODEL
+        return f"from its last checkpoint by --init {kept} and another --out" if kept.exists() else "in another folder"
 
     def load(self, fabric: Fabric, state: dict[str, Any]) -> None:
         """Bring `state` to where the run was saved last, where it is to be resumed."""
@@ -61,18 +71,15 @@ class RunFolder:
         if not self.resume:
             return
         try:
-            saved = fabric.load(path, weights_only=True)
+            saved = torch.load(path, map_location=fabric.device, weights_only=True)
             self._check_settings(json.loads(saved["settings"]))
-            # Given the state itself, Fabric would fill copies of what is neither a module nor an optimiser.
             for name, part in state.items():
                 part.load_state_dict(saved[name])
         except UsageError:
             raise
         except Exception as error:  # torch has its own ways to fail on a damaged file
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UsageError(
-                f"{path}: cannot be resumed from ({reason}); {MODEL} beside it is whole; start again in another folder"
-            ) from None
+            raise UsageError(f"{path}: cannot be resumed from ({reason}); start again {self.remedy}") from None
 
     def _check_settings(self, before: dict[str, Any]) -> None:
         changed = [name for name in {**before, **self.settings} if before.get(name) != self.settings.get(name)]
@@ -84,16 +91,15 @@ class RunFolder:
             )
 
     def save_state(self, fabric: Fabric, state: dict[str, Any]) -> None:
-        """Write everything that going on needs; every device's process calls it."""
-        temporary = self.path / f".{STATE}.tmp"
-        with _errors(self.path):
+        """Write everything that going on needs. Not by Fabric, which writes into the system's temporary folder first."""
+        if not fabric.is_global_zero:
+            return
+        values = {name: part.state_dict() for name, part in state.items()} | {"settings": json.dumps(self.settings)}
+        with _errors(self.path), replacing(self.path / STATE) as temporary:
             try:
-                fabric.save(temporary, {**state, "settings": json.dumps(self.settings)})
-                if fabric.is_global_zero:
-                    temporary.replace(self.path / STATE)
-            finally:
-                if fabric.is_global_zero:
-                    temporary.unlink(missing_ok=True)
+                torch.save(values, temporary)
+            except RuntimeError as error:  # what torch makes of a full disk
+                raise OSError(str(error).splitlines()[0]) from None
 
     def log(self, fabric: Fabric, values: dict[str, float], step: int) -> None:
         """Add a row to the log."""
@@ -113,12 +119,29 @@ class RunFolder:
             write_trained(self.path / MODEL, replace(self.record, training=training), tensors)
 
 
+def check_folder(path: Path, resume: bool) -> None:
+    """Raise UsageError where the folder cannot be made, holds a run that was not to be resumed, or anything but a run."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        names = {name for name in os.listdir(path) if not _TEMPORARY.fullmatch(name)}
+    except OSError as error:
+        raise UsageError(f"--out {path}: cannot be made ({error.strerror}); choose another folder") from None
+    left = sorted(names - {STATE, MODEL, LOG, LOCK})
+    if left:
+        raise UsageError(f"--out {path}: holds {left[0]}, which is no part of a run; choose another folder")
+    if MODEL in names and STATE not in names:
+        raise UsageError(f"--out {path}: holds {MODEL} without the {STATE} of its run; move it away, or choose another folder")
+    if STATE in names and not resume:
+        raise UsageError(f"--out {path}: holds a run already; go on with it by --resume, or choose another folder")
+    if resume and STATE not in names:
+        raise UsageError(f"--out {path}: has no {STATE}, so there is no run to go on with; leave out --resume")
+
+
 @contextmanager
 def _errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise TrainingError(
-            f"{folder}: the checkpoint or log cannot be written ({error.strerror or error}); the checkpoint before is kept; "
-            "make room, and go on with --resume"
-        ) from None
+        kept = "the checkpoint before is kept; make room, and go on with --resume"
+        after = kept if (folder / STATE).exists() else "make room, and start again"
+        raise TrainingError(f"{folder}: the checkpoint or log cannot be written ({error.strerror or error}); {after}") from None

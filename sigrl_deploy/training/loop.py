@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 _LOG_EVERY = 20  # updates
 
-Validate = Callable[[], dict[str, float]]
+# The metrics of the model as it is ("map" decides; none where no picture could be read), and the unreadable pictures.
+Validate = Callable[[], tuple[dict[str, float], dict[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,12 @@ class Schedule:
 
 @dataclass
 class Progress:
-    """What a run remembers beside its weights: updates done, the best validation so far, and what it could not read."""
+    """What a run remembers beside its weights: updates done and those at the last validation, the best one so far, and what it
+    could not read.
+    """
 
     step: int = 0
+    validated: int = 0
     best: float = -math.inf
     best_step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
@@ -98,6 +102,8 @@ def fit(
     progress = Progress()
     state = {"trained": TrainedParameters(task), "optimizer": optimizer, "rates": rates, "progress": progress}
     folder.load(fabric, state)
+    if progress.step > progress.validated:  # killed in between
+        _keep_best(fabric, task, folder, state, progress, validate)
     batches = iter(_loader(fabric, examples, schedule, progress.step))
     bar = tqdm(initial=progress.step, total=schedule.steps, unit="update", disable=None if fabric.is_global_zero else True)
     recent: list[dict[str, Tensor]] = []
@@ -105,15 +111,16 @@ def fit(
     while progress.step < schedule.steps:
         torch.manual_seed(seed_of(Purpose.DROPOUT, schedule.seed, progress.step, fabric.global_rank))
         recent.append(_update(fabric, trained, optimizer, batches, schedule.accumulate, recipe.clip_norm, progress))
+        rate = max(group["lr"] for group in optimizer.param_groups if not group["head"])
         rates.step()
         progress.step += 1
         bar.update()
         last = progress.step == schedule.steps
         if last or progress.step % _LOG_EVERY == 0 or progress.step % schedule.save_every == 0:
-            values = _mean(fabric, recent, progress.step)
+            values = _mean(fabric, recent, progress.step, folder)
             recent.clear()
             bar.set_postfix(loss=f"{values['loss']:.3f}")
-            folder.log(fabric, {**values, "lr": max(group["lr"] for group in optimizer.param_groups)}, progress.step)
+            folder.log(fabric, {**values, "lr": rate}, progress.step)
         if last or progress.step % schedule.save_every == 0:
             _checkpoint(fabric, task, folder, state, progress, validate)
     bar.close()
@@ -143,9 +150,15 @@ def _update(
         pixels, extras, failed = _next(batches)
         progress.unreadable.update(failed)
         targets = fabric.to_device((pixels, *trained.module.targets(extras)))
-        with fabric.no_backward_sync(trained, enabled=part + 1 < accumulate):
-            found = trained(*targets)
-            fabric.backward(found["loss"] / accumulate)
+        try:
+            with fabric.no_backward_sync(trained, enabled=part + 1 < accumulate):
+                found = trained(*targets)
+                fabric.backward(found["loss"] / accumulate)
+        except torch.OutOfMemoryError:
+            raise TrainingError(
+                f"update {progress.step + 1}: the GPU has no room for {len(pixels)} pictures at once; compute an update in "
+                f"more parts with --accumulate (now {accumulate})"
+            ) from None
         losses.append({name: value.detach() for name, value in found.items()})
     if clip_norm is not None:
         fabric.clip_gradients(trained, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
@@ -158,9 +171,16 @@ def _next(batches: Iterator[Batch]) -> Batch:
         return next(batches)
     except DatasetError as error:  # from a worker process its message comes wrapped in a traceback
         raise DatasetError(str(error).strip().rpartition("DatasetError: ")[2]) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainingError(
+            f"{str(error).splitlines()[0]} while it read pictures, most likely for want of memory; use fewer --workers, leave "
+            "out --keep-pictures, and go on with --resume"
+        ) from None
 
 
-def _mean(fabric: Fabric, recent: list[dict[str, Tensor]], step: int) -> dict[str, float]:
+def _mean(fabric: Fabric, recent: list[dict[str, Tensor]], step: int, folder: RunFolder) -> dict[str, float]:
     """The losses of recent updates as numbers, averaged over updates and devices."""
     means: Any = fabric.all_reduce(
         {name: torch.stack([x[name] for x in recent]).mean() for name in recent[0]}, reduce_op="mean"
@@ -168,8 +188,8 @@ def _mean(fabric: Fabric, recent: list[dict[str, Tensor]], step: int) -> dict[st
     values = {name: float(value) for name, value in means.items()}
     if not all(map(math.isfinite, values.values())):
         raise TrainingError(
-            f"update {step}: the loss is {values['loss']}; lower --lr or train with --precision fp32, and go on from the last "
-            "checkpoint with --resume"
+            f"update {step}: the loss is {values['loss']}; start again with a lower --lr, or in --precision fp32, "
+            f"{folder.remedy}"
         )
     return values
 
@@ -179,19 +199,43 @@ def _checkpoint(
 ) -> None:
     if not all(bool(value.isfinite().all()) for value in task.parameters() if value.requires_grad):
         raise TrainingError(
-            f"update {progress.step}: the weights are no numbers any more; lower --lr or train with --precision fp32; the "
-            "checkpoint before is kept"
+            f"update {progress.step}: the weights are no numbers any more; start again with a lower --lr, or in --precision "
+            f"fp32, {folder.remedy}"
         )
+    _gather_unreadable(fabric, progress)
+    folder.save_state(fabric, state)  # whatever becomes of the validation, what was learned is safe
+    _keep_best(fabric, task, folder, state, progress, validate)
+
+
+def _keep_best(
+    fabric: Fabric, task: Task, folder: RunFolder, state: dict[str, Any], progress: Progress, validate: Validate | None
+) -> None:
+    """Validate, and save the model where it is the best so far, or where nothing could be validated."""
     better = True
     if validate is not None:
         task.eval()
-        metrics = validate()
+        metrics, unreadable = validate()
         task.train()
-        folder.log(fabric, metrics, progress.step)
-        better = metrics["map"] > progress.best
+        progress.unreadable.update(unreadable)
+        if metrics:
+            folder.log(fabric, metrics, progress.step)
+            better = metrics["map"] > progress.best
+            progress.best = max(progress.best, metrics["map"])
+        else:
+            log.warning("update %d: no validation picture can be read; this checkpoint is kept as it is", progress.step)
         if better:
-            progress.best, progress.metrics = metrics["map"], metrics
+            progress.metrics = metrics
     if better:
         progress.best_step = progress.step
         folder.save_model(fabric, task, progress.step, progress.metrics)
+    progress.validated = progress.step
     folder.save_state(fabric, state)
+
+
+def _gather_unreadable(fabric: Fabric, progress: Progress) -> None:
+    """Tell every device what the others could not read: the first one reports it."""
+    if fabric.world_size > 1:
+        parts: list[dict[str, str]] = [{}] * fabric.world_size
+        torch.distributed.all_gather_object(parts, progress.unreadable)
+        for part in parts:
+            progress.unreadable.update(part)

@@ -23,14 +23,15 @@ def build_optimizer(task: nn.Module, name: str, lr: float, weight_decay: float, 
     A parameter of block i of `blocks` learns at lr · layer_decay^(blocks − i), what comes before the blocks as block −1, what
     comes after them at lr (BEiT, arXiv 2106.08254, as MKT uses it), and the loss's scale and bias at a rate of their own.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = defaultdict(list)
     for parameter_name, parameter in task.named_parameters():
         if parameter.requires_grad:
             head = parameter_name.startswith("head.")
             rate = _HEAD_LR if head else lr * layer_decay ** _layers_after(parameter_name, blocks)
-            groups[rate, weight_decay if parameter.ndim > 1 else 0.0].append(parameter)
+            groups[rate, weight_decay if parameter.ndim > 1 else 0.0, head].append(parameter)
     values: list[dict[str, Any]] = [
-        {"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()
+        {"params": parameters, "lr": rate, "weight_decay": decay, "head": head}
+        for (rate, decay, head), parameters in groups.items()
     ]
     return {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[name](values, lr=lr, fused=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections.abc import Callable
@@ -22,8 +23,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from sigrl_deploy.config import Arch, Precision
-from sigrl_deploy.datasets import POSITIVE, Dataset
-from sigrl_deploy.datasets.opening import has_splits, open_dataset
+from sigrl_deploy.datasets import NEGATIVE, POSITIVE, Dataset
+from sigrl_deploy.datasets.opening import SCENES, has_splits, open_dataset, parse
 from sigrl_deploy.datasets.scenes import Scenes
 from sigrl_deploy.datasets.single_positive import SinglePositive
 from sigrl_deploy.eager import EagerModel, embed_labels
@@ -34,7 +35,7 @@ from sigrl_deploy.files import sha256_file
 from sigrl_deploy.trained import TrainedRecord
 from sigrl_deploy.training.contrastive import ContrastiveTask, draw_captions
 from sigrl_deploy.training.data import Examples, KeptPictures, augmentation
-from sigrl_deploy.training.folder import RunFolder
+from sigrl_deploy.training.folder import RunFolder, check_folder
 from sigrl_deploy.training.loop import Progress, Schedule, Validate, fit
 from sigrl_deploy.training.models import Start, new_clip, start_from
 from sigrl_deploy.training.recipes import RECIPES, Recipe, RecipeName, TrainOptions
@@ -57,19 +58,23 @@ _NOT_CONTRASTIVE = (
 # What one recipe alone has a use for.
 _ONLY = {"entropy_weight": RecipeName.SINGLE_POSITIVE, "distillation": RecipeName.ZERO_SHOT}
 # What a run may change of itself when it goes on: none of it changes the result.
-_INCIDENTAL = ("out", "resume", "workers", "keep_pictures", "device")
+_INCIDENTAL = ("out", "resume", "workers", "keep_pictures", "device", "data")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A task with the pictures that it learns from and the labels that it learns."""
+    """A task with the pictures that it learns from and the labels that it learns.
+
+    `identity` is what a resumed run must find again: the data set, wherever it lies. `chosen` is what the options left open.
+    """
 
     task: Task
     dataset: Dataset
     indices: NDArray[np.intp]
     extra: Callable[[int, int], Any]
     labels: tuple[str, ...]
-    chosen: dict[str, Any]  # of what the options left open
+    identity: dict[str, Any]
+    chosen: dict[str, Any]
 
 
 def run_train(options: TrainOptions) -> Progress:
@@ -80,14 +85,18 @@ def run_train(options: TrainOptions) -> Progress:
     """
     recipe = _recipe(options)
     fabric = _fabric(options)
+    if fabric.is_global_zero:
+        check_folder(options.out, options.resume)
+    fabric.launch()
     torch.manual_seed(options.seed)  # of the weights that start at random
     start = _start(options, recipe)
     job = (_contrastive if options.recipe is RecipeName.CONTRASTIVE else _tagging)(options, start, recipe)
     schedule = _schedule(options, recipe, len(job.indices))
-    settings = _settings(options, recipe, start, schedule)
+    settings = _settings(options, recipe, start, schedule) | job.identity
     record = TrainedRecord(start.model.config, start.template, start.preprocess, job.labels, _provenance(settings | job.chosen))
     _check_record(record)
     folder = RunFolder(options.out, record, settings, options.resume)
+    folder.open(fabric)
     transform = augmentation(recipe.augment, start.preprocess)
     dataset = KeptPictures(job.dataset) if options.keep_pictures else job.dataset
     examples = Examples(dataset, job.indices, transform, job.extra, options.seed)
@@ -151,14 +160,12 @@ def _fabric(options: TrainOptions) -> Fabric:
         raise UsageError(
             f"--devices {options.devices}: this machine has {torch.cuda.device_count()} GPUs; give at most that many"
         )
-    fabric = Fabric(
+    return Fabric(
         accelerator="cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu",
         devices=options.devices,
         precision=_PRECISIONS[options.precision],  # type: ignore[arg-type]
         loggers=CSVLogger(options.out, name="log", flush_logs_every_n_steps=1),
     )
-    fabric.launch()
-    return fabric
 
 
 def _start(options: TrainOptions, recipe: Recipe) -> Start:
@@ -170,27 +177,58 @@ def _start(options: TrainOptions, recipe: Recipe) -> Start:
 
 def _tagging(options: TrainOptions, start: Start, recipe: Recipe) -> Job:
     dataset = open_dataset(options.data, "train")
-    if options.recipe is RecipeName.SINGLE_POSITIVE:
-        dataset = SinglePositive(dataset)
     labels = dataset.label_sets.get("seen", dataset.labels)
     if len(labels) < 2:
         raise DatasetError(f"{options.data}: has {len(labels)} label, expected two or more to rank")
+    single = options.recipe is RecipeName.SINGLE_POSITIVE
+    if single:
+        dataset = SinglePositive(dataset, labels=labels)
     column = {label: i for i, label in enumerate(dataset.labels)}
     columns = [column[label] for label in labels]
-    bar = tqdm(range(len(dataset)), desc="pictures with a label", leave=False, disable=None)
-    indices = np.array([i for i in bar if (dataset.targets(i)[columns] == POSITIVE).any()], np.intp)
+    indices, identity = _pictures_with_a_label(options, dataset, columns, needs_negatives=not single)
     published = 0.2 if options.data.startswith("voc:") else 0.1
     weight = published if options.entropy_weight is None else options.entropy_weight
+    distillation = 1.0 if options.distillation is None else options.distillation
     task = TaggingTask(
         start.model,
         embed_labels(start.model, start.template, labels).clone(),
         options.recipe,
         recipe.loss_input,
         weight,
-        1.0 if options.distillation is None else options.distillation,
+        distillation,
         recipe.trained_blocks,
     )
-    return Job(task, dataset, indices, partial(_targets, dataset, columns), labels, {"entropy_weight": weight})
+    chosen = {"entropy_weight": weight} if single else {"distillation": distillation}
+    return Job(
+        task, dataset, indices, partial(_targets, dataset, columns), labels, _identity(options, labels) | identity, chosen
+    )
+
+
+def _pictures_with_a_label(
+    options: TrainOptions, dataset: Dataset, columns: list[int], needs_negatives: bool
+) -> tuple[NDArray[np.intp], dict[str, Any]]:
+    """The pictures that have a positive label, and a digest of their names and targets.
+
+    Raises DatasetError where a recipe that ranks positives before negatives would find no picture with both.
+    """
+    indices, both, digest = [], 0, hashlib.sha256()
+    for i in tqdm(range(len(dataset)), desc="pictures with a label", leave=False, disable=None):
+        targets = dataset.targets(i)[columns]
+        if (targets == POSITIVE).any():
+            indices.append(i)
+            both += bool((targets == NEGATIVE).any())
+            digest.update(Path(dataset.name(i)).name.encode() + targets.tobytes())
+    if needs_negatives and not both:
+        raise DatasetError(
+            f"{options.data}: no picture has both a label and one that it is known not to have, so there is nothing to rank; "
+            "use --recipe single-positive, or give the negatives (0 in labels.csv)"
+        )
+    return np.array(indices, np.intp), {"pictures": digest.hexdigest()}
+
+
+def _identity(options: TrainOptions, labels: tuple[str, ...]) -> dict[str, Any]:
+    kind = parse(options.data)[0]
+    return {"data": options.data if kind == SCENES else kind, "labels": hashlib.sha256("\n".join(labels).encode()).hexdigest()}
 
 
 def _targets(dataset: Dataset, columns: list[int], _: int, index: int) -> NDArray[np.int8]:
@@ -202,7 +240,8 @@ def _contrastive(options: TrainOptions, start: Start, _: Recipe) -> Job:
     if not isinstance(scenes, Scenes):
         raise UsageError(f"{options.data}: has no captions; the contrastive recipe learns from scenes")
     extra = partial(draw_captions, scenes, options.seed)
-    return Job(ContrastiveTask(start.model), scenes, np.arange(len(scenes)), extra, scenes.label_sets["seen"], {})
+    labels = scenes.label_sets["seen"]
+    return Job(ContrastiveTask(start.model), scenes, np.arange(len(scenes)), extra, labels, _identity(options, labels), {})
 
 
 def _schedule(options: TrainOptions, recipe: Recipe, pictures: int) -> Schedule:
@@ -273,11 +312,15 @@ def _validation(options: TrainOptions, start: Start, fabric: Fabric) -> Validate
     pictures = range(min(options.validate, len(dataset)))
     sets = dict(dataset.label_sets)
 
-    def validate() -> dict[str, float]:
-        metrics = {}
+    def validate() -> tuple[dict[str, float], dict[str, str]]:
+        metrics: dict[str, float] = {}
+        unreadable: dict[str, str] = {}
         for name, labels in sets.items():
             scored = score_pictures(dataset, pictures, labels, [model], 32)
+            unreadable |= {dataset.name(i): reason for i, reason in scored.unreadable.items()}
+            if len(scored.targets) == 0:
+                return {}, unreadable
             metrics[f"map_{name}"] = evaluate_scores(scored.scores[0], scored.targets).map
-        return metrics | {"map": metrics.get("map_seen", metrics["map_all"])}
+        return metrics | {"map": metrics.get("map_seen", metrics["map_all"])}, unreadable
 
     return validate
