@@ -126,7 +126,7 @@ def evaluate_engines(checkpoint: Path, pictures: int) -> list[dict[str, Any]]:
     records = []
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        bundles = {name: folder / name for name in ("fp32", "fp16")}
+        bundles = {name: folder / name for name in ("fp32", "fp16", "int8")}
         for name, bundle in bundles.items():
             command("export", "onnx", str(checkpoint), "--precision", name, "--out", str(bundle))
         options = [word for bundle in bundles.values() for word in ("--bundle", str(bundle))]

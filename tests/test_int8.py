@@ -1,0 +1,122 @@
+"""8-bit products on a CPU: what they compute, that no picture's score depends on another, and where 8 bits stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from random_weights import label_embeddings
+
+from sigrl_deploy import Recognizer
+from sigrl_deploy.config import Precision
+from sigrl_deploy.export.bundle import ExportOptions, export_bundle
+from sigrl_deploy.export.functions import DOMAIN, OPSET, svfr_function
+from sigrl_deploy.export.quantise import LARGEST_WEIGHT, columns
+from sigrl_deploy.model.sigrl import SVFR
+
+DIM = 512
+
+
+@pytest.fixture(scope="module")
+def int8_bundle(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("int8") / "bundle"
+    text_tower = str(weights / "text.pth")
+    export_bundle(ExportOptions(weights / "sigrl.pth", out, text_tower=text_tower, precision=Precision.INT8))
+    return out
+
+
+def test_columns_are_rounded_to_the_nearest_step() -> None:
+    weight = torch.randn(40, 7, generator=torch.Generator().manual_seed(0))
+    weight[:, 3] = 0
+    steps, scale = columns(weight)
+    assert steps.dtype is torch.int8
+    assert int(steps.abs().max()) == LARGEST_WEIGHT
+    assert (steps * scale * 127 - weight).abs().max() <= weight.abs().max() / LARGEST_WEIGHT / 2 * 1.001  # fp32
+
+
+def quantised_in_float64(svfr: SVFR, inputs: list[torch.Tensor]) -> torch.Tensor:
+    """SVFR in float64 but for the two roundings: tanh to steps of 1/127, W to the steps of its columns."""
+
+    def attention(linear: torch.nn.Linear, labels: torch.Tensor) -> torch.Tensor:
+        steps, scale = columns(linear.weight.T.float())
+        rounded = (torch.tanh(patches[:, None] * labels[:, :, None]) * 127).round()
+        return torch.softmax(rounded @ steps.double() * scale.double(), dim=2)
+
+    patches, embedding, projection = inputs
+    semantic = (attention(svfr.decouple, embedding[None]) * patches[:, None]).sum(2)
+    v = svfr.between(semantic, embedding, projection)
+    return patches * attention(svfr.reconstruct, v).sum(1)
+
+
+@pytest.mark.parametrize(("batch", "tokens", "labels"), [(1, 25, 1), (2, 49, 7), (1, 25, 81)])
+def test_svfr_rounds_twice_and_nothing_else(batch: int, tokens: int, labels: int) -> None:
+    """A tanh on the edge between two steps may fall to either side in fp32, which moves one product by one step."""
+    torch.manual_seed(0)
+    svfr = SVFR(DIM).double().eval().requires_grad_(False)
+    rng = np.random.default_rng(labels)
+    inputs = {
+        "patches": rng.standard_normal((batch, tokens, DIM), np.float32),
+        "label_embedding": label_embeddings(labels, seed=1),
+        "graph_projection": rng.standard_normal((labels, DIM), np.float32),
+    }
+    weights = {
+        "decouple": svfr.decouple.weight.T,
+        "fuse": svfr.fuse.weight[:, :DIM].T,
+        "reconstruct": svfr.reconstruct.weight.T,
+    }
+    arrays = {"fuse": weights["fuse"].float()}
+    for name in ("decouple", "reconstruct"):
+        arrays[name], arrays[f"{name}_scale"] = columns(weights[name].float())
+    order = ["decouple", "fuse", "reconstruct", "decouple_scale", "reconstruct_scale"]
+    graph = helper.make_graph(
+        [helper.make_node("SVFR", [*inputs, *order], ["out"], domain=DOMAIN)],
+        "test",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, value.shape) for name, value in inputs.items()],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, inputs["patches"].shape)],
+        [numpy_helper.from_array(arrays[name].contiguous().numpy(), name) for name in order],
+    )
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
+    model = helper.make_model(graph, opset_imports=opsets, functions=[svfr_function(False, int8=True)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    (out,) = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, inputs)
+    wide = [torch.from_numpy(value).double() for value in inputs.values()]
+    rounded, exact = quantised_in_float64(svfr, wide).numpy(), svfr(*wide).numpy()
+    own = np.linalg.norm(out - rounded) / np.linalg.norm(rounded)
+    whole = np.linalg.norm(out - exact) / np.linalg.norm(exact)
+    assert own < 0.2 * whole, (own, whole)
+    assert whole < 0.02
+
+
+def test_a_picture_does_not_depend_on_its_batch(int8_bundle: Path, photos: list[Path], label_file: Path) -> None:
+    recognizer = Recognizer(int8_bundle, device="cpu", cache_dir=False)
+    vocabulary = recognizer.vocabulary(label_file)
+    pixels = np.stack([recognizer.pixels(path) for path in photos])
+    together = recognizer.score_pixels(pixels, vocabulary)
+    assert np.array_equal(together[1:2], recognizer.score_pixels(pixels[1:2], vocabulary))
+    assert np.array_equal(together[::-1], recognizer.score_pixels(pixels[::-1], vocabulary))
+
+
+def test_the_file_takes_one_picture_and_keeps_norms_in_fp32(int8_bundle: Path) -> None:
+    visual = onnx.load(int8_bundle / "visual.onnx")
+    assert visual.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    counts = {op: sum(node.op_type == op for node in visual.graph.node) for op in ("MatMulInteger", "LayerNormalization")}
+    assert counts["MatMulInteger"] == 9  # four a block of two, and the projection
+    types = {tensor.name: tensor.data_type for tensor in visual.graph.initializer}
+    for node in visual.graph.node:
+        if node.op_type == "LayerNormalization":
+            assert {types[name] for name in node.input[1:]} == {TensorProto.FLOAT}
+    assert {node.domain for node in visual.graph.node} == {"", "sigrl"}
+
+
+def test_it_differs_from_fp32_by_no_more_than_its_tolerance(
+    int8_bundle: Path, bundle: Path, photos: list[Path], label_file: Path
+) -> None:
+    exact, rounded = (Recognizer(path, device="cpu", cache_dir=False) for path in (bundle, int8_bundle))
+    assert rounded.engine.precision is Precision.INT8
+    a, b = (r.scores(photos, r.vocabulary(label_file)) for r in (exact, rounded))
+    assert 1e-6 < np.abs(a - b).max() < Precision.INT8.tolerance
