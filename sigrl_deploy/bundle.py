@@ -19,17 +19,20 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 VOCABULARY = "vocabulary.npz"
+WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One precision of the two graphs. `text` is None where nothing is left to compute on the text side.
+    """One precision of the two graphs. `text` is None where nothing is left to compute on the text side; `weights` is the same
+    model for the PyTorch engine, where export was asked for it.
 
     `parity` is what export measured against the eager fp32 model: backend, cases, largest errors, agreement.
     """
 
     visual: str
     text: str | None
+    weights: str | None = None
     parity: dict[str, Any] = field(default_factory=dict)
 
 

@@ -38,13 +38,14 @@ class InferOptions:
     batch_size: int | None
     device: str
     cache_dir: Path | None
+    backend: str = "auto"
 
 
 def run_infer(options: InferOptions) -> int:
     """Tag the pictures and write the records and heat maps. Returns how many pictures of the output could not be read."""
     format_ = choose_format(options.format, options.out)
     _check_out(options, format_)
-    recognizer = Recognizer(options.bundle, device=options.device, cache_dir=options.cache_dir)
+    recognizer = Recognizer(options.bundle, device=options.device, backend=options.backend, cache_dir=options.cache_dir)
     manifest = recognizer.bundle.manifest
     if options.heatmaps:
         if not manifest.arch.has_local:

@@ -16,7 +16,7 @@ from PIL import Image
 from sigrl_deploy import matching
 from sigrl_deploy.bundle import TOKENIZER, VOCABULARY, Bundle
 from sigrl_deploy.cache import VocabularyCache, default_cache_dir, digest
-from sigrl_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from sigrl_deploy.engines.choice import open_engine
 from sigrl_deploy.errors import BundleError, ImageError, LabelError, UsageError
 from sigrl_deploy.files import DamagedFileError
 from sigrl_deploy.images import ImageSource, name_of, read_image
@@ -46,7 +46,9 @@ class Recognizer:
 
     Args:
         bundle: the folder that export wrote; its hashes are checked.
-        device: "auto" (a GPU where this onnxruntime has one, else the CPU), "cpu" or "cuda".
+        device: "auto" (a GPU where the backend has one, else the CPU), "cpu" or "cuda".
+        backend: "onnxruntime", "torch" (needs PyTorch, and a bundle exported with its weights), or "auto": torch where it has a
+            GPU, else onnxruntime.
         cache_dir: where label embeddings are kept between runs; None for $SIGRL_DEPLOY_CACHE or the user's cache folder,
             False for memory alone.
 
@@ -55,9 +57,16 @@ class Recognizer:
         UsageError: the device is not there.
     """
 
-    def __init__(self, bundle: str | Path, *, device: str = "auto", cache_dir: str | Path | bool | None = None) -> None:
+    def __init__(
+        self,
+        bundle: str | Path,
+        *,
+        device: str = "auto",
+        backend: str = "auto",
+        cache_dir: str | Path | bool | None = None,
+    ) -> None:
         self.bundle = Bundle(bundle)
-        self.engine = OnnxRuntimeEngine(self.bundle, device)
+        self.engine = open_engine(self.bundle, backend, device)
         self._cache = self._open_cache(cache_dir)
         log.info("engine: %s", self.engine.description)
 
@@ -163,13 +172,8 @@ class Recognizer:
 
     def score_pixels(self, pixels: NDArray[np.float32], vocabulary: Vocabulary) -> NDArray[np.float32]:
         """pixels [B, 3, H, W] → scores [B, C] fp32."""
-        return np.stack([self._score(*features, vocabulary) for features in self.features(pixels, vocabulary)])
-
-    def _score(
-        self, local: NDArray[np.float32] | None, global_feature: NDArray[np.float32], vocabulary: Vocabulary
-    ) -> NDArray[np.float32]:
-        manifest = self.bundle.manifest
-        return matching.score(manifest.arch, local, global_feature, vocabulary.label_embedding, manifest.topk)
+        self._check(vocabulary)
+        return self.engine.score(pixels, vocabulary)
 
     def recognize(
         self,
@@ -204,16 +208,15 @@ class Recognizer:
         evidence: bool = False,
     ) -> list[tuple[NDArray[np.float32], list[Tag]]]:
         """pixels [B, 3, H, W] → each picture's scores [C] fp32 and, as `recognize` gives them, its tags."""
-        if evidence:
-            self._check_evidence()
-        found = []
+        if not evidence:
+            return [(scores, best_tags(scores, vocabulary, top, threshold)) for scores in self.score_pixels(pixels, vocabulary)]
+        self._check_evidence()
+        manifest, found = self.bundle.manifest, []
         for local, global_feature in self.features(pixels, vocabulary):
-            scores = self._score(local, global_feature, vocabulary)
+            assert local is not None
+            scores = matching.score(manifest.arch, local, global_feature, vocabulary.label_embedding, manifest.topk)
             tags = best_tags(scores, vocabulary, top, threshold)
-            if evidence:
-                assert local is not None
-                tags = [self._with_evidence(tag, local, vocabulary) for tag in tags]
-            found.append((scores, tags))
+            found.append((scores, [self._with_evidence(tag, local, vocabulary) for tag in tags]))
         return found
 
     def _check_evidence(self) -> None:

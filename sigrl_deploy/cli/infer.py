@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from sigrl_deploy.cli.options import PATH, bundle_option, cache_option, device_option
+from sigrl_deploy.cli.options import PATH, backend_option, bundle_option, cache_option, device_option
 from sigrl_deploy.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 )
 @click.option("--batch-size", type=click.IntRange(min=1), help="Pictures at once [default: 1 on a CPU, 16 on a GPU].")
 @device_option
+@backend_option
 @cache_option
 def infer(
     pictures: tuple[str, ...],
@@ -49,6 +50,7 @@ def infer(
     heatmaps: Path | None,
     batch_size: int | None,
     device: str,
+    backend: str,
     cache_dir: Path | None,
 ) -> None:
     """Tag PICTURES: files, folders (recursively), globs, or - for a list on standard input."""
@@ -74,6 +76,7 @@ def infer(
         heatmaps=heatmaps,
         batch_size=batch_size,
         device=device,
+        backend=backend,
         cache_dir=cache_dir,
     )
     failed = run_infer(options)

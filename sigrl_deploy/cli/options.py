@@ -15,6 +15,13 @@ device_option = click.option(
     show_default=True,
     help="auto: a GPU where there is one.",
 )
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(["auto", "onnxruntime", "torch"]),
+    default="auto",
+    show_default=True,
+    help="auto: torch where it has a GPU and the bundle its weights, else onnxruntime.",
+)
 cache_option = click.option(
     "--cache-dir", type=PATH, help="Where label embeddings are kept [default: $SIGRL_DEPLOY_CACHE or the user's cache folder]."
 )

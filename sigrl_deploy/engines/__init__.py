@@ -1,4 +1,4 @@
-"""Backends that run a bundle's two graphs, one file each, behind one protocol."""
+"""Backends that run a bundle, one file each, behind one protocol."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Array = NDArray[np.float32]
 
 
 class Engine(Protocol):
-    """Runs the graphs of one bundle. All arrays are fp32 on the host; an engine may be called from several threads."""
+    """Runs one bundle's model. All arrays are fp32 on the host; an engine may be called from several threads."""
 
     description: str  # backend, device and why it was chosen; logged once
     device: str  # "cpu" or "cuda"
@@ -22,6 +22,9 @@ class Engine(Protocol):
 
     def encode(self, pixels: Array, vocabulary: Vocabulary) -> tuple[Array | None, Array]:
         """pixels [B, 3, H, W] → local features [B, P, D] (None where patches are not matched), global feature [B, D]."""
+
+    def score(self, pixels: Array, vocabulary: Vocabulary) -> Array:
+        """pixels [B, 3, H, W] → scores [B, C] by the bundle's rule (see `Arch`)."""
 
     def encode_labels(self, token_ids: NDArray[np.int64]) -> Array:
         """token ids [N, L], L at most the context → label embeddings [N, D]."""

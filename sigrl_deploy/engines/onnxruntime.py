@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from sigrl_deploy import matching
 from sigrl_deploy.bundle import Bundle
 from sigrl_deploy.config import Precision
 from sigrl_deploy.engines import Array
@@ -98,6 +99,17 @@ class OnnxRuntimeEngine:
         else:
             outputs = self._visual.run(None, feeds)
         return (outputs[0], outputs[1]) if len(outputs) == 2 else (None, outputs[0])
+
+    def score(self, pixels: Array, vocabulary: Vocabulary) -> Array:
+        """See `Engine.score`; matching runs in numpy."""
+        local, global_feature = self.encode(pixels, vocabulary)
+        manifest, rows = self._bundle.manifest, vocabulary.label_embedding
+        pictures = [None] * len(pixels) if local is None else local
+        scores = [
+            matching.score(manifest.arch, patches, g, rows, manifest.topk)
+            for patches, g in zip(pictures, global_feature, strict=True)
+        ]
+        return np.stack(scores)
 
     def encode_labels(self, token_ids: NDArray[np.int64]) -> Array:
         """See `Engine.encode_labels`."""

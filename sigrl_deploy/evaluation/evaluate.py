@@ -45,6 +45,7 @@ class EvaluateOptions:
     device: str
     cache_dir: Path | None
     out: Path | None
+    backend: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def open_models(options: EvaluateOptions) -> list[Model]:
         from sigrl_deploy.recognizer import Recognizer
 
         for path in options.bundles:
-            recognizer = Recognizer(path, device=options.device, cache_dir=options.cache_dir)
+            recognizer = Recognizer(path, device=options.device, backend=options.backend, cache_dir=options.cache_dir)
             engine, arch = recognizer.engine, recognizer.bundle.manifest.arch
             models.append(Model(path, engine.description, arch, engine.precision, engine.device, recognizer))
     _warn_of_differences(models)

@@ -15,20 +15,21 @@ from typing import Any
 
 import torch
 
-from sigrl_deploy.bundle import MANIFEST, TOKENIZER, VOCABULARY, Manifest, Variant
+from sigrl_deploy.bundle import MANIFEST, TOKENIZER, VOCABULARY, WEIGHTS, Manifest, Variant
 from sigrl_deploy.checkpoint import Checkpoint
 from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.eager import choose_preprocess, default_template, load_model, tokenize
 from sigrl_deploy.errors import CheckpointError, ExportError, UsageError
 from sigrl_deploy.export.folder import check_out, replaced_folder
-from sigrl_deploy.export.graphs import typed
 from sigrl_deploy.export.onnx import export_text, export_visual
 from sigrl_deploy.export.parity import LABELS, EagerScorer, Parity, measure
 from sigrl_deploy.files import sha256_file
 from sigrl_deploy.model.sigrl import SigRL
+from sigrl_deploy.model.towers import typed
 from sigrl_deploy.preprocess import Contract
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.tokenizer import write_clip_tokenizer
+from sigrl_deploy.trained import TrainedRecord, write_trained
 from sigrl_deploy.vocabulary import read_labels
 
 log = logging.getLogger(__name__)
@@ -41,8 +42,8 @@ class ExportOptions:
     """What to export and how. None means: what the checkpoint or the architecture says.
 
     `text_tower` is a file, or `NAME:PRETRAINED` for open_clip's own weights. `labels` with `label_embeddings` take the text
-    tower's place; `labels` alone put a vocabulary into the bundle. `clip_config` None means the config of a `NAME:PRETRAINED`
-    text tower, else OpenAI's convention.
+    tower's place; `labels` alone put a vocabulary into the bundle. `weights` adds what the PyTorch engine needs. `clip_config`
+    None means the config of a `NAME:PRETRAINED` text tower, else OpenAI's convention.
     """
 
     checkpoint: Path
@@ -57,6 +58,7 @@ class ExportOptions:
     preprocess: Contract | None = None
     template: str | None = None
     tolerance: float | None = None
+    weights: bool = False
     force: bool = False
 
 
@@ -158,22 +160,26 @@ def _write_graphs(
     export_visual(cast, folder / "visual.onnx", options.precision)
     log.info("exporting text.onnx")
     has_text = export_text(cast, folder / "text.onnx")
-    text = model.config.text
+    config, text = model.config, model.config.text
+    template = options.template or default_template(checkpoint, model)
+    preprocess = choose_preprocess(checkpoint, model, options.preprocess)
     if text is not None:
         write_clip_tokenizer(folder / TOKENIZER)
-    config = model.config
+    if options.weights:
+        write_trained(folder / WEIGHTS, TrainedRecord(config, template, preprocess), cast.state_dict())
+    variant = Variant("visual.onnx", "text.onnx" if has_text else None, WEIGHTS if options.weights else None)
     return Manifest(
         arch=config.arch,
         embed_dim=config.embed_dim,
         image_size=config.vision.image_size,
         patch_size=config.vision.patch_size,
         topk=config.topk,
-        template=options.template or default_template(checkpoint, model),
+        template=template,
         context_length=text.context_length if text else None,
-        preprocess=choose_preprocess(checkpoint, model, options.preprocess),
+        preprocess=preprocess,
         text_identity=_text_identity(model, rows),
         graph_identity=_graph_identity(model),
-        variants={options.precision: Variant("visual.onnx", "text.onnx" if has_text else None)},
+        variants={options.precision: variant},
         files={},
         source=sources,
         tools={"python": platform.python_version()} | {name: version(name) for name in _TOOLS},

@@ -6,7 +6,6 @@ Inputs and outputs are fp32 in every precision, so that cached vocabularies fit 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -16,18 +15,6 @@ from sigrl_deploy.config import Precision
 from sigrl_deploy.export.functions import DOMAIN
 from sigrl_deploy.export.quantise import columns
 from sigrl_deploy.model.sigrl import GMC, SVFR, GraphAttention, SigRL, encode_image, encode_text
-from sigrl_deploy.model.towers import cast_keeping_norms
-
-
-def typed(model: SigRL, precision: Precision) -> SigRL:
-    """A copy of the model in the dtype of an exported file: matrix weights in `precision`, layer norms in fp32."""
-    model = copy.deepcopy(model)
-    dtype = getattr(torch, precision.torch_name)
-    if dtype is not torch.float32:
-        for part in (model.visual, model.text, model.gmc, model.svfr):
-            if part is not None:
-                cast_keeping_norms(part, dtype)
-    return model
 
 
 def _symbolic(op: str, inputs: Sequence[Tensor], like: Tensor) -> Tensor:

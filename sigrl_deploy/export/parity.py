@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from sigrl_deploy.config import Precision
-from sigrl_deploy.export.graphs import TextGraph, VisualGraph, typed
+from sigrl_deploy.export.graphs import TextGraph, VisualGraph
 from sigrl_deploy.model.sigrl import SigRL, encode_text, match
+from sigrl_deploy.model.towers import typed
 from sigrl_deploy.recognizer import LABELS_PER_BATCH, Recognizer
 from sigrl_deploy.vocabulary import Vocabulary
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from typing import TYPE_CHECKING
+
 import torch
 from open_clip.transformer import LayerNorm, LayerNormFp32, QuickGELU, TextTransformer, VisionTransformer
 from torch import nn
 
-from sigrl_deploy.config import TextConfig, VisionConfig
+from sigrl_deploy.config import Precision, TextConfig, VisionConfig
+
+if TYPE_CHECKING:
+    from sigrl_deploy.model.sigrl import SigRL
 
 
 def _activation(quick_gelu: bool) -> type[nn.Module]:
@@ -43,7 +49,18 @@ def text_tower(config: TextConfig, embed_dim: int) -> TextTransformer:
     )
 
 
-def cast_keeping_norms(tower: nn.Module, dtype: torch.dtype) -> None:
+def typed(model: SigRL, precision: Precision) -> SigRL:
+    """A copy of the model in the dtype of an exported file: matrix weights in `precision`, layer norms in fp32."""
+    model = copy.deepcopy(model)
+    dtype = getattr(torch, precision.torch_name)
+    if dtype is not torch.float32:
+        for part in (model.visual, model.text, model.gmc, model.svfr):
+            if part is not None:
+                _cast_keeping_norms(part, dtype)
+    return model
+
+
+def _cast_keeping_norms(tower: nn.Module, dtype: torch.dtype) -> None:
     """Cast weights in place; layer norms keep fp32 weights and compute in fp32, as in every low-precision file."""
     tower.to(dtype)
     for module in tower.modules():

@@ -1,0 +1,39 @@
+"""Which backend runs a bundle."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from sigrl_deploy.bundle import Bundle
+from sigrl_deploy.engines import Engine
+from sigrl_deploy.errors import UsageError
+
+BACKENDS = ("auto", "onnxruntime", "torch")
+
+
+def open_engine(bundle: Bundle, backend: str, device: str) -> Engine:
+    """The engine of a bundle. "auto" takes PyTorch where it has a GPU and the bundle its weights, else ONNX Runtime.
+
+    Raises UsageError for an unknown backend, one that is not installed or one that the bundle was not exported for, and what
+    the engine raises.
+    """
+    if backend not in BACKENDS:
+        raise UsageError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}")
+    if backend == "torch" or (backend == "auto" and device != "cpu" and _torch_has_gpu(bundle)):
+        for package in ("torch", "triton"):
+            if find_spec(package) is None:
+                raise UsageError(f"--backend torch: {package} is not installed; pip install '.[export]' in a checkout on Linux")
+        from sigrl_deploy.engines.torch import TorchEngine
+
+        return TorchEngine(bundle, device)
+    from sigrl_deploy.engines.onnxruntime import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(bundle, device)
+
+
+def _torch_has_gpu(bundle: Bundle) -> bool:
+    if not any(variant.weights for variant in bundle.manifest.variants.values()) or find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
