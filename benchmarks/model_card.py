@@ -70,8 +70,8 @@ def write_card(results: dict[str, Any]) -> None:
         f"{models_table(results['records'])}\n\n"
         f"Percent, on {results['pictures']} test pictures, {results['date']}: mean and standard deviation over the seeds "
         f"{', '.join(map(str, seeds))}, each with a CLIP trained by {results['clip_steps']} updates of 64 captioned "
-        f"pictures, and {results['head_steps']} updates of 32 for each head; a row without a deviation is of the first seed alone."
-        "\n\n"
+        f"pictures, and {results['head_steps']} updates of 32 for each head. A row without a deviation was run "
+        "once, SigRL's on the first seed.\n\n"
         f"{engines_table(results['engines'])}\n\n"
         "The checkpoint that ships, exported, against itself in PyTorch, on the same test pictures."
     )
