@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from sigrl_deploy.bundle import MANIFEST, Bundle
+from sigrl_deploy.datasets.scenes import UNSEEN, Scenes, labels_of
 from sigrl_deploy.errors import BundleError
 from sigrl_deploy.export.bundle import ExportOptions, export_bundle
 from sigrl_deploy.infer import InferOptions, run_infer
@@ -19,7 +20,7 @@ PICTURES = DATA / "scenes"
 
 
 def run_demo(out: Path) -> int:
-    """Export to `out`/bundle, print the tags of the package's scenes, draw heat maps into `out`/heatmaps.
+    """Export to `out`/bundle, print the tags of the package's scenes and what is in them, draw heat maps into `out`/heatmaps.
 
     A bundle that is there is replaced if it is a demo's. Returns how many pictures could not be read. Raises what export and
     infer raise.
@@ -43,7 +44,12 @@ def run_demo(out: Path) -> int:
             cache_dir=out / "cache",
         )
     )
-    log.info("heat maps: %s", out / "heatmaps")
+    test = Scenes("test")
+    log.info("what is in them, by how they were drawn (* is in no training picture):")
+    for i, path in enumerate(sorted(PICTURES.glob("*.jpg"))):
+        present = dict.fromkeys(label for thing in test.things(i) for label in labels_of(thing))
+        log.info("%s  %s", path.name, ", ".join(f"{label}*" if label in UNSEEN else label for label in present))
+    log.info("heat maps: %s; what the model can and cannot do: MODEL_CARD.md beside %s", out / "heatmaps", CHECKPOINT)
     return failed
 
 

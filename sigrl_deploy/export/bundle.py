@@ -42,8 +42,9 @@ class ExportOptions:
     """What to export and how. None means: what the checkpoint or the architecture says.
 
     `text_tower` is a file, or `NAME:PRETRAINED` for open_clip's own weights. `labels` with `label_embeddings` take the text
-    tower's place; `labels` alone put a vocabulary into the bundle. `weights` adds what the PyTorch engine needs. `clip_config`
-    None means the config of a `NAME:PRETRAINED` text tower, else OpenAI's convention.
+    tower's place; `labels` alone put a vocabulary into the bundle, by default the labels that our own training recorded.
+    `weights` adds what the PyTorch engine needs. `clip_config` None means the config of a `NAME:PRETRAINED` text tower, else
+    OpenAI's convention.
     """
 
     checkpoint: Path
@@ -70,10 +71,11 @@ def export_bundle(options: ExportOptions) -> Parity:
     """
     _check_options(options)
     checkpoint, model, sources = _load(options)
-    rows = _label_rows(options, model, options.template or default_template(checkpoint, model))
+    own = read_labels(options.labels) if options.labels else checkpoint.record.labels if checkpoint.record else ()
+    rows = _label_rows(options, model, options.template or default_template(checkpoint, model), own)
     with replaced_folder(options.out) as folder:
         manifest = _write_graphs(options, checkpoint, model, sources, folder, rows)
-        manifest = _write_vocabulary(options, model, rows, folder, manifest)
+        manifest = _write_vocabulary(options, model, rows, folder, manifest) if own else _with_files(manifest, folder)
         tolerance = options.precision.tolerance if options.tolerance is None else options.tolerance
         log.info("measuring the exported graphs against the eager model")
         parity = measure(model, rows, folder, options.precision, tolerance)
@@ -124,9 +126,11 @@ def _source(path: Path) -> dict[str, Any]:
     return {"file": path.name, "sha256": sha256_file(path)}
 
 
-def _label_rows(options: ExportOptions, model: SigRL, template: str) -> dict[str, torch.Tensor]:
-    """Label → token ids (by open_clip's own tokenizer) or given embedding: what the eager model scores pictures against."""
-    labels = read_labels(options.labels or LABELS)
+def _label_rows(options: ExportOptions, model: SigRL, template: str, own: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """Label → token ids (by open_clip's own tokenizer) or given embedding: what the eager model scores pictures against, the
+    bundle's own vocabulary where it gets one.
+    """
+    labels = own or read_labels(LABELS)
     if options.label_embeddings is not None:
         return dict(zip(labels, _read_embeddings(options.label_embeddings, len(labels), model.config.embed_dim), strict=True))
     return dict(zip(labels, tokenize(model, template, labels), strict=True))
@@ -213,12 +217,12 @@ def _identity(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
 def _write_vocabulary(
     options: ExportOptions, model: SigRL, rows: dict[str, torch.Tensor], folder: Path, manifest: Manifest
 ) -> Manifest:
-    """Write the vocabulary of `--labels`, made by the exported graphs where they run here, and the manifest with all hashes."""
+    """Write the bundle's own vocabulary, made by the exported graphs where they run here, and the manifest with all hashes."""
     runnable = options.precision is not Precision.BF16
-    if options.labels is not None and not (runnable and options.label_embeddings is None):
+    if not (runnable and options.label_embeddings is None):
         EagerScorer(typed(model, options.precision), rows).vocabulary(list(rows)).write(folder / VOCABULARY)
     manifest = _with_files(manifest, folder)
-    if options.labels is not None and runnable:
+    if runnable:
         recognizer = Recognizer(folder, device="cpu", cache_dir=False)
         recognizer.vocabulary(list(rows)).write(folder / VOCABULARY)
         manifest = _with_files(manifest, folder)

@@ -211,7 +211,7 @@ def _keep_best(
     fabric: Fabric, task: Task, folder: RunFolder, state: dict[str, Any], progress: Progress, validate: Validate | None
 ) -> None:
     """Validate, and save the model where it is the best so far, or where nothing could be validated."""
-    better = True
+    better, metrics = True, dict[str, float]()
     if validate is not None:
         task.eval()
         metrics, unreadable = validate()
@@ -225,6 +225,9 @@ def _keep_best(
             log.warning("update %d: no validation picture can be read; this checkpoint is kept as it is", progress.step)
         if better:
             progress.metrics = metrics
+    if fabric.is_global_zero:
+        reached = ", ".join(f"{name} {100 * value:.1f}" for name, value in metrics.items()) or "not validated"
+        log.info("update %d saved (%s)%s", progress.step, reached, ", the best so far" if better and metrics else "")
     if better:
         progress.best_step = progress.step
         folder.save_model(fabric, task, progress.step, progress.metrics)
