@@ -22,7 +22,7 @@ bench: $(VENV)/ready
 	$(BIN)/python benchmarks/eager_vs_engine.py --out benchmarks/results/cpu.json
 	$(BIN)/python benchmarks/readme.py
 
-# Two hours a seed on two cores; goes on where it was interrupted.
+# About two hours on two cores, three seeds side by side; goes on where it was interrupted.
 demo-checkpoint: $(VENV)/ready
 	$(BIN)/python benchmarks/demo_checkpoint.py runs --ship
 

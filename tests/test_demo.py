@@ -88,7 +88,7 @@ def test_the_demo_replaces_no_bundle_but_its_own(bundle: Path, tmp_path: Path) -
     assert sha256_file(tmp_path / "bundle" / "visual.onnx") == sha256_file(bundle / "visual.onnx")
 
 
-def test_the_demo_tags_its_pictures_and_draws_where(tmp_path: Path) -> None:
+def test_the_demo_tags_its_pictures_and_draws_where(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):  # the second replaces what the first has left
         done = CliRunner().invoke(main, ["demo", "--out", str(tmp_path / "demo")])
         assert done.exit_code == 0, done.output
@@ -97,3 +97,5 @@ def test_the_demo_tags_its_pictures_and_draws_where(tmp_path: Path) -> None:
     first = done.output[done.output.index("scene-0.jpg") :].split("scene-1.jpg")[0]
     present = {f"{word} {thing.shape}" for thing in things for word in (thing.colour, thing.texture, thing.size) if word}
     assert any(label in first for label in present)
+    (truth,) = {line for line in caplog.messages if line.startswith("scene-0.jpg  ")}
+    assert set(truth.removeprefix("scene-0.jpg  ").replace("*", "").split(", ")) == present

@@ -49,6 +49,7 @@ def test_what_training_saves_goes_straight_into_the_exporter(
     done = CliRunner().invoke(main, ["export", "onnx", str(run / "model.safetensors"), "--out", str(tmp_path / "bundle")])
     assert done.exit_code == 0, done.output
     recognizer, eager = Recognizer(tmp_path / "bundle", cache_dir=False), load_eager(run / "model.safetensors", device="cpu")
+    assert recognizer.vocabulary().labels == record.labels
     expected = eager.score_pixels(np.stack([eager.pixels(photos[0])]), eager.vocabulary(LABELS))
     got = recognizer.scores(photos[:1], recognizer.vocabulary(LABELS))
     assert np.abs(expected - got).max() < 1e-5  # fp32 in another order of operations, over two layers
