@@ -93,7 +93,7 @@ def test_dropout_of_the_graph_is_the_same_when_it_is_recomputed(monkeypatch: pyt
 def test_norms_and_softmax_inputs_stay_in_fp32_in_mixed_precision() -> None:
     """Sᵀ T and GMC's energies, whose products autocast would round to bf16 (2^-9); a product of the rest is rounded so."""
     torch.manual_seed(0)
-    layer, svfr = GraphAttention(GraphConfig(16, 2, 8)), SVFR(16)
+    layer, svfr = GraphAttention(GraphConfig(16, 2, 8)).eval(), SVFR(16)
     z, semantic, rows = torch.randn(9, 2, 8), torch.randn(2, 9, 16), torch.randn(9, 16)
     exact = layer.attend(z, z), svfr.between(semantic, rows, rows)
     with torch.autocast("cpu", torch.bfloat16):
