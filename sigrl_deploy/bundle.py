@@ -19,7 +19,6 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 VOCABULARY = "vocabulary.npz"
-WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -119,6 +118,16 @@ class Bundle:
         if name not in self.manifest.files or not path.is_file():
             raise BundleError(f"{path}: missing from the bundle; copy the whole folder again, or export it again")
         return path
+
+    def variant(self, precision: Precision) -> Variant:
+        """The files of one precision. Raises BundleError where the bundle was exported without it."""
+        variants = self.manifest.variants
+        if precision not in variants:
+            held = ", ".join(held.value for held in variants)
+            raise BundleError(
+                f"{self.path}: holds no {precision.value}, only {held}; choose one of them, or export again with it"
+            )
+        return variants[precision]
 
     def has(self, name: str) -> bool:
         return name in self.manifest.files

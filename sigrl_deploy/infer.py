@@ -39,13 +39,20 @@ class InferOptions:
     device: str
     cache_dir: Path | None
     backend: str = "auto"
+    precision: str | None = None
 
 
 def run_infer(options: InferOptions) -> int:
     """Tag the pictures and write the records and heat maps. Returns how many pictures of the output could not be read."""
     format_ = choose_format(options.format, options.out)
     _check_out(options, format_)
-    recognizer = Recognizer(options.bundle, device=options.device, backend=options.backend, cache_dir=options.cache_dir)
+    recognizer = Recognizer(
+        options.bundle,
+        device=options.device,
+        backend=options.backend,
+        precision=options.precision,
+        cache_dir=options.cache_dir,
+    )
     manifest = recognizer.bundle.manifest
     if options.heatmaps:
         if not manifest.arch.has_local:
@@ -129,7 +136,7 @@ def _same_file(path: str | Path, out: Path) -> bool:
 def _run_name(options: InferOptions, recognizer: Recognizer, vocabulary: Vocabulary) -> str:
     """Names everything that a record depends on beside its picture."""
     manifest = recognizer.bundle.manifest.to_json()
-    parts = [manifest, vocabulary.labels, options.top, options.threshold, options.all_scores]
+    parts = [manifest, recognizer.engine.precision.value, vocabulary.labels, options.top, options.threshold, options.all_scores]
     if options.heatmaps:
         parts.append(str(options.heatmaps))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]

@@ -16,6 +16,7 @@ from PIL import Image
 from sigrl_deploy import matching
 from sigrl_deploy.bundle import TOKENIZER, VOCABULARY, Bundle
 from sigrl_deploy.cache import VocabularyCache, default_cache_dir, digest
+from sigrl_deploy.config import Precision
 from sigrl_deploy.engines.choice import open_engine
 from sigrl_deploy.errors import BundleError, ImageError, LabelError, UsageError
 from sigrl_deploy.files import DamagedFileError
@@ -49,6 +50,7 @@ class Recognizer:
         device: "auto" (a GPU where the backend has one, else the CPU), "cpu" or "cuda".
         backend: "onnxruntime", "torch" (needs PyTorch, and a bundle exported with its weights), or "auto": torch where it has a
             GPU, else onnxruntime.
+        precision: of the bundle's variants, by default its first that the device can run.
         cache_dir: where label embeddings are kept between runs; None for $SIGRL_DEPLOY_CACHE or the user's cache folder,
             False for memory alone.
 
@@ -63,10 +65,11 @@ class Recognizer:
         *,
         device: str = "auto",
         backend: str = "auto",
+        precision: Precision | str | None = None,
         cache_dir: str | Path | bool | None = None,
     ) -> None:
         self.bundle = Bundle(bundle)
-        self.engine = open_engine(self.bundle, backend, device)
+        self.engine = open_engine(self.bundle, backend, device, Precision(precision) if precision else None)
         self._cache = self._open_cache(cache_dir)
         log.info("engine: %s", self.engine.description)
 
@@ -78,7 +81,7 @@ class Recognizer:
         return {"arch": manifest.arch.value, "topk": manifest.topk, "template": manifest.template, "preprocess": preprocess}
 
     def _open_cache(self, cache_dir: str | Path | bool | None) -> VocabularyCache:
-        manifest, precision = self.bundle.manifest, self.engine.precision.value
+        manifest, precision = self.bundle.manifest, self.engine.precision.torch_name
         folder = None if cache_dir is False else Path(cache_dir) if isinstance(cache_dir, (str, Path)) else default_cache_dir()
         return VocabularyCache(
             folder,

@@ -103,7 +103,7 @@ def test_captured_passes_on_a_gpu(
 ) -> None:
     """Several vocabularies and batches through the same captured passes, in turn, against the plain fp32 model on the CPU."""
     out = options.out.with_name(f"gpu-{precision.value}")
-    export_bundle(replace(options, out=out, precision=precision))
+    export_bundle(replace(options, out=out, precisions=(precision,)))
     gpu = Recognizer(out, backend="torch", device="cuda", cache_dir=False)
     cpu = Recognizer(with_weights, backend="torch", device="cpu", cache_dir=False)
     assert all(op in gpu.engine.description for op in FUSED)

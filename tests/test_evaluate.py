@@ -39,7 +39,7 @@ TOLERANCE = 1e-12
 @pytest.fixture(scope="session")
 def fp16_bundle(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundles") / "tiny-fp16"
-    export_bundle(ExportOptions(weights / "sigrl.pth", out, text_tower=str(weights / "text.pth"), precision=Precision.FP16))
+    export_bundle(ExportOptions(weights / "sigrl.pth", out, text_tower=str(weights / "text.pth"), precisions=(Precision.FP16,)))
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +14,23 @@ from onnx import TensorProto, helper, numpy_helper
 from random_weights import label_embeddings
 
 from sigrl_deploy import Recognizer
-from sigrl_deploy.config import Precision
+from sigrl_deploy.bundle import Bundle
+from sigrl_deploy.config import Arch, Precision
+from sigrl_deploy.errors import BundleError, UsageError
 from sigrl_deploy.export.bundle import ExportOptions, export_bundle
-from sigrl_deploy.export.functions import DOMAIN, OPSET, svfr_function
+from sigrl_deploy.export.functions import DOMAIN, OPSET, RUNTIME_DOMAIN, svfr_function
 from sigrl_deploy.export.quantise import LARGEST_WEIGHT, columns
 from sigrl_deploy.model.sigrl import SVFR
 
 DIM = 512
+BOTH = (Precision.INT8, Precision.INT8_ALL)
 
 
 @pytest.fixture(scope="module")
 def int8_bundle(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("int8") / "bundle"
     text_tower = str(weights / "text.pth")
-    export_bundle(ExportOptions(weights / "sigrl.pth", out, text_tower=text_tower, precision=Precision.INT8))
+    export_bundle(ExportOptions(weights / "sigrl.pth", out, text_tower=text_tower, precisions=BOTH))
     return out
 
 
@@ -80,7 +84,7 @@ def test_svfr_rounds_twice_and_nothing_else(batch: int, tokens: int, labels: int
         [helper.make_tensor_value_info("out", TensorProto.FLOAT, inputs["patches"].shape)],
         [numpy_helper.from_array(arrays[name].contiguous().numpy(), name) for name in order],
     )
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1), helper.make_opsetid(RUNTIME_DOMAIN, 1)]
     model = helper.make_model(graph, opset_imports=opsets, functions=[svfr_function(False, int8=True)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
     (out,) = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, inputs)
@@ -92,8 +96,11 @@ def test_svfr_rounds_twice_and_nothing_else(batch: int, tokens: int, labels: int
     assert whole < 0.02
 
 
-def test_a_picture_does_not_depend_on_its_batch(int8_bundle: Path, photos: list[Path], label_file: Path) -> None:
-    recognizer = Recognizer(int8_bundle, device="cpu", cache_dir=False)
+@pytest.mark.parametrize("precision", BOTH)
+def test_a_picture_does_not_depend_on_its_batch(
+    int8_bundle: Path, photos: list[Path], label_file: Path, precision: Precision
+) -> None:
+    recognizer = Recognizer(int8_bundle, device="cpu", precision=precision, cache_dir=False)
     vocabulary = recognizer.vocabulary(label_file)
     pixels = np.stack([recognizer.pixels(path) for path in photos])
     together = recognizer.score_pixels(pixels, vocabulary)
@@ -101,8 +108,8 @@ def test_a_picture_does_not_depend_on_its_batch(int8_bundle: Path, photos: list[
     assert np.array_equal(together[::-1], recognizer.score_pixels(pixels[::-1], vocabulary))
 
 
-def test_the_file_takes_one_picture_and_keeps_norms_in_fp32(int8_bundle: Path) -> None:
-    visual = onnx.load(int8_bundle / "visual.onnx")
+def test_int8_all_takes_one_picture_and_keeps_norms_in_fp32(int8_bundle: Path) -> None:
+    visual = onnx.load(int8_bundle / "visual-int8-all.onnx")
     assert visual.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
     counts = {op: sum(node.op_type == op for node in visual.graph.node) for op in ("MatMulInteger", "LayerNormalization")}
     assert counts["MatMulInteger"] == 9  # four a block of two, and the projection
@@ -113,10 +120,42 @@ def test_the_file_takes_one_picture_and_keeps_norms_in_fp32(int8_bundle: Path) -
     assert {node.domain for node in visual.graph.node} == {"", "sigrl"}
 
 
+def test_int8_leaves_the_tower_in_fp32_and_any_batch(int8_bundle: Path) -> None:
+    visual = onnx.load(int8_bundle / "visual.onnx")
+    assert visual.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    assert "MatMulInteger" not in {node.op_type for node in visual.graph.node}
+    whole = {tensor.name for tensor in visual.graph.initializer if tensor.data_type == TensorProto.INT8}
+    assert whole == set(next(node for node in visual.graph.node if node.domain == DOMAIN).input) & whole
+    assert len(whole) == 2
+
+
+def test_precisions_of_one_dtype_share_the_text_graph(int8_bundle: Path) -> None:
+    assert sorted(path.name for path in int8_bundle.glob("*.onnx")) == ["text.onnx", "visual-int8-all.onnx", "visual.onnx"]
+    manifest = Bundle(int8_bundle).manifest
+    assert list(manifest.variants) == list(BOTH)
+    for variant in manifest.variants.values():
+        assert variant.text == "text.onnx"
+        assert variant.parity["cases"]
+
+
+def test_a_precision_that_the_bundle_lacks_is_refused(int8_bundle: Path) -> None:
+    with pytest.raises(BundleError, match="holds no fp32, only int8, int8-all"):
+        Recognizer(int8_bundle, precision="fp32")
+
+
+def test_int8_of_a_model_without_svfr_is_refused(weights: Path, tmp_path: Path) -> None:
+    options = ExportOptions(weights / "sigrl.pth", tmp_path / "out", arch=Arch.MKT, text_tower=str(weights / "text.pth"))
+    with pytest.raises(UsageError, match="int8-all"):
+        export_bundle(replace(options, precisions=(Precision.INT8,)))
+    export_bundle(replace(options, precisions=(Precision.INT8_ALL,)))
+
+
+@pytest.mark.parametrize("precision", BOTH)
 def test_it_differs_from_fp32_by_no_more_than_its_tolerance(
-    int8_bundle: Path, bundle: Path, photos: list[Path], label_file: Path
+    int8_bundle: Path, bundle: Path, photos: list[Path], label_file: Path, precision: Precision
 ) -> None:
-    exact, rounded = (Recognizer(path, device="cpu", cache_dir=False) for path in (bundle, int8_bundle))
-    assert rounded.engine.precision is Precision.INT8
+    exact = Recognizer(bundle, device="cpu", cache_dir=False)
+    rounded = Recognizer(int8_bundle, device="cpu", precision=precision, cache_dir=False)
+    assert rounded.engine.precision is precision
     a, b = (r.scores(photos, r.vocabulary(label_file)) for r in (exact, rounded))
-    assert 1e-6 < np.abs(a - b).max() < Precision.INT8.tolerance
+    assert 1e-6 < np.abs(a - b).max() < precision.tolerance

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from sigrl_deploy.cli.options import PATH, backend_option, cache_option, device_option
-from sigrl_deploy.config import Arch
+from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,13 @@ log = logging.getLogger(__name__)
 @click.option("--batch-size", type=click.IntRange(min=1), help="Pictures at once [default: 1 on a CPU, 16 on a GPU].")
 @device_option
 @backend_option
+@click.option(
+    "--precision",
+    "precisions",
+    type=click.Choice([precision.value for precision in Precision]),
+    multiple=True,
+    help="Of those that each bundle was exported with; repeatable [default: its first that the device can run].",
+)
 @cache_option
 @click.option("--out", type=PATH, help="Write everything that was measured to a JSON file.")
 def evaluate(**options: Any) -> None:
@@ -62,6 +69,7 @@ def evaluate(**options: Any) -> None:
 
     for name, enum in (("arch", Arch), ("preprocess", Contract)):
         options[name] = options[name] and enum(options[name])
+    options["precisions"] = tuple(map(Precision, options["precisions"])) or (None,)
     chosen = EvaluateOptions(**options)
     evaluation = run_evaluate(chosen)
     try:

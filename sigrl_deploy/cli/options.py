@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from sigrl_deploy.config import Precision
+
 PATH = click.Path(path_type=Path)
 bundle_option = click.option("--bundle", type=PATH, required=True, help="Folder that the export wrote.")
 device_option = click.option(
@@ -21,6 +23,11 @@ backend_option = click.option(
     default="auto",
     show_default=True,
     help="auto: torch where it has a GPU and the bundle its weights, else onnxruntime.",
+)
+precision_option = click.option(
+    "--precision",
+    type=click.Choice([precision.value for precision in Precision]),
+    help="Of those that the bundle was exported with [default: its first that the device can run].",
 )
 cache_option = click.option(
     "--cache-dir", type=PATH, help="Where label embeddings are kept [default: $SIGRL_DEPLOY_CACHE or the user's cache folder]."

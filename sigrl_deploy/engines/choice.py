@@ -5,14 +5,17 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from sigrl_deploy.bundle import Bundle
+from sigrl_deploy.config import Precision
 from sigrl_deploy.engines import Engine
 from sigrl_deploy.errors import UsageError
 
 BACKENDS = ("auto", "onnxruntime", "torch")
 
 
-def open_engine(bundle: Bundle, backend: str, device: str) -> Engine:
-    """The engine of a bundle. "auto" takes PyTorch where it has a GPU and the bundle its weights, else ONNX Runtime.
+def open_engine(bundle: Bundle, backend: str, device: str, precision: Precision | None = None) -> Engine:
+    """The engine of a bundle, in one of its precisions or in its first that can run.
+
+    "auto" takes PyTorch where it has a GPU and the bundle its weights, else ONNX Runtime.
 
     Raises UsageError for an unknown backend, one that is not installed or one that the bundle was not exported for, and what
     the engine raises.
@@ -25,10 +28,10 @@ def open_engine(bundle: Bundle, backend: str, device: str) -> Engine:
                 raise UsageError(f"--backend torch: {package} is not installed; pip install '.[export]' in a checkout on Linux")
         from sigrl_deploy.engines.torch import TorchEngine
 
-        return TorchEngine(bundle, device)
+        return TorchEngine(bundle, device, precision)
     from sigrl_deploy.engines.onnxruntime import OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(bundle, device)
+    return OnnxRuntimeEngine(bundle, device, precision)
 
 
 def _torch_has_gpu(bundle: Bundle) -> bool:

@@ -19,7 +19,7 @@ from sigrl_deploy.vocabulary import Vocabulary
 
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
-_CPU_PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8)  # the CPU provider has no bf16 products
+_CPU_PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8, Precision.INT8_ALL)  # the CPU provider has no bf16 products
 
 
 class _NoCudaError(UsageError):
@@ -33,14 +33,16 @@ class _NoCudaError(UsageError):
 class OnnxRuntimeEngine:
     """The bundle's graphs in ONNX Runtime. The text graph is opened when a vocabulary is first built, not before.
 
-    `device` is "auto" (CUDA where it starts, else the CPU), "cpu" or "cuda"; the bundle's first variant that it can run is
-    taken. Raises UsageError where the device is not there, BundleError where no variant can run on it.
+    `device` is "auto" (CUDA where it starts, else the CPU), "cpu" or "cuda". Without a `precision` the bundle's first variant
+    that the device can run is taken. Raises UsageError where the device is not there, BundleError where the bundle has no such
+    variant, or none that can run.
     """
 
-    def __init__(self, bundle: Bundle, device: str = "auto") -> None:
+    def __init__(self, bundle: Bundle, device: str = "auto", precision: Precision | None = None) -> None:
         if device not in ("auto", "cpu", "cuda"):
             raise UsageError(f"device {device!r}: expected auto, cpu or cuda")
         self._bundle = bundle
+        self._asked = precision
         reason = "as asked" if device != "auto" else ""
         if device != "cpu":
             try:
@@ -62,7 +64,7 @@ class OnnxRuntimeEngine:
                 "this onnxruntime has no CUDA provider", "put onnxruntime-gpu in its place (the README says how)"
             )
         self.device = device
-        self.precision = _choose_precision(self._bundle, device)
+        self.precision = _choose_precision(self._bundle, device, self._asked)
         self._variant = self._bundle.manifest.variants[self.precision]
         self._visual = self._open(self._bundle.file(self._variant.visual))
         _check_interface(self._visual, self._bundle, self._variant.visual)
@@ -93,7 +95,7 @@ class OnnxRuntimeEngine:
         if self._bundle.manifest.arch.has_graph:
             assert vocabulary.graph_projection is not None
             feeds |= {"label_embedding": vocabulary.label_embedding, "graph_projection": vocabulary.graph_projection}
-        if self.precision is Precision.INT8:  # a graph of one picture, whose scales are its own
+        if self.precision is Precision.INT8_ALL:  # a graph of one picture, whose scales are its own
             parts = [self._visual.run(None, feeds | {"pixels": pixels[i : i + 1]}) for i in range(len(pixels))]
             outputs = [np.concatenate(rows) for rows in zip(*parts, strict=True)]
         else:
@@ -129,11 +131,13 @@ class OnnxRuntimeEngine:
         return dict(zip(names, self._text.run(names, feeds), strict=True))
 
 
-def _choose_precision(bundle: Bundle, device: str) -> Precision:
-    variants = bundle.manifest.variants
+def _choose_precision(bundle: Bundle, device: str, asked: Precision | None) -> Precision:
+    variants = [asked] if asked and bundle.variant(asked) else list(bundle.manifest.variants)
     for precision in variants:
-        if device == "cuda" or precision in _CPU_PRECISIONS:
+        if not precision.is_int8 if device == "cuda" else precision in _CPU_PRECISIONS:
             return precision
+    if device == "cuda":
+        raise BundleError(f"{bundle.path}: its int8 is for CPUs; export with --precision fp16, or use --device cpu")
     raise BundleError(
         f"{bundle.path}: holds {', '.join(v.value for v in variants)}, which ONNX Runtime cannot run on a CPU; "
         "export with --precision fp32, or run on a GPU"

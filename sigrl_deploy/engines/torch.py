@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sigrl_deploy.bundle import Bundle
+from sigrl_deploy.config import Precision
 from sigrl_deploy.eager import load_model
 from sigrl_deploy.engines import Array
 from sigrl_deploy.errors import UsageError
@@ -53,10 +54,13 @@ class TorchEngine:
     Raises UsageError where the device is not there, or the bundle was exported without weights.
     """
 
-    def __init__(self, bundle: Bundle, device: str = "auto", fused: Collection[str] | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, device: str = "auto", precision: Precision | None = None, fused: Collection[str] | None = None
+    ) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device cuda: this torch finds no GPU; check its driver, or use --device cpu")
-        found = [(p, v.weights) for p, v in bundle.manifest.variants.items() if v.weights]
+        variants = {precision: bundle.variant(precision)} if precision else bundle.manifest.variants
+        found = [(p, v.weights) for p, v in variants.items() if v.weights and not p.is_int8]
         if not found:
             raise UsageError(f"{bundle.path}: holds no weights for PyTorch; export it with --weights, or use another --backend")
         self.precision, weights = found[0]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.datasets import Dataset
@@ -46,6 +48,7 @@ class EvaluateOptions:
     cache_dir: Path | None
     out: Path | None
     backend: str = "auto"
+    precisions: tuple[Precision | None, ...] = (None,)  # of each bundle; None is its first that the device can run
 
 
 @dataclass(frozen=True)
@@ -132,8 +135,9 @@ def open_models(options: EvaluateOptions) -> list[Model]:
     if options.bundles:
         from sigrl_deploy.recognizer import Recognizer
 
-        for path in options.bundles:
-            recognizer = Recognizer(path, device=options.device, backend=options.backend, cache_dir=options.cache_dir)
+        how: dict[str, Any] = {"device": options.device, "backend": options.backend, "cache_dir": options.cache_dir}
+        for path, precision in itertools.product(options.bundles, options.precisions):
+            recognizer = Recognizer(path, precision=precision, **how)
             engine, arch = recognizer.engine, recognizer.bundle.manifest.arch
             models.append(Model(path, engine.description, arch, engine.precision, engine.device, recognizer))
     _warn_of_differences(models)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from sigrl_deploy.bundle import MANIFEST, TOKENIZER, VOCABULARY, WEIGHTS, Manifest, Variant
+from sigrl_deploy.bundle import MANIFEST, TOKENIZER, VOCABULARY, Manifest, Variant
 from sigrl_deploy.checkpoint import Checkpoint
 from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.eager import choose_preprocess, default_template, load_model, tokenize
@@ -43,8 +43,8 @@ class ExportOptions:
 
     `text_tower` is a file, or `NAME:PRETRAINED` for open_clip's own weights. `labels` with `label_embeddings` take the text
     tower's place; `labels` alone put a vocabulary into the bundle, by default the labels that our own training recorded.
-    `weights` adds what the PyTorch engine needs. `clip_config` None means the config of a `NAME:PRETRAINED` text tower, else
-    OpenAI's convention.
+    `precisions` are the variants of the graphs, the one that runs by default first. `weights` adds what the PyTorch engine
+    needs. `clip_config` None means the config of a `NAME:PRETRAINED` text tower, else OpenAI's convention.
     """
 
     checkpoint: Path
@@ -54,7 +54,7 @@ class ExportOptions:
     clip_config: str | None = None
     labels: Path | None = None
     label_embeddings: Path | None = None
-    precision: Precision = Precision.FP32
+    precisions: tuple[Precision, ...] = (Precision.FP32,)
     topk: int | None = None
     preprocess: Contract | None = None
     template: str | None = None
@@ -63,30 +63,38 @@ class ExportOptions:
     force: bool = False
 
 
-def export_bundle(options: ExportOptions) -> Parity:
-    """Write a bundle and return its measured parity.
+def export_bundle(options: ExportOptions) -> list[Parity]:
+    """Write a bundle and return the measured parity of each precision.
 
     Raises UsageError for options that contradict each other, CheckpointError for a checkpoint that cannot be read, ExportError
     where the folder cannot be written or the graphs miss the tolerance. Whatever it raises, nothing is left behind.
     """
     _check_options(options)
     checkpoint, model, sources = _load(options)
+    if Precision.INT8 in options.precisions and model.svfr is None:
+        raise UsageError(f"--precision int8: is of SVFR's products, and {model.config.arch.value} has none; take int8-all")
     own = read_labels(options.labels) if options.labels else checkpoint.record.labels if checkpoint.record else ()
     rows = _label_rows(options, model, options.template or default_template(checkpoint, model), own)
     with replaced_folder(options.out) as folder:
         manifest = _write_graphs(options, checkpoint, model, sources, folder, rows)
         manifest = _write_vocabulary(options, model, rows, folder, manifest) if own else _with_files(manifest, folder)
-        tolerance = options.precision.tolerance if options.tolerance is None else options.tolerance
         log.info("measuring the exported graphs against the eager model")
-        parity = measure(model, rows, folder, options.precision, tolerance)
-        if not parity.largest_error <= tolerance:
-            raise ExportError(
-                f"{options.out}: the exported scores differ from the eager model's by {parity.largest_error:.2g}, more than "
-                f"the tolerance of {tolerance:g}; nothing was written; "
-                "export in fp32, or allow more with --tolerance"
-            )
-        variant = replace(manifest.variants[options.precision], parity=parity.to_dict())
-        (folder / MANIFEST).write_text(replace(manifest, variants={options.precision: variant}).to_json(), encoding="utf-8")
+        found = {precision: _measured(options, model, rows, folder, precision) for precision in options.precisions}
+        variants = {p: replace(variant, parity=found[p].to_dict()) for p, variant in manifest.variants.items()}
+        (folder / MANIFEST).write_text(replace(manifest, variants=variants).to_json(), encoding="utf-8")
+    return list(found.values())
+
+
+def _measured(
+    options: ExportOptions, model: SigRL, rows: dict[str, torch.Tensor], folder: Path, precision: Precision
+) -> Parity:
+    tolerance = precision.tolerance if options.tolerance is None else options.tolerance
+    parity = measure(model, rows, folder, precision, tolerance)
+    if not parity.largest_error <= tolerance:
+        raise ExportError(
+            f"{options.out}: the {precision.value} scores differ from the eager model's by {parity.largest_error:.2g}, more "
+            f"than the tolerance of {tolerance:g}; nothing was written; export in fp32, or allow more with --tolerance"
+        )
     return parity
 
 
@@ -99,6 +107,10 @@ def _check_options(options: ExportOptions) -> None:
         raise UsageError(f"--topk {options.topk}: expected at least 1 patch")
     if options.template is not None and options.template.count("{label}") != 1:
         raise UsageError(f"--template {options.template!r}: expected the text {{label}} in it, once")
+    if options.weights and all(precision.is_int8 for precision in options.precisions):
+        raise UsageError("--weights: are for PyTorch, which runs no int8; add --precision fp32 or bf16")
+    if len(set(options.precisions)) != len(options.precisions):
+        raise UsageError("--precision: names one twice; leave one of them out")
     if options.tolerance is not None and not 0 <= options.tolerance < math.inf:
         raise UsageError(f"--tolerance {options.tolerance}: expected a score error of 0 or more")
     check_out(options.out, options.force)
@@ -159,19 +171,12 @@ def _write_graphs(
     folder: Path,
     rows: dict[str, torch.Tensor],
 ) -> Manifest:
-    cast = typed(model, options.precision)
-    log.info("exporting visual.onnx")
-    export_visual(cast, folder / "visual.onnx", options.precision)
-    log.info("exporting text.onnx")
-    has_text = export_text(cast, folder / "text.onnx")
     config, text = model.config, model.config.text
     template = options.template or default_template(checkpoint, model)
     preprocess = choose_preprocess(checkpoint, model, options.preprocess)
     if text is not None:
         write_clip_tokenizer(folder / TOKENIZER)
-    if options.weights:
-        write_trained(folder / WEIGHTS, TrainedRecord(config, template, preprocess), cast.state_dict())
-    variant = Variant("visual.onnx", "text.onnx" if has_text else None, WEIGHTS if options.weights else None)
+    record = TrainedRecord(config, template, preprocess)
     return Manifest(
         arch=config.arch,
         embed_dim=config.embed_dim,
@@ -183,12 +188,32 @@ def _write_graphs(
         preprocess=preprocess,
         text_identity=_text_identity(model, rows),
         graph_identity=_graph_identity(model),
-        variants={options.precision: variant},
+        variants=_write_variants(options, model, record, folder),
         files={},
         source=sources,
         tools={"python": platform.python_version()} | {name: version(name) for name in _TOOLS},
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def _write_variants(options: ExportOptions, model: SigRL, record: TrainedRecord, folder: Path) -> dict[Precision, Variant]:
+    """The graphs of every precision, and the weights where asked for; precisions of one dtype share text graph and weights."""
+    variants: dict[Precision, Variant] = {}
+    shared: dict[str, tuple[str | None, str | None]] = {}
+    for precision in options.precisions:
+        cast = typed(model, precision)
+        ending = f"-{precision.value}" if variants else ""
+        visual, text, weights = f"visual{ending}.onnx", f"text{ending}.onnx", f"weights{ending}.safetensors"
+        log.info("exporting %s", visual)
+        export_visual(cast, folder / visual, precision)
+        if precision.torch_name not in shared:
+            log.info("exporting %s", text)
+            has_text = export_text(cast, folder / text)
+            if options.weights:
+                write_trained(folder / weights, record, cast.state_dict())
+            shared[precision.torch_name] = text if has_text else None, weights if options.weights else None
+        variants[precision] = Variant(visual, *shared[precision.torch_name])
+    return variants
 
 
 def _text_identity(model: SigRL, rows: dict[str, torch.Tensor]) -> str:
@@ -218,9 +243,9 @@ def _write_vocabulary(
     options: ExportOptions, model: SigRL, rows: dict[str, torch.Tensor], folder: Path, manifest: Manifest
 ) -> Manifest:
     """Write the bundle's own vocabulary, made by the exported graphs where they run here, and the manifest with all hashes."""
-    runnable = options.precision is not Precision.BF16
+    runnable = any(precision is not Precision.BF16 for precision in options.precisions)
     if not (runnable and options.label_embeddings is None):
-        EagerScorer(typed(model, options.precision), rows).vocabulary(list(rows)).write(folder / VOCABULARY)
+        EagerScorer(typed(model, options.precisions[0]), rows).vocabulary(list(rows)).write(folder / VOCABULARY)
     manifest = _with_files(manifest, folder)
     if runnable:
         recognizer = Recognizer(folder, device="cpu", cache_dir=False)

@@ -29,7 +29,7 @@ class SVFRNode(nn.Module):
         self.svfr = svfr
         weights = {"decouple": svfr.decouple.weight.T, "reconstruct": svfr.reconstruct.weight.T}
         scales = {}
-        if precision is Precision.INT8:
+        if precision.is_int8:
             for name, weight in list(weights.items()):
                 weights[name], scales[f"{name}_scale"] = columns(weight.detach())
         values = {"decouple": weights["decouple"], "fuse": svfr.fuse.weight[:, :dim].T, "reconstruct": weights["reconstruct"]}

@@ -17,7 +17,7 @@ from onnxscript import opset20
 from torch import Tensor, nn
 
 from sigrl_deploy.config import Precision
-from sigrl_deploy.export.functions import DOMAIN, EXP_LIMIT, OPSET, gmc_function, svfr_function
+from sigrl_deploy.export.functions import DOMAIN, EXP_LIMIT, OPSET, RUNTIME_DOMAIN, gmc_function, svfr_function
 from sigrl_deploy.export.graphs import TextGraph, VisualGraph
 from sigrl_deploy.export.quantise import quantised_tower
 from sigrl_deploy.model.sigrl import SVFR, SigRL
@@ -28,20 +28,22 @@ op: Any = opset20  # its annotations know tensors only, and refuse the values th
 
 
 def export_visual(model: SigRL, path: Path, precision: Precision) -> None:
-    """Write `visual.onnx` of a model typed in `precision`; batch and label count are dynamic. In int8 the batch is 1."""
+    """Write `visual.onnx` of a model typed in `precision`; batch and label count are dynamic. In int8-all the batch is 1."""
     graph = VisualGraph(model, precision).eval()
-    int8 = precision is Precision.INT8
+    whole = precision is Precision.INT8_ALL
     size, dim = model.config.vision.image_size, model.config.embed_dim
     vocabulary = [torch.zeros(3, dim) for _ in graph.input_names[1:]]  # one tensor given twice would become one input
     labels = torch.export.Dim("labels")
-    batch = {} if int8 else {0: torch.export.Dim("batch")}
+    batch = {} if whole else {0: torch.export.Dim("batch")}
     dynamic = (batch, *([tuple({0: labels} for _ in vocabulary)] if vocabulary else []))
-    pixels = torch.zeros(1 if int8 else 2, 3, size, size)
+    pixels = torch.zeros(1 if whole else 2, 3, size, size)
     proto = _export(graph, (pixels, *vocabulary), dynamic, graph.input_names, graph.output_names)
-    if int8:
+    if whole:
         proto = quantised_tower(proto)
     if model.svfr is not None:
-        proto.functions.append(svfr_function(exponent_bound(model) > EXP_LIMIT, int8))
+        proto.functions.append(svfr_function(exponent_bound(model) > EXP_LIMIT, precision.is_int8))
+        if precision.is_int8 and RUNTIME_DOMAIN not in {opset.domain for opset in proto.opset_import}:
+            proto.opset_import.append(onnx.helper.make_opsetid(RUNTIME_DOMAIN, 1))
     _save(proto, path)
 
 

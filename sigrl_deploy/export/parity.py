@@ -104,7 +104,9 @@ def measure(model: SigRL, rows: dict[str, torch.Tensor], bundle: Path, precision
     fp32 and fp16 files run in ONNX Runtime as `infer` would run them. Its CPU provider has no bf16 products, so bf16 runs the
     same typed graph in PyTorch.
     """
-    recognizer = Recognizer(bundle, device="cpu", cache_dir=False) if precision is not Precision.BF16 else None
+    recognizer = (
+        Recognizer(bundle, device="cpu", precision=precision, cache_dir=False) if precision is not Precision.BF16 else None
+    )
     pixels = np.stack([_preprocess(bundle)(path) for path in photos()])
     exact = EagerScorer(model, rows)
     if recognizer is not None:

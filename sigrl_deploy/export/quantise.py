@@ -1,7 +1,7 @@
-"""8-bit products for CPUs: the tower by ONNX Runtime's own quantiser, and the two big weights of SVFR.
+"""8-bit products for CPUs: the two big weights of SVFR and, in int8-all, the tower by ONNX Runtime's own quantiser.
 
-Scales of activations belong to one picture: the tower's are found while it runs, over one picture, since the exported graph
-takes no more than one; what SVFR quantises lies within ±1. A score therefore never depends on the batch.
+Scales of activations belong to one picture: what SVFR quantises lies within ±1; the tower's scales are found while it runs,
+over one picture, since its graph then takes no more than one. A score therefore never depends on the batch.
 """
 
 from __future__ import annotations
