@@ -106,7 +106,7 @@ def _attention(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """PyTorch's exporter prints progress and deprecations of its own internals; errors still come as exceptions."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
@@ -124,7 +124,7 @@ def _quiet() -> Iterator[None]:
 def _export(
     graph: nn.Module, inputs: tuple[Tensor, ...], dynamic: Any, input_names: list[str], output_names: list[str]
 ) -> onnx.ModelProto:
-    with _quiet(), torch.inference_mode():
+    with quiet(), torch.inference_mode():
         program = torch.onnx.export(
             graph,
             inputs,

@@ -1,0 +1,143 @@
+"""What is raced, by name. Each gives a pass: pixels [B, 3, H, W] in memory → scores [B, C] in memory.
+
+eager-as-written   the materialised PyTorch model with GMC in every forward, as the reference computes it
+eager              the same with GMC cached
+compile            `eager` under torch.compile
+naive-onnx         the materialised graph exported as it stands, in ONNX Runtime, GMC cached
+compile-tiled      our tiled PyTorch model under torch.compile
+onnxruntime        our exported bundle in ONNX Runtime under `Recognizer`, vocabulary cached
+openvino           the same bundle in OpenVINO
+torch              our PyTorch engine: fused kernels in one CUDA graph on a GPU, the tiled model on a CPU
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from workload import BUNDLE, NAIVE, Array, load, vocabulary_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sigrl_deploy.recognizer import Recognizer
+    from sigrl_deploy.vocabulary import Vocabulary
+
+Pass = Callable[[Array], Array]
+OURS = ("onnxruntime", "openvino", "torch")
+PEERS = ("eager-as-written", "eager", "compile", "naive-onnx", "compile-tiled")
+ON_CPU = (
+    ("eager-as-written", "fp32"), ("eager", "fp32"), ("compile", "fp32"), ("naive-onnx", "fp32"),
+    ("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("onnxruntime", "int8-all"),
+    ("openvino", "fp32"), ("openvino", "bf16"),
+)  # fmt: skip
+ON_GPU = (
+    ("eager-as-written", "bf16"), ("eager", "bf16"), ("eager", "fp32"), ("compile", "bf16"), ("compile-tiled", "bf16"),
+    ("naive-onnx", "fp32"), ("onnxruntime", "fp16"), ("torch", "bf16"), ("torch", "fp16"), ("torch", "fp32"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement: who, in which precision, on what, with how many labels and pictures at once."""
+
+    backend: str
+    precision: str
+    device: str
+    labels: int
+    batch: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def chosen(device: str, names: list[str] | None) -> list[tuple[str, str]]:
+    """Backends and precisions for a device, those of `names` where given, without what is not installed here."""
+    pairs = [pair for pair in (ON_CPU if device == "cpu" else ON_GPU) if not names or pair[0] in names]
+    return [pair for pair in pairs if pair[0] != "openvino" or find_spec("openvino")]
+
+
+def open_pass(cell: Cell, folder: Path) -> tuple[Pass, Any]:
+    """A contender, ready for its first picture, and its recognizer or model. Called in a process of its own."""
+    if cell.backend in OURS:
+        return _engine(cell, folder)
+    if cell.backend == "naive-onnx":
+        return _naive(cell, folder), None
+    return _eager(cell, folder)
+
+
+def _engine(cell: Cell, folder: Path) -> tuple[Pass, Recognizer]:
+    from sigrl_deploy.recognizer import Recognizer
+
+    how: dict[str, Any] = {"device": cell.device, "backend": cell.backend, "precision": cell.precision}
+    recognizer = Recognizer(folder / BUNDLE, cache_dir=False, **how)
+    vocabulary = saved_vocabulary(folder, cell.labels)
+    return lambda pixels: recognizer.score_pixels(pixels, vocabulary), recognizer
+
+
+def saved_vocabulary(folder: Path, labels: int) -> Vocabulary:
+    """T and G Wbᵀ as a cached vocabulary."""
+    from sigrl_deploy.vocabulary import Vocabulary
+
+    saved = np.load(vocabulary_file(folder, labels))
+    return Vocabulary(tuple(map(str, range(labels))), saved["label_embedding"], saved["graph_projection"])
+
+
+def _naive(cell: Cell, folder: Path) -> Pass:
+    import onnxruntime as ort
+    from machine import cores
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = cores()
+    options.log_severity_level = 3
+    provider = "CPUExecutionProvider" if cell.device == "cpu" else "CUDAExecutionProvider"
+    session = ort.InferenceSession(folder / NAIVE, options, providers=[provider])
+    if session.get_providers()[0] != provider:
+        raise RuntimeError(f"this onnxruntime has no {provider}")
+    saved = np.load(vocabulary_file(folder, cell.labels))
+    feeds = {"label_embedding": saved["label_embedding"], "graph": saved["graph"]}
+    return lambda pixels: session.run(None, feeds | {"pixels": pixels})[0]
+
+
+def _eager(cell: Cell, folder: Path) -> tuple[Pass, Any]:
+    """The materialised or the tiled model. A low precision is PyTorch's autocast, as a user of the reference would have it."""
+    import torch
+    from machine import cores
+
+    torch.set_num_threads(cores())
+    model = load(folder).to(cell.device).requires_grad_(False)
+    saved = {
+        name: torch.from_numpy(rows).to(cell.device) for name, rows in np.load(vocabulary_file(folder, cell.labels)).items()
+    }
+    forward = eager_forward(cell.backend, model, saved)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(cell.precision)
+
+    @torch.inference_mode()
+    def run(pixels: Array) -> Array:
+        with torch.autocast(cell.device, dtype=dtype, enabled=dtype is not None):
+            scores: Array = forward(torch.from_numpy(pixels).to(cell.device)).float().cpu().numpy()
+            return scores
+
+    return run, model
+
+
+def eager_forward(backend: str, model: Any, saved: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    """pixels → scores in PyTorch, by the backend's name."""
+    import torch
+
+    from sigrl_deploy.model import materialised
+
+    embedding, graph, projection = (saved[name] for name in ("label_embedding", "graph", "graph_projection"))
+    forms: dict[str, Callable[[Tensor], Tensor]] = {
+        "eager-as-written": lambda pixels: materialised.forward(model, pixels, embedding),
+        "eager": lambda pixels: materialised.forward(model, pixels, embedding, graph),
+        "tiled": lambda pixels: model(pixels, embedding, projection),
+    }
+    if backend.startswith("compile"):
+        compiled: Callable[[Tensor], Tensor] = torch.compile(forms["tiled" if backend == "compile-tiled" else "eager"])
+        return compiled
+    return forms[backend]

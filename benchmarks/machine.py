@@ -1,0 +1,160 @@
+"""The machine: what it is, how fast its matrix products and copies are, and the least time that a picture can take on it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sigrl_deploy.config import ModelConfig, Precision
+
+PACKAGES = ("torch", "triton", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "open_clip_torch", "numpy")
+REPEATS = 5
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe(device: str) -> dict[str, Any]:
+    """Hardware, versions, date, and the measured rates that `floor_ms` takes."""
+    return {
+        "cpu": _processor(),
+        "cores": cores(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "python": platform.python_version(),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        **({} if device == "cpu" else {"gpu": _gpu()}),
+        "gemm_gflops": gemm_gflops(device),
+        "copy_gb_per_s": copy_gb_per_s(device),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _gpu() -> dict[str, Any]:
+    import torch
+
+    found = torch.cuda.get_device_properties(0)
+    capability = f"{found.major}.{found.minor}"
+    return {"name": found.name, "capability": capability, "memory_bytes": found.total_memory, "cuda": torch.version.cuda}
+
+
+def gemm_gflops(device: str) -> dict[str, float]:
+    """The best of several square products by precision, in GFLOP/s (int8: billions of operations/s)."""
+    import torch
+
+    size = 2048 if device == "cpu" else 8192
+    torch.set_num_threads(cores())
+    rates = {}
+    for name, dtype in (("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)):
+        if device == "cpu" and name == "fp16":
+            continue  # no CPU backend computes in it
+        a = torch.randn(size, size, device=device, dtype=dtype)
+        rates[name] = 2 * size**3 / _best_seconds(lambda a=a: a @ a, device) / 1e9  # type: ignore[misc]
+    if device == "cpu":
+        rates["int8"] = 2 * size**3 / _best_seconds(_int8_product(size), device) / 1e9
+    return {name: round(rate, 1) for name, rate in rates.items()}
+
+
+def _int8_product(size: int) -> Callable[[], Any]:
+    """ONNX Runtime's product of unsigned by signed integers."""
+    import onnxruntime as ort
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = np.random.default_rng(0).integers(-63, 64, (size, size), np.int8)
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["a", "b"], ["c"])],
+        "product",
+        [helper.make_tensor_value_info("a", TensorProto.UINT8, [size, size])],
+        [helper.make_tensor_value_info("c", TensorProto.INT32, [size, size])],
+        [numpy_helper.from_array(weight, "b")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = cores()
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    steps = np.random.default_rng(1).integers(0, 255, (size, size), np.uint8)
+    return lambda: session.run(None, {"a": steps})
+
+
+def copy_gb_per_s(device: str) -> float:
+    """Bytes read and written by a copy of 256 MiB (4 GiB on a GPU), per second, in GB."""
+    import torch
+
+    count = 2**26 if device == "cpu" else 2**30
+    source = torch.ones(count, device=device)
+    target = torch.empty_like(source)
+    return round(2 * 4 * count / _best_seconds(lambda: target.copy_(source), device) / 1e9, 1)
+
+
+def _best_seconds(run: Callable[[], Any], device: str) -> float:
+    import torch
+
+    times = []
+    for _ in range(REPEATS + 1):
+        start = time.perf_counter()
+        run()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def vit_flop(config: ModelConfig) -> float:
+    """FLOP of the visual encoder for one picture."""
+    vision, patches = config.vision, config.vision.grid**2
+    tokens, width = patches + 1, vision.width
+    block = 2 * tokens * (4 + 2 * vision.mlp_ratio) * width**2 + 4 * tokens**2 * width
+    return vision.layers * block + 2 * patches * 3 * vision.patch_size**2 * width + 2 * tokens * width * config.embed_dim
+
+
+def svfr_flop(config: ModelConfig, labels: int) -> float:
+    """FLOP of the two stages' products for one picture: 2·2·P·C·D²."""
+    return 4 * config.vision.grid**2 * labels * config.embed_dim**2
+
+
+def rest_flop(config: ModelConfig, labels: int) -> float:
+    """FLOP between the stages (three products with [D, D]) and of the match, for one picture."""
+    dim = config.embed_dim
+    return 6 * labels * dim**2 + 2 * (config.vision.grid**2 + 1) * labels * dim
+
+
+def least_bytes(config: ModelConfig, labels: int, batch: int, itemsize: int) -> float:
+    """Bytes that no form can avoid: each weight, picture, label row and score once, S and V written and read."""
+    vision, dim = config.vision, config.embed_dim
+    weights = vision.layers * (4 + 2 * vision.mlp_ratio) * vision.width**2 + 3 * dim**2
+    rows = 2 * labels * dim
+    per_picture = 3 * vision.image_size**2 * 4 + labels * 4 + 4 * labels * dim * 4
+    return (weights + rows) * itemsize + batch * per_picture
+
+
+def floor_ms(config: ModelConfig, labels: int, batch: int, precision: Precision, machine: dict[str, Any]) -> float:
+    """The least time for a batch: its products at the machine's measured rates, or its least bytes at its copy rate."""
+    rates = machine["gemm_gflops"]
+    plain = rates.get({"int8": "fp32", "int8-all": "int8"}.get(precision.value, precision.value), rates["fp32"])
+    stages = rates["int8"] if precision.is_int8 else plain
+    flop = (vit_flop(config) + rest_flop(config, labels)) / plain + svfr_flop(config, labels) / stages
+    itemsize = {"fp32": 4, "int8": 4, "int8-all": 1}.get(precision.value, 2)
+    moved = least_bytes(config, labels, batch, itemsize) / machine["copy_gb_per_s"]
+    return max(batch * flop, moved) / 1e6

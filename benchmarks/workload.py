@@ -1,0 +1,120 @@
+"""What the benchmarks run on: a random-weight checkpoint, its exports, label embeddings and pictures, in one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from random_weights import VARIANTS, images, label_embeddings, save, sigrl_shapes, tensors
+
+if TYPE_CHECKING:
+    from sigrl_deploy.model.sigrl import SigRL
+    from sigrl_deploy.preprocess import Preprocess
+
+CHECKPOINT = "sigrl.pth"
+BUNDLE = "bundle"
+NAIVE = "naive.onnx"
+Array = NDArray[np.float32]
+
+
+def prepare(folder: Path, variant: str, labels: Sequence[int], precisions: Sequence[str], naive: bool) -> None:
+    """Everything a deployment has before its first picture; what an interrupted run has left there is used again."""
+    from sigrl_deploy.config import Precision
+    from sigrl_deploy.export.bundle import ExportOptions, export_bundle
+
+    checkpoint, bundle = folder / CHECKPOINT, folder / BUNDLE
+    if not checkpoint.exists():
+        save(checkpoint, tensors(sigrl_shapes(VARIANTS[variant])))
+    model = load(folder)
+    if not bundle.exists():
+        import torch
+
+        names, embedding = folder / "labels.txt", folder / "label_emb.pt"
+        names.write_text("\n".join(map(str, range(100))), encoding="utf-8")
+        torch.save(torch.from_numpy(label_embeddings(100, seed=1)), embedding)
+        chosen = tuple(map(Precision, precisions))
+        weights = not all(precision.is_int8 for precision in chosen)
+        export_bundle(ExportOptions(checkpoint, bundle, None, None, None, names, embedding, chosen, weights=weights))
+    if naive and not (folder / NAIVE).exists():
+        export_materialised(model, folder / NAIVE)
+    for count in labels:
+        if not vocabulary_file(folder, count).exists():
+            _write_vocabulary(model, count, vocabulary_file(folder, count))
+
+
+def load(folder: Path) -> SigRL:
+    """The eager model of the folder's checkpoint."""
+    from sigrl_deploy.checkpoint import build_model, load_checkpoint, model_config
+
+    checkpoint = load_checkpoint(folder / CHECKPOINT)
+    return build_model(checkpoint, model_config(checkpoint)).eval()
+
+
+def vocabulary_file(folder: Path, labels: int) -> Path:
+    return folder / f"vocabulary-{labels}.npz"
+
+
+def _write_vocabulary(model: SigRL, labels: int, path: Path) -> None:
+    """T, G and G Wbᵀ [C, D] of stand-in labels."""
+    import torch
+
+    from sigrl_deploy.files import replacing
+
+    embedding = torch.from_numpy(label_embeddings(labels, seed=1))
+    assert model.gmc is not None
+    assert model.svfr is not None
+    with torch.inference_mode():
+        graph = model.gmc(embedding)
+        projection = model.svfr.graph_projection(graph)
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, label_embedding=embedding.numpy(), graph=graph.numpy(), graph_projection=projection.numpy())
+
+
+def export_materialised(model: SigRL, path: Path) -> None:
+    """The naive export: the reference's operations as they stand, GMC cached, batch and labels dynamic."""
+    import torch
+
+    from sigrl_deploy.export.onnx import quiet
+    from sigrl_deploy.model import materialised
+
+    class Materialised(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixels: torch.Tensor, label_embedding: torch.Tensor, graph: torch.Tensor) -> torch.Tensor:
+            return materialised.forward(self.model, pixels, label_embedding, graph)
+
+    size, dim = model.config.vision.image_size, model.config.embed_dim
+    batch, labels = torch.export.Dim("batch"), torch.export.Dim("labels")
+    inputs = torch.zeros(2, 3, size, size), torch.randn(7, dim), torch.randn(7, dim)
+    with quiet():
+        program = torch.onnx.export(
+            Materialised(),
+            inputs,
+            dynamo=True,
+            opset_version=20,
+            input_names=["pixels", "label_embedding", "graph"],
+            output_names=["scores"],
+            dynamic_shapes=({0: batch}, {0: labels}, {0: labels}),
+            verbose=False,
+        )
+    assert program is not None
+    program.save(path)
+
+
+def batch_of(count: int, size: int) -> Array:
+    """[count, 3, size, size] stand-ins for preprocessed pictures, for what is timed."""
+    return images(count, size, seed=0)
+
+
+def real_pictures(preprocess: Preprocess) -> Array:
+    """[12, 3, S, S]: the package's photographs and scenes, for what is compared."""
+    import sigrl_deploy
+    from sigrl_deploy.images import read_image
+
+    data = Path(sigrl_deploy.__file__).parent / "data"
+    return np.stack([preprocess(read_image(path)) for path in sorted(data.glob("*/*.jpg"))])
