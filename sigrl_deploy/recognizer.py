@@ -47,10 +47,10 @@ class Recognizer:
     Args:
         bundle: the folder that export wrote; its hashes are checked.
         device: "auto" (a GPU where the backend has one, else the CPU), "cpu" or "cuda".
-        backend: "onnxruntime", "torch" (needs PyTorch, and a bundle exported with its weights), or "auto": torch where it has a
-            GPU, else onnxruntime.
-        cache_dir: where label embeddings are kept between runs; None for $SIGRL_DEPLOY_CACHE or the user's cache folder,
-            False for memory alone.
+        backend: "onnxruntime", "openvino" (on a CPU), "torch" (needs PyTorch, and a bundle exported with its weights), or
+            "auto": torch where it has a GPU, else onnxruntime.
+        cache_dir: where label embeddings, and what a backend compiles, are kept between runs; None for $SIGRL_DEPLOY_CACHE or
+            the user's cache folder, False for memory alone.
 
     Raises:
         BundleError: the bundle is damaged, of another format version, or has no file that the device can run.
@@ -66,8 +66,9 @@ class Recognizer:
         cache_dir: str | Path | bool | None = None,
     ) -> None:
         self.bundle = Bundle(bundle)
-        self.engine = open_engine(self.bundle, backend, device)
-        self._cache = self._open_cache(cache_dir)
+        folder = None if cache_dir is False else Path(cache_dir) if isinstance(cache_dir, (str, Path)) else default_cache_dir()
+        self.engine = open_engine(self.bundle, backend, device, folder)
+        self._cache = self._open_cache(folder)
         log.info("engine: %s", self.engine.description)
 
     @property
@@ -77,9 +78,8 @@ class Recognizer:
         preprocess = manifest.preprocess.contract.value
         return {"arch": manifest.arch.value, "topk": manifest.topk, "template": manifest.template, "preprocess": preprocess}
 
-    def _open_cache(self, cache_dir: str | Path | bool | None) -> VocabularyCache:
+    def _open_cache(self, folder: Path | None) -> VocabularyCache:
         manifest, precision = self.bundle.manifest, self.engine.precision.value
-        folder = None if cache_dir is False else Path(cache_dir) if isinstance(cache_dir, (str, Path)) else default_cache_dir()
         return VocabularyCache(
             folder,
             text_key=digest(manifest.text_identity, precision, manifest.template),

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 
 from sigrl_deploy.bundle import Bundle
 from sigrl_deploy.engines import Engine
 from sigrl_deploy.errors import UsageError
 
-BACKENDS = ("auto", "onnxruntime", "torch")
+BACKENDS = ("auto", "onnxruntime", "torch", "openvino")
 
 
-def open_engine(bundle: Bundle, backend: str, device: str) -> Engine:
+def open_engine(bundle: Bundle, backend: str, device: str, cache_dir: Path | None = None) -> Engine:
     """The engine of a bundle. "auto" takes PyTorch where it has a GPU and the bundle its weights, else ONNX Runtime.
+
+    `cache_dir` is where a backend that compiles the bundle keeps the result; None for nowhere.
 
     Raises UsageError for an unknown backend, one that is not installed or one that the bundle was not exported for, and what
     the engine raises.
@@ -26,6 +29,13 @@ def open_engine(bundle: Bundle, backend: str, device: str) -> Engine:
         from sigrl_deploy.engines.torch import TorchEngine
 
         return TorchEngine(bundle, device)
+    if backend == "openvino":
+        for package in ("openvino", "onnx"):
+            if find_spec(package) is None:
+                raise UsageError(f"--backend openvino: {package} is not installed; pip install '.[openvino]' in a checkout")
+        from sigrl_deploy.engines.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(bundle, device, cache_dir)
     from sigrl_deploy.engines.onnxruntime import OnnxRuntimeEngine
 
     return OnnxRuntimeEngine(bundle, device)

@@ -1,0 +1,97 @@
+"""OpenVINO on a CPU, where it also runs bf16 files."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import openvino as ov
+from numpy.typing import NDArray
+from onnx.inliner import inline_local_functions
+
+from sigrl_deploy.bundle import Bundle
+from sigrl_deploy.cache import require_writable
+from sigrl_deploy.config import Precision
+from sigrl_deploy.engines import Array
+from sigrl_deploy.engines.graphs import GraphEngine, threads
+from sigrl_deploy.errors import BundleError, UsageError
+
+log = logging.getLogger(__name__)
+
+_VERSION = ov.__version__.split("-")[0]
+
+
+class OpenVinoEngine(GraphEngine):
+    """The bundle's graphs in OpenVINO; its first variant is taken, whatever its precision.
+
+    `device` is "auto" or "cpu"; compiled graphs are kept in a folder of `cache_dir`, where there is one. Raises UsageError for
+    another device, BundleError where OpenVINO cannot open the bundle's graphs.
+    """
+
+    device = "cpu"
+
+    def __init__(self, bundle: Bundle, device: str = "auto", cache_dir: Path | None = None) -> None:
+        if device not in ("auto", "cpu"):
+            raise UsageError(
+                f"device {device!r}: OpenVINO runs on the CPU only, expected auto or cpu; or use another --backend"
+            )
+        self._cache = _usable(cache_dir / "openvino") if cache_dir else None
+        super().__init__(bundle, next(iter(bundle.manifest.variants)))
+        self.description = f"OpenVINO {_VERSION} on cpu, {self.precision.value}"
+
+    def _open(self, path: Path) -> _Compiled:
+        # Left to itself OpenVINO computes files of any precision in bf16 where the CPU has it. In fp16 exp would overflow.
+        settings = {
+            "INFERENCE_PRECISION_HINT": "bf16" if self.precision is Precision.BF16 else "f32",
+            "INFERENCE_NUM_THREADS": threads(),
+            "NUM_STREAMS": 1,
+        } | ({"CACHE_DIR": self._cache} if self._cache else {})
+        try:
+            # OpenVINO holds mapped files open, which Windows then does not delete.
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                file, graph = _inlined(path, Path(folder))
+                core = ov.Core()
+                # Given the path, it would look for that in its cache, and not for the content.
+                compiled = core.compile_model(core.read_model(file), "CPU", settings)
+        except Exception as error:  # protobuf, onnx and OpenVINO each raise their own
+            reason = str(error).strip().splitlines()[-1]
+            raise BundleError(f"{path}: OpenVINO {_VERSION} cannot open it ({reason}); export it again") from None
+        return _Compiled(compiled, graph)
+
+
+class _Compiled:
+    """See `OpenGraph`. Names are the file's: OpenVINO adds those of nodes that it has removed."""
+
+    def __init__(self, compiled: ov.CompiledModel, graph: onnx.GraphProto) -> None:
+        self._compiled = compiled
+        self.inputs = {i.name: [d.dim_value or d.dim_param for d in i.type.tensor_type.shape.dim[1:]] for i in graph.input}
+        self._outputs = [output.name for output in graph.output]
+
+    def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
+        request = self._compiled.create_infer_request()  # one cannot be shared between threads; it costs microseconds
+        return dict(zip(self._outputs, request.infer(dict(feeds)).to_tuple(), strict=True))
+
+
+def _usable(folder: Path) -> Path | None:
+    try:
+        require_writable(folder)
+    except UsageError as error:
+        log.warning("%s; until then OpenVINO compiles the graphs at every start", error)
+        return None
+    return folder
+
+
+def _inlined(path: Path, folder: Path) -> tuple[Path, onnx.GraphProto]:
+    """A copy in `folder` without model-local functions, which OpenVINO does not know, and its graph without weights.
+
+    Weights go into a file beside it: the inliner would copy them several times, and cannot take 2 GiB of them.
+    """
+    separate, inlined = folder / "separate.onnx", folder / path.name
+    onnx.save(onnx.load(path), separate, save_as_external_data=True, location="weights")
+    model = inline_local_functions(onnx.load(separate, load_external_data=False))
+    onnx.save(model, inlined)
+    return inlined, model.graph
