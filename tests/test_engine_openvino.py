@@ -76,6 +76,8 @@ def test_scores_equal_the_eager_model(
     """Its own default, bf16 where the CPU has that, would miss fp32's tolerance a hundred times over."""
     recognizer = openvino(exported(precision))
     assert recognizer.engine.description.startswith("OpenVINO")
+    if precision is not Precision.BF16:
+        assert recognizer.engine.description.endswith(f"{precision.value}, floats computed in f32")
     assert recognizer.engine.precision is precision
     tolerance = FP32 if precision is Precision.FP32 else precision.tolerance
     pixels = np.stack([recognizer.pixels(path) for path in photos])

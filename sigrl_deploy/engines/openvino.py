@@ -41,7 +41,7 @@ class OpenVinoEngine(GraphEngine):
             )
         self._cache = _usable(cache_dir / "openvino") if cache_dir else None
         super().__init__(bundle, next(iter(bundle.manifest.variants)))
-        self.description = f"OpenVINO {_VERSION} on cpu, {self.precision.value}"
+        self.description = f"OpenVINO {_VERSION} on cpu, {self.precision.value}, floats computed in {self._floats}"
 
     def _open(self, path: Path) -> _Compiled:
         # Left to itself OpenVINO computes files of any precision in bf16 where the CPU has it. In fp16 exp would overflow.
@@ -60,6 +60,8 @@ class OpenVinoEngine(GraphEngine):
         except Exception as error:  # protobuf, onnx and OpenVINO each raise their own
             reason = str(error).strip().splitlines()[-1]
             raise BundleError(f"{path}: OpenVINO {_VERSION} cannot open it ({reason}); export it again") from None
+        # The setting is a hint, which a CPU without bf16 may not follow.
+        self._floats = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         return _Compiled(compiled, graph)
 
 
