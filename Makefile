@@ -4,7 +4,7 @@ BASE := .venv-base
 BIN := $(VENV)/bin
 SOURCES := $(shell find sigrl_deploy -type f -not -name '*.pyc')
 
-.PHONY: demo test lint bench demo-checkpoint clean
+.PHONY: demo test lint bench report demo-checkpoint clean
 
 # Exports the model that ships with the package, tags pictures that it has never seen, and draws where it found what.
 demo: $(VENV)/ready
@@ -18,9 +18,13 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# About an hour on two cores that do nothing else; goes on where it was interrupted.
 bench: $(VENV)/ready
-	$(BIN)/python benchmarks/eager_vs_engine.py --out benchmarks/results/cpu.json
-	$(BIN)/python benchmarks/readme.py
+	$(BIN)/python benchmarks/bench.py --out benchmarks/results/cpu.json
+	$(BIN)/python benchmarks/report.py
+
+report: $(VENV)/ready
+	$(BIN)/python benchmarks/report.py
 
 # About two hours on two cores, three seeds side by side; goes on where it was interrupted.
 demo-checkpoint: $(VENV)/ready

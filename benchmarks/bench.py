@@ -35,7 +35,6 @@ from sigrl_deploy.files import replacing
 
 LABELS = (20, 81, 256, 1006, 7586)
 BATCHES = (1, 4, 16, 64)
-ROUNDS = 3  # of batch 1; larger batches run once
 PASSES = 3  # at least, in a process
 Record = dict[str, Any]
 
@@ -51,7 +50,7 @@ def main() -> None:
         prepare(folder, args.variant, args.labels, list(precisions) or ["fp32"], any(b == "naive-onnx" for b, _ in pairs))
         config = load(folder).config
         results |= {"machine": results.get("machine") or describe(args.device), "variant": args.variant}
-        bench = Bench(folder, config, results, args.longest, args.seconds)
+        bench = Bench(folder, config, results, args.rounds, args.longest, args.seconds)
         for batch in args.batches:
             for labels in args.labels:
                 bench.race([Cell(backend, precision, args.device, labels, batch) for backend, precision in pairs])
@@ -67,6 +66,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--labels", type=int, nargs="+", default=list(LABELS))
     parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
     parser.add_argument("--backends", nargs="+", help="some of the contenders [default: all that are installed]")
+    parser.add_argument("--rounds", type=int, default=3, help="processes a contender for batch 1; larger batches have one")
     parser.add_argument("--longest", type=float, default=60, help="seconds of the longest pass that is run")
     parser.add_argument("--seconds", type=float, default=5, help=f"timed in each process, at least {PASSES} passes")
     parser.add_argument("--folder", type=Path, help="where checkpoint and exports are kept [default: a temporary folder]")
@@ -91,16 +91,16 @@ def write_results(path: Path | None, results: Record) -> None:
 class Bench:
     """Runs cells and collects their records."""
 
-    def __init__(self, folder: Path, config: ModelConfig, results: Record, longest: float, seconds: float) -> None:
+    def __init__(self, folder: Path, config: ModelConfig, results: Record, rounds: int, longest: float, seconds: float) -> None:
         self.folder, self.config, self.results = folder, config, results
-        self.longest, self.seconds = longest, seconds
+        self.rounds, self.longest, self.seconds = rounds, longest, seconds
 
     def race(self, cells: list[Cell]) -> None:
         """All contenders at one size, in turn, round by round."""
         done = {tuple(record[key] for key in Cell.__dataclass_fields__) for record in self.results["records"]}
         cells = [cell for cell in cells if tuple(cell.to_dict().values()) not in done]
         children: dict[Cell, list[Record]] = {cell: [] for cell in cells}
-        rounds = ROUNDS if cells and cells[0].batch == 1 else 1
+        rounds = self.rounds if cells and cells[0].batch == 1 else 1
         for number in range(rounds):
             for cell in tqdm(cells, desc=f"{cell_size(cells)}, round {number + 1} of {rounds}", disable=None, leave=False):
                 if all("status" not in child for child in children[cell]):
@@ -120,7 +120,7 @@ class Bench:
             scores = Path(temporary) / "scores.npy"
             task: Record = {
                 "cell": cell.to_dict(), "folder": str(self.folder), "image_size": self.config.vision.image_size,
-                "runs": PASSES if cell.batch == 1 else 1, "seconds": self.seconds if cell.batch == 1 else 0,
+                "runs": PASSES if cell.batch == 1 else 1, "seconds": self.seconds,
                 "scores": str(scores) if drift else None, "stages": first, "reference": False, "started": time.time(),
             }  # fmt: skip
             done = run_task(task, Path(temporary))
@@ -158,18 +158,21 @@ class Bench:
         times = [milliseconds for child in children for milliseconds in child["times"]]
         p50, p90, p99 = (round(float(value), 2) for value in np.percentile(times, (50, 90, 99)))
         floor = floor_ms(self.config, cell.labels, cell.batch, Precision(cell.precision), self.results["machine"])
-        return record | {
-            "runs": len(times),
-            "p50_ms": p50,
-            "p90_ms": p90,
-            "p99_ms": p99,
-            "images_per_s": round(1000 * cell.batch / float(np.mean(times)), 3),
-            "peak_bytes": max(child["peak_bytes"] for child in children),
-            "floor_ms": round(floor, 2),
-            "times_floor": round(p50 / floor, 2),
-            **{key: children[0][key] for key in ("cold_start_ms", "stages_ms", "drift") if key in children[0]},
-            "status": "ok",
-        }
+        return (
+            record
+            | {
+                "runs": len(times),
+                "p50_ms": p50,
+                "p90_ms": p90,
+                "p99_ms": p99,
+                "images_per_s": round(1000 * cell.batch / float(np.mean(times)), 3),
+                "peak_bytes": max(child["peak_bytes"] for child in children),
+                "floor_ms": round(floor, 2),
+                "times_floor": round(p50 / floor, 2),
+                "status": "ok",
+            }
+            | {key: children[0][key] for key in ("cold_start_ms", "stages_ms", "drift") if key in children[0]}
+        )
 
 
 def cell_size(cells: list[Cell]) -> str:

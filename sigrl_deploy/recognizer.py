@@ -48,8 +48,8 @@ class Recognizer:
     Args:
         bundle: the folder that export wrote; its hashes are checked.
         device: "auto" (a GPU where the backend has one, else the CPU), "cpu" or "cuda".
-        backend: "onnxruntime", "torch" (needs PyTorch, and a bundle exported with its weights), or "auto": torch where it has a
-            GPU, else onnxruntime.
+        backend: "onnxruntime", "openvino" (on a CPU), "torch" (needs PyTorch, and a bundle exported with its weights), or
+            "auto": torch where it has a GPU, else onnxruntime.
         precision: of the bundle's variants, by default its first that the device can run.
         cache_dir: where label embeddings are kept between runs; None for $SIGRL_DEPLOY_CACHE or the user's cache folder,
             False for memory alone.

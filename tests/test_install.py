@@ -55,6 +55,13 @@ def test_export_says_what_it_needs(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_openvino_says_what_it_needs(bundle: Path, photos: list[Path], label_file: Path, tmp_path: Path) -> None:
+    arguments = ["infer", photos[0], "--bundle", bundle, "--labels", label_file, "--backend", "openvino"]
+    done = run(Path(str(PYTHON)).parent / "sigrl-deploy", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "openvino is not installed; pip install '.[openvino]'" in done.stderr
+
+
 def test_the_wheel_carries_its_data_types_and_licence(tmp_path: Path) -> None:
     script = """
 from importlib.metadata import files

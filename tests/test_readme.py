@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_the_table_is_what_the_results_file_says() -> None:
-    subprocess.run([sys.executable, ROOT / "benchmarks" / "readme.py", "--check"], check=True)
+    subprocess.run([sys.executable, ROOT / "benchmarks" / "report.py", "--check"], check=True)
 
 
 def test_the_python_example_runs(bundle: Path, photos: list[Path], label_file: Path, tmp_path: Path) -> None:

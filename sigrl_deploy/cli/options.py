@@ -19,7 +19,7 @@ device_option = click.option(
 )
 backend_option = click.option(
     "--backend",
-    type=click.Choice(["auto", "onnxruntime", "torch"]),
+    type=click.Choice(["auto", "onnxruntime", "torch", "openvino"]),
     default="auto",
     show_default=True,
     help="auto: torch where it has a GPU and the bundle its weights, else onnxruntime.",

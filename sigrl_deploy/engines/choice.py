@@ -9,7 +9,7 @@ from sigrl_deploy.config import Precision
 from sigrl_deploy.engines import Engine
 from sigrl_deploy.errors import UsageError
 
-BACKENDS = ("auto", "onnxruntime", "torch")
+BACKENDS = ("auto", "onnxruntime", "torch", "openvino")
 
 
 def open_engine(bundle: Bundle, backend: str, device: str, precision: Precision | None = None) -> Engine:
@@ -29,6 +29,13 @@ def open_engine(bundle: Bundle, backend: str, device: str, precision: Precision 
         from sigrl_deploy.engines.torch import TorchEngine
 
         return TorchEngine(bundle, device, precision)
+    if backend == "openvino":
+        for package in ("openvino", "onnx"):
+            if find_spec(package) is None:
+                raise UsageError(f"--backend openvino: {package} is not installed; pip install '.[openvino]' in a checkout")
+        from sigrl_deploy.engines.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(bundle, device, precision)
     from sigrl_deploy.engines.onnxruntime import OnnxRuntimeEngine
 
     return OnnxRuntimeEngine(bundle, device, precision)

@@ -1,0 +1,191 @@
+"""Table, plots and pages from the files in `benchmarks/results/`: no figure is typed by hand.
+
+python benchmarks/report.py           # rewrite the README's table, docs/benchmarks.md and docs/benchmarks-*.svg
+python benchmarks/report.py --check   # exit status 1 where README or page say something else than the results
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
+RESULTS = ROOT / "benchmarks" / "results"
+ON_CPU = "cpu.json"
+BEGIN, END = "<!-- benchmark table, by benchmarks/report.py -->\n", "<!-- end of benchmark table -->\n"
+MANY = 1006  # labels, at which memory and ratios are given
+Record = dict[str, Any]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    readme = README.read_text(encoding="utf-8")
+    wanted = {README: with_table(readme, read(RESULTS / ON_CPU)), PAGE: page()}
+    if args.check:
+        return int(any(not path.exists() or path.read_text(encoding="utf-8") != text for path, text in wanted.items()))
+    for path, text in wanted.items():
+        path.write_text(text, encoding="utf-8")
+    for path in result_files():
+        draw(read(path), ROOT / "docs" / f"benchmarks-{path.stem}.svg")
+    return 0
+
+
+def result_files() -> list[Path]:
+    """One a machine; other files beside them hold accuracy."""
+    return [
+        path for path in sorted(RESULTS.glob("*.json")) if "machine" in read(path) and "gemm_gflops" in read(path)["machine"]
+    ]
+
+
+def read(path: Path) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return results
+
+
+def with_table(readme: str, results: dict[str, Any]) -> str:
+    before, rest = readme.split(BEGIN)
+    _, after = rest.split(END)
+    return before + BEGIN + summary(results) + "\n" + caption(results) + "\n" + END + after
+
+
+def caption(results: dict[str, Any]) -> str:
+    machine = results["machine"]
+    hardware = machine["gpu"]["name"] if "gpu" in machine else f"{machine['cpu']}, {machine['cores']} cores"
+    rates = ", ".join(f"{name} {rate:.0f}" for name, rate in machine["gemm_gflops"].items())
+    versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items() if name in ("torch", "onnxruntime"))
+    return (
+        f"{hardware} (matrix products in GFLOP/s: {rates}; copies {machine['copy_gb_per_s']:.0f} GB/s), {versions}, "
+        f"{machine['date']}; {results['variant']}, random weights, one picture, median in ms, warm.\n"
+    )
+
+
+def summary(results: dict[str, Any]) -> str:
+    """One row a contender, a column a label count; batch 1."""
+    records = [record for record in results["records"] if record["batch"] == 1]
+    counts = sorted({record["labels"] for record in records})
+    found = {(name_of(record), record["labels"]): record for record in records}
+    most = MANY if MANY in counts else counts[-1]
+    lines = [
+        f"| | {' | '.join(f'{count} labels' for count in counts)} | memory at {most} | faster than as written | than eager |",
+        f"| --- |{' ---: |' * (len(counts) + 3)}",
+    ]
+    peers = [found.get((name, most), {}).get("p50_ms") for name in peer_names(records)]
+    for name in dict.fromkeys(name_of(record) for record in records):
+        own = found[name, most]
+        ratios = [f"{peer / own['p50_ms']:.1f}×" if peer and own["status"] == "ok" else "" for peer in peers]
+        cells = [cell(found[name, count]) for count in counts]
+        memory = f"{own['peak_bytes'] / 1e9:.1f} GB" if own["status"] == "ok" else ""
+        lines.append(f"| {name} | {' | '.join(cells)} | {memory} | {ratios[0]} | {ratios[1]} |")
+    return "\n".join(lines) + "\n"
+
+
+def peer_names(records: list[Record]) -> list[str]:
+    """The two baselines, in the precision that comes first."""
+    return [next((name_of(r) for r in records if r["backend"] == peer), "") for peer in ("eager-as-written", "eager")]
+
+
+def name_of(record: Record) -> str:
+    return f"{record['backend']}, {record['precision']}"
+
+
+def cell(record: Record) -> str:
+    return f"{record['p50_ms']:.0f}" if record["status"] == "ok" else record["status"].partition(":")[0]
+
+
+def page() -> str:
+    """docs/benchmarks.md: every record of every machine."""
+    parts = ["# Benchmarks\n\nWritten by `benchmarks/report.py` from `benchmarks/results/`; `make bench` measures.\n"]
+    for path in result_files():
+        results = read(path)
+        records = results["records"]
+        parts += [
+            f"## {path.stem}\n\n{caption(results)}\n![Latency, memory and distance to the floor](benchmarks-{path.stem}.svg)\n"
+        ]
+        parts += [
+            "### Latency, one picture\n",
+            latency(records),
+            "### Several pictures at once, pictures/s\n",
+            throughput(records),
+        ]
+        parts += ["### Stages of one picture, ms\n", stages(records), "### Cold start, ms\n", cold_start(records)]
+        parts += ["### Scores against eager in fp32\n", drift(records)]
+    return "\n".join(parts)
+
+
+def table(header: list[str], rows: list[list[Any]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
+
+
+def latency(records: list[Record]) -> str:
+    keys = ("p50_ms", "p90_ms", "p99_ms", "runs")
+    rows = []
+    for record in (r for r in records if r["batch"] == 1):
+        ok = record["status"] == "ok"
+        memory = f"{record['peak_bytes'] / 1e9:.2f}" if ok else record["status"]
+        rows.append(
+            [name_of(record), record["labels"], *(record.get(k, "") for k in keys), memory, record.get("times_floor", "")]
+        )
+    return table(["contender", "labels", "p50", "p90", "p99", "runs", "peak GB", "times the floor"], rows)
+
+
+def throughput(records: list[Record]) -> str:
+    batches = sorted({record["batch"] for record in records})
+    found = {(name_of(r), r["labels"], r["batch"]): r.get("images_per_s", r["status"].partition(":")[0]) for r in records}
+    names = dict.fromkeys((name, labels) for name, labels, _ in found)
+    rows = [[name, labels, *(found.get((name, labels, batch), "") for batch in batches)] for name, labels in names]
+    return table(["contender", "labels", *(f"batch {batch}" for batch in batches)], rows)
+
+
+def stages(records: list[Record]) -> str:
+    own = [record for record in records if "stages_ms" in record and record["batch"] == 1]
+    names = ("decode", "preprocess", "tower", "svfr", "match")
+    rows = [[name_of(record), record["labels"], *(record["stages_ms"][name] for name in names)] for record in own]
+    return table(["contender", "labels", *names], rows)
+
+
+def cold_start(records: list[Record]) -> str:
+    own = [record for record in records if "cold_start_ms" in record and record["batch"] == 1]
+    names = ("start_and_import", "open", "first_picture")
+    rows = [[name_of(record), record["labels"], *(record["cold_start_ms"][name] for name in names)] for record in own]
+    return table(["contender", "labels", "start and import", "open", "first picture"], rows)
+
+
+def drift(records: list[Record]) -> str:
+    own = [record for record in records if "drift" in record]
+    names = ("pictures", "score_error", "largest_score", "top1", "top5_overlap")
+    rows = [[name_of(record), record["labels"], *(record["drift"][name] for name in names)] for record in own]
+    header = ["contender", "labels", "pictures", "largest error", "largest score", "same best label", "of the five best"]
+    return table(header, rows)
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Latency, memory and distance to the floor against labels, one picture."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "sigrl-deploy"  # the same figures, the same file
+    from matplotlib import pyplot as plt
+
+    records = [record for record in results["records"] if record["batch"] == 1 and record["status"] == "ok"]
+    panels = (("p50_ms", 1, "latency, ms"), ("peak_bytes", 1e9, "peak memory, GB"), ("times_floor", 1, "times the floor"))
+    figure, axes = plt.subplots(1, len(panels), figsize=(15, 4.5), layout="constrained")
+    for axis, (key, unit, title) in zip(axes, panels, strict=True):
+        for name in dict.fromkeys(map(name_of, records)):
+            points = sorted((r["labels"], r[key] / unit) for r in records if name_of(r) == name)
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+        axis.set(xscale="log", yscale="log", xlabel="labels", title=title)
+        axis.grid(alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

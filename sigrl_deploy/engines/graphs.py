@@ -1,0 +1,110 @@
+"""What every runtime of ONNX files on the host shares: the inputs that each graph gets, and matching in numpy."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sigrl_deploy import matching
+from sigrl_deploy.bundle import Bundle
+from sigrl_deploy.config import Precision
+from sigrl_deploy.engines import Array
+from sigrl_deploy.errors import BundleError
+from sigrl_deploy.vocabulary import Vocabulary
+
+
+class OpenGraph(Protocol):
+    """One ONNX file, ready to run; it may be called from several threads."""
+
+    @property
+    def inputs(self) -> Mapping[str, Sequence[int | str]]:
+        """Every input by name, with its shape behind the first axis: a number where it is fixed, else a name."""
+
+    def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
+        """Every input by name → every output by name."""
+
+
+class GraphEngine(ABC):
+    """See `Engine`. Opens the visual graph of one variant, and the text graph when a vocabulary is first built, not before.
+
+    Raises BundleError where a graph cannot be opened or is not the one that the manifest describes.
+    """
+
+    def __init__(self, bundle: Bundle, precision: Precision) -> None:
+        self.precision = precision
+        self._bundle = bundle
+        self._variant = bundle.manifest.variants[precision]
+        self._visual = self._open(bundle.file(self._variant.visual))
+        _check_interface(self._visual, bundle, self._variant.visual)
+
+    @abstractmethod
+    def _open(self, path: Path) -> OpenGraph:
+        """Raises BundleError where the runtime cannot open the file."""
+
+    @cached_property
+    def _text(self) -> OpenGraph:
+        assert self._variant.text is not None
+        return self._open(self._bundle.file(self._variant.text))
+
+    def encode(self, pixels: Array, vocabulary: Vocabulary) -> tuple[Array | None, Array]:
+        """See `Engine.encode`."""
+        feeds = {"pixels": pixels}
+        if self._bundle.manifest.arch.has_graph:
+            assert vocabulary.graph_projection is not None
+            feeds |= {"label_embedding": vocabulary.label_embedding, "graph_projection": vocabulary.graph_projection}
+        if self.precision is Precision.INT8_ALL:  # a graph of one picture, whose scales are its own
+            parts = [self._visual(feeds | {"pixels": pixels[i : i + 1]}) for i in range(len(pixels))]
+            outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        else:
+            outputs = self._visual(feeds)
+        return outputs.get("local_feature"), outputs["global_feature"]
+
+    def score(self, pixels: Array, vocabulary: Vocabulary) -> Array:
+        """See `Engine.score`; matching runs in numpy."""
+        local, global_feature = self.encode(pixels, vocabulary)
+        manifest, rows = self._bundle.manifest, vocabulary.label_embedding
+        pictures = [None] * len(pixels) if local is None else local
+        scores = [
+            matching.score(manifest.arch, patches, g, rows, manifest.topk)
+            for patches, g in zip(pictures, global_feature, strict=True)
+        ]
+        return np.stack(scores)
+
+    def encode_labels(self, token_ids: NDArray[np.int64]) -> Array:
+        """See `Engine.encode_labels`."""
+        return self._run_text(np.zeros((0, self._bundle.manifest.embed_dim), np.float32), token_ids)["label_embedding"]
+
+    def project_graph(self, label_embedding: Array) -> Array | None:
+        """See `Engine.project_graph`."""
+        if self._bundle.manifest.graph_identity is None:
+            return None
+        no_labels = np.zeros((0, self._bundle.manifest.context_length or 0), np.int64)
+        return self._run_text(label_embedding, no_labels)["graph_projection"]
+
+    def _run_text(self, cached_embedding: Array, token_ids: NDArray[np.int64]) -> dict[str, Array]:
+        given: dict[str, NDArray[Any]] = {"cached_embedding": cached_embedding, "token_ids": token_ids}
+        return self._text({name: given[name] for name in self._text.inputs})
+
+
+def threads() -> int:
+    """One a core that this process may use; 0, a runtime's own choice, where the system does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+
+
+def _check_interface(visual: OpenGraph, bundle: Bundle, name: str) -> None:
+    """A graph of another architecture or size than the manifest's would fail at the first picture, or score it wrongly."""
+    manifest = bundle.manifest
+    expected = {"pixels": [3, manifest.image_size, manifest.image_size]}
+    if manifest.arch.has_graph:
+        expected |= {"label_embedding": [manifest.embed_dim], "graph_projection": [manifest.embed_dim]}
+    if visual.inputs != expected:
+        raise BundleError(
+            f"{bundle.path / name}: its inputs are not those that the manifest describes; export the bundle again"
+        )

@@ -1,0 +1,93 @@
+"""OpenVINO on a CPU, where it also runs bf16 files."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import openvino as ov
+from numpy.typing import NDArray
+from onnx.inliner import inline_local_functions
+
+from sigrl_deploy.bundle import Bundle
+from sigrl_deploy.config import Precision
+from sigrl_deploy.engines import Array
+from sigrl_deploy.engines.graphs import GraphEngine, threads
+from sigrl_deploy.errors import BundleError, UsageError
+
+_VERSION = ov.__version__.split("-")[0]
+
+
+class OpenVinoEngine(GraphEngine):
+    """The bundle's graphs in OpenVINO: those of `precision`, or of its first variant but int8's, which hold ONNX Runtime's ops.
+
+    `device` is "auto" or "cpu". Raises UsageError for another device, BundleError where the bundle has no such variant or
+    OpenVINO cannot open its graphs.
+    """
+
+    device = "cpu"
+
+    def __init__(self, bundle: Bundle, device: str = "auto", precision: Precision | None = None) -> None:
+        if device not in ("auto", "cpu"):
+            raise UsageError(
+                f"device {device!r}: OpenVINO runs on the CPU only, expected auto or cpu; or use another --backend"
+            )
+        super().__init__(bundle, _choose_precision(bundle, precision))
+        self.description = f"OpenVINO {_VERSION} on cpu, {self.precision.value}, floats computed in {self._floats}"
+
+    def _open(self, path: Path) -> _Compiled:
+        # Left to itself OpenVINO computes files of any precision in bf16 where the CPU has it. In fp16 exp would overflow.
+        settings = {
+            "INFERENCE_PRECISION_HINT": "bf16" if self.precision is Precision.BF16 else "f32",
+            "INFERENCE_NUM_THREADS": threads(),
+            "NUM_STREAMS": 1,
+        }
+        try:
+            # OpenVINO holds mapped files open, which Windows then does not delete.
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                file, graph = _inlined(path, Path(folder))
+                compiled = ov.Core().compile_model(file, "CPU", settings)
+        except Exception as error:  # protobuf, onnx and OpenVINO each raise their own
+            reason = str(error).strip().splitlines()[-1]
+            raise BundleError(f"{path}: OpenVINO {_VERSION} cannot open it ({reason}); export it again") from None
+        # The setting is a hint, which a CPU without bf16 may not follow.
+        self._floats = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        return _Compiled(compiled, graph)
+
+
+class _Compiled:
+    """See `OpenGraph`. Names are the file's: OpenVINO adds those of nodes that it has removed."""
+
+    def __init__(self, compiled: ov.CompiledModel, graph: onnx.GraphProto) -> None:
+        self._compiled = compiled
+        self.inputs = {i.name: [d.dim_value or d.dim_param for d in i.type.tensor_type.shape.dim[1:]] for i in graph.input}
+        self._outputs = [output.name for output in graph.output]
+
+    def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
+        request = self._compiled.create_infer_request()  # one cannot be shared between threads; it costs microseconds
+        return dict(zip(self._outputs, request.infer(dict(feeds)).to_tuple(), strict=True))
+
+
+def _choose_precision(bundle: Bundle, asked: Precision | None) -> Precision:
+    variants = [asked] if asked and bundle.variant(asked) else list(bundle.manifest.variants)
+    for precision in variants:
+        if not precision.is_int8:
+            return precision
+    raise BundleError(
+        f"{bundle.path}: its int8 is for ONNX Runtime; export with --precision bf16 too, or use another --backend"
+    )
+
+
+def _inlined(path: Path, folder: Path) -> tuple[Path, onnx.GraphProto]:
+    """A copy in `folder` without model-local functions, which OpenVINO does not know, and its graph without weights.
+
+    Weights go into a file beside it: the inliner would copy them several times, and cannot take 2 GiB of them.
+    """
+    separate, inlined = folder / "separate.onnx", folder / path.name
+    onnx.save(onnx.load(path), separate, save_as_external_data=True, location="weights")
+    model = inline_local_functions(onnx.load(separate, load_external_data=False))
+    onnx.save(model, inlined)
+    return inlined, model.graph

@@ -1,0 +1,127 @@
+"""The benchmark harness: what it counts, what it records of contenders that work and that do not, and what it makes of that."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bench import drift_of, failure
+from machine import floor_ms, least_bytes, svfr_flop, vit_flop
+from report import cell, summary
+
+from sigrl_deploy.config import Arch, ModelConfig, Precision, VisionConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+VIT_B16 = ModelConfig(Arch.SIGRL, 512, 16, VisionConfig(image_size=224, patch_size=16, width=768, layers=12, heads=12))
+
+
+def bench(*arguments: object) -> None:
+    command = [sys.executable, ROOT / "benchmarks" / "bench.py", "--variant", "tiny", "--seconds", "0", "--rounds", "1"]
+    done = subprocess.run([*map(str, command), *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A race over two sizes, interrupted after the first one; in the second no pass may take any time."""
+    folder = tmp_path_factory.mktemp("bench")
+    common = ["--backends", "eager", "onnxruntime", "--folder", folder, "--out", folder / "results.json", "--batches", 1]
+    bench(*common, "--labels", 7)
+    before = json.loads((folder / "results.json").read_text())["records"]
+    bench(*common, "--labels", 7, 20, "--longest", 0)
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    assert found["records"][: len(before)] == before  # what was measured is not measured again
+    return found
+
+
+def test_every_record_has_what_the_schema_asks(results: dict[str, Any]) -> None:
+    machine = results["machine"]
+    assert machine["gemm_gflops"].keys() >= {"fp32", "bf16", "int8"}
+    assert machine["copy_gb_per_s"] > 0
+    assert machine["date"]
+    assert machine["versions"]["torch"]
+    measured = [record for record in results["records"] if record["labels"] == 7]
+    names = {(record["backend"], record["precision"]) for record in measured}
+    assert names == {("eager", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("onnxruntime", "int8-all")}
+    for record in measured:
+        assert record["status"] == "ok"
+        assert 0 < record["p50_ms"] <= record["p90_ms"] <= record["p99_ms"]
+        assert record["images_per_s"] > 0
+        assert record["peak_bytes"] > 50e6
+        assert record["times_floor"] > 0
+        assert set(record["cold_start_ms"]) == {"start_and_import", "open", "first_picture"}
+
+
+def test_scores_are_compared_with_eager_in_fp32(results: dict[str, Any]) -> None:
+    for record in results["records"][:4]:
+        limit = 1e-5 if record["precision"] == "fp32" else Precision(record["precision"]).tolerance
+        assert record["drift"]["score_error"] < limit
+        assert record["drift"]["pictures"] == (12 if record["backend"] == "onnxruntime" else 1)
+
+
+def test_stages_add_up(results: dict[str, Any]) -> None:
+    for record in results["records"][:4]:
+        if record["backend"] == "onnxruntime":
+            stages = record["stages_ms"]
+            assert set(stages) == {"decode", "preprocess", "tower", "svfr", "match"}
+            assert stages["tower"] > 0
+
+
+def test_what_takes_too_long_is_recorded_as_not_run(results: dict[str, Any]) -> None:
+    skipped = [record for record in results["records"] if record["labels"] == 20]
+    assert len(skipped) == 4
+    assert all(record["status"].startswith("not run: a pass would take") for record in skipped)
+
+
+def test_a_contender_out_of_memory_is_recorded_as_such() -> None:
+    script = "import resource; resource.setrlimit(resource.RLIMIT_DATA, (2**30, -1)); bytearray(2**32)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert failure(done) == "out of memory"
+    done = subprocess.run(
+        [sys.executable, "-c", "raise ValueError('no such thing')"], capture_output=True, text=True, check=False
+    )
+    assert failure(done) == "failed: ValueError: no such thing"
+
+
+def test_work_is_counted_as_the_design_counts_it() -> None:
+    """The design's table: 35 GFLOP for the ViT, 17 and 207 GFLOP and 1.6 TFLOP for SVFR."""
+    assert vit_flop(VIT_B16) == pytest.approx(35e9, rel=0.02)
+    for labels, flop in ((81, 17e9), (1006, 207e9), (7586, 1.6e12)):
+        assert svfr_flop(VIT_B16, labels) == pytest.approx(flop, rel=0.03)
+    assert least_bytes(VIT_B16, 1006, 1, 2) == pytest.approx(2 * 86e6, rel=0.15)  # the weights, mostly
+
+
+def test_the_floor_is_the_larger_of_products_and_copies() -> None:
+    machine = {"gemm_gflops": {"fp32": 1e3, "bf16": 1e4, "int8": 1e4}, "copy_gb_per_s": 100.0}
+    whole = floor_ms(VIT_B16, 1006, 1, Precision.FP32, machine)
+    assert whole == pytest.approx(35 + 207 + 1.8, rel=0.02)
+    assert floor_ms(VIT_B16, 1006, 1, Precision.INT8, machine) == pytest.approx(35 + 20.7 + 1.8, rel=0.02)
+    assert floor_ms(VIT_B16, 1006, 1, Precision.BF16, machine) == pytest.approx(whole / 10)
+    fast = machine | {"gemm_gflops": {"bf16": 1e9, "fp32": 1e9}}
+    assert floor_ms(VIT_B16, 1006, 1, Precision.BF16, fast) == pytest.approx(2 * 86e6 / 100e9 * 1e3, rel=0.2)
+
+
+def test_drift_is_the_largest_error_and_the_agreement_of_the_best() -> None:
+    exact = np.array([[0.9, 0.5, 0.4, 0.3, 0.2, 0.1], [0.9, 0.5, 0.4, 0.3, 0.2, 0.1]])
+    got = np.array([[0.9, 0.5, 0.4, 0.3, 0.2, 0.1], [0.5, 0.91, 0.4, 0.3, 0.1, 0.2]])
+    found = drift_of(exact, got)
+    assert found == {"pictures": 2, "score_error": 0.41, "largest_score": 0.9, "top1": 0.5, "top5_overlap": 0.9}
+
+
+def test_the_table_gives_ratios_where_both_were_measured() -> None:
+    def record(backend: str, labels: int, p50: float, status: str = "ok") -> dict[str, Any]:
+        measured = {"p50_ms": p50, "peak_bytes": 2e9} if status == "ok" else {}
+        return {"backend": backend, "precision": "fp32", "labels": labels, "batch": 1, "status": status} | measured
+
+    records = [record("eager-as-written", 1006, 20000.0), record("eager", 1006, 8000.0), record("onnxruntime", 1006, 1000.0)]
+    records += [record(name, 7586, 0, "out of memory") for name in ("eager-as-written", "eager")]
+    records += [record("onnxruntime", 7586, 7500.0)]
+    lines = summary({"records": records}).splitlines()
+    assert lines[-1] == "| onnxruntime, fp32 | 1000 | 7500 | 2.0 GB | 20.0× | 8.0× |"
+    assert "| out of memory |" in lines[2]
+    assert cell({"status": "not run: a pass would take about 90 s"}) == "not run"
