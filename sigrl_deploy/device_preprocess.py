@@ -64,7 +64,7 @@ def prepare(preprocess: Preprocess, picture: Tensor) -> Tensor:
 
 
 def _vertical_first(source: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Which pass Pillow makes first, to save work on tall pictures. It shows, since pixels are rounded and cut between the two."""
+    """Which pass Pillow makes first, to save work on tall pictures. It shows: pixels are rounded and cut between the two."""
     (width, height), (new_width, new_height) = source, size
     if int(PIL.__version__.partition(".")[0]) >= 13:
         return height - new_height > max(0, 2 * (width - new_width))

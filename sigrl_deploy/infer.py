@@ -39,13 +39,22 @@ class InferOptions:
     device: str
     cache_dir: Path | None
     backend: str = "auto"
+    unfused: tuple[str, ...] = ()
+    device_preprocess: bool = False
 
 
 def run_infer(options: InferOptions) -> int:
     """Tag the pictures and write the records and heat maps. Returns how many pictures of the output could not be read."""
     format_ = choose_format(options.format, options.out)
     _check_out(options, format_)
-    recognizer = Recognizer(options.bundle, device=options.device, backend=options.backend, cache_dir=options.cache_dir)
+    recognizer = Recognizer(
+        options.bundle,
+        device=options.device,
+        backend=options.backend,
+        cache_dir=options.cache_dir,
+        unfused=options.unfused,
+        device_preprocess=options.device_preprocess,
+    )
     manifest = recognizer.bundle.manifest
     if options.heatmaps:
         if not manifest.arch.has_local:

@@ -1,4 +1,4 @@
-"""Preprocessing in PyTorch against Pillow's: every contract, over sizes that shrink, grow, are squashed, or are one pixel wide."""
+"""Preprocessing in PyTorch against Pillow's: every contract, over sizes that shrink, grow, or are one pixel wide."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sigrl_deploy.errors import ImageError
 from sigrl_deploy.preprocess import Contract, Preprocess
 
 CPU = torch.device("cpu")
-# (width, height): large, tall, odd remainders on both sides of the crop, wide, tiny, one pixel wide, exact, as large as resized.
+# (width, height): large, tall, odd remainders on both sides of the crop, wide, tiny, one pixel wide, of no change.
 SIZES = [(1500, 1001), (375, 500), (301, 777), (900, 7), (7, 5), (1, 1), (1, 40), (500, 1), (224, 224), (256, 256), (448, 448)]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sigrl_deploy.cli.options import PATH, backend_option, cache_option, device_option
+from sigrl_deploy.cli.options import PATH, backend_option, cache_option, device_option, unfused_option
 from sigrl_deploy.config import Arch
 from sigrl_deploy.errors import UsageError
 
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 @click.option("--batch-size", type=click.IntRange(min=1), help="Pictures at once [default: 1 on a CPU, 16 on a GPU].")
 @device_option
 @backend_option
+@unfused_option
 @cache_option
 @click.option("--out", type=PATH, help="Write everything that was measured to a JSON file.")
 def evaluate(**options: Any) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from sigrl_deploy.cli.options import PATH, backend_option, bundle_option, cache_option, device_option
+from sigrl_deploy.cli.options import PATH, backend_option, bundle_option, cache_option, device_option, unfused_option
 from sigrl_deploy.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,10 @@ log = logging.getLogger(__name__)
 @click.option("--batch-size", type=click.IntRange(min=1), help="Pictures at once [default: 1 on a CPU, 16 on a GPU].")
 @device_option
 @backend_option
+@unfused_option
+@click.option(
+    "--device-preprocess", is_flag=True, help="Resize pictures on the device, not in Pillow (--backend torch); says the drift."
+)
 @cache_option
 def infer(
     pictures: tuple[str, ...],
@@ -51,6 +55,8 @@ def infer(
     batch_size: int | None,
     device: str,
     backend: str,
+    unfused: tuple[str, ...],
+    device_preprocess: bool,
     cache_dir: Path | None,
 ) -> None:
     """Tag PICTURES: files, folders (recursively), globs, or - for a list on standard input."""
@@ -77,6 +83,8 @@ def infer(
         batch_size=batch_size,
         device=device,
         backend=backend,
+        unfused=unfused,
+        device_preprocess=device_preprocess,
         cache_dir=cache_dir,
     )
     failed = run_infer(options)

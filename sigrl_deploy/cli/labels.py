@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sigrl_deploy.cli.options import PATH, backend_option, bundle_option, cache_option, device_option
+from sigrl_deploy.cli.options import PATH, backend_option, bundle_option, cache_option, device_option, unfused_option
 
 
 @click.group()
@@ -19,15 +19,16 @@ def labels() -> None:
 @bundle_option
 @device_option
 @backend_option
+@unfused_option
 @cache_option
-def build(label_file: Path, bundle: Path, device: str, backend: str, cache_dir: Path | None) -> None:
+def build(label_file: Path, bundle: Path, device: str, backend: str, unfused: tuple[str, ...], cache_dir: Path | None) -> None:
     """Encode LABEL_FILE for a bundle and cache it, so that later runs do no text work."""
     from sigrl_deploy.cache import default_cache_dir, require_writable
     from sigrl_deploy.recognizer import Recognizer
 
     require_writable(cache_dir or default_cache_dir())
-    vocabulary = Recognizer(bundle, device=device, backend=backend, cache_dir=cache_dir).vocabulary(label_file)
-    click.echo(f"{len(vocabulary)} labels ready")
+    recognizer = Recognizer(bundle, device=device, backend=backend, cache_dir=cache_dir, unfused=unfused)
+    click.echo(f"{len(recognizer.vocabulary(label_file))} labels ready")
 
 
 @labels.command("list")

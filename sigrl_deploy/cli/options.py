@@ -22,6 +22,12 @@ backend_option = click.option(
     show_default=True,
     help="auto: torch where it has a GPU and the bundle its weights, else onnxruntime.",
 )
+unfused_option = click.option(
+    "--unfused",
+    multiple=True,
+    type=click.Choice(["svfr", "match", "gmc"]),
+    help="Run this op in plain PyTorch, not as a kernel (--backend torch); repeatable.",
+)
 cache_option = click.option(
     "--cache-dir", type=PATH, help="Where label embeddings are kept [default: $SIGRL_DEPLOY_CACHE or the user's cache folder]."
 )

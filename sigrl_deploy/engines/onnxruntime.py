@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import onnxruntime as ort
@@ -86,6 +87,10 @@ class OnnxRuntimeEngine:
     def _text(self) -> ort.InferenceSession:
         assert self._variant.text is not None
         return self._open(self._bundle.file(self._variant.text))
+
+    def preprocess(self) -> NoReturn:
+        """See `Engine.preprocess`; ONNX Runtime runs none."""
+        raise UsageError("--device-preprocess: ONNX Runtime does not prepare pictures; use --backend torch, or leave it out")
 
     def encode(self, pixels: Array, vocabulary: Vocabulary) -> tuple[Array | None, Array]:
         """See `Engine.encode`."""

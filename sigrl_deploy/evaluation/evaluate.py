@@ -46,6 +46,7 @@ class EvaluateOptions:
     cache_dir: Path | None
     out: Path | None
     backend: str = "auto"
+    unfused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ def _check_options(options: EvaluateOptions) -> None:
     for name in ("text_tower", "arch", "clip_config", "preprocess", "template", "topk"):
         if getattr(options, name) is not None and options.checkpoint is None:
             raise UsageError(f"--{name.replace('_', '-')}: is about a checkpoint, and a bundle knows its own; add --checkpoint")
+    if options.unfused and not options.bundles:
+        raise UsageError(f"--unfused {options.unfused[0]}: a checkpoint runs unfused as it is; leave it out, or add --bundle")
     if options.out is None:
         if sys.stdout is None:
             raise UsageError("standard output: is closed; open it, or give --out FILE")
@@ -133,7 +136,13 @@ def open_models(options: EvaluateOptions) -> list[Model]:
         from sigrl_deploy.recognizer import Recognizer
 
         for path in options.bundles:
-            recognizer = Recognizer(path, device=options.device, backend=options.backend, cache_dir=options.cache_dir)
+            recognizer = Recognizer(
+                path,
+                device=options.device,
+                backend=options.backend,
+                cache_dir=options.cache_dir,
+                unfused=options.unfused,
+            )
             engine, arch = recognizer.engine, recognizer.bundle.manifest.arch
             models.append(Model(path, engine.description, arch, engine.precision, engine.device, recognizer))
     _warn_of_differences(models)
