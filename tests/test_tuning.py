@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from sigrl_deploy.config import Arch, GraphConfig, ModelConfig, VisionConfig
+from sigrl_deploy.engines import FUSED
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.kernels import gmc, match, svfr
+from sigrl_deploy.kernels import cases, gmc, match, svfr
 from sigrl_deploy.kernels.blocks import Launch
 from sigrl_deploy.kernels.tuning import FILE, Case, tune
 
@@ -169,6 +171,27 @@ def test_every_candidate_computes_the_same(tokens: int, dtype: torch.dtype) -> N
     for name, (first, *others) in results.items():
         for other in others:
             assert (other - first).norm() <= tolerance * first.norm(), name
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_kernel_of_a_model_is_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that tuning runs, on less; what is not fused or not in the model is left out."""
+    monkeypatch.setattr(cases, "PICTURES", 1)
+    monkeypatch.setattr(cases, "LABELS", 2)
+    graph = (GraphConfig(48, 2, 32), GraphConfig(64, 1, 48))
+    config = ModelConfig(Arch.SIGRL, 48, 4, VisionConfig(56, 8, 64, 1, 1), None, graph)
+
+    def ops(config: ModelConfig, fused: tuple[str, ...] = FUSED) -> set[str]:
+        def timer(run: Callable[[], object]) -> float:
+            run()
+            return 1.0
+
+        found = cases.cases(config, torch.float16, torch.device(DEVICE), fused)
+        return set(tune(found, None, KEY, timer).launches)
+
+    assert ops(config) == {"svfr.decouple", "svfr.reconstruct", "match", "gmc 32", "gmc 48"}
+    assert ops(config, ("match",)) == {"match"}
+    assert ops(ModelConfig(Arch.CLIP, 48, 4, config.vision)) == set()
 
 
 @pytest.mark.filterwarnings("ignore")
