@@ -67,19 +67,21 @@ def keep_compiled(folder: Path | None) -> None:
     global _kept
     if os.environ.get("TRITON_CACHE_DIR", _kept) != _kept:
         return
+    if folder is None or not _writable(folder):
+        _discarded.append(tempfile.TemporaryDirectory(prefix="sigrl-deploy-kernels-"))
+        folder = Path(_discarded[-1].name)
+    _kept = str(folder / "triton")
+    triton.knobs.cache.dir = _kept
+
+
+def _writable(folder: Path) -> bool:
     try:
-        if folder is None:
-            raise OSError
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            pass
-        _kept = str(folder / "triton")
+            return True
     except OSError as error:
-        if folder is not None:
-            log.warning("%s: compiled kernels cannot be kept there (%s)", folder, error.strerror or error)
-        _discarded.append(tempfile.TemporaryDirectory(prefix="sigrl-deploy-kernels-"))
-        _kept = _discarded[-1].name
-    triton.knobs.cache.dir = _kept
+        log.warning("%s: compiled kernels cannot be kept there (%s); the next run compiles again", folder, error.strerror)
+        return False
 
 
 def milliseconds(run: Run) -> float:
