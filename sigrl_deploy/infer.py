@@ -40,6 +40,8 @@ class InferOptions:
     cache_dir: Path | None
     backend: str = "auto"
     precision: str | None = None
+    unfused: tuple[str, ...] = ()
+    device_preprocess: bool = False
 
 
 def run_infer(options: InferOptions) -> int:
@@ -52,6 +54,8 @@ def run_infer(options: InferOptions) -> int:
         backend=options.backend,
         precision=options.precision,
         cache_dir=options.cache_dir,
+        unfused=options.unfused,
+        device_preprocess=options.device_preprocess,
     )
     manifest = recognizer.bundle.manifest
     if options.heatmaps:

@@ -129,9 +129,9 @@ class Preprocess:
         """
         if image.mode != "RGB" or 0 in image.size:
             raise ImageError(f"picture of mode {image.mode}, size {image.size}: expected RGB pixels; use read_image")
-        resized = image.resize(self._resized_size(*image.size), _RESAMPLING[self.interpolation])
+        resized = image.resize(self.resized_size(*image.size), _RESAMPLING[self.interpolation])
         if self.finish == "center-crop":
-            left, top = _crop_corner(resized.size, self.image_size)
+            left, top = crop_corner(resized.size, self.image_size)
             return self._normalise(resized.crop((left, top, left + self.image_size, top + self.image_size)))
         return _resize_bilinear(self._normalise(resized), self.image_size)
 
@@ -141,14 +141,15 @@ class Preprocess:
         Left, top, right and bottom edge in pixels of that picture, whose pixel i covers [i, i + 1). Raises ImageError where the
         picture is too elongated to resize.
         """
-        resized = self._resized_size(width, height)
+        resized = self.resized_size(width, height)
         cropped = self.finish == "center-crop"
-        left, top = _crop_corner(resized, self.image_size) if cropped else (0, 0)
+        left, top = crop_corner(resized, self.image_size) if cropped else (0, 0)
         side = extent if cropped else extent * self.resize_size / self.image_size
         x, y = width / resized[0], height / resized[1]
         return left * x, top * y, (left + side) * x, (top + side) * y
 
-    def _resized_size(self, width: int, height: int) -> tuple[int, int]:
+    def resized_size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height that a picture is resized to. Raises ImageError where it is too elongated."""
         if self.resize_mode == "squash":
             return self.resize_size, self.resize_size
         short, long = sorted((width, height))
@@ -167,19 +168,21 @@ class Preprocess:
         return pixels
 
 
-def _crop_corner(resized: tuple[int, int], size: int) -> tuple[int, int]:
+def crop_corner(resized: tuple[int, int], size: int) -> tuple[int, int]:
+    """Left and top edge of the centre crop of size x size pixels, rounded as torchvision rounds."""
     return round((resized[0] - size) / 2), round((resized[1] - size) / 2)
 
 
 def _resize_bilinear(pixels: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    below, above, weight = _bilinear_taps(pixels.shape[-1], size)
+    below, above, weight = bilinear_taps(pixels.shape[-1], size)
     top, bottom = pixels.take(below, axis=1), pixels.take(above, axis=1)
     rows = top + (bottom - top) * weight[:, None]
     left, right = rows.take(below, axis=2), rows.take(above, axis=2)
     return left + (right - left) * weight
 
 
-def _bilinear_taps(source: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+def bilinear_taps(source: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """For each of `size` outputs without antialias: the pixels below and above it, and the weight of the one above."""
     # PyTorch computes these coordinates in single precision; in double they would differ by 3e-5 of a pixel.
     scale = np.float32(source) / np.float32(size)
     position = np.maximum(scale * (np.arange(size, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), np.float32(0))

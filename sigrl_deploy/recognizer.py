@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -52,11 +52,14 @@ class Recognizer:
             "auto": torch where it has a GPU, else onnxruntime.
         precision: of the bundle's variants, by default its first that the device can run.
         cache_dir: where label embeddings are kept between runs; None for $SIGRL_DEPLOY_CACHE or the user's cache folder,
-            False for memory alone.
+            False for memory alone. Compiled kernels are kept there too.
+        unfused: ops among "svfr", "match" and "gmc" that torch runs in plain PyTorch, not as kernels.
+        device_preprocess: resize pictures on the device instead of in Pillow (torch only); what that changes of the scores,
+            which export measured, is logged.
 
     Raises:
         BundleError: the bundle is damaged, of another format version, or has no file that the device can run.
-        UsageError: the device is not there.
+        UsageError: the device is not there, or the backend has no fused ops or no preprocessing.
     """
 
     def __init__(
@@ -67,11 +70,27 @@ class Recognizer:
         backend: str = "auto",
         precision: Precision | str | None = None,
         cache_dir: str | Path | bool | None = None,
+        unfused: Collection[str] = (),
+        device_preprocess: bool = False,
     ) -> None:
         self.bundle = Bundle(bundle)
-        self.engine = open_engine(self.bundle, backend, device, Precision(precision) if precision else None)
-        self._cache = self._open_cache(cache_dir)
+        folder = None if cache_dir is False else Path(cache_dir) if isinstance(cache_dir, (str, Path)) else default_cache_dir()
+        if precision is not None and precision not in [known.value for known in Precision]:
+            raise UsageError(f"precision {precision!r}: expected one of {', '.join(known.value for known in Precision)}")
+        asked = Precision(precision) if precision else None
+        self.engine = open_engine(self.bundle, backend, device, asked, unfused, folder / "kernels" if folder else None)
+        self._cache = self._open_cache(folder)
         log.info("engine: %s", self.engine.description)
+        self._preprocess: Callable[[Image.Image], NDArray[np.float32]] = self.bundle.manifest.preprocess
+        if device_preprocess:
+            self._preprocess = self.engine.preprocess()
+            log.info("preprocessing on %s: %s", self.engine.device, self._drift())
+
+    def _drift(self) -> str:
+        drift = self.bundle.manifest.variants[self.engine.precision].parity.get("device_preprocess_drift")
+        if drift is None:
+            return "how far scores are from Pillow's was not measured at export; export again with --weights"
+        return f"scores within {drift:.1e} of those with Pillow, as measured at export"
 
     @property
     def rules(self) -> dict[str, object]:
@@ -80,9 +99,8 @@ class Recognizer:
         preprocess = manifest.preprocess.contract.value
         return {"arch": manifest.arch.value, "topk": manifest.topk, "template": manifest.template, "preprocess": preprocess}
 
-    def _open_cache(self, cache_dir: str | Path | bool | None) -> VocabularyCache:
+    def _open_cache(self, folder: Path | None) -> VocabularyCache:
         manifest, precision = self.bundle.manifest, self.engine.precision.torch_name
-        folder = None if cache_dir is False else Path(cache_dir) if isinstance(cache_dir, (str, Path)) else default_cache_dir()
         return VocabularyCache(
             folder,
             text_key=digest(manifest.text_identity, precision, manifest.template),
@@ -147,7 +165,7 @@ class Recognizer:
         """
         picture = read_image(image)
         try:
-            return self.bundle.manifest.preprocess(picture)
+            return self._preprocess(picture)
         except ImageError as error:
             raise ImageError(f"{name_of(image)}: {error}") from None
 

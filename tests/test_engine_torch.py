@@ -1,37 +1,37 @@
-"""The PyTorch engine against ONNX Runtime: plain, with each op as a kernel (in the interpreter), and on a GPU where one is."""
+"""The PyTorch engine against ONNX Runtime: plain, and with each op as a kernel in the interpreter."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from random_weights import VARIANTS, save, tensors, vision_shapes
+from torch import Tensor
 
 from sigrl_deploy import Recognizer
 from sigrl_deploy.bundle import Bundle
 from sigrl_deploy.cli import main
-from sigrl_deploy.config import Arch, Precision
-from sigrl_deploy.engines.torch import FUSED, TorchEngine, bucket
+from sigrl_deploy.config import Arch, ModelConfig, Precision, TextConfig, VisionConfig
+from sigrl_deploy.engines import FUSED
+from sigrl_deploy.engines.captured import Resident, bucket
+from sigrl_deploy.engines.memory import check_room, pass_bytes
+from sigrl_deploy.engines.torch import TorchEngine
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.export.bundle import ExportOptions, export_bundle
+from sigrl_deploy.model.sigrl import SigRL
 
 LABELS = ["cat", "cup", "person", "rocket", "sky"]
 
 
 @pytest.fixture(scope="module")
-def options(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportOptions:
+def with_weights(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("torch") / "bundle"
-    return ExportOptions(weights / "sigrl.pth", out, text_tower=str(weights / "text.pth"), weights=True)
-
-
-@pytest.fixture(scope="module")
-def with_weights(options: ExportOptions) -> Path:
-    export_bundle(options)
-    return options.out
+    export_bundle(ExportOptions(weights / "sigrl.pth", out, text_tower=str(weights / "text.pth"), weights=True))
+    return out
 
 
 def scores(recognizer: Recognizer, photos: list[Path], labels: list[str]) -> np.ndarray:
@@ -57,7 +57,7 @@ def test_it_scores_as_onnx_runtime_does(with_weights: Path, photos: list[Path], 
 def test_each_kernel_takes_the_place_of_its_plain_form(with_weights: Path, photos: list[Path], fused: tuple[str, ...]) -> None:
     """The vocabulary is padded to a bucket of 64 then."""
     bundle = Bundle(with_weights)
-    plain, engine = TorchEngine(bundle, "cpu"), TorchEngine(bundle, "cpu", fused)
+    plain, engine = TorchEngine(bundle, "cpu"), TorchEngine(bundle, "cpu", fused=fused)
     recognizer = Recognizer(with_weights, backend="torch", device="cpu", cache_dir=False)
     vocabulary = recognizer.vocabulary(LABELS[:3])
     pixels = recognizer.pixels(photos[0])[None]
@@ -95,20 +95,89 @@ def test_buckets_are_powers_of_two() -> None:
     assert [bucket(n) for n in (1, 2, 3, 64, 65, 1006)] == [1, 2, 4, 64, 128, 1024]
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16, Precision.BF16])
-def test_captured_passes_on_a_gpu(
-    options: ExportOptions, with_weights: Path, photos: list[Path], label_file: Path, precision: Precision
+class SmallEngine(TorchEngine):
+    """Runs out of memory at more than `room` pictures, as a GPU may."""
+
+    room = 2
+
+    def forward(self, pixels: Tensor, vocabulary: Resident) -> Tensor:
+        self.batches.append(len(pixels))
+        if len(pixels) > self.room:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().forward(pixels, vocabulary)
+
+
+def test_a_batch_without_room_is_split_and_not_tried_again(
+    with_weights: Path, photos: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Several vocabularies and batches through the same captured passes, in turn, against the plain fp32 model on the CPU."""
-    out = options.out.with_name(f"gpu-{precision.value}")
-    export_bundle(replace(options, out=out, precisions=(precision,)))
-    gpu = Recognizer(out, backend="torch", device="cuda", cache_dir=False)
-    cpu = Recognizer(with_weights, backend="torch", device="cpu", cache_dir=False)
-    assert all(op in gpu.engine.description for op in FUSED)
-    every = label_file.read_text().split("\n")[:70]
-    for labels in (LABELS, [label for label in every if label], LABELS[::-1], LABELS[:1]):
-        for count in (1, 3, 2):
-            difference = np.abs(scores(gpu, photos[:count], labels) - scores(cpu, photos[:count], labels)).max()
-            assert difference < precision.tolerance
+    recognizer = Recognizer(with_weights, backend="torch", device="cpu", cache_dir=False)
+    vocabulary = recognizer.vocabulary(LABELS)
+    pixels = np.stack([recognizer.pixels(path) for path in [*photos, *photos][:7]])
+    engine = SmallEngine(recognizer.bundle, "cpu")
+    engine.batches = []
+    for _ in range(2):
+        assert np.allclose(engine.score(pixels, vocabulary), recognizer.score_pixels(pixels, vocabulary), atol=1e-6)
+    assert engine.batches == [7, 4, 2, 2, 2, 1, 2, 2, 2, 1]
+    assert "no room for 7 pictures at once; from now on 4 are" in caplog.text
+    engine.room = 0
+    with pytest.raises(UsageError, match="no room for one picture with 5 labels; use fewer labels, or --device cpu"):
+        engine.score(pixels, vocabulary)
+
+
+def test_predicted_bytes() -> None:
+    """ViT-B/16 in bf16 with the labels of Open Images, in a bucket of 8,192."""
+    by_hand = 4 * 8192 * 512 * 2 + 8192 * 512 * (4 * 4 + 2 + 2 * 4) + 4 * (3 * 512**2 + (16 + 2) * 196 * 512)
+    by_hand += 4 * (8192 * 512 + 8192 * (196 + 3))
+    size = {"patches": 196, "dim": 512, "itemsize": 2, "parts": 16}
+    assert pass_bytes(8192, **size) == by_hand
+    with torch.device("meta"):
+        config = ModelConfig(Arch.SIGRL, 512, 16, VisionConfig(224, 16, 768, 12, 12), TextConfig(512, 12, 8))
+        model = sum(p.numel() for p in SigRL(config).parameters()) * 2
+    assert model + pass_bytes(8192, **size) < 4e9
+    assert model + pass_bytes(8192, **size, batch=16) < 4e9
+    assert pass_bytes(8192, **size, graph=False) < pass_bytes(8192, **size)
+    check_room(7586, needed=300_000_000, free=300_000_000)
+    with pytest.raises(
+        UsageError, match=r"^7586 labels: one picture needs 0\.3 GB beside the model, 0\.2 GB of the GPU are free"
+    ):
+        check_room(7586, needed=300_000_000, free=200_000_000)
+
+
+def test_switches_of_the_command_line(with_weights: Path, bundle: Path, photos: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS))
+    arguments = ["infer", *map(str, photos), "--labels", str(tmp_path / "labels.txt"), "--device", "cpu", "--format", "csv"]
+
+    def run(*options: str) -> Result:
+        return CliRunner().invoke(main, [*arguments, *options])
+
+    plain = run("--bundle", str(with_weights), "--backend", "torch")
+    switched = run("--bundle", str(with_weights), "--backend", "torch", "--unfused", "svfr", "--unfused", "match")
+    assert (switched.exit_code, switched.stdout) == (0, plain.stdout)
+    resized = run("--bundle", str(with_weights), "--backend", "torch", "--device-preprocess")
+    assert (resized.exit_code, resized.stdout) == (0, plain.stdout)
+    for options, message in (
+        (["--unfused", "gmc"], "--unfused gmc: only PyTorch has fused ops; use --backend torch"),
+        (["--device-preprocess"], "--device-preprocess: only PyTorch prepares pictures; use --backend torch"),
+    ):
+        refused = run("--bundle", str(bundle), *options)
+        assert refused.exit_code == 2
+        assert message in refused.output
+    build = ["labels", "build", str(tmp_path / "labels.txt"), "--bundle", str(bundle), "--device", "cpu", "--unfused", "gmc"]
+    assert "only PyTorch has fused ops" in CliRunner().invoke(main, build).output
+    evaluate = ["evaluate", "scenes", "--checkpoint", "x.pth", "--unfused", "svfr"]
+    assert "a checkpoint runs unfused as it is" in CliRunner().invoke(main, evaluate).output
+    with pytest.raises(UsageError, match="unfused 'svd': expected some of svfr, match, gmc"):
+        Recognizer(with_weights, backend="torch", device="cpu", unfused=["svd"])
+
+
+def test_the_drift_of_preprocessing_on_the_device_is_said(
+    with_weights: Path, bundle: Path, photos: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        ours = Recognizer(with_weights, backend="torch", device="cpu", cache_dir=False, device_preprocess=True)
+    (variant,) = ours.bundle.manifest.variants.values()
+    drift = variant.parity["device_preprocess_drift"]
+    assert f"preprocessing on cpu: scores within {drift:.1e} of those with Pillow" in caplog.text
+    theirs = Recognizer(with_weights, backend="torch", device="cpu", cache_dir=False)
+    assert np.abs(scores(ours, photos, LABELS) - scores(theirs, photos, LABELS)).max() <= drift
+    assert Bundle(bundle).manifest.variants[Precision.FP32].parity["device_preprocess_drift"] is None

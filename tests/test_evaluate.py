@@ -79,6 +79,7 @@ def _options(data: object, **given: Any) -> EvaluateOptions:
         "bundles": (),
         "label_sets": (),
         "device": "cpu",
+        "unfused": (),
         "backend": "auto",
     }
     return EvaluateOptions(**(values | {"data": str(data)} | given))

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sigrl_deploy.cli.options import PATH, backend_option, cache_option, device_option
+from sigrl_deploy.cli.options import PATH, backend_option, cache_option, device_option, unfused_option
 from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.errors import UsageError
 
@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
     multiple=True,
     help="Of those that each bundle was exported with; repeatable [default: its first that the device can run].",
 )
+@unfused_option
 @cache_option
 @click.option("--out", type=PATH, help="Write everything that was measured to a JSON file.")
 def evaluate(**options: Any) -> None:

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import click
 
-from sigrl_deploy.cli.options import PATH, backend_option, bundle_option, cache_option, device_option, precision_option
+from sigrl_deploy.cli.options import (
+    PATH,
+    backend_option,
+    bundle_option,
+    cache_option,
+    device_option,
+    precision_option,
+    unfused_option,
+)
 from sigrl_deploy.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -37,6 +45,10 @@ log = logging.getLogger(__name__)
 @device_option
 @backend_option
 @precision_option
+@unfused_option
+@click.option(
+    "--device-preprocess", is_flag=True, help="Resize pictures on the device, not in Pillow (--backend torch); says the drift."
+)
 @cache_option
 def infer(
     pictures: tuple[str, ...],
@@ -53,6 +65,8 @@ def infer(
     device: str,
     backend: str,
     precision: str | None,
+    unfused: tuple[str, ...],
+    device_preprocess: bool,
     cache_dir: Path | None,
 ) -> None:
     """Tag PICTURES: files, folders (recursively), globs, or - for a list on standard input."""
@@ -80,6 +94,8 @@ def infer(
         device=device,
         backend=backend,
         precision=precision,
+        unfused=unfused,
+        device_preprocess=device_preprocess,
         cache_dir=cache_dir,
     )
     failed = run_infer(options)

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from sigrl_deploy.cli.options import PATH, backend_option, bundle_option, cache_option, device_option, precision_option
+from sigrl_deploy.cli.options import (
+    PATH,
+    backend_option,
+    bundle_option,
+    cache_option,
+    device_option,
+    precision_option,
+    unfused_option,
+)
 
 
 @click.group()
@@ -20,14 +29,24 @@ def labels() -> None:
 @device_option
 @backend_option
 @precision_option
+@unfused_option
 @cache_option
-def build(label_file: Path, bundle: Path, device: str, backend: str, precision: str | None, cache_dir: Path | None) -> None:
+def build(
+    label_file: Path,
+    bundle: Path,
+    device: str,
+    backend: str,
+    precision: str | None,
+    unfused: tuple[str, ...],
+    cache_dir: Path | None,
+) -> None:
     """Encode LABEL_FILE for a bundle and cache it, so that later runs do no text work."""
     from sigrl_deploy.cache import default_cache_dir, require_writable
     from sigrl_deploy.recognizer import Recognizer
 
     require_writable(cache_dir or default_cache_dir())
-    recognizer = Recognizer(bundle, device=device, backend=backend, precision=precision, cache_dir=cache_dir)
+    how: dict[str, Any] = {"device": device, "backend": backend, "precision": precision, "unfused": unfused}
+    recognizer = Recognizer(bundle, cache_dir=cache_dir, **how)
     click.echo(f"{len(recognizer.vocabulary(label_file))} labels ready")
 
 

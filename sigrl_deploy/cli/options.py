@@ -29,6 +29,12 @@ precision_option = click.option(
     type=click.Choice([precision.value for precision in Precision]),
     help="Of those that the bundle was exported with [default: its first that the device can run].",
 )
+unfused_option = click.option(
+    "--unfused",
+    multiple=True,
+    type=click.Choice(["svfr", "match", "gmc"]),
+    help="Run this op in plain PyTorch, not as a kernel (--backend torch); repeatable.",
+)
 cache_option = click.option(
     "--cache-dir", type=PATH, help="Where label embeddings are kept [default: $SIGRL_DEPLOY_CACHE or the user's cache folder]."
 )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from sigrl_deploy.config import Precision
 from sigrl_deploy.vocabulary import Vocabulary
 
 Array = NDArray[np.float32]
+
+FUSED = ("svfr", "match", "gmc")  # ops that the PyTorch engine runs as kernels
 
 
 class Engine(Protocol):
@@ -19,6 +23,9 @@ class Engine(Protocol):
     description: str  # backend, device and why it was chosen; logged once
     device: str  # "cpu" or "cuda"
     precision: Precision  # of the variant that runs
+
+    def preprocess(self) -> Callable[[Image.Image], Array]:
+        """The bundle's `Preprocess`, on the engine's device. Raises UsageError where the engine has none."""
 
     def encode(self, pixels: Array, vocabulary: Vocabulary) -> tuple[Array | None, Array]:
         """pixels [B, 3, H, W] → local features [B, P, D] (None where patches are not matched), global feature [B, D]."""

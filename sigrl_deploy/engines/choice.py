@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib.util import find_spec
+from pathlib import Path
 
 from sigrl_deploy.bundle import Bundle
 from sigrl_deploy.config import Precision
-from sigrl_deploy.engines import Engine
+from sigrl_deploy.engines import FUSED, Engine
 from sigrl_deploy.errors import UsageError
 
 BACKENDS = ("auto", "onnxruntime", "torch", "openvino")
 
 
-def open_engine(bundle: Bundle, backend: str, device: str, precision: Precision | None = None) -> Engine:
+def open_engine(
+    bundle: Bundle,
+    backend: str,
+    device: str,
+    precision: Precision | None = None,
+    unfused: Collection[str] = (),
+    cache_folder: Path | None = None,
+) -> Engine:
     """The engine of a bundle, in one of its precisions or in its first that can run.
 
     "auto" takes PyTorch where it has a GPU and the bundle its weights, else ONNX Runtime.
 
-    Raises UsageError for an unknown backend, one that is not installed or one that the bundle was not exported for, and what
-    the engine raises.
+    `unfused` are ops of FUSED that PyTorch runs in its plain form; `cache_folder` keeps its compiled kernels between runs.
+
+    Raises UsageError for an unknown backend, one that is not installed or one that the bundle was not exported for, for an
+    unknown op or one that the backend does not fuse, and what the engine raises.
     """
+    for op in unfused:
+        if op not in FUSED:
+            raise UsageError(f"unfused {op!r}: expected some of {', '.join(FUSED)}")
     if backend not in BACKENDS:
         raise UsageError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}")
     if backend == "torch" or (backend == "auto" and device != "cpu" and _torch_has_gpu(bundle)):
         for package in ("torch", "triton"):
             if find_spec(package) is None:
                 raise UsageError(f"--backend torch: {package} is not installed; pip install '.[export]' in a checkout on Linux")
-        from sigrl_deploy.engines.torch import TorchEngine
+        from sigrl_deploy.engines.torch import TorchEngine, fused_on
 
-        return TorchEngine(bundle, device, precision)
+        return TorchEngine(bundle, device, precision, fused_on(device, unfused), cache_folder)
+    if unfused:
+        raise UsageError(f"--unfused {next(iter(unfused))}: only PyTorch has fused ops; use --backend torch, or leave it out")
     if backend == "openvino":
         for package in ("openvino", "onnx"):
             if find_spec(package) is None:

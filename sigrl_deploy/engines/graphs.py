@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from sigrl_deploy import matching
 from sigrl_deploy.bundle import Bundle
 from sigrl_deploy.config import Precision
 from sigrl_deploy.engines import Array
-from sigrl_deploy.errors import BundleError
+from sigrl_deploy.errors import BundleError, UsageError
 from sigrl_deploy.vocabulary import Vocabulary
 
 
@@ -52,6 +52,10 @@ class GraphEngine(ABC):
     def _text(self) -> OpenGraph:
         assert self._variant.text is not None
         return self._open(self._bundle.file(self._variant.text))
+
+    def preprocess(self) -> NoReturn:
+        """See `Engine.preprocess`; there is none."""
+        raise UsageError("--device-preprocess: only PyTorch prepares pictures; use --backend torch, or leave it out")
 
     def encode(self, pixels: Array, vocabulary: Vocabulary) -> tuple[Array | None, Array]:
         """See `Engine.encode`."""

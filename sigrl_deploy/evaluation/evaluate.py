@@ -49,6 +49,7 @@ class EvaluateOptions:
     out: Path | None
     backend: str = "auto"
     precisions: tuple[Precision | None, ...] = (None,)  # of each bundle; None is its first that the device can run
+    unfused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ def _check_options(options: EvaluateOptions) -> None:
     for name in ("text_tower", "arch", "clip_config", "preprocess", "template", "topk"):
         if getattr(options, name) is not None and options.checkpoint is None:
             raise UsageError(f"--{name.replace('_', '-')}: is about a checkpoint, and a bundle knows its own; add --checkpoint")
+    if options.unfused and not options.bundles:
+        raise UsageError(f"--unfused {options.unfused[0]}: a checkpoint runs unfused as it is; leave it out, or add --bundle")
     if options.out is None:
         if sys.stdout is None:
             raise UsageError("standard output: is closed; open it, or give --out FILE")
@@ -135,7 +138,7 @@ def open_models(options: EvaluateOptions) -> list[Model]:
     if options.bundles:
         from sigrl_deploy.recognizer import Recognizer
 
-        how: dict[str, Any] = {"device": options.device, "backend": options.backend, "cache_dir": options.cache_dir}
+        how: dict[str, Any] = {name: getattr(options, name) for name in ("device", "backend", "cache_dir", "unfused")}
         for path, precision in itertools.product(options.bundles, options.precisions):
             recognizer = Recognizer(path, precision=precision, **how)
             engine, arch = recognizer.engine, recognizer.bundle.manifest.arch

@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sigrl_deploy.bundle import Bundle
 from sigrl_deploy.config import Precision
+from sigrl_deploy.device_preprocess import DevicePreprocess
 from sigrl_deploy.export.graphs import TextGraph, VisualGraph
+from sigrl_deploy.images import read_image
 from sigrl_deploy.model.sigrl import SigRL, encode_text, match
 from sigrl_deploy.model.towers import typed
 from sigrl_deploy.recognizer import LABELS_PER_BATCH, Recognizer
@@ -41,12 +44,16 @@ class Case:
 
 @dataclass(frozen=True)
 class Parity:
-    """What export measured. `largest_error` is over all cases; scores lie within ±1."""
+    """What export measured. `largest_error` is over all cases; scores lie within ±1.
+
+    `device_preprocess_drift` is the largest difference that preparing pictures in PyTorch makes, where the bundle has weights.
+    """
 
     backend: str
     tolerance: float
     largest_error: float
     cases: list[Case]
+    device_preprocess_drift: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -107,7 +114,9 @@ def measure(model: SigRL, rows: dict[str, torch.Tensor], bundle: Path, precision
     recognizer = (
         Recognizer(bundle, device="cpu", precision=precision, cache_dir=False) if precision is not Precision.BF16 else None
     )
-    pixels = np.stack([_preprocess(bundle)(path) for path in photos()])
+    manifest = Bundle(bundle).manifest
+    pictures = [read_image(path) for path in photos()]
+    pixels = np.stack([manifest.preprocess(picture) for picture in pictures])
     exact = EagerScorer(model, rows)
     if recognizer is not None:
         backend, tested = recognizer.engine.description, _engine_scorer(recognizer)
@@ -116,15 +125,18 @@ def measure(model: SigRL, rows: dict[str, torch.Tensor], bundle: Path, precision
     known = list(rows)
     counts = sorted({min(count, len(known)) for count in LABEL_COUNTS})
     cases = [_compare(exact, tested, pixels[:batch], known[:count]) for count in counts for batch in BATCHES]
-    return Parity(backend, tolerance, max(case.largest_error for case in cases), cases)
+    drift = None
+    if manifest.variants[precision].weights:
+        on_device = DevicePreprocess(manifest.preprocess, torch.device("cpu"))
+        drift = _drift(tested, pixels, np.stack([on_device(picture) for picture in pictures]), known[: counts[-1]])
+    return Parity(backend, tolerance, max(case.largest_error for case in cases), cases, drift)
 
 
-def _preprocess(bundle: Path) -> Callable[[Path], Array]:
-    from sigrl_deploy.bundle import Bundle
-    from sigrl_deploy.images import read_image
-
-    preprocess = Bundle(bundle).manifest.preprocess
-    return lambda path: preprocess(read_image(path))
+def _drift(tested: Scorer, pixels: Array, others: Array, labels: Sequence[str]) -> float:
+    """The largest score difference between pictures prepared in two ways."""
+    if np.array_equal(pixels, others):
+        return 0.0
+    return float(np.abs(tested(pixels, labels) - tested(others, labels)).max())
 
 
 def _engine_scorer(recognizer: Recognizer) -> Scorer:

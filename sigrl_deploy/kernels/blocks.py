@@ -24,6 +24,16 @@ class Launch:
     warps: int
     stages: int
 
+    @property
+    def name(self) -> str:
+        """Tells a kernel's launches at one size apart."""
+        blocks = [f"{name} {value}" for name, value in self.constants.items() if name.startswith("BLOCK_")]
+        return ", ".join([*blocks, f"{self.warps} warps", f"{self.stages} stages"])
+
+    def altered(self, warps: int, stages: int, **constants: int) -> Launch:
+        """The same with other blocks."""
+        return Launch(self.constants | constants, warps, stages)
+
 
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter, on the CPU."""
@@ -57,6 +67,8 @@ def check(name: str, *tensors: Tensor) -> None:
         raise UsageError(f"{name}: got {kinds}; expected fp32, fp16 or bf16, all the same, on one device")
     if first.device.type != ("cpu" if interpreted() else "cuda"):
         raise UsageError(f"{name}: tensors are on {first.device}; kernels run on a GPU (on a CPU with TRITON_INTERPRET=1)")
+    if first.is_cuda and first.get_device() != torch.cuda.current_device():  # Triton would launch on the current one
+        raise UsageError(f"{name}: tensors are on {first.device}, which is not the current GPU; use torch.cuda.device")
 
 
 @triton.jit

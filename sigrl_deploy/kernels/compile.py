@@ -1,16 +1,19 @@
 """Compile the kernels ahead of time, without a GPU, and say what each needs of a chip.
 
 python -m sigrl_deploy.kernels.compile        # a table; exit status 1 where a kernel spills or needs more than a chip has
+python -m sigrl_deploy.kernels.compile --candidates      # with everything that tuning tries, which must fit sm_90
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.errors import PTXASError
 
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.kernels import gmc, match, svfr
@@ -54,40 +58,51 @@ class Resources:
         return self.spilled == 0 and self.shared <= SHARED_LIMIT[capability]
 
 
-def variants() -> Iterator[Variant]:
-    """Every kernel at every real size and dtype."""
+def variants(candidates: bool = False) -> list[Variant]:
+    """Every kernel at every real size and dtype, as it runs untuned, and with all `candidates` of tuning if asked for."""
+    return [variant for variants in _cases() for variant in (variants if candidates else variants[:1])]
+
+
+def _cases() -> Iterator[list[Variant]]:
     for dtype, short in _TYPES.items():
         for tokens in PATCHES:
             case, x = f"P = {tokens}, {short}", f"*{short}"
             inputs = {"patches": x, "labels": x, "weight": x, "count": "*i32"}
-            how = svfr.launch(tokens, DIM, dtype, accumulators=1)
-            yield _variant("svfr stage 1", case, svfr.decouple_kernel, inputs | {"semantic": "*fp32", "rows": "i32"}, how)
-            how = svfr.launch(tokens, DIM, dtype, accumulators=2)
+            hows = svfr.candidates(tokens, DIM, dtype, accumulators=1)
+            yield _variants("svfr stage 1", case, svfr.decouple_kernel, inputs | {"semantic": "*fp32", "rows": "i32"}, hows)
+            hows = svfr.candidates(tokens, DIM, dtype, accumulators=2)
             outputs = {"partial": "*fp32", "rows": "i32", "splits": "i32"}
-            yield _variant("svfr stage 2", case, svfr.reconstruct_kernel, inputs | outputs, how)
-            how = match.launch(tokens, DIM, dtype)
-            how = Launch(how.constants | {"WITH_EVIDENCE": False}, how.warps, how.stages)
+            yield _variants("svfr stage 2", case, svfr.reconstruct_kernel, inputs | outputs, hows)
+            hows = match.candidates(tokens, DIM, dtype)
             features = {"local_feature": x, "global_feature": x, "labels": x}
             scores = {"local_score": "*fp32", "global_score": "*fp32", "evidence": "*fp32", "rows": "i32", "topk": "i32"}
-            yield _variant("match", case, match.match_kernel, features | scores, how)
+            yield _variants("match", case, match.match_kernel, features | scores, hows, WITH_EVIDENCE=False)
     mix = dict.fromkeys(("local_score", "global_score", "score"), "*fp32") | {"rows": "i32"}
-    yield _variant("match, norms", "fp32", match.mix_kernel, mix, Launch({"BLOCK": match.NORM_BLOCK}, 4, 2))
+    yield _variants("match, norms", "fp32", match.mix_kernel, mix, [Launch({"BLOCK": match.NORM_BLOCK}, 4, 2)])
     for heads, width in GRAPH_WIDTHS:
-        how = gmc.launch(width)
-        how = Launch(how.constants | {"HEADS": heads, "ABSOLUTE": 0.4}, how.warps, how.stages)
         tensors = dict.fromkeys(("nodes", "attention", "own", "out"), "*fp32") | {"rows": "i32"}
-        yield _variant("gmc", f"{heads} × {width}, fp32", gmc.graph_attention_kernel, tensors, how)
+        case, kernel = f"{heads} × {width}, fp32", gmc.graph_attention_kernel
+        yield _variants("gmc", case, kernel, tensors, gmc.candidates(width), HEADS=heads, ABSOLUTE=0.4)
 
 
-def _variant(name: str, case: str, kernel: Any, signature: dict[str, str], launch: Launch) -> Variant:
-    return Variant(name, case, kernel, signature | dict.fromkeys(launch.constants, "constexpr"), launch)
+def _variants(
+    name: str, case: str, kernel: Any, signature: dict[str, str], launches: Sequence[Launch], **constants: Any
+) -> list[Variant]:
+    launches = [Launch(launch.constants | constants, launch.warps, launch.stages) for launch in launches]
+    return [
+        Variant(name, case, kernel, signature | dict.fromkeys(launch.constants, "constexpr"), launch) for launch in launches
+    ]
 
 
 def compile_variant(variant: Variant, capability: int) -> Resources:
     """Compile for sm_`capability`. Raises UsageError in Triton's interpreter, which has no compiler."""
     if interpreted():
         raise UsageError("TRITON_INTERPRET is set, and the interpreter compiles nothing; unset it")
-    source = ASTSource(variant.kernel, {n: variant.signature[n] for n in variant.kernel.arg_names}, variant.launch.constants)
+    types = {name: variant.signature[name] for name in variant.kernel.arg_names}
+    # As Triton compiles for torch's tensors, which start at multiples of 16 bytes: only then are loads asynchronous, and the
+    # pipeline's buffers take shared memory.
+    aligned = {(i,): [["tt.divisibility", 16]] for i, type_ in enumerate(types.values()) if type_.startswith("*")}
+    source = ASTSource(variant.kernel, types, variant.launch.constants, aligned)
     options = {"num_warps": variant.launch.warps, "num_stages": variant.launch.stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     usage = _resource_usage(compiled.asm["cubin"])
@@ -103,29 +118,46 @@ def _resource_usage(cubin: bytes) -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", done.stdout)}
 
 
-def _row(number: int) -> tuple[bool, str]:
-    """Whether one variant fits every chip, and its lines of the table."""
-    variant = list(variants())[number]
+def _row(variant: Variant, capabilities: Sequence[int]) -> tuple[bool, str]:
+    """Whether one variant fits these chips, and its lines of the table."""
     fit, lines = True, []
-    for capability in SHARED_LIMIT:
-        found = compile_variant(variant, capability)
-        fits = found.fits(capability)
+    launch = variant.launch
+    side = next((launch.constants[name] for name in ("BLOCK_O", "BLOCK_C", "BLOCK_I") if name in launch.constants), "")
+    depth = next((launch.constants[name] for name in ("BLOCK_K", "BLOCK_J") if name in launch.constants), "")
+    for capability in capabilities:
+        try:
+            found = compile_variant(variant, capability)
+            fits, needs = found.fits(capability), f"{found.registers:9} {found.spilled:8} {found.shared:8}"
+        except PTXASError:  # too few registers for one of its instructions
+            fits, needs = False, f"{'none':>9} {'':8} {'':8}"
         fit &= fits
         lines.append(
-            f"{variant.name:14} {variant.case:16} {capability:4} {variant.launch.warps:5} {found.registers:9} "
-            f"{found.spilled:8} {found.shared:8}{'' if fits else '  too much'}"
+            f"{variant.name:14} {variant.case:16} {side:5} {depth:5} {launch.warps:5} {launch.stages:6} {capability:4} {needs}"
+            f"{'' if fits else '  too much'}"
         )
     return fit, "\n".join(lines)
 
 
 def main() -> None:
-    print(f"{'kernel':14} {'case':16} {'sm':>4} {'warps':>5} {'registers':>9} {'spilled':>8} {'shared':>8}")
+    parser = argparse.ArgumentParser(description="Compile the kernels without a GPU, and say what each needs of a chip.")
+    parser.add_argument("--candidates", action="store_true", help="everything that tuning tries")
+    candidates = parser.parse_args().candidates
+    titles = f"{'side':>5} {'depth':>5} {'warps':>5} {'stages':>6} {'sm':>4} {'registers':>9} {'spilled':>8} {'shared':>8}"
+    print(f"{'kernel':14} {'case':16} {titles}")
     fit = True
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        for fits, lines in pool.map(_row, range(len(list(variants())))):
+        for fits, lines in pool.map(_numbered_row, range(len(variants(candidates))), repeat(candidates)):
             fit &= fits
             print(lines, flush=True)
     raise SystemExit(0 if fit else 1)
+
+
+def _numbered_row(number: int, candidates: bool) -> tuple[bool, str]:
+    """By number, since kernels do not travel between processes. A candidate beside the first must fit one chip, sm_90."""
+    variant = variants(candidates)[number]
+    fit, lines = _row(variant, tuple(SHARED_LIMIT))
+    first = variant.launch in [untuned.launch for untuned in variants()]
+    return fit or (not first and _row(variant, (90,))[0]), lines
 
 
 if __name__ == "__main__":

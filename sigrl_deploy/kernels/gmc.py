@@ -9,6 +9,8 @@ products h Wᵀ and the ELU between the layers are PyTorch's. The plain form is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import triton
 import triton.language as tl
@@ -17,6 +19,12 @@ from torch.nn import functional as F
 
 from sigrl_deploy.kernels.blocks import Launch, block, check, product
 from sigrl_deploy.model.sigrl import GMC, LEAKY_SLOPE, GraphAttention
+
+# As in svfr.py, by BLOCK_WIDTH: (BLOCK_I, BLOCK_J, warps).
+CANDIDATES = {
+    32: ((16, 32, 8), (32, 32, 8), (16, 64, 8), (16, 16, 4)),
+    512: ((16, 32, 16), (16, 16, 8)),
+}
 
 
 @triton.jit
@@ -78,26 +86,34 @@ def launch(width: int) -> Launch:
     return Launch(constants, warps=4 if width <= 128 else 8, stages=1)
 
 
-def graph_attention(nodes: Tensor, attention: Tensor) -> Tensor:
-    """z [C, H, F] fp32, a [F] fp32 → [C, H·F] fp32."""
+def candidates(width: int) -> tuple[Launch, ...]:
+    """What tuning chooses from, `launch`'s own choice first."""
+    first = launch(width)
+    others = CANDIDATES.get(first.constants["BLOCK_WIDTH"], ())
+    return first, *(first.altered(warps, 1, BLOCK_I=i, BLOCK_J=j) for i, j, warps in others)
+
+
+def graph_attention(nodes: Tensor, attention: Tensor, how: Launch | None = None) -> Tensor:
+    """z [C, H, F] fp32, a [F] fp32 → [C, H·F] fp32. `how` is one of `candidates`, by default the first."""
     check("gmc.graph_attention", nodes, attention)
     rows, heads, width = nodes.shape
-    how = launch(width)
+    how = how or launch(width)
     nodes = nodes.contiguous()
     own = (nodes @ attention) * ((1 + LEAKY_SLOPE) / 2)
     out = torch.empty_like(nodes)
-    graph_attention_kernel[triton.cdiv(rows, 16), heads](
+    graph_attention_kernel[triton.cdiv(rows, how.constants["BLOCK_I"]), heads](
         nodes, attention.contiguous(), own, out, rows, ABSOLUTE=(1 - LEAKY_SLOPE) / 2, HEADS=heads,
         **how.constants, num_warps=how.warps, num_stages=how.stages,
     )  # fmt: skip
     return out.flatten(1)
 
 
-def gmc(module: GMC, label_embedding: Tensor) -> Tensor:
-    """T [C, D] of the module's dtype → G [C, D] of that dtype. Inference only."""
+def gmc(module: GMC, label_embedding: Tensor, launches: Mapping[str, Launch] | None = None) -> Tensor:
+    """T [C, D] of the module's dtype → G [C, D] of that dtype. Inference only. `launches` are named "gmc F" for heads of F."""
     h = label_embedding
     for index, layer in enumerate(module.layers):
         assert isinstance(layer, GraphAttention)
         h = F.elu(h).to(label_embedding.dtype) if index else h
-        h = graph_attention(layer.nodes(h), layer.attention.float())
+        nodes = layer.nodes(h)
+        h = graph_attention(nodes, layer.attention.float(), (launches or {}).get(f"gmc {nodes.shape[2]}"))
     return h.to(label_embedding.dtype)

@@ -20,6 +20,16 @@ from sigrl_deploy.kernels.blocks import Launch, block, check, depth_block, preci
 
 NORM_BLOCK = 1024
 
+# As in svfr.py, by (BLOCK_P, bytes of the dtype): (BLOCK_C, BLOCK_K, warps, stages).
+CANDIDATES = {
+    (64, 2): ((32, 64, 8, 3), (64, 64, 16, 2)),
+    (256, 2): ((16, 64, 4, 3), (32, 64, 8, 3), (32, 64, 16, 3), (64, 64, 16, 2)),
+    (1024, 2): ((16, 32, 8, 3), (32, 32, 8, 2), (32, 32, 16, 3)),
+    (64, 4): ((32, 32, 8, 3), (64, 32, 16, 2)),
+    (256, 4): ((32, 32, 8, 3), (32, 32, 16, 3)),
+    (1024, 4): ((32, 16, 8, 2), (16, 16, 16, 3)),
+}
+
 
 @triton.jit
 def _mean_of_largest(values, inside, topk):
@@ -65,19 +75,20 @@ def match_kernel(
     WIDE_DOT: tl.constexpr,
 ):
     row = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    picture = tl.program_id(1)
+    picture = tl.program_id(1).to(tl.int64)
+    local_feature += picture * TOKENS * DIM
     patch = tl.arange(0, BLOCK_P)
     similarity = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
     whole = tl.zeros([BLOCK_C], tl.float32)
     for start in range(0, DIM, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         t = tl.load(labels + row[:, None] * DIM + k[None, :], (row < rows)[:, None] & (k < DIM)[None, :], 0.0)
-        y = local_feature + (picture * TOKENS + patch[None, :]) * DIM + k[:, None]
+        y = local_feature + patch[None, :] * DIM + k[:, None]
         similarity = product(t, tl.load(y, (patch < TOKENS)[None, :] & (k < DIM)[:, None], 0.0), similarity, WIDE_DOT)
         g = tl.load(global_feature + picture * DIM + k, k < DIM, 0.0)
         whole += tl.sum(t.to(tl.float32) * g.to(tl.float32)[None, :], 1)
     inside = tl.broadcast_to((patch < TOKENS)[None, :], [BLOCK_C, BLOCK_P])
-    out = picture.to(tl.int64) * rows + row
+    out = picture * rows + row
     tl.store(local_score + out, _mean_of_largest(similarity, inside, topk), row < rows)
     tl.store(global_score + out, whole, row < rows)
     if WITH_EVIDENCE:
@@ -129,16 +140,29 @@ def launch(tokens: int, dim: int, dtype: torch.dtype) -> Launch:
     return Launch(constants, warps=8, stages=1) if dtype is torch.float32 else Launch(constants, warps=16, stages=2)
 
 
+def candidates(tokens: int, dim: int, dtype: torch.dtype) -> tuple[Launch, ...]:
+    """What tuning chooses from, `launch`'s own choice first."""
+    first = launch(tokens, dim, dtype)
+    others = CANDIDATES.get((first.constants["BLOCK_P"], dtype.itemsize), ())
+    return first, *(first.altered(warps, stages, BLOCK_C=c, BLOCK_K=k) for c, k, warps, stages in others)
+
+
 def match(
-    local_feature: Tensor, global_feature: Tensor, label_embedding: Tensor, topk: int, with_evidence: bool = False
+    local_feature: Tensor,
+    global_feature: Tensor,
+    label_embedding: Tensor,
+    topk: int,
+    with_evidence: bool = False,
+    how: Launch | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Y [B, P, D], g [B, D], T [C, D], all of one dtype → scores [B, C] fp32, and Y · T [B, C, P] fp32 where asked for.
 
-    k is cut to P. Zero rows of T behind the labels score 0 and change no other score.
+    k is cut to P. Zero rows of T behind the labels score 0 and change no other score. `how` is one of `candidates`, by default
+    the first.
     """
     check("match", local_feature, global_feature, label_embedding)
     (batch, tokens, dim), rows = local_feature.shape, label_embedding.shape[0]
-    how = launch(tokens, dim, local_feature.dtype)
+    how = how or launch(tokens, dim, local_feature.dtype)
     local_score, global_score, score = (torch.empty(batch, rows, device=local_feature.device) for _ in range(3))
     evidence = torch.empty((batch, rows, tokens) if with_evidence else (1,), device=local_feature.device)
     grid = (triton.cdiv(rows, how.constants["BLOCK_C"]), batch)

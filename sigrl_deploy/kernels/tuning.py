@@ -1,0 +1,188 @@
+"""Which of a kernel's candidate launches a GPU runs fastest: measured once, kept in a file that processes share.
+
+`tuning.json` holds, for each GPU with its driver, Triton and the kernels' source, the name of the fastest candidate of each
+kernel and size. It is written under a temporary name and renamed; one that is damaged or not ours is reported and written anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from filelock import FileLock
+
+from sigrl_deploy.errors import UsageError
+from sigrl_deploy.files import replacing
+from sigrl_deploy.kernels.blocks import Launch
+
+log = logging.getLogger(__name__)
+
+FILE = "tuning.json"
+FORMAT = 1
+LOCK_SECONDS = 30  # how long another process may take to add its results
+
+Run = Callable[[], object]
+Timer = Callable[[Run], float]  # milliseconds of one run
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel at one size: its candidates, the untuned choice first, and what runs the kernel as one of them says."""
+
+    op: str
+    size: str
+    candidates: tuple[Launch, ...]
+    run: Callable[[Launch], object]
+
+    @property
+    def name(self) -> str:
+        return f"{self.op}, {self.size}"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The chosen launch of every case, by its op, and how many of them had to be measured for it."""
+
+    launches: dict[str, Launch]
+    measured: int
+
+
+_kept = ""  # where Triton's cache was put by `keep_compiled`, which Triton then has in TRITON_CACHE_DIR
+_discarded: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends
+
+
+def keep_compiled(folder: Path | None) -> None:
+    """Let Triton keep what it compiles in `folder`, or nowhere for None; where TRITON_CACHE_DIR is set, there."""
+    global _kept
+    if os.environ.get("TRITON_CACHE_DIR", _kept) != _kept:
+        return
+    if folder is None or not _writable(folder):
+        _discarded.append(tempfile.TemporaryDirectory(prefix="sigrl-deploy-kernels-"))
+        folder = Path(_discarded[-1].name)
+    _kept = str(folder / "triton")
+    triton.knobs.cache.dir = _kept
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError as error:
+        log.warning("%s: compiled kernels cannot be kept there (%s); the next run compiles again", folder, error.strerror)
+        return False
+
+
+def milliseconds(run: Run) -> float:
+    """The median time of one run on the current GPU, by CUDA events."""
+    time: float = triton.testing.do_bench(run, warmup=10, rep=40, return_mode="median")
+    return time
+
+
+def chip() -> str:
+    """What results hold for: the current GPU, its driver, Triton's version and the source of the kernels."""
+    from torch.utils.collect_env import get_nvidia_driver_version, run
+
+    source = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        source.update(path.read_bytes())
+    major, minor = torch.cuda.get_device_capability()
+    return (
+        f"{torch.cuda.get_device_name()}, sm_{major}{minor}, driver {get_nvidia_driver_version(run)}, "
+        f"Triton {triton.__version__}, kernels {source.hexdigest()[:16]}"
+    )
+
+
+def tune(cases: Iterable[Case], folder: Path | None, key: str, timer: Timer) -> Tuned:
+    """The fastest launch of every case: as the file in `folder` says for `key`, else measured with `timer` and added there.
+
+    `folder` None keeps nothing. Raises UsageError where no candidate of a case runs.
+    """
+    known = _read(folder / FILE).get(key, {}) if folder else {}
+    launches, measured = {}, {}
+    for case in cases:
+        by_name = {candidate.name: candidate for candidate in case.candidates}
+        found = by_name.get(known.get(case.name, {}).get("launch"))
+        if found is None:
+            found, time = _fastest(case, timer)
+            measured[case.name] = {"launch": found.name, "milliseconds": time}
+        launches[case.op] = found
+    if measured and folder:
+        _add(folder, key, measured)
+    return Tuned(launches, len(measured))
+
+
+def _fastest(case: Case, timer: Timer) -> tuple[Launch, float]:
+    times: list[tuple[float, Launch]] = []
+    reason = ""
+    for candidate in case.candidates:
+        try:
+            with redirect_stdout(io.StringIO()):  # where ptxas refuses a kernel, Triton prints all of it
+                times.append((timer(lambda launch=candidate: case.run(launch)), candidate))  # type: ignore[misc]
+        except Exception as error:  # the compiler, ptxas and the driver each have their own
+            reason = reason or (str(error).strip() or type(error).__name__).splitlines()[0]
+            log.debug("%s: %s does not run (%s)", case.name, candidate.name, reason)
+    if not times:
+        raise UsageError(
+            f"{case.name}: none of {len(case.candidates)} ways to launch it runs on this GPU ({reason}); "
+            "switch the fused op off with --unfused"
+        )
+    time, fastest = min(times, key=lambda pair: pair[0])
+    return fastest, time
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    """The file's results, empty where there are none that can be used."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        log.warning("%s: cannot be read at present (%s); the kernels are measured again", path, error.strerror or error)
+        return {}
+    except (ValueError, RecursionError) as error:
+        log.warning("%s: is damaged (%s); the kernels are measured again", path, error)
+        return {}
+    if not _is_ours(content):
+        log.warning("%s: holds no tuning results of this release; the kernels are measured again", path)
+        return {}
+    results: dict[str, dict[str, Any]] = content["results"]
+    return results
+
+
+def _is_ours(content: object) -> bool:
+    return (
+        isinstance(content, dict)
+        and content.get("format") == FORMAT
+        and isinstance(content.get("results"), dict)
+        and all(
+            isinstance(cases, dict)
+            and all(isinstance(result, dict) and isinstance(result.get("launch"), str) for result in cases.values())
+            for cases in content["results"].values()
+        )
+    )
+
+
+def _add(folder: Path, key: str, measured: Mapping[str, Any]) -> None:
+    """Add to the file what was measured; what other processes added meanwhile stays."""
+    path = folder / FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{FILE}.lock", timeout=LOCK_SECONDS):
+            results = _read(path)
+            results[key] = {**results.get(key, {}), **measured}
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps({"format": FORMAT, "results": results}, indent=1), encoding="utf-8")
+    except OSError as error:  # filelock's Timeout is one too
+        log.warning("%s: tuning results cannot be written (%s); the next run measures again", path, error.strerror or error)

@@ -1,0 +1,125 @@
+"""What only a GPU shows: captured passes, vocabularies swapped under them, memory, tuning that processes share."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from random_weights import VARIANTS, save, sigrl_shapes, tensors, text_shapes
+
+from sigrl_deploy import Recognizer
+from sigrl_deploy.config import Precision
+from sigrl_deploy.engines import FUSED
+from sigrl_deploy.export.bundle import ExportOptions, export_bundle
+from sigrl_deploy.kernels.match import match
+from sigrl_deploy.kernels.svfr import decouple
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+LABELS = ["cat", "cup", "person", "rocket", "sky"]
+OPEN_IMAGES = 7586
+
+
+@pytest.fixture(scope="module", params=[Precision.FP32, Precision.FP16, Precision.BF16])
+def exported(request: pytest.FixtureRequest, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Precision]:
+    """The tiny model with its weights, in one precision."""
+    out, text_tower = tmp_path_factory.mktemp("gpu") / "bundle", str(weights / "text.pth")
+    export_bundle(ExportOptions(weights / "sigrl.pth", out, text_tower=text_tower, precisions=(request.param,), weights=True))
+    return out, request.param
+
+
+def scores(recognizer: Recognizer, photos: list[Path], labels: list[str]) -> np.ndarray:
+    pixels = np.stack([recognizer.pixels(path) for path in photos])
+    return recognizer.score_pixels(pixels, recognizer.vocabulary(labels))
+
+
+def test_captured_passes_score_as_the_cpu_does(
+    exported: tuple[Path, Precision], bundle: Path, photos: list[Path], label_file: Path
+) -> None:
+    """Several vocabularies and batches through the same captured passes, in turn, against the fp32 graphs on the CPU."""
+    out, precision = exported
+    gpu, cpu = Recognizer(out, backend="torch", device="cuda"), Recognizer(bundle, device="cpu", backend="onnxruntime")
+    assert all(op in gpu.engine.description for op in FUSED)
+    many = [label for label in label_file.read_text().split("\n") if label][:70]
+    for labels in (LABELS, many, LABELS[::-1], LABELS[:1], many[::-1]):
+        for count in (1, 3, 2):
+            assert np.abs(scores(gpu, photos[:count], labels) - scores(cpu, photos[:count], labels)).max() < precision.tolerance
+
+
+def test_a_replay_equals_the_plain_pass(exported: tuple[Path, Precision], photos: list[Path]) -> None:
+    """The same kernels on the same numbers, whatever the buffers held before; cuBLAS may choose another order of sums."""
+    recognizer = Recognizer(exported[0], backend="torch", device="cuda")
+    engine = recognizer.engine
+    for labels in (LABELS, LABELS[:2], LABELS):
+        vocabulary = recognizer.vocabulary(labels)
+        for count in (4, 2):
+            pixels = np.stack([recognizer.pixels(path) for path in photos[:count]])
+            with torch.inference_mode():
+                plain = engine.forward(torch.from_numpy(pixels).cuda(), engine.resident(vocabulary))
+            difference = engine.score(pixels, vocabulary) - plain[:, : len(labels)].cpu().numpy()
+            assert np.abs(difference).max() < exported[1].tolerance / 10
+
+
+def test_another_vocabulary_of_a_known_size_prepares_nothing(
+    exported: tuple[Path, Precision], photos: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    recognizer = Recognizer(exported[0], backend="torch", device="cuda")
+    with caplog.at_level(logging.INFO):
+        for labels in (LABELS, LABELS[:3], [f"{label} {i}" for label in LABELS for i in range(12)]):
+            scores(recognizer, photos[:2], labels)
+    assert caplog.text.count("prepared for 2 pictures and 64 labels") == 1
+
+
+@pytest.mark.parametrize("op", FUSED)
+def test_an_op_that_is_switched_off(exported: tuple[Path, Precision], photos: list[Path], op: str) -> None:
+    out, precision = exported
+    fused, plain = (Recognizer(out, backend="torch", device="cuda", unfused=ops, cache_dir=False) for ops in ((), (op,)))
+    assert np.abs(scores(fused, photos[:3], LABELS) - scores(plain, photos[:3], LABELS)).max() < precision.tolerance
+
+
+def test_labels_of_open_images_take_less_than_4_gb(tmp_path: Path) -> None:
+    """ViT-B/16 in bf16, random weights: label graph, SVFR and matching at 7,586 labels, one picture and sixteen."""
+    save(tmp_path / "sigrl.pth", tensors(sigrl_shapes(VARIANTS["vit-b16"])))
+    save(tmp_path / "text.pth", tensors(text_shapes(VARIANTS["vit-b16"])))
+    text_tower, out = str(tmp_path / "text.pth"), tmp_path / "bundle"
+    export_bundle(ExportOptions(tmp_path / "sigrl.pth", out, text_tower=text_tower, precisions=(Precision.BF16,), weights=True))
+    torch.cuda.reset_peak_memory_stats()
+    recognizer = Recognizer(out, backend="torch", device="cuda")
+    vocabulary = recognizer.vocabulary([f"label {i}" for i in range(OPEN_IMAGES)])
+    for count in (1, 16):
+        found = recognizer.score_pixels(np.zeros((count, 3, 224, 224), np.float32), vocabulary)
+        assert found.shape == (count, OPEN_IMAGES)
+        assert np.isfinite(found).all()
+    assert torch.cuda.max_memory_reserved() < 4e9
+
+
+def test_processes_share_what_was_tuned(exported: tuple[Path, Precision], photos: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS))
+    command = [
+        sys.executable,
+        "-m",
+        "sigrl_deploy",
+        "infer",
+        str(photos[0]),
+        "--bundle",
+        str(exported[0]),
+        "--backend",
+        "torch",
+    ]
+    command += ["--device", "cuda", "--labels", str(tmp_path / "labels.txt"), "--cache-dir", str(tmp_path / "cache")]
+    first, second = (subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(2))
+    assert "first run on this GPU" in first.stderr
+    assert "tuned by an earlier run" in second.stderr
+    assert first.stdout == second.stdout
+
+
+def test_more_labels_than_a_grid_s_second_axis_has() -> None:
+    torch.manual_seed(0)
+    labels = torch.randn(70_000, 16, device="cuda")
+    patches, weight = torch.randn(1, 9, 16, device="cuda"), torch.randn(16, 16, device="cuda")
+    assert torch.allclose(decouple(patches, labels, weight)[:, -5:], decouple(patches, labels[-5:], weight), atol=1e-5)
+    assert match(patches, patches[:, 0], labels, 4)[0].isfinite().all()
