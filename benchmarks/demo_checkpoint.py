@@ -46,6 +46,7 @@ DATA = ROOT / "sigrl_deploy" / "data"
 PICTURES = 8  # the first of the test split, none chosen
 LABEL_FILE = DATA / "scenes-labels.txt"
 SHIPPED = DATA / "scenes-sigrl.safetensors"
+ENGINES = ("fp32", "fp16", "int8", "int8-all")
 COMMON = ["--precision", "bf16", "--workers", "1", "--keep-pictures", "--validate", "300"]
 CLIP = ["--recipe", "contrastive", "--clip-config", str(DATA / "scenes-clip.json"), "--batch-size", "64", "--lr", "1.5e-3"]
 HEAD_OPTIONS = ["--recipe", "zero-shot", "--batch-size", "32", "--augment", "none", "--lr", "5e-4"]
@@ -133,14 +134,13 @@ def evaluate_engines(checkpoint: Path, pictures: int) -> list[dict[str, Any]]:
     records = []
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        bundles = {name: folder / name for name in ("fp32", "fp16", "int8")}
-        for name, bundle in bundles.items():
-            command("export", "onnx", str(checkpoint), "--precision", name, "--out", str(bundle))
-        options = [word for bundle in bundles.values() for word in ("--bundle", str(bundle))]
-        out = folder / "results.json"
-        command("evaluate", "scenes", "--checkpoint", str(checkpoint), *options, "--limit", str(pictures), "--out", str(out))
+        precisions = [word for name in ENGINES for word in ("--precision", name)]
+        bundle, out = folder / "bundle", folder / "results.json"
+        command("export", "onnx", str(checkpoint), *precisions, "--out", str(bundle))
+        models = ["--checkpoint", str(checkpoint), "--bundle", str(bundle), *precisions]
+        command("evaluate", "scenes", *models, "--device", "cpu", "--limit", str(pictures), "--out", str(out))
         for found in json.loads(out.read_text(encoding="utf-8"))["label_sets"]:
-            for name, result in zip(bundles, found["results"][1:], strict=True):
+            for name, result in zip(ENGINES, found["results"][1:], strict=True):
                 record = {"engine": name, "label_set": found["name"], "map": result["map"], "difference": result["difference"]}
                 records.append(record)
     return records

@@ -21,22 +21,33 @@ _PACKAGES = ("numpy", "pillow", "scikit-learn")  # a model's description names i
 def table(evaluation: Evaluation) -> str:
     """A row for every label set and model, and below it what a reader must know to read it. Ends with a line feed."""
     sparse = any(None in row.metrics.average_precision for found in evaluation.label_sets for row in found.results)
-    head = ["label set", "model", "mAP", *["mAP present"] * sparse, *(f"F1@{k}" for k in TOP_K), "sample-F1@3", "macro-F1@3"]
+    several = len({model.path for model in evaluation.models}) < len(evaluation.models)  # precisions of one bundle
+    head = [
+        "label set",
+        "model",
+        *["precision"] * several,
+        "mAP",
+        *["mAP present"] * sparse,
+        *(f"F1@{k}" for k in TOP_K),
+        "sample-F1@3",
+        "macro-F1@3",
+    ]
     head += ["pictures", "labels"]
     if len(evaluation.models) > 1:
         head += ["mAP diff", "top-1 same", "top-3 same", "score diff"]
     rows = [head]
     for found in evaluation.label_sets:
-        rows += [_row(found, result, sparse) for result in found.results]
+        rows += [_row(found, result, sparse, several) for result in found.results]
     widths = [max(len(row[i]) if i < len(row) else 0 for row in rows) for i in range(len(head))]
     lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
     return "\n".join([*lines, "", *_notes(evaluation, sparse)]) + "\n"
 
 
-def _row(found: LabelSetResult, result: ModelResult, sparse: bool) -> list[str]:
+def _row(found: LabelSetResult, result: ModelResult, sparse: bool, several: bool) -> list[str]:
     metrics, difference = result.metrics, result.difference
     path = printable(str(result.model.path))
-    row = [found.name, path if len(path) <= _PATH_WIDTH else "…" + path[1 - _PATH_WIDTH :], _percent(metrics.map)]
+    row = [found.name, path if len(path) <= _PATH_WIDTH else "…" + path[1 - _PATH_WIDTH :]]
+    row += [result.model.precision.value] * several + [_percent(metrics.map)]
     if sparse:
         row.append("-" if metrics.map_present is None else _percent(metrics.map_present))
     row += [*(_percent(metrics.top_k[k].f1) for k in TOP_K), _percent(metrics.top_k[3].sample_f1)]
