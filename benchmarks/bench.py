@@ -1,19 +1,20 @@
 """Race the reference and what this project makes of it, on this machine, into one JSON file.
 
-    python benchmarks/bench.py --out benchmarks/results/cpu.json           # everything; goes on where it was interrupted
+    python benchmarks/bench.py --out benchmarks/results/cpu.json
     python benchmarks/bench.py --device cuda --out benchmarks/results/h200.json
     python benchmarks/bench.py --variant tiny --labels 7 20 --batches 1 2  # a quick look
 
 Every cell (contender, labels, batch) runs in processes of its own, in rounds: on a shared machine a slow minute then falls on
 all contenders. A cell whose pass would take longer than --longest is not run, and its record says so; so does that of one that
-runs out of memory. `report.py` makes table, plots and the README's figures of the file.
+runs out of memory. FILE.partial keeps the cells of an interrupted run, which the same command goes on with. `report.py` makes
+table, plots and page of the files.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,37 +26,41 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 from contenders import Cell, chosen
-from machine import describe, floor_ms
+from machine import floor_ms
+from measure import OUT_OF_MEMORY
 from random_weights import VARIANTS
 from tqdm import tqdm
 from workload import load, prepare
 
 from sigrl_deploy.config import ModelConfig, Precision
+from sigrl_deploy.errors import UsageError
 from sigrl_deploy.files import replacing
 
 LABELS = (20, 81, 256, 1006, 7586)
-BATCHES = (1, 4, 16, 64)
-PASSES = 3  # at least, in a process
+BATCHES = (1, 8, 64)
+PASSES = 3  # of batch 1, at least, in a process
+MEASURED = ("gemm_gflops", "copy_gb_per_s", "date")  # of a machine, what differs from one run to the next
 Record = dict[str, Any]
 
 
 def main() -> None:
     args = parse()
     pairs = chosen(args.device, args.backends)
-    results = read_results(args.out)
+    machine = json.loads(python("machine.py", args.device, check=True).stdout.splitlines()[-1])
+    partial = args.out.with_name(f"{args.out.name}.partial") if args.out else None
+    results = begun(partial, {"machine": machine, "variant": args.variant, "records": []})
     with tempfile.TemporaryDirectory() as temporary:
-        folder = args.folder or Path(temporary)
+        folder = (args.folder or Path(temporary)) / args.variant
         folder.mkdir(parents=True, exist_ok=True)
-        precisions = dict.fromkeys(p for b, p in pairs if b in ("onnxruntime", "openvino", "torch"))
-        prepare(folder, args.variant, args.labels, list(precisions) or ["fp32"], any(b == "naive-onnx" for b, _ in pairs))
-        config = load(folder).config
-        results |= {"machine": results.get("machine") or describe(args.device), "variant": args.variant}
-        bench = Bench(folder, config, results, args.rounds, args.longest, args.seconds)
+        prepare(folder, args.variant, args.labels, pairs)
+        bench = Bench(folder, load(folder).config, results, args)
         for batch in args.batches:
             for labels in args.labels:
                 bench.race([Cell(backend, precision, args.device, labels, batch) for backend, precision in pairs])
-                write_results(args.out, results)
-    if not args.out:
+                write(partial, results)
+    if partial:
+        partial.replace(args.out)
+    else:
         print(json.dumps(results, indent=1))
 
 
@@ -68,41 +73,58 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--backends", nargs="+", help="some of the contenders [default: all that are installed]")
     parser.add_argument("--rounds", type=int, default=3, help="processes a contender for batch 1; larger batches have one")
     parser.add_argument("--longest", type=float, default=60, help="seconds of the longest pass that is run")
-    parser.add_argument("--seconds", type=float, default=5, help=f"timed in each process, at least {PASSES} passes")
+    parser.add_argument("--seconds", type=float, default=5, help=f"timed in a process; for batch 1 {PASSES} passes at least")
     parser.add_argument("--folder", type=Path, help="where checkpoint and exports are kept [default: a temporary folder]")
-    parser.add_argument("--out", type=Path, help="JSON file; cells that it holds are not run again")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
     return parser.parse_args()
 
 
-def read_results(path: Path | None) -> Record:
-    results: Record = {"records": []}
-    if path and path.exists():
-        results = json.loads(path.read_text(encoding="utf-8"))
-    return results
+def begun(partial: Path | None, new: Record) -> Record:
+    """What an interrupted run left, or a new one. Raises UsageError where that was another machine or model."""
+    if partial is None or not partial.exists():
+        return new
+    old: Record = json.loads(partial.read_text(encoding="utf-8"))
+
+    def same(results: Record) -> list[Any]:
+        return [results["variant"], {key: value for key, value in results["machine"].items() if key not in MEASURED}]
+
+    if same(old) != same(new):
+        raise UsageError(f"{partial}: is of another model, machine or installation; remove it, or choose another --out")
+    return old
 
 
-def write_results(path: Path | None, results: Record) -> None:
+def write(path: Path | None, results: Record) -> None:
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
+def python(script: str, *arguments: object, check: bool = False, **how: Any) -> subprocess.CompletedProcess[str]:
+    """A script beside this one, in a process of its own."""
+    command = [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=check, **how)
+
+
 class Bench:
     """Runs cells and collects their records."""
 
-    def __init__(self, folder: Path, config: ModelConfig, results: Record, rounds: int, longest: float, seconds: float) -> None:
+    def __init__(self, folder: Path, config: ModelConfig, results: Record, args: argparse.Namespace) -> None:
         self.folder, self.config, self.results = folder, config, results
-        self.rounds, self.longest, self.seconds = rounds, longest, seconds
+        self.rounds, self.longest, self.seconds = args.rounds, args.longest, args.seconds
 
     def race(self, cells: list[Cell]) -> None:
         """All contenders at one size, in turn, round by round."""
         done = {tuple(record[key] for key in Cell.__dataclass_fields__) for record in self.results["records"]}
         cells = [cell for cell in cells if tuple(cell.to_dict().values()) not in done]
+        if not cells:
+            return
         children: dict[Cell, list[Record]] = {cell: [] for cell in cells}
-        rounds = self.rounds if cells and cells[0].batch == 1 else 1
+        rounds = self.rounds if cells[0].batch == 1 else 1
         for number in range(rounds):
-            for cell in tqdm(cells, desc=f"{cell_size(cells)}, round {number + 1} of {rounds}", disable=None, leave=False):
+            for cell in tqdm(
+                cells, desc=f"{cells[0].labels} labels, round {number + 1} of {rounds}", disable=None, leave=False
+            ):
                 if all("status" not in child for child in children[cell]):
                     children[cell].append(self.child(cell, first=number == 0))
         for cell in cells:
@@ -123,75 +145,89 @@ class Bench:
                 "runs": PASSES if cell.batch == 1 else 1, "seconds": self.seconds,
                 "scores": str(scores) if drift else None, "stages": first, "reference": False, "started": time.time(),
             }  # fmt: skip
-            done = run_task(task, Path(temporary))
-            if done.returncode:
-                return {"status": failure(done)}
-            result = dict(json.loads(done.stdout.splitlines()[-1]))
+            status, result = self.run(task, Path(temporary))
+            if status:
+                return {"status": status}
             if drift:
-                result["drift"] = drift_of(self.reference(cell, task, Path(temporary)), np.load(scores))
+                exact = self.reference(cell, task, Path(temporary))
+                result |= {"drift": drift_of(exact, np.load(scores))} if exact is not None else {}
             return result
 
-    def reference(self, cell: Cell, task: Record, temporary: Path) -> np.ndarray:
-        """Scores by the eager model in fp32, computed once a label count."""
+    def run(self, task: Record, temporary: Path) -> tuple[str | None, Record]:
+        """Why a process gave no result, or None and its result."""
+        path = temporary / "task.json"
+        path.write_text(json.dumps(task), encoding="utf-8")
+        # What torch.compile keeps between processes would make a later one's start warm.
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(temporary / "inductor")}
+        try:
+            done = python("measure.py", path, env=environment, timeout=20 * self.longest + 600)
+        except subprocess.TimeoutExpired:
+            return "failed: did not end", {}
+        if done.returncode:
+            return failure(done), {}
+        return None, {} if task["reference"] else json.loads(done.stdout.splitlines()[-1])
+
+    def reference(self, cell: Cell, task: Record, temporary: Path) -> np.ndarray | None:
+        """Scores by the eager model in fp32, computed once a label count; None where that fails."""
         kept = self.folder / f"reference-{cell.labels}.npy"
         if not kept.exists():
-            run_task(task | {"reference": True, "scores": str(kept)}, temporary).check_returncode()
+            scores = temporary / "reference.npy"
+            if self.run(task | {"reference": True, "scores": str(scores)}, temporary)[0]:
+                return None
+            with replacing(kept) as target:
+                target.write_bytes(scores.read_bytes())
         return np.load(kept)
 
     def predicted_seconds(self, cell: Cell) -> float:
-        """From the same contender at smaller sizes; time grows with the batch and, at most, with labels."""
+        """From the same contender at the largest smaller size: time grows with the batch and with labels (for GMC squared)."""
+        power = 2 if cell.backend == "eager-as-written" else 1
         known = [
-            record["p50_ms"] / 1000 * max(1, cell.labels / record["labels"]) * cell.batch / record["batch"]
+            (record["batch"] * record["labels"], record["p50_ms"] / 1000, record)
             for record in self.results["records"]
             if record["status"] == "ok"
             and all(record[key] == getattr(cell, key) for key in ("backend", "precision", "device"))
             and record["labels"] <= cell.labels and record["batch"] <= cell.batch
         ]  # fmt: skip
-        return min(known, default=0.0)
+        if not known:
+            return 0.0
+        _, seconds, record = max(known, key=lambda entry: entry[:2])
+        return float(seconds * (cell.labels / record["labels"]) ** power * cell.batch / record["batch"])
 
     def summarise(self, cell: Cell, children: list[Record]) -> Record:
-        """One record of the processes of all rounds."""
+        """One record of the processes of all rounds; the median is that of the rounds' medians."""
         record = cell.to_dict()
         failed = [child["status"] for child in children if "status" in child]
         if failed:
             return record | {"status": failed[0]}
         times = [milliseconds for child in children for milliseconds in child["times"]]
-        p50, p90, p99 = (round(float(value), 2) for value in np.percentile(times, (50, 90, 99)))
+        p50 = float(np.median([np.median(child["times"]) for child in children]))
+        p90, p99 = (max(p50, float(value)) for value in np.percentile(times, (90, 99)))
         floor = floor_ms(self.config, cell.labels, cell.batch, Precision(cell.precision), self.results["machine"])
+        starts = [child["cold_start_ms"] for child in children]
         return (
             record
             | {
                 "runs": len(times),
-                "p50_ms": p50,
-                "p90_ms": p90,
-                "p99_ms": p99,
-                "images_per_s": round(1000 * cell.batch / float(np.mean(times)), 3),
+                "p50_ms": round(p50, 2),
+                "p90_ms": round(p90, 2),
+                "p99_ms": round(p99, 2),
+                "images_per_s": round(1000 * cell.batch / p50, 3),
                 "peak_bytes": max(child["peak_bytes"] for child in children),
                 "floor_ms": round(floor, 2),
                 "times_floor": round(p50 / floor, 2),
+                "cold_start_ms": {name: float(np.median([start[name] for start in starts])) for name in starts[0]},
                 "status": "ok",
             }
-            | {key: children[0][key] for key in ("cold_start_ms", "stages_ms", "drift") if key in children[0]}
+            | {key: children[0][key] for key in ("stages_ms", "drift") if key in children[0]}
         )
-
-
-def cell_size(cells: list[Cell]) -> str:
-    return f"{cells[0].labels} labels, batch {cells[0].batch}" if cells else "nothing left"
-
-
-def run_task(task: Record, temporary: Path) -> subprocess.CompletedProcess[str]:
-    path = temporary / "task.json"
-    path.write_text(json.dumps(task), encoding="utf-8")
-    script = Path(__file__).with_name("measure.py")
-    return subprocess.run([sys.executable, script, path], capture_output=True, text=True, check=False)
 
 
 def failure(done: subprocess.CompletedProcess[str]) -> str:
     """Why a process gave no result, in a line."""
-    last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else ""
-    if done.returncode in (-9, 137) or re.search(r"memory|alloc", last, re.IGNORECASE):
+    if done.returncode in (OUT_OF_MEMORY, -9) or "bad_alloc" in done.stderr:
         return "out of memory"
-    return f"failed: {last[:200] or f'exit status {done.returncode}'}"
+    last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit status {done.returncode}"
+    return f"failed: {last[:200]}"
 
 
 def drift_of(exact: np.ndarray, got: np.ndarray) -> Record:
@@ -209,4 +245,7 @@ def drift_of(exact: np.ndarray, got: np.ndarray) -> Record:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UsageError as error:
+        sys.exit(f"error: {error}")

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from workload import BUNDLE, NAIVE, Array, load, vocabulary_file
+from workload import NAIVE, OURS, Array, bundle_of, load, vocabulary_file
+
+from sigrl_deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from sigrl_deploy.vocabulary import Vocabulary
 
 Pass = Callable[[Array], Array]
-OURS = ("onnxruntime", "openvino", "torch")
-PEERS = ("eager-as-written", "eager", "compile", "naive-onnx", "compile-tiled")
 ON_CPU = (
     ("eager-as-written", "fp32"), ("eager", "fp32"), ("compile", "fp32"), ("naive-onnx", "fp32"),
     ("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("onnxruntime", "int8-all"),
@@ -56,9 +56,16 @@ class Cell:
 
 
 def chosen(device: str, names: list[str] | None) -> list[tuple[str, str]]:
-    """Backends and precisions for a device, those of `names` where given, without what is not installed here."""
-    pairs = [pair for pair in (ON_CPU if device == "cpu" else ON_GPU) if not names or pair[0] in names]
-    return [pair for pair in pairs if pair[0] != "openvino" or find_spec("openvino")]
+    """Backends and precisions for a device, those of `names` where given, without what is not installed here.
+
+    Raises UsageError for a name that no contender of the device has.
+    """
+    every = [pair for pair in (ON_CPU if device == "cpu" else ON_GPU) if pair[0] != "openvino" or find_spec("openvino")]
+    known = dict.fromkeys(backend for backend, _ in every)
+    for name in names or ():
+        if name not in known:
+            raise UsageError(f"--backends {name}: expected some of {', '.join(known)}, which can run here")
+    return [pair for pair in every if not names or pair[0] in names]
 
 
 def open_pass(cell: Cell, folder: Path) -> tuple[Pass, Any]:
@@ -73,8 +80,9 @@ def open_pass(cell: Cell, folder: Path) -> tuple[Pass, Any]:
 def _engine(cell: Cell, folder: Path) -> tuple[Pass, Recognizer]:
     from sigrl_deploy.recognizer import Recognizer
 
-    how: dict[str, Any] = {"device": cell.device, "backend": cell.backend, "precision": cell.precision}
-    recognizer = Recognizer(folder / BUNDLE, cache_dir=False, **how)
+    recognizer = Recognizer(
+        bundle_of(folder, cell.precision), device=cell.device, backend=cell.backend, cache_dir=folder / "cache"
+    )
     vocabulary = saved_vocabulary(folder, cell.labels)
     return lambda pixels: recognizer.score_pixels(pixels, vocabulary), recognizer
 
@@ -104,21 +112,24 @@ def _naive(cell: Cell, folder: Path) -> Pass:
 
 
 def _eager(cell: Cell, folder: Path) -> tuple[Pass, Any]:
-    """The materialised or the tiled model. A low precision is PyTorch's autocast, as a user of the reference would have it."""
+    """The materialised or the tiled model. In low precision its weights are cast, and autocast joins what then differs."""
     import torch
     from machine import cores
 
+    from sigrl_deploy.config import Precision
+    from sigrl_deploy.model.towers import typed
+
     torch.set_num_threads(cores())
-    model = load(folder).to(cell.device).requires_grad_(False)
+    model = typed(load(folder), Precision(cell.precision)).to(cell.device).requires_grad_(False)
     saved = {
         name: torch.from_numpy(rows).to(cell.device) for name, rows in np.load(vocabulary_file(folder, cell.labels)).items()
     }
     forward = eager_forward(cell.backend, model, saved)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(cell.precision)
+    dtype = model.visual.proj.dtype
 
     @torch.inference_mode()
     def run(pixels: Array) -> Array:
-        with torch.autocast(cell.device, dtype=dtype, enabled=dtype is not None):
+        with torch.autocast(cell.device, dtype=dtype, enabled=dtype is not torch.float32):
             scores: Array = forward(torch.from_numpy(pixels).to(cell.device)).float().cpu().numpy()
             return scores
 

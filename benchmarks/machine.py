@@ -1,9 +1,14 @@
-"""The machine: what it is, how fast its matrix products and copies are, and the least time that a picture can take on it."""
+"""The machine: what it is, how fast its matrix products and copies are, and the least time that a picture can take on it.
+
+python benchmarks/machine.py cpu       # or cuda; prints JSON
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -11,16 +16,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import numpy as np
 
 from sigrl_deploy.config import ModelConfig, Precision
+from sigrl_deploy.engines.graphs import threads
 
 PACKAGES = ("torch", "triton", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "open_clip_torch", "numpy")
 REPEATS = 5
 
 
 def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return threads() or os.cpu_count() or 1
 
 
 def describe(device: str) -> dict[str, Any]:
@@ -74,6 +82,10 @@ def gemm_gflops(device: str) -> dict[str, float]:
         rates[name] = 2 * size**3 / _best_seconds(lambda a=a: a @ a, device) / 1e9  # type: ignore[misc]
     if device == "cpu":
         rates["int8"] = 2 * size**3 / _best_seconds(_int8_product(size), device) / 1e9
+    elif torch.cuda.get_device_capability() >= (8, 0):
+        torch.backends.cuda.matmul.allow_tf32 = True  # three of these make one of fp32, which the kernels do
+        a = torch.randn(size, size, device=device)
+        rates["fp32"] = max(rates["fp32"], 2 * size**3 / _best_seconds(lambda: a @ a, device) / 1e9 / 3)
     return {name: round(rate, 1) for name, rate in rates.items()}
 
 
@@ -158,3 +170,7 @@ def floor_ms(config: ModelConfig, labels: int, batch: int, precision: Precision,
     itemsize = {"fp32": 4, "int8": 4, "int8-all": 1}.get(precision.value, 2)
     moved = least_bytes(config, labels, batch, itemsize) / machine["copy_gb_per_s"]
     return max(batch * flop, moved) / 1e6
+
+
+if __name__ == "__main__":
+    print(json.dumps(describe(sys.argv[1])))

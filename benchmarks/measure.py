@@ -1,12 +1,13 @@
-"""Measure one cell in this process: `python benchmarks/measure.py CELL.json`. The last line of its output is the result.
+"""Measure one cell in this process: `python benchmarks/measure.py TASK.json`. The last line of its output is the result.
 
 A process of its own gives every contender its own peak memory and cold start, and a contender that runs out of memory takes
-nothing with it.
+nothing with it: the exit status is then OUT_OF_MEMORY.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import resource
 import sys
 import time
@@ -17,20 +18,30 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-from contenders import OURS, PEERS, Cell, open_pass, saved_vocabulary
-from workload import BUNDLE, Array, batch_of, load, real_pictures, vocabulary_file
+from contenders import Cell, open_pass, saved_vocabulary
+from workload import OURS, Array, batch_of, bundle_of, load, real_pictures, vocabulary_file
 
+OUT_OF_MEMORY = 71
 MEMORY_SHARE = 0.9  # of what is free: a contender that wants more gets an error, not the machine's out-of-memory killer
+# numpy, PyTorch on CPU and GPU, ONNX Runtime, OpenVINO, and this project's own GPU engine.
+_NO_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|failed to allocate|bad_alloc|bad allocation|no room for|one picture needs"
+)
 
 
 def main() -> None:
     task = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     cell, folder = Cell(**task["cell"]), Path(task["folder"])
     limit_memory()
-    if task["reference"]:
-        np.save(task["scores"], reference(folder, cell.labels))
-        return
-    print(json.dumps(measure(cell, folder, task)))
+    try:
+        if task["reference"]:
+            np.save(task["scores"], reference(folder, cell.labels, task["image_size"]))
+        else:
+            print(json.dumps(measure(cell, folder, task)))
+    except Exception as error:  # each runtime has its own
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error).lower()):
+            raise SystemExit(OUT_OF_MEMORY) from None
+        raise
 
 
 def limit_memory() -> None:
@@ -41,8 +52,8 @@ def limit_memory() -> None:
 
 def measure(cell: Cell, folder: Path, task: dict[str, Any]) -> dict[str, Any]:
     """Cold start, then passes until `runs` are done and `seconds` are over; memory; scores of real pictures."""
-    import_heavy(cell.backend)
-    imported = time.time()
+    import_runtime(cell.backend)
+    imported, used = time.time(), device_bytes(cell.device)
     run, opened = open_pass(cell, folder)
     ready = time.time()
     pixels = batch_of(cell.batch, task["image_size"])
@@ -56,24 +67,32 @@ def measure(cell: Cell, folder: Path, task: dict[str, Any]) -> dict[str, Any]:
             "open": round(1000 * (ready - imported)),
             "first_picture": round(1000 * (first - ready)),
         },
-        "peak_bytes": peak_bytes(cell.device),
+        "peak_bytes": peak_bytes() if cell.device == "cpu" else device_bytes(cell.device) - used,
     }
     if task["scores"]:
-        np.save(task["scores"], scores_of(cell, folder, run))
+        np.save(task["scores"], scores_of(cell, folder, run, task["image_size"]))
     if task["stages"] and cell.backend == "onnxruntime":
         result["stages_ms"] = stages(cell, folder, opened, pixels, float(np.median(times)))
     return result
 
 
-def import_heavy(backend: str) -> None:
+def import_runtime(backend: str) -> None:
+    if backend == "openvino":
+        import openvino
+
+        assert openvino
+    elif backend in ("onnxruntime", "naive-onnx"):
+        import onnxruntime
+
+        assert onnxruntime
+    else:
+        import torch
+
+        assert torch
     if backend in OURS:
         import sigrl_deploy.recognizer
 
         assert sigrl_deploy.recognizer
-    if backend in (*PEERS, "torch"):
-        import torch
-
-        assert torch
 
 
 def timed(run: Callable[[], Any], runs: int, seconds: float) -> list[float]:
@@ -86,31 +105,37 @@ def timed(run: Callable[[], Any], runs: int, seconds: float) -> list[float]:
     return times
 
 
-def peak_bytes(device: str) -> int:
-    """On a CPU the process's largest resident set, on a GPU what PyTorch held at most.
+def peak_bytes() -> int:
+    """Largest resident set of this process since it began.
 
     `ru_maxrss` would not do: on Linux it survives exec, and so holds the size of the process that started this one.
     """
-    if device != "cpu":
-        import torch
-
-        return torch.cuda.max_memory_reserved()
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
 
-def scores_of(cell: Cell, folder: Path, run: Callable[[Array], Array]) -> Array:
+def device_bytes(device: str) -> int:
+    """What is in use of the GPU, by all runtimes: their allocators keep what they had at most."""
+    if device == "cpu":
+        return 0
+    import torch
+
+    free, whole = torch.cuda.mem_get_info()
+    return whole - free
+
+
+def scores_of(cell: Cell, folder: Path, run: Callable[[Array], Array], size: int) -> Array:
     """Scores [n, C] of real pictures one by one: of several for what is ours, of one for its peers, whose passes are long."""
-    pictures = real_pictures(_preprocess(folder))[: pictures_compared(cell.labels) if cell.backend in OURS else 1]
-    return np.concatenate([run(picture[None]) for picture in pictures])
+    count = pictures_compared(cell.labels, size) if cell.backend in OURS else 1
+    return np.concatenate([run(picture[None]) for picture in real_pictures(size)[:count]])
 
 
-def pictures_compared(labels: int) -> int:
-    """Fewer where labels are many and a pass is long."""
-    return max(1, min(12, 12000 // labels))
+def pictures_compared(labels: int, size: int) -> int:
+    """All of them, but fewer where labels are many and a pass is long."""
+    return max(1, min(len(real_pictures(size)), 12000 // labels))
 
 
-def reference(folder: Path, labels: int) -> Array:
+def reference(folder: Path, labels: int, size: int) -> Array:
     """Scores [n, C] of real pictures by the eager model in fp32, tiled over labels: what drift is measured against."""
     import torch
 
@@ -118,16 +143,10 @@ def reference(folder: Path, labels: int) -> Array:
     saved = np.load(vocabulary_file(folder, labels))
     embedding, projection = (torch.from_numpy(saved[name]) for name in ("label_embedding", "graph_projection"))
     with torch.inference_mode():
-        pictures = real_pictures(_preprocess(folder))[: pictures_compared(labels)]
+        pictures = real_pictures(size)[: pictures_compared(labels, size)]
         rows = [model(torch.from_numpy(picture[None]), embedding, projection) for picture in pictures]
     scores: Array = torch.cat(rows).numpy()
     return scores
-
-
-def _preprocess(folder: Path) -> Any:
-    from sigrl_deploy.bundle import Bundle
-
-    return Bundle(folder / BUNDLE).manifest.preprocess
 
 
 def stages(cell: Cell, folder: Path, recognizer: Any, pixels: Array, whole: float) -> dict[str, float]:
@@ -144,7 +163,7 @@ def stages(cell: Cell, folder: Path, recognizer: Any, pixels: Array, whole: floa
         "decode": lambda: read_image(photo).load(),
         "preprocess": lambda: manifest.preprocess(picture),
         "match": lambda: matching.score(manifest.arch, local[0], global_feature[0], vocabulary.label_embedding, manifest.topk),
-        "tower": tower_pass(recognizer, cell.precision, pixels),
+        "tower": tower_pass(cell, folder, pixels),
     }
     found = {}
     for name, run in parts.items():
@@ -156,16 +175,13 @@ def stages(cell: Cell, folder: Path, recognizer: Any, pixels: Array, whole: floa
     return {name: round(ms, 2) for name, ms in found.items()}
 
 
-def tower_pass(recognizer: Any, precision: str, pixels: Array) -> Callable[[], Any]:
+def tower_pass(cell: Cell, folder: Path, pixels: Array) -> Callable[[], Any]:
     """The visual graph as far as SVFR's patches and the global feature, in ONNX Runtime."""
     import onnx
     import onnxruntime as ort
     from machine import cores
 
-    from sigrl_deploy.config import Precision
-
-    bundle = recognizer.bundle
-    model = onnx.load(bundle.file(bundle.variant(Precision(precision)).visual))
+    model = onnx.load(bundle_of(folder, cell.precision) / "visual.onnx")
     graph = model.graph
     (head,) = (node for node in graph.node if node.domain == "sigrl")
     patches = onnx.helper.make_empty_tensor_value_info(head.input[0])
@@ -180,8 +196,9 @@ def tower_pass(recognizer: Any, precision: str, pixels: Array) -> Callable[[], A
     options = ort.SessionOptions()
     options.intra_op_num_threads = cores()
     options.log_severity_level = 3
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    single = precision == "int8-all"
+    provider = "CPUExecutionProvider" if cell.device == "cpu" else "CUDAExecutionProvider"
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=[provider])
+    single = cell.precision == "int8-all"
     return lambda: [session.run(None, {"pixels": part}) for part in (np.split(pixels, len(pixels)) if single else [pixels])]
 
 

@@ -28,7 +28,10 @@ def main() -> int:
     readme = README.read_text(encoding="utf-8")
     wanted = {README: with_table(readme, read(RESULTS / ON_CPU)), PAGE: page()}
     if args.check:
-        return int(any(not path.exists() or path.read_text(encoding="utf-8") != text for path, text in wanted.items()))
+        old = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+        for path in old:
+            print(f"{path.relative_to(ROOT)}: differs from benchmarks/results; run benchmarks/report.py", file=sys.stderr)
+        return int(bool(old))
     for path, text in wanted.items():
         path.write_text(text, encoding="utf-8")
     for path in result_files():
@@ -77,9 +80,9 @@ def summary(results: dict[str, Any]) -> str:
     ]
     peers = [found.get((name, most), {}).get("p50_ms") for name in peer_names(records)]
     for name in dict.fromkeys(name_of(record) for record in records):
-        own = found[name, most]
+        own = found.get((name, most), {"status": ""})
         ratios = [f"{peer / own['p50_ms']:.1f}×" if peer and own["status"] == "ok" else "" for peer in peers]
-        cells = [cell(found[name, count]) for count in counts]
+        cells = [cell(found.get((name, count), {"status": ""})) for count in counts]
         memory = f"{own['peak_bytes'] / 1e9:.1f} GB" if own["status"] == "ok" else ""
         lines.append(f"| {name} | {' | '.join(cells)} | {memory} | {ratios[0]} | {ratios[1]} |")
     return "\n".join(lines) + "\n"

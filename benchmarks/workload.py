@@ -12,37 +12,55 @@ from random_weights import VARIANTS, images, label_embeddings, save, sigrl_shape
 
 if TYPE_CHECKING:
     from sigrl_deploy.model.sigrl import SigRL
-    from sigrl_deploy.preprocess import Preprocess
 
 CHECKPOINT = "sigrl.pth"
-BUNDLE = "bundle"
 NAIVE = "naive.onnx"
+OURS = ("onnxruntime", "openvino", "torch")  # backends that run a bundle
 Array = NDArray[np.float32]
 
 
-def prepare(folder: Path, variant: str, labels: Sequence[int], precisions: Sequence[str], naive: bool) -> None:
-    """Everything a deployment has before its first picture; what an interrupted run has left there is used again."""
-    from sigrl_deploy.config import Precision
-    from sigrl_deploy.export.bundle import ExportOptions, export_bundle
+def prepare(folder: Path, variant: str, labels: Sequence[int], pairs: Sequence[tuple[str, str]]) -> None:
+    """Everything that deployments of these backends and precisions have before their first picture.
 
-    checkpoint, bundle = folder / CHECKPOINT, folder / BUNDLE
-    if not checkpoint.exists():
-        save(checkpoint, tensors(sigrl_shapes(VARIANTS[variant])))
+    What an interrupted run has left in the folder is used again.
+    """
+    if not (folder / CHECKPOINT).exists():
+        save(folder / CHECKPOINT, tensors(sigrl_shapes(VARIANTS[variant])))
     model = load(folder)
-    if not bundle.exists():
-        import torch
-
-        names, embedding = folder / "labels.txt", folder / "label_emb.pt"
-        names.write_text("\n".join(map(str, range(100))), encoding="utf-8")
-        torch.save(torch.from_numpy(label_embeddings(100, seed=1)), embedding)
-        chosen = tuple(map(Precision, precisions))
-        weights = not all(precision.is_int8 for precision in chosen)
-        export_bundle(ExportOptions(checkpoint, bundle, None, None, None, names, embedding, chosen, weights=weights))
-    if naive and not (folder / NAIVE).exists():
+    for precision in dict.fromkeys(precision for backend, precision in pairs if backend in OURS):
+        if not bundle_of(folder, precision).exists():
+            _export(folder, precision, weights=("torch", precision) in pairs)
+    if any(backend == "naive-onnx" for backend, _ in pairs) and not (folder / NAIVE).exists():
         export_materialised(model, folder / NAIVE)
     for count in labels:
         if not vocabulary_file(folder, count).exists():
             _write_vocabulary(model, count, vocabulary_file(folder, count))
+
+
+def bundle_of(folder: Path, precision: str) -> Path:
+    """A bundle of one precision, as it would be deployed."""
+    return folder / f"bundle-{precision}"
+
+
+def _export(folder: Path, precision: str, weights: bool) -> None:
+    import torch
+
+    from sigrl_deploy.config import Precision
+    from sigrl_deploy.export.bundle import ExportOptions, export_bundle
+
+    names, embedding = folder / "labels.txt", folder / "label_emb.pt"
+    names.write_text("\n".join(map(str, range(100))), encoding="utf-8")
+    torch.save(torch.from_numpy(label_embeddings(100, seed=1)), embedding)
+    export_bundle(
+        ExportOptions(
+            folder / CHECKPOINT,
+            bundle_of(folder, precision),
+            labels=names,
+            label_embeddings=embedding,
+            precisions=(Precision(precision),),
+            weights=weights,
+        )
+    )
 
 
 def load(folder: Path) -> SigRL:
@@ -78,6 +96,7 @@ def export_materialised(model: SigRL, path: Path) -> None:
     import torch
 
     from sigrl_deploy.export.onnx import quiet
+    from sigrl_deploy.files import replacing
     from sigrl_deploy.model import materialised
 
     class Materialised(torch.nn.Module):
@@ -103,7 +122,8 @@ def export_materialised(model: SigRL, path: Path) -> None:
             verbose=False,
         )
     assert program is not None
-    program.save(path)
+    with replacing(path) as temporary:
+        program.save(temporary)
 
 
 def batch_of(count: int, size: int) -> Array:
@@ -111,10 +131,12 @@ def batch_of(count: int, size: int) -> Array:
     return images(count, size, seed=0)
 
 
-def real_pictures(preprocess: Preprocess) -> Array:
-    """[12, 3, S, S]: the package's photographs and scenes, for what is compared."""
+def real_pictures(size: int) -> Array:
+    """[12, 3, size, size]: the package's photographs and scenes, for what is compared."""
     import sigrl_deploy
     from sigrl_deploy.images import read_image
+    from sigrl_deploy.preprocess import Contract, Preprocess
 
     data = Path(sigrl_deploy.__file__).parent / "data"
+    preprocess = Preprocess.for_contract(Contract.ZERO_SHOT, size)
     return np.stack([preprocess(read_image(path)) for path in sorted(data.glob("*/*.jpg"))])

@@ -15,7 +15,7 @@ from sigrl_deploy.errors import BundleError
 from sigrl_deploy.files import sha256_file
 from sigrl_deploy.preprocess import Preprocess
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 VOCABULARY = "vocabulary.npz"
@@ -54,7 +54,7 @@ class Manifest:
     preprocess: Preprocess
     text_identity: str
     graph_identity: str | None
-    variants: dict[Precision, Variant]
+    variants: dict[Precision, Variant]  # the one that runs by default first
     files: dict[str, str]
     source: dict[str, Any]
     tools: dict[str, str]
@@ -92,7 +92,7 @@ class Manifest:
             "preprocess": self.preprocess.to_dict(),
             "variants": {precision.value: asdict(variant) for precision, variant in self.variants.items()},
         }
-        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+        return json.dumps(values, indent=2) + "\n"
 
 
 class Bundle:

@@ -6,6 +6,7 @@ uint8. The same integers are computed here, for the rows and columns of the crop
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
 
 import numpy as np
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from sigrl_deploy.errors import ImageError
 from sigrl_deploy.preprocess import Preprocess, bilinear_taps, crop_corner
+
+log = logging.getLogger(__name__)
 
 _BITS = 22  # of Pillow's weights behind the point, in 8-bit pictures
 _SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}  # in source pixels, of a picture that grows
@@ -35,10 +38,14 @@ class DevicePreprocess:
         """As `Preprocess.__call__`: an RGB picture → [3, S, S] float32 on the host. Raises ImageError for the same pictures."""
         if image.mode != "RGB" or 0 in image.size:
             raise ImageError(f"picture of mode {image.mode}, size {image.size}: expected RGB pixels; use read_image")
-        with torch.inference_mode(), torch.cuda.stream(self._stream):
-            pixels = prepare(self._preprocess, torch.from_numpy(np.array(image)).to(self._device))
-            result: NDArray[np.float32] = pixels.cpu().numpy()
-        return result
+        try:
+            with torch.inference_mode(), torch.cuda.stream(self._stream):
+                pixels = prepare(self._preprocess, torch.from_numpy(np.array(image)).to(self._device))
+                result: NDArray[np.float32] = pixels.cpu().numpy()
+                return result
+        except torch.OutOfMemoryError:
+            log.warning("%s has no room to resize a picture of %d x %d pixels; Pillow does", self._device, *image.size)
+            return self._preprocess(image)
 
 
 def prepare(preprocess: Preprocess, picture: Tensor) -> Tensor:

@@ -140,7 +140,9 @@ def _same_file(path: str | Path, out: Path) -> bool:
 def _run_name(options: InferOptions, recognizer: Recognizer, vocabulary: Vocabulary) -> str:
     """Names everything that a record depends on beside its picture."""
     manifest = recognizer.bundle.manifest.to_json()
-    parts = [manifest, recognizer.engine.precision.value, vocabulary.labels, options.top, options.threshold, options.all_scores]
+    engine = recognizer.engine
+    how = type(engine).__name__, engine.precision.value, options.device_preprocess
+    parts = [manifest, how, vocabulary.labels, options.top, options.threshold, options.all_scores]
     if options.heatmaps:
         parts.append(str(options.heatmaps))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]

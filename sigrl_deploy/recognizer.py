@@ -79,7 +79,7 @@ class Recognizer:
             raise UsageError(f"precision {precision!r}: expected one of {', '.join(known.value for known in Precision)}")
         asked = Precision(precision) if precision else None
         self.engine = open_engine(self.bundle, backend, device, asked, unfused, folder / "kernels" if folder else None)
-        self._cache = self._open_cache(folder)
+        self._cache = self._open_cache(folder, {"gmc"} & set(unfused))
         log.info("engine: %s", self.engine.description)
         self._preprocess: Callable[[Image.Image], NDArray[np.float32]] = self.bundle.manifest.preprocess
         if device_preprocess:
@@ -90,7 +90,7 @@ class Recognizer:
         drift = self.bundle.manifest.variants[self.engine.precision].parity.get("device_preprocess_drift")
         if drift is None:
             return "how far scores are from Pillow's was not measured at export; export again with --weights"
-        return f"scores within {drift:.1e} of those with Pillow, as measured at export"
+        return f"scores within {drift:.1e} of those with Pillow, as export measured on its CPU"
 
     @property
     def rules(self) -> dict[str, object]:
@@ -99,12 +99,12 @@ class Recognizer:
         preprocess = manifest.preprocess.contract.value
         return {"arch": manifest.arch.value, "topk": manifest.topk, "template": manifest.template, "preprocess": preprocess}
 
-    def _open_cache(self, folder: Path | None) -> VocabularyCache:
+    def _open_cache(self, folder: Path | None, unfused: set[str]) -> VocabularyCache:
         manifest, precision = self.bundle.manifest, self.engine.precision.torch_name
         return VocabularyCache(
             folder,
             text_key=digest(manifest.text_identity, precision, manifest.template),
-            graph_key=digest(manifest.graph_identity, precision) if manifest.graph_identity else "",
+            graph_key=digest(manifest.graph_identity, precision, *unfused) if manifest.graph_identity else "",
             encode=self._encode_labels if manifest.context_length else self._embed_known_labels,
             project=self.engine.project_graph,
         )

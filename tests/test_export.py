@@ -116,7 +116,7 @@ def test_parity_is_in_the_manifest(bundle: Path, low_precision: Path) -> None:
 
 def test_bf16_says_that_it_is_for_gpus(low_precision: Path) -> None:
     if low_precision.name == "bf16":
-        with pytest.raises(SigRLError, match=r"cannot run on a CPU.*--precision fp32"):
+        with pytest.raises(SigRLError, match=r"cannot run bf16 on a CPU.*--precision fp32"):
             Recognizer(low_precision)
     else:
         assert Recognizer(low_precision, device="cpu").engine.precision is Precision.FP16
@@ -331,3 +331,22 @@ def test_the_script_of_a_checkout_exports(weights: Path, tmp_path: Path) -> None
     assert wrong.returncode == 2
     assert wrong.stderr.count("\n") == 1
     assert "--force" in wrong.stderr
+
+
+def test_the_first_precision_is_the_default_and_the_finest_makes_the_vocabulary(options: ExportOptions, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("cat\ncup\nrocket\n")
+    out, precisions = tmp_path / "bundle", (Precision.FP16, Precision.BF16, Precision.FP32)
+    export_bundle(replace(options, out=out, labels=labels, precisions=precisions))
+    assert list(manifest(out)["variants"]) == ["fp16", "bf16", "fp32"]
+    assert Recognizer(out, device="cpu", cache_dir=False).engine.precision is Precision.FP16
+    exact = Recognizer(out, device="cpu", precision="fp32", cache_dir=False)
+    own, encoded = exact.vocabulary(), exact.vocabulary(["cat", "cup", "rocket"])
+    assert np.abs(own.label_embedding - encoded.label_embedding).max() < 1e-5  # fp16 would be 1e-3 off
+    with pytest.raises(SigRLError, match="precision 'half': expected one of fp32, fp16, bf16, int8, int8-all"):
+        Recognizer(out, precision="half")
+
+
+def test_one_precision_named_twice_is_refused(options: ExportOptions, tmp_path: Path) -> None:
+    with pytest.raises(SigRLError, match="names one twice"):
+        export_bundle(replace(options, out=tmp_path / "bundle", precisions=(Precision.FP32, Precision.FP32)))

@@ -70,7 +70,7 @@ def evaluate(**options: Any) -> None:
 
     for name, enum in (("arch", Arch), ("preprocess", Contract)):
         options[name] = options[name] and enum(options[name])
-    options["precisions"] = tuple(map(Precision, options["precisions"])) or (None,)
+    options["precisions"] = tuple(map(Precision, options["precisions"]))
     chosen = EvaluateOptions(**options)
     evaluation = run_evaluate(chosen)
     try:

@@ -36,7 +36,7 @@ def open_engine(
             raise UsageError(f"unfused {op!r}: expected some of {', '.join(FUSED)}")
     if backend not in BACKENDS:
         raise UsageError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}")
-    if backend == "torch" or (backend == "auto" and device != "cpu" and _torch_has_gpu(bundle)):
+    if backend == "torch" or (backend == "auto" and device != "cpu" and _torch_has_gpu(bundle, precision)):
         for package in ("torch", "triton"):
             if find_spec(package) is None:
                 raise UsageError(f"--backend torch: {package} is not installed; pip install '.[export]' in a checkout on Linux")
@@ -57,8 +57,10 @@ def open_engine(
     return OnnxRuntimeEngine(bundle, device, precision)
 
 
-def _torch_has_gpu(bundle: Bundle) -> bool:
-    if not any(variant.weights for variant in bundle.manifest.variants.values()) or find_spec("torch") is None:
+def _torch_has_gpu(bundle: Bundle, precision: Precision | None) -> bool:
+    variants = bundle.manifest.variants
+    weights = [held for held, variant in variants.items() if variant.weights and precision in (held, None) and not held.is_int8]
+    if not weights or find_spec("torch") is None:
         return False
     import torch
 

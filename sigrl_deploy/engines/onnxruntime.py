@@ -96,8 +96,8 @@ def _choose_precision(bundle: Bundle, device: str, asked: Precision | None) -> P
         if not precision.is_int8 if device == "cuda" else precision in _CPU_PRECISIONS:
             return precision
     if device == "cuda":
-        raise BundleError(f"{bundle.path}: its int8 is for CPUs; export with --precision fp16, or use --device cpu")
+        raise BundleError(f"{bundle.path}: int8 is for CPUs; export with --precision fp16, or use --device cpu")
     raise BundleError(
-        f"{bundle.path}: holds {', '.join(v.value for v in variants)}, which ONNX Runtime cannot run on a CPU; "
+        f"{bundle.path}: ONNX Runtime cannot run {', '.join(v.value for v in variants)} on a CPU; "
         "export with --precision fp32, use --backend openvino, or run on a GPU"
     )

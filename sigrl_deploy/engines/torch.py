@@ -74,6 +74,8 @@ class TorchEngine:
     ) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device cuda: this torch finds no GPU; check its driver, or use --device cpu")
+        if precision and precision.is_int8:
+            raise UsageError(f"--precision {precision.value}: PyTorch runs no int8; take another one, or --backend onnxruntime")
         variants = {precision: bundle.variant(precision)} if precision else bundle.manifest.variants
         found = [(p, v.weights) for p, v in variants.items() if v.weights and not p.is_int8]
         if not found:
@@ -195,7 +197,7 @@ class TorchEngine:
 
     def _check_room(self, labels: int, rows: int) -> None:
         patches, dim, parts = self.model.config.vision.grid**2, self.model.config.embed_dim, 1
-        if "svfr" in self.fused:
+        if "svfr" in self.fused and self.model.svfr is not None:
             how = self._launches.get("svfr.reconstruct") or svfr.launch(patches, dim, self.dtype, accumulators=2)
             parts = svfr.splits(rows, 1, -(-dim // how.constants["BLOCK_O"]))
         needed = pass_bytes(rows, patches, dim, self.dtype.itemsize, parts=parts, graph=self.model.svfr is not None)

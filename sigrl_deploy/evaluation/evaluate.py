@@ -48,7 +48,7 @@ class EvaluateOptions:
     cache_dir: Path | None
     out: Path | None
     backend: str = "auto"
-    precisions: tuple[Precision | None, ...] = (None,)  # of each bundle; None is its first that the device can run
+    precisions: tuple[Precision, ...] = ()  # of each bundle; none is its first that the device can run
     unfused: tuple[str, ...] = ()
 
 
@@ -98,6 +98,8 @@ def _check_options(options: EvaluateOptions) -> None:
             raise UsageError(f"--{name.replace('_', '-')}: is about a checkpoint, and a bundle knows its own; add --checkpoint")
     if options.unfused and not options.bundles:
         raise UsageError(f"--unfused {options.unfused[0]}: a checkpoint runs unfused as it is; leave it out, or add --bundle")
+    if options.precisions and not options.bundles:
+        raise UsageError("--precision: is of bundles, and a checkpoint runs in fp32; add --bundle, or leave it out")
     if options.out is None:
         if sys.stdout is None:
             raise UsageError("standard output: is closed; open it, or give --out FILE")
@@ -139,7 +141,7 @@ def open_models(options: EvaluateOptions) -> list[Model]:
         from sigrl_deploy.recognizer import Recognizer
 
         how: dict[str, Any] = {name: getattr(options, name) for name in ("device", "backend", "cache_dir", "unfused")}
-        for path, precision in itertools.product(options.bundles, options.precisions):
+        for path, precision in itertools.product(options.bundles, options.precisions or (None,)):
             recognizer = Recognizer(path, precision=precision, **how)
             engine, arch = recognizer.engine, recognizer.bundle.manifest.arch
             models.append(Model(path, engine.description, arch, engine.precision, engine.device, recognizer))

@@ -80,7 +80,7 @@ def _notes(evaluation: Evaluation, sparse: bool) -> Iterator[str]:
         if len(found.labels) < max(TOP_K):
             yield f"{found.name}: K is cut to its {len(found.labels)} labels."
     if len(evaluation.models) > 1:
-        reference = printable(str(evaluation.models[0].path))
+        reference = f"{printable(str(evaluation.models[0].path))} in {evaluation.models[0].precision.value}"
         yield f"Against {reference}: mAP in points, same best labels in percent of pictures, largest score difference."
 
 

@@ -93,7 +93,8 @@ def _measured(
     if not parity.largest_error <= tolerance:
         raise ExportError(
             f"{options.out}: the {precision.value} scores differ from the eager model's by {parity.largest_error:.2g}, more "
-            f"than the tolerance of {tolerance:g}; nothing was written; export in fp32, or allow more with --tolerance"
+            f"than the tolerance of {tolerance:g}; nothing was written; "
+            "take another --precision, or allow more with --tolerance"
         )
     return parity
 
@@ -242,13 +243,14 @@ def _identity(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
 def _write_vocabulary(
     options: ExportOptions, model: SigRL, rows: dict[str, torch.Tensor], folder: Path, manifest: Manifest
 ) -> Manifest:
-    """Write the bundle's own vocabulary, made by the exported graphs where they run here, and the manifest with all hashes."""
-    runnable = any(precision is not Precision.BF16 for precision in options.precisions)
+    """Write the bundle's own vocabulary, by its finest graph that runs here, else by the model, and the manifest."""
+    runnable = [precision for precision in options.precisions if precision is not Precision.BF16]
+    finest = min(runnable, key=lambda precision: precision is Precision.FP16, default=Precision.BF16)
     if not (runnable and options.label_embeddings is None):
-        EagerScorer(typed(model, options.precisions[0]), rows).vocabulary(list(rows)).write(folder / VOCABULARY)
+        EagerScorer(typed(model, finest), rows).vocabulary(list(rows)).write(folder / VOCABULARY)
     manifest = _with_files(manifest, folder)
     if runnable:
-        recognizer = Recognizer(folder, device="cpu", cache_dir=False)
+        recognizer = Recognizer(folder, device="cpu", precision=finest, cache_dir=False)
         recognizer.vocabulary(list(rows)).write(folder / VOCABULARY)
         manifest = _with_files(manifest, folder)
     return manifest
