@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from random_weights import label_embeddings
+from threadpoolctl import ThreadpoolController
 
 from sigrl_deploy import matching
 from sigrl_deploy.config import Arch
@@ -43,3 +44,23 @@ def test_evidence_is_what_the_local_match_averages() -> None:
     evidence = np.sort(matching.patch_similarity(local, embedding), axis=1)
     assert evidence.shape == (3, 25)
     assert np.allclose(evidence[:, -4:].mean(1), matching.local_match(local, embedding, 4), atol=1e-4)
+
+
+def test_matching_leaves_no_blas_threads_spinning() -> None:
+    """They would take cores from the graph of the next picture; other numpy work keeps its threads."""
+    controller = ThreadpoolController()
+    before = [pool["num_threads"] for pool in controller.info()]
+    seen = []
+
+    class Watched(np.ndarray):
+        def __matmul__(self, other: np.ndarray) -> np.ndarray:
+            seen.append([pool["num_threads"] for pool in controller.info() if pool["user_api"] == "blas"])
+            return np.asarray(self) @ other
+
+    rng = np.random.default_rng(0)
+    local, g, rows = (rng.standard_normal(shape, np.float32) for shape in ((9, 16), (16,), (5, 16)))
+    expected = matching.score(Arch.SIGRL, local, g, rows, 3)
+    assert np.array_equal(matching.score(Arch.SIGRL, local, g, rows.view(Watched), 3), expected)
+    assert seen
+    assert all(count == 1 for counts in seen for count in counts)
+    assert [pool["num_threads"] for pool in controller.info()] == before
