@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sigrl_deploy.config import Arch, Precision
-from sigrl_deploy.errors import BundleError
+from sigrl_deploy.errors import BundleError, UsageError
 from sigrl_deploy.files import sha256_file
 from sigrl_deploy.preprocess import Preprocess
 
@@ -120,13 +120,11 @@ class Bundle:
         return path
 
     def variant(self, precision: Precision) -> Variant:
-        """The files of one precision. Raises BundleError where the bundle was exported without it."""
+        """The files of one precision. Raises UsageError where the bundle was exported without it."""
         variants = self.manifest.variants
         if precision not in variants:
             held = ", ".join(held.value for held in variants)
-            raise BundleError(
-                f"{self.path}: holds no {precision.value}, only {held}; choose one of them, or export again with it"
-            )
+            raise UsageError(f"--precision {precision.value}: {self.path} holds only {held}; take that, or export again")
         return variants[precision]
 
     def has(self, name: str) -> bool:

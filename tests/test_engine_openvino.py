@@ -181,5 +181,7 @@ def test_what_it_cannot_run_is_refused_in_one_line(bundle: Path, exported: Calla
         openvino(rewritten(bundle, tmp_path / "resized", resized))
     with pytest.raises(BundleError, match=r"its int8 is for ONNX Runtime"):
         openvino(exported(Precision.INT8))
+    with pytest.raises(UsageError, match="--precision int8: is for ONNX Runtime; take another one"):
+        Recognizer(exported(Precision.INT8), backend="openvino", precision="int8")
     with pytest.raises(UsageError, match="expected auto or cpu"):
         Recognizer(bundle, backend="openvino", device="cuda")

@@ -20,7 +20,7 @@ from sigrl_deploy.engines import FUSED
 from sigrl_deploy.engines.captured import Resident, bucket
 from sigrl_deploy.engines.memory import check_room, pass_bytes
 from sigrl_deploy.engines.torch import TorchEngine
-from sigrl_deploy.errors import BundleError, UsageError
+from sigrl_deploy.errors import UsageError
 from sigrl_deploy.export.bundle import ExportOptions, export_bundle
 from sigrl_deploy.model.sigrl import SigRL
 
@@ -168,7 +168,7 @@ def test_switches_of_the_command_line(with_weights: Path, bundle: Path, photos: 
     assert "a checkpoint runs unfused as it is" in CliRunner().invoke(main, evaluate).output
     evaluate[-2:] = ["--precision", "int8"]
     assert "a checkpoint runs in fp32" in CliRunner().invoke(main, evaluate).output
-    with pytest.raises(BundleError, match="holds no int8, only fp32"):
+    with pytest.raises(UsageError, match=r"--precision int8: .* holds only fp32"):
         Recognizer(with_weights, device="cpu", precision="int8")
     with pytest.raises(UsageError, match="--precision int8: PyTorch runs no int8"):
         Recognizer(with_weights, backend="torch", device="cpu", precision="int8")

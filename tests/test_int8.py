@@ -16,7 +16,7 @@ from random_weights import label_embeddings
 from sigrl_deploy import Recognizer
 from sigrl_deploy.bundle import Bundle
 from sigrl_deploy.config import Arch, Precision
-from sigrl_deploy.errors import BundleError, UsageError
+from sigrl_deploy.errors import UsageError
 from sigrl_deploy.export.bundle import ExportOptions, export_bundle
 from sigrl_deploy.export.functions import DOMAIN, OPSET, RUNTIME_DOMAIN, svfr_function
 from sigrl_deploy.export.quantise import LARGEST_WEIGHT, columns
@@ -139,7 +139,7 @@ def test_precisions_of_one_dtype_share_the_text_graph(int8_bundle: Path) -> None
 
 
 def test_a_precision_that_the_bundle_lacks_is_refused(int8_bundle: Path) -> None:
-    with pytest.raises(BundleError, match="holds no fp32, only int8, int8-all"):
+    with pytest.raises(UsageError, match=r"--precision fp32: .* holds only int8, int8-all; take that, or export again"):
         Recognizer(int8_bundle, precision="fp32")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,8 +62,17 @@ def open_engine(
 def _torch_has_gpu(bundle: Bundle, precision: Precision | None) -> bool:
     variants = bundle.manifest.variants
     weights = [held for held, variant in variants.items() if variant.weights and precision in (held, None) and not held.is_int8]
-    if not weights or find_spec("torch") is None:
+    if not weights or find_spec("torch") is None or not _has_driver():
         return False
     import torch
 
     return torch.cuda.is_available()
+
+
+def _has_driver() -> bool:
+    """Whether there is NVIDIA's driver: importing torch to learn that takes seconds."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        return True
+    except OSError:
+        return False

@@ -95,6 +95,9 @@ def _choose_precision(bundle: Bundle, device: str, asked: Precision | None) -> P
     for precision in variants:
         if not precision.is_int8 if device == "cuda" else precision in _CPU_PRECISIONS:
             return precision
+    if asked:
+        other = "--device cpu" if device == "cuda" else "--backend openvino for bf16"
+        raise UsageError(f"--precision {asked.value}: ONNX Runtime does not run it on {device}; take another one, or {other}")
     if device == "cuda":
         raise BundleError(f"{bundle.path}: int8 is for CPUs; export with --precision fp16, or use --device cpu")
     raise BundleError(

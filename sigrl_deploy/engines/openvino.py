@@ -76,6 +76,8 @@ def _choose_precision(bundle: Bundle, asked: Precision | None) -> Precision:
     for precision in variants:
         if not precision.is_int8:
             return precision
+    if asked:
+        raise UsageError(f"--precision {asked.value}: is for ONNX Runtime; take another one, or --backend onnxruntime")
     raise BundleError(
         f"{bundle.path}: its int8 is for ONNX Runtime; export with --precision bf16 too, or use another --backend"
     )

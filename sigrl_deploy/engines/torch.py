@@ -89,7 +89,7 @@ class TorchEngine:
         self.model = typed(model, self.precision).to(self.place).eval().requires_grad_(False)
         self.dtype = self.model.visual.proj.dtype
         name = torch.cuda.get_device_name() if self.device == "cuda" else "cpu"
-        kernels = f", fused {' '.join(sorted(self.fused))}" if self.fused else ""
+        kernels = f", fused {' '.join(sorted(self.fused))}" if self.fused else ", nothing fused"
         self.description = f"PyTorch {torch.__version__} on {name}, {self.precision.value}{kernels}"
         self._preprocess = bundle.manifest.preprocess
         self._resident: WeakKeyDictionary[Vocabulary, Resident] = WeakKeyDictionary()
