@@ -191,7 +191,7 @@ def edit(folder: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 99}, "format version 99, this release reads version 1"),
+        ({"format_version": 99}, "format version 99, this release reads version 2"),
         ({"files": {"../outside.onnx": "0" * 64}}, "a file outside the bundle"),
         ({"files": {"/etc/hostname": "0" * 64}}, "a file outside the bundle"),
         ({"arch": "resnet"}, "not a complete manifest"),
