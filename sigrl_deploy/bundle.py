@@ -119,13 +119,15 @@ class Bundle:
             raise BundleError(f"{path}: missing from the bundle; copy the whole folder again, or export it again")
         return path
 
-    def variant(self, precision: Precision) -> Variant:
-        """The files of one precision. Raises UsageError where the bundle was exported without it."""
-        variants = self.manifest.variants
-        if precision not in variants:
-            held = ", ".join(held.value for held in variants)
-            raise UsageError(f"--precision {precision.value}: {self.path} holds only {held}; take that, or export again")
-        return variants[precision]
+    def precisions(self, asked: Precision | None) -> list[Precision]:
+        """The precision asked for, or all, the default first. Raises UsageError where the bundle was exported without it."""
+        held = list(self.manifest.variants)
+        if asked is None:
+            return held
+        if asked not in held:
+            names = ", ".join(precision.value for precision in held)
+            raise UsageError(f"--precision {asked.value}: {self.path} holds only {names}; take that, or export again")
+        return [asked]
 
     def has(self, name: str) -> bool:
         return name in self.manifest.files

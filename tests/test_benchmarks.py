@@ -89,9 +89,7 @@ def test_stages_add_up(results: dict[str, Any]) -> None:
         if record["backend"] == "onnxruntime":
             stages = record["stages_ms"]
             assert set(stages) == {"decode", "preprocess", "tower", "svfr", "match"}
-            assert all(milliseconds > 0 for milliseconds in stages.values())
-            parts = stages["tower"] + stages["svfr"] + stages["match"]
-            assert parts < 2 * record["p50_ms"]  # a round of three passes, others may slow one
+            assert stages["tower"] + stages["svfr"] + stages["match"] == pytest.approx(record["p50_ms"], abs=0.05)
 
 
 def test_what_takes_too_long_is_recorded_as_not_run(results: dict[str, Any]) -> None:

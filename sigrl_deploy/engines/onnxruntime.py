@@ -32,8 +32,8 @@ class OnnxRuntimeEngine(GraphEngine):
     """The bundle's graphs in ONNX Runtime.
 
     `device` is "auto" (CUDA where it starts, else the CPU), "cpu" or "cuda". Without a `precision` the bundle's first variant
-    that the device can run is taken. Raises UsageError where the device is not there, BundleError where the bundle has no such
-    variant, or none that can run.
+    that the device can run is taken. Raises UsageError where the device is not there or the precision cannot be had on it,
+    BundleError where no variant can run.
     """
 
     def __init__(self, bundle: Bundle, device: str = "auto", precision: Precision | None = None) -> None:
@@ -91,7 +91,7 @@ class _Session:
 
 
 def _choose_precision(bundle: Bundle, device: str, asked: Precision | None) -> Precision:
-    variants = [asked] if asked and bundle.variant(asked) else list(bundle.manifest.variants)
+    variants = bundle.precisions(asked)
     for precision in variants:
         if not precision.is_int8 if device == "cuda" else precision in _CPU_PRECISIONS:
             return precision

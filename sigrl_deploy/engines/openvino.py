@@ -24,8 +24,8 @@ _VERSION = ov.__version__.split("-")[0]
 class OpenVinoEngine(GraphEngine):
     """The bundle's graphs in OpenVINO: those of `precision`, or of its first variant but int8's, which hold ONNX Runtime's ops.
 
-    `device` is "auto" or "cpu". Raises UsageError for another device, BundleError where the bundle has no such variant or
-    OpenVINO cannot open its graphs.
+    `device` is "auto" or "cpu". Raises UsageError for another device or a precision that cannot be had, BundleError where no
+    variant can run or OpenVINO cannot open its graphs.
     """
 
     device = "cpu"
@@ -72,7 +72,7 @@ class _Compiled:
 
 
 def _choose_precision(bundle: Bundle, asked: Precision | None) -> Precision:
-    variants = [asked] if asked and bundle.variant(asked) else list(bundle.manifest.variants)
+    variants = bundle.precisions(asked)
     for precision in variants:
         if not precision.is_int8:
             return precision

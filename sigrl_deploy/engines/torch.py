@@ -76,8 +76,8 @@ class TorchEngine:
             raise UsageError("--device cuda: this torch finds no GPU; check its driver, or use --device cpu")
         if precision and precision.is_int8:
             raise UsageError(f"--precision {precision.value}: PyTorch runs no int8; take another one, or --backend onnxruntime")
-        variants = {precision: bundle.variant(precision)} if precision else bundle.manifest.variants
-        found = [(p, v.weights) for p, v in variants.items() if v.weights and not p.is_int8]
+        variants = bundle.manifest.variants
+        found = [(p, w) for p in bundle.precisions(precision) if (w := variants[p].weights) and not p.is_int8]
         if not found:
             raise UsageError(f"{bundle.path}: holds no weights for PyTorch; export it with --weights, or use another --backend")
         self.precision, weights = found[0]
