@@ -6,19 +6,24 @@ A bundle is all that a deployment needs: no checkpoint, no torch, no network.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from sigrl_deploy.config import Arch, Precision
-from sigrl_deploy.errors import BundleError, UsageError
-from sigrl_deploy.files import sha256_file
+from sigrl_deploy.errors import BundleError, ExportError, UsageError
+from sigrl_deploy.files import replacing, sha256_file
 from sigrl_deploy.preprocess import Preprocess
+from sigrl_deploy.tensorrt.key import EngineRecord
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 VOCABULARY = "vocabulary.npz"
+LOCK = ".lock"  # begins the names of lock files, which may stay in a bundle
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ class Manifest:
 
     `text_identity` is a digest of the text tower's weights, `graph_identity` of GMC's and of the projection that follows it
     (None without a label graph): with the template, the keys of the vocabulary cache. `context_length` is None where the bundle
-    has no text tower and so only its own vocabulary. `files` maps every file's name to its sha256.
+    has no text tower and so only its own vocabulary. `files` maps every file's name to its sha256. What came after the export:
+    `engines` of TensorRT, each with its own sha256, since one that is damaged can be built again; and what `verify` measured.
     """
 
     arch: Arch
@@ -59,6 +65,8 @@ class Manifest:
     source: dict[str, Any]
     tools: dict[str, str]
     created: str
+    engines: tuple[EngineRecord, ...] = ()
+    verified: tuple[dict[str, Any], ...] = ()
 
     def check(self) -> None:
         """Raise ValueError for values that mean nothing: a damaged manifest is found here, not at the first picture."""
@@ -91,6 +99,7 @@ class Manifest:
             "format_version": FORMAT_VERSION,
             "preprocess": self.preprocess.to_dict(),
             "variants": {precision.value: asdict(variant) for precision, variant in self.variants.items()},
+            "engines": [record.to_dict() for record in self.engines],
         }
         return json.dumps(values, indent=2) + "\n"
 
@@ -112,12 +121,19 @@ class Bundle:
 
     def file(self, name: str) -> Path:
         """The path of one of the bundle's files. Raises BundleError where it is missing or its name leads out of the folder."""
-        path = self.path / name
-        if name in ("", ".", "..") or "\0" in name or Path(name).name != name or "\\" in name:
-            raise BundleError(f"{self.path / MANIFEST}: names {name!r}, a file outside the bundle; do not use this bundle")
+        path = self._inside(name)
         if name not in self.manifest.files or not path.is_file():
             raise BundleError(f"{path}: missing from the bundle; copy the whole folder again, or export it again")
         return path
+
+    def engine_path(self, record: EngineRecord) -> Path:
+        """Where a TensorRT engine lies; whether it is whole its user finds out. Raises BundleError as `file` does."""
+        return self._inside(record.file)
+
+    def _inside(self, name: str) -> Path:
+        if name in ("", ".", "..") or "\0" in name or Path(name).name != name or "\\" in name:
+            raise BundleError(f"{self.path / MANIFEST}: names {name!r}, a file outside the bundle; do not use this bundle")
+        return self.path / name
 
     def precisions(self, asked: Precision | None) -> list[Precision]:
         """The precision asked for, or all, the default first. Raises UsageError where the bundle was exported without it."""
@@ -131,6 +147,20 @@ class Bundle:
 
     def has(self, name: str) -> bool:
         return name in self.manifest.files
+
+
+def change_manifest(folder: Path, change: Callable[[Manifest], Manifest]) -> None:
+    """Replace a bundle's manifest by what `change` makes of the present one; processes that do so take turns.
+
+    Raises ExportError where it cannot be written.
+    """
+    try:
+        with FileLock(folder / f"{LOCK}-manifest"), replacing(folder / MANIFEST) as temporary:
+            temporary.write_text(change(_read_manifest(folder)).to_json(), encoding="utf-8")
+    except OSError as error:
+        raise ExportError(
+            f"{folder / MANIFEST}: cannot be written ({error.strerror or error}); copy the bundle where it can be written"
+        ) from None
 
 
 def _read_manifest(folder: Path) -> Manifest:
@@ -155,6 +185,8 @@ def _read_manifest(folder: Path) -> Manifest:
         values["arch"] = Arch(values["arch"])
         values["preprocess"] = Preprocess.from_dict(values["preprocess"])
         values["variants"] = {Precision(key): Variant(**value) for key, value in values["variants"].items()}
+        values["engines"] = tuple(EngineRecord.from_dict(record) for record in values.get("engines", ()))
+        values["verified"] = tuple(values.get("verified", ()))
         manifest = Manifest(**values)
         manifest.check()
         return manifest

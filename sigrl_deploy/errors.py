@@ -45,6 +45,10 @@ class BundleError(SigRLError):
     """A bundle is incomplete, damaged, of another format version, or cannot run on the engine asked for."""
 
 
+class VerificationError(SigRLError):
+    """Scores differ from the reference by more than the tolerance."""
+
+
 def printable(text: str) -> str:
     """Text that stays on one line and is safe on a terminal: line feeds, control sequences and stray bytes are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -42,6 +42,7 @@ class InferOptions:
     precision: str | None = None
     unfused: tuple[str, ...] = ()
     device_preprocess: bool = False
+    build: bool = True
 
 
 def run_infer(options: InferOptions) -> int:
@@ -56,6 +57,7 @@ def run_infer(options: InferOptions) -> int:
         cache_dir=options.cache_dir,
         unfused=options.unfused,
         device_preprocess=options.device_preprocess,
+        build=options.build,
     )
     manifest = recognizer.bundle.manifest
     if options.heatmaps:
@@ -139,10 +141,11 @@ def _same_file(path: str | Path, out: Path) -> bool:
 
 def _run_name(options: InferOptions, recognizer: Recognizer, vocabulary: Vocabulary) -> str:
     """Names everything that a record depends on beside its picture."""
-    manifest = recognizer.bundle.manifest.to_json()
+    # What was built or measured since changes no record.
+    manifest = replace(recognizer.bundle.manifest, engines=(), verified=())
     engine = recognizer.engine
     how = type(engine).__name__, engine.precision.value, options.device_preprocess
-    parts = [manifest, how, vocabulary.labels, options.top, options.threshold, options.all_scores]
+    parts = [manifest.to_json(), how, vocabulary.labels, options.top, options.threshold, options.all_scores]
     if options.heatmaps:
         parts.append(str(options.heatmaps))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]

@@ -48,14 +48,16 @@ class Recognizer:
     Args:
         bundle: the folder that export wrote; its hashes are checked.
         device: "auto" (a GPU where the backend has one, else the CPU), "cpu" or "cuda".
-        backend: "onnxruntime", "openvino" (on a CPU), "torch" (needs PyTorch, and a bundle exported with its weights), or
-            "auto": torch where it has a GPU, else onnxruntime.
+        backend: "onnxruntime", "openvino" (on a CPU), "torch" (needs PyTorch, and a bundle exported with its weights),
+            "tensorrt" (engines of this project), "onnxruntime-tensorrt" (those of ONNX Runtime's provider), or "auto": torch
+            where it has a GPU, else onnxruntime.
         precision: of the bundle's variants, by default its first that the device can run.
         cache_dir: where label embeddings are kept between runs; None for $SIGRL_DEPLOY_CACHE or the user's cache folder,
             False for memory alone. Compiled kernels are kept there too.
         unfused: ops among "svfr", "match" and "gmc" that torch runs in plain PyTorch, not as kernels.
         device_preprocess: resize pictures on the device instead of in Pillow (torch only); what that changes of the scores,
             which export measured, is logged.
+        build: whether "tensorrt" may build an engine where the bundle has none for this machine; if not it falls back.
 
     Raises:
         BundleError: the bundle is damaged, of another format version, or has no file that the device can run.
@@ -72,13 +74,14 @@ class Recognizer:
         cache_dir: str | Path | bool | None = None,
         unfused: Collection[str] = (),
         device_preprocess: bool = False,
+        build: bool = True,
     ) -> None:
         self.bundle = Bundle(bundle)
         folder = None if cache_dir is False else Path(cache_dir) if isinstance(cache_dir, (str, Path)) else default_cache_dir()
         if precision is not None and precision not in [known.value for known in Precision]:
             raise UsageError(f"precision {precision!r}: expected one of {', '.join(known.value for known in Precision)}")
         asked = Precision(precision) if precision else None
-        self.engine = open_engine(self.bundle, backend, device, asked, unfused, folder / "kernels" if folder else None)
+        self.engine = open_engine(self.bundle, backend, device, asked, unfused, folder / "kernels" if folder else None, build)
         self._cache = self._open_cache(folder, {"gmc"} & set(unfused))
         log.info("engine: %s", self.engine.description)
         self._preprocess: Callable[[Image.Image], NDArray[np.float32]] = self.bundle.manifest.preprocess

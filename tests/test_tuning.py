@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sigrl_deploy.config import Arch, GraphConfig, ModelConfig, VisionConfig
+from sigrl_deploy.config import Arch, GraphConfig
 from sigrl_deploy.engines import FUSED
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.kernels import cases, gmc, match, svfr
@@ -179,19 +179,19 @@ def test_every_kernel_of_a_model_is_tuned(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(cases, "PICTURES", 1)
     monkeypatch.setattr(cases, "LABELS", 2)
     graph = (GraphConfig(48, 2, 32), GraphConfig(64, 1, 48))
-    config = ModelConfig(Arch.SIGRL, 48, 4, VisionConfig(56, 8, 64, 1, 1), None, graph)
+    sizes = cases.Sizes(Arch.SIGRL, 49, 48, 4, graph)
 
-    def ops(config: ModelConfig, fused: tuple[str, ...] = FUSED) -> set[str]:
+    def ops(sizes: cases.Sizes, fused: tuple[str, ...] = FUSED) -> set[str]:
         def timer(run: Callable[[], object]) -> float:
             run()
             return 1.0
 
-        found = cases.cases(config, torch.float16, torch.device(DEVICE), fused)
+        found = cases.cases(sizes, torch.float16, torch.device(DEVICE), fused)
         return set(tune(found, None, KEY, timer).launches)
 
-    assert ops(config) == {"svfr.decouple", "svfr.reconstruct", "match", "gmc 32", "gmc 48"}
-    assert ops(config, ("match",)) == {"match"}
-    assert ops(ModelConfig(Arch.CLIP, 48, 4, config.vision)) == set()
+    assert ops(sizes) == {"svfr.decouple", "svfr.reconstruct", "match", "gmc 32", "gmc 48"}
+    assert ops(sizes, ("match",)) == {"match"}
+    assert ops(cases.Sizes(Arch.CLIP, 49, 48, 4)) == set()
 
 
 @pytest.mark.filterwarnings("ignore")

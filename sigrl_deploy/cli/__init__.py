@@ -11,11 +11,13 @@ from typing import Any
 import click
 
 from sigrl_deploy.cli.demo import demo
+from sigrl_deploy.cli.doctor import doctor
 from sigrl_deploy.cli.evaluate import evaluate
 from sigrl_deploy.cli.export import export
 from sigrl_deploy.cli.infer import infer
 from sigrl_deploy.cli.labels import labels
 from sigrl_deploy.cli.train import train
+from sigrl_deploy.cli.verify import verify
 from sigrl_deploy.errors import SigRLError, printable
 from sigrl_deploy.version import __version__
 
@@ -80,5 +82,5 @@ def main() -> None:
     log.setLevel(logging.INFO if _speaks() else logging.CRITICAL)
 
 
-for verb in (demo, infer, labels, evaluate, train, export):
+for verb in (demo, infer, labels, evaluate, train, export, doctor, verify):
     main.add_command(verb)

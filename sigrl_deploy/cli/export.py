@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,11 +11,13 @@ import click
 from sigrl_deploy.cli.options import PATH
 from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.errors import UsageError
+from sigrl_deploy.tensorrt.key import Ops, Range
+from sigrl_deploy.tensorrt.library import LIBRARIES
 
 
 @click.group()
 def export() -> None:
-    """Turn a trained checkpoint into a bundle."""
+    """Turn a trained checkpoint into a bundle, and a bundle into TensorRT engines."""
 
 
 def _values(enum: type[Arch] | type[Precision]) -> click.Choice[str]:
@@ -82,3 +85,50 @@ def export_onnx(**options: Any) -> None:
     for parity in export_bundle(ExportOptions(**options)):
         measured = f"largest score error {parity.largest_error:.1e} (tolerance {parity.tolerance:g})"
         click.echo(f"{options['out']}: exported; {measured}, {parity.backend}")
+
+
+@export.command("tensorrt")
+@click.argument("bundle", type=PATH)
+@click.option("--precision", type=_values(Precision), help="Of those that BUNDLE holds, not int8 [default: its first].")
+@click.option(
+    "--ops",
+    type=click.Choice([ops.value for ops in Ops]),
+    help="How SVFR runs: fused, by this project's kernels behind the engine; inlined, as standard ops inside it; plugin, by "
+    "the kernels inside it (TensorRT only) [default: fused].",
+)
+@click.option("--batch", type=int, nargs=3, metavar="LEAST BEST MOST", help="Pictures at once [default: 1 1 32].")
+@click.option(
+    "--labels",
+    type=int,
+    nargs=3,
+    metavar="LEAST BEST MOST",
+    help="Labels of a vocabulary [default: 1, those of the bundle's own or 100, 4096].",
+)
+@click.option(
+    "--compute-capability",
+    "compute_capabilities",
+    multiple=True,
+    metavar="X.Y",
+    help="Build ahead of time for GPUs such as 8.9, repeatable; needed where no GPU is at hand [default: the GPU at hand].",
+)
+@click.option("--hardware-compatible", is_flag=True, help="The engine also runs on other GPUs, Ampere and newer; it is slower.")
+@click.option("--version-compatible", is_flag=True, help="It also runs in later TensorRT releases of the same major version.")
+@click.option("--workspace", type=click.FloatRange(min=0, min_open=True), metavar="GB", help="Scratch memory at most.")
+@click.option("--timing-cache", type=PATH, help="File of measured times; read, and written again, to make builds faster.")
+@click.option("--library", type=click.Choice(LIBRARIES), help="[default: tensorrt where it is installed, else tensorrt_rtx]")
+@click.option("--force", is_flag=True, help="Build also what is there already.")
+def export_tensorrt(bundle: Path, **options: Any) -> None:
+    """Build TensorRT engines of BUNDLE for this machine, or ahead of time for others, and write them into it."""
+    from sigrl_deploy.tensorrt.build import BuildOptions, build_engines
+
+    for name in ("batch", "labels"):
+        options[name] = options[name] and Range.of(f"--{name}", options[name])
+    for name, enum in (("precision", Precision), ("ops", Ops)):
+        options[name] = options[name] and enum(options[name])
+    options["workspace"] = options["workspace"] and int(options["workspace"] * 1e9)
+    for record in build_engines(BuildOptions(bundle, **options)):
+        key = record.key
+        place = key.gpu or f"compute capability {' '.join(key.compute_capabilities)}"
+        click.echo(
+            f"{bundle / record.file}: {record.size / 1e6:.0f} MB, built in {record.seconds:.0f} s by {key.library} for {place}"
+        )

@@ -13,6 +13,7 @@ import click
 from sigrl_deploy.cli.options import (
     PATH,
     backend_option,
+    build_option,
     bundle_option,
     cache_option,
     device_option,
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 @click.option(
     "--device-preprocess", is_flag=True, help="Resize pictures on the device, not in Pillow (--backend torch); says the drift."
 )
+@build_option
 @cache_option
 def infer(
     pictures: tuple[str, ...],
@@ -67,6 +69,7 @@ def infer(
     precision: str | None,
     unfused: tuple[str, ...],
     device_preprocess: bool,
+    build: bool,
     cache_dir: Path | None,
 ) -> None:
     """Tag PICTURES: files, folders (recursively), globs, or - for a list on standard input."""
@@ -96,6 +99,7 @@ def infer(
         precision=precision,
         unfused=unfused,
         device_preprocess=device_preprocess,
+        build=build,
         cache_dir=cache_dir,
     )
     failed = run_infer(options)

@@ -9,6 +9,7 @@ import click
 from sigrl_deploy.config import Precision
 
 PATH = click.Path(path_type=Path)
+bundle_argument = click.argument("bundle", type=PATH)
 bundle_option = click.option("--bundle", type=PATH, required=True, help="Folder that the export wrote.")
 device_option = click.option(
     "--device",
@@ -19,7 +20,7 @@ device_option = click.option(
 )
 backend_option = click.option(
     "--backend",
-    type=click.Choice(["auto", "onnxruntime", "torch", "openvino"]),
+    type=click.Choice(["auto", "onnxruntime", "onnxruntime-tensorrt", "torch", "tensorrt", "openvino"]),
     default="auto",
     show_default=True,
     help="auto: torch where it has a GPU and the bundle its weights, else onnxruntime.",
@@ -34,6 +35,14 @@ unfused_option = click.option(
     multiple=True,
     type=click.Choice(["svfr", "match", "gmc"]),
     help="Run this op in plain PyTorch, not as a kernel (--backend torch); repeatable.",
+)
+build_option = click.option(
+    "--no-build",
+    "build",
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    help="Where the bundle has no TensorRT engine for this machine, fall back, and say why, instead of building one.",
 )
 cache_option = click.option(
     "--cache-dir", type=PATH, help="Where label embeddings are kept [default: $SIGRL_DEPLOY_CACHE or the user's cache folder]."

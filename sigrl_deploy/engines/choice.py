@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 from collections.abc import Collection
 from importlib.util import find_spec
@@ -13,7 +14,9 @@ from sigrl_deploy.config import Precision
 from sigrl_deploy.engines import FUSED, Engine
 from sigrl_deploy.errors import UsageError
 
-BACKENDS = ("auto", "onnxruntime", "torch", "openvino")
+log = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "onnxruntime", "onnxruntime-tensorrt", "torch", "tensorrt", "openvino")
 
 
 def open_engine(
@@ -23,12 +26,15 @@ def open_engine(
     precision: Precision | None = None,
     unfused: Collection[str] = (),
     cache_folder: Path | None = None,
+    build: bool = True,
 ) -> Engine:
     """The engine of a bundle, in one of its precisions or in its first that can run.
 
     "auto" takes PyTorch where it has a GPU and the bundle its weights, else ONNX Runtime.
 
-    `unfused` are ops of FUSED that PyTorch runs in its plain form; `cache_folder` keeps its compiled kernels between runs.
+    `unfused` are ops of FUSED that PyTorch runs in its plain form; `cache_folder` keeps compiled kernels, and engines of ONNX
+    Runtime's TensorRT provider, between runs. Without `build`, "tensorrt" runs an engine that the bundle has, or falls back on
+    what "auto" takes.
 
     Raises UsageError for an unknown backend, one that is not installed or one that the bundle was not exported for, for an
     unknown op or one that the backend does not fuse, and what the engine raises.
@@ -42,11 +48,17 @@ def open_engine(
         for package in ("torch", "triton"):
             if find_spec(package) is None:
                 raise UsageError(f"--backend torch: {package} is not installed; pip install '.[export]' in a checkout on Linux")
-        from sigrl_deploy.engines.torch import TorchEngine, fused_on
+        from sigrl_deploy.engines.resident import fused_on
+        from sigrl_deploy.engines.torch import TorchEngine
 
         return TorchEngine(bundle, device, precision, fused_on(device, unfused), cache_folder)
+    if backend == "tensorrt":
+        engine = _tensorrt(bundle, device, precision, unfused, cache_folder, build)
+        return engine or open_engine(bundle, "auto", device, precision, unfused, cache_folder)
     if unfused:
-        raise UsageError(f"--unfused {next(iter(unfused))}: only PyTorch has fused ops; use --backend torch, or leave it out")
+        raise UsageError(
+            f"--unfused {next(iter(unfused))}: this backend has no fused ops; use --backend torch, or leave it out"
+        )
     if backend == "openvino":
         for package in ("openvino", "onnx"):
             if find_spec(package) is None:
@@ -56,7 +68,37 @@ def open_engine(
         return OpenVinoEngine(bundle, device, precision)
     from sigrl_deploy.engines.onnxruntime import OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(bundle, device, precision)
+    folder = cache_folder / "onnxruntime-tensorrt" if cache_folder else None
+    return OnnxRuntimeEngine(bundle, device, precision, backend == "onnxruntime-tensorrt", folder)
+
+
+def _tensorrt(
+    bundle: Bundle, device: str, precision: Precision | None, unfused: Collection[str], cache_folder: Path | None, build: bool
+) -> Engine | None:
+    """The TensorRT engine; None, with the reason in the log, where there is none and none may be built."""
+    from sigrl_deploy.gpu import NoGpuError, gpu_at_hand
+    from sigrl_deploy.tensorrt.library import open_library
+
+    if device == "cpu":
+        raise UsageError("--device cpu: TensorRT runs on GPUs; leave it out, or use another --backend")
+    library = open_library()
+    try:
+        gpu = gpu_at_hand()
+    except NoGpuError as error:
+        raise UsageError(f"--backend tensorrt: there is no GPU: {error}; use another --backend") from None
+    for package in ("torch", "triton"):
+        if find_spec(package) is None:
+            raise UsageError(
+                f"--backend tensorrt: {package} is not installed; pip install '.[tensorrt]' in a checkout on Linux"
+            )
+    from sigrl_deploy.engines.resident import fused_on
+    from sigrl_deploy.engines.tensorrt import NoEngineError, TensorRtEngine
+
+    try:
+        return TensorRtEngine(bundle, library, gpu, precision, fused_on("cuda", unfused), cache_folder, build)
+    except NoEngineError as error:
+        log.warning("%s; falling back, since --no-build was given", error.reason)
+        return None
 
 
 def _torch_has_gpu(bundle: Bundle, precision: Precision | None) -> bool:

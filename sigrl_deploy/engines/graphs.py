@@ -27,7 +27,7 @@ class OpenGraph(Protocol):
     def inputs(self) -> Mapping[str, Sequence[int | str]]:
         """Every input by name, with its shape behind the first axis: a number where it is fixed, else a name."""
 
-    def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
+    def __call__(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         """Every input by name → every output by name."""
 
 
@@ -59,16 +59,18 @@ class GraphEngine(ABC):
 
     def encode(self, pixels: Array, vocabulary: Vocabulary) -> tuple[Array | None, Array]:
         """See `Engine.encode`."""
-        feeds = {"pixels": pixels}
-        if self._bundle.manifest.arch.has_graph:
-            assert vocabulary.graph_projection is not None
-            feeds |= {"label_embedding": vocabulary.label_embedding, "graph_projection": vocabulary.graph_projection}
+        feeds: dict[str, Any] = {"pixels": pixels} | (self._rows(vocabulary) if self._bundle.manifest.arch.has_graph else {})
         if self.precision is Precision.INT8_ALL:  # a graph of one picture, whose scales are its own
             parts = [self._visual(feeds | {"pixels": pixels[i : i + 1]}) for i in range(len(pixels))]
             outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         else:
             outputs = self._visual(feeds)
         return outputs.get("local_feature"), outputs["global_feature"]
+
+    def _rows(self, vocabulary: Vocabulary) -> dict[str, Any]:
+        """A vocabulary as the visual graph's inputs."""
+        assert vocabulary.graph_projection is not None
+        return {"label_embedding": vocabulary.label_embedding, "graph_projection": vocabulary.graph_projection}
 
     def score(self, pixels: Array, vocabulary: Vocabulary) -> Array:
         """See `Engine.score`; matching runs in numpy."""

@@ -1,20 +1,23 @@
-"""ONNX Runtime on a CPU (the default) or through its CUDA provider."""
+"""ONNX Runtime on a CPU (the default), or through its CUDA or TensorRT provider."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import onnxruntime as ort
-from numpy.typing import NDArray
 
-from sigrl_deploy.bundle import Bundle
+from sigrl_deploy.bundle import Bundle, Manifest
+from sigrl_deploy.cache import digest
 from sigrl_deploy.config import Precision
 from sigrl_deploy.engines import Array
 from sigrl_deploy.engines.graphs import GraphEngine, threads
 from sigrl_deploy.errors import BundleError, UsageError
+from sigrl_deploy.vocabulary import Vocabulary
 
+_TENSORRT = "TensorrtExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 _CPU_PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8, Precision.INT8_ALL)  # the CPU provider has no bf16 products
@@ -31,33 +34,47 @@ class _NoCudaError(UsageError):
 class OnnxRuntimeEngine(GraphEngine):
     """The bundle's graphs in ONNX Runtime.
 
-    `device` is "auto" (CUDA where it starts, else the CPU), "cpu" or "cuda". Without a `precision` the bundle's first variant
-    that the device can run is taken. Raises UsageError where the device is not there or the precision cannot be had on it,
-    BundleError where no variant can run.
+    `device` is "auto" (CUDA where it starts, else the CPU), "cpu" or "cuda". With `tensorrt` the visual graph runs in ONNX
+    Runtime's TensorRT provider, whose engines stay in `folder`. Without a `precision` the bundle's first variant that the
+    device can run is taken. Raises UsageError where the device is not there or the precision cannot be had on it, BundleError
+    where no variant can run.
     """
 
-    def __init__(self, bundle: Bundle, device: str = "auto", precision: Precision | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: str = "auto",
+        precision: Precision | None = None,
+        tensorrt: bool = False,
+        folder: Path | None = None,
+    ) -> None:
         if device not in ("auto", "cpu", "cuda"):
             raise UsageError(f"device {device!r}: expected auto, cpu or cuda")
-        self._asked = precision
+        if tensorrt and device == "cpu":
+            raise UsageError("--device cpu: TensorRT runs on GPUs; leave it out, or use --backend onnxruntime")
+        self._asked, self._tensorrt, self._folder = precision, tensorrt, folder
+        self._resident: WeakKeyDictionary[Vocabulary, dict[str, Any]] = WeakKeyDictionary()
         reason = "as asked" if device != "auto" else ""
         if device != "cpu":
             try:
                 self._start(bundle, "cuda")
             except _NoCudaError as error:
-                if device == "cuda":
+                if device == "cuda" or tensorrt:
                     raise
                 reason = error.reason
                 device = "cpu"
         if device == "cpu":
             self._start(bundle, "cpu")
         because = f" ({reason})" if reason else ""
-        self.description = f"ONNX Runtime {ort.__version__} on {self.device}{because}, {self.precision.value}"
+        provider = " with TensorRT" if tensorrt else ""
+        self.description = f"ONNX Runtime {ort.__version__} on {self.device}{provider}{because}, {self.precision.value}"
 
     def _start(self, bundle: Bundle, device: str) -> None:
-        if device == "cuda" and _CUDA not in ort.get_available_providers():
+        needed = _TENSORRT if self._tensorrt else _CUDA
+        if device == "cuda" and needed not in ort.get_available_providers():
+            name = "TensorRT" if self._tensorrt else "CUDA"
             raise _NoCudaError(
-                "this onnxruntime has no CUDA provider", "put onnxruntime-gpu in its place (the README says how)"
+                f"this onnxruntime has no {name} provider", "put onnxruntime-gpu in its place (the README says how)"
             )
         self.device = device
         super().__init__(bundle, _choose_precision(bundle, device, self._asked))
@@ -66,28 +83,78 @@ class OnnxRuntimeEngine(GraphEngine):
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads()
-        providers = [_CUDA, _CPU] if self.device == "cuda" else [_CPU]
+        providers: list[Any] = [_CUDA, _CPU] if self.device == "cuda" else [_CPU]
+        # Labels are encoded once, and then cached: no engine is worth its build for that.
+        if self._tensorrt and path.name == self._bundle.manifest.variants[self.precision].visual:
+            manifest = self._bundle.manifest
+            folder = self._folder / digest(manifest.files[path.name], ort.__version__) if self._folder else None
+            providers.insert(0, (_TENSORRT, tensorrt_options(manifest, folder)))
         try:
             session = ort.InferenceSession(path, options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no common base
             reason = str(error).strip().splitlines()[0]
             raise BundleError(f"{path}: ONNX Runtime {ort.__version__} cannot open it ({reason}); export it again") from None
         # ONNX Runtime goes on without a provider that it cannot start.
-        if session.get_providers()[0] != providers[0]:
-            raise _NoCudaError("the CUDA provider did not start", "check the GPU, its driver and the CUDA libraries")
+        first = providers[0][0] if isinstance(providers[0], tuple) else providers[0]
+        if session.get_providers()[0] != first:
+            name = first.removesuffix("ExecutionProvider").replace("Tensorrt", "TensorRT")
+            raise _NoCudaError(
+                f"the {name} provider did not start", "check the GPU, its driver and libraries with `sigrl-deploy doctor`"
+            )
         return _Session(session)
+
+    def _rows(self, vocabulary: Vocabulary) -> dict[str, Any]:
+        """A vocabulary on the device, copied there once."""
+        if vocabulary not in self._resident:
+            rows = super()._rows(vocabulary)
+            self._resident[vocabulary] = {
+                name: ort.OrtValue.ortvalue_from_numpy(array, self.device, 0) for name, array in rows.items()
+            }
+        return self._resident[vocabulary]
 
 
 class _Session:
-    """See `OpenGraph`."""
+    """See `OpenGraph`. Inputs are arrays on the host, or values of ONNX Runtime's own where they stay on a device."""
 
     def __init__(self, session: ort.InferenceSession) -> None:
         self._session = session
         self.inputs: dict[str, list[int | str]] = {node.name: node.shape[1:] for node in session.get_inputs()}
         self._outputs = [node.name for node in session.get_outputs()]
 
-    def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
-        return dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
+    def __call__(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
+        binding = self._session.io_binding()
+        for name, value in feeds.items():
+            if isinstance(value, ort.OrtValue):
+                binding.bind_ortvalue_input(name, value)
+            else:
+                binding.bind_cpu_input(name, value)
+        for name in self._outputs:
+            binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(binding)
+        return dict(zip(self._outputs, binding.copy_outputs_to_cpu(), strict=True))
+
+
+def tensorrt_options(manifest: Manifest, folder: Path | None) -> dict[str, Any]:
+    """Options of ONNX Runtime's TensorRT provider for a visual graph: one engine for all sizes, kept in `folder`.
+
+    No precision is set: types are the file's. TensorRT before 11 then runs in fp32 what it cannot keep, which is slower and
+    never wrong; its fp16 flag would let norms and softmax overflow.
+    """
+    from sigrl_deploy.tensorrt.build import DEFAULT_BATCH, MOST_LABELS, shapes
+    from sigrl_deploy.tensorrt.key import Profile, Range
+
+    inputs = shapes(manifest, "visual", Profile(DEFAULT_BATCH, Range(1, 100, MOST_LABELS)))
+    if not manifest.arch.has_graph:
+        inputs = {"pixels": inputs["pixels"]}
+    options: dict[str, Any] = {}
+    for index, name in enumerate(("min", "opt", "max")):
+        sizes = [f"{key}:{'x'.join(map(str, shape[index]))}" for key, shape in inputs.items()]
+        options[f"trt_profile_{name}_shapes"] = ",".join(sizes)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        options |= {"trt_engine_cache_enable": True, "trt_engine_cache_path": str(folder)}
+        options |= {"trt_timing_cache_enable": True, "trt_timing_cache_path": str(folder)}
+    return options
 
 
 def _choose_precision(bundle: Bundle, device: str, asked: Precision | None) -> Precision:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sigrl_deploy.bundle import MANIFEST
+from sigrl_deploy.bundle import LOCK, MANIFEST
 from sigrl_deploy.errors import ExportError, UsageError
 
 
@@ -32,10 +32,11 @@ def _strangers(out: Path) -> list[str]:
     names = sorted(os.listdir(out))
     try:
         manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        known = {MANIFEST, *manifest["files"]} if isinstance(manifest["format_version"], int) else set()
+        engines = [engine["file"] for engine in manifest.get("engines", ())]
+        known = {MANIFEST, *manifest["files"], *engines} if isinstance(manifest["format_version"], int) else set()
     except (OSError, ValueError, KeyError, TypeError):
         known = set()
-    return [name for name in names if name not in known]
+    return [name for name in names if name not in known and not name.startswith(LOCK)]
 
 
 @contextmanager

@@ -86,20 +86,7 @@ SVFR (patches, label_embedding, graph_projection, decouple, fuse, reconstruct{sc
   semantic_shape = Concat <axis = 0> (batch, padded, dim)
   semantic = Reshape (semantic_batch_first, semantic_shape)
 
-  label_fp32 = Cast <to = 1> (label_rows)
-  semantic_columns = Transpose <perm = [0, 2, 1]> (semantic)
-  relation_signed = MatMul (semantic_columns, label_fp32)
-  relation = Relu (relation_signed)
-  norm = ReduceL2 <keepdims = 1> (relation, minus_one)
-  is_zero = Equal (norm, float_zero)
-  divisor = Where (is_zero, float_one, norm)
-  unit_relation = Div (relation, divisor)
-  related = MatMul (semantic, unit_relation)
-  fuse_fp32 = Cast <to = 1> (fuse)
-  projected = MatMul (related, fuse_fp32)
-  fused_fp32 = Add (projected, projection_rows)
-  fused = CastLike (fused_fp32, patches)
-
+{between}
   second_shape = Concat <axis = 0> (batch, trips, tile, one, dim)
   fused_batch_first = Reshape (fused, second_shape)
   second_tiles = Transpose <perm = [1, 0, 2, 3, 4]> (fused_batch_first)
@@ -126,6 +113,22 @@ SVFR (patches, label_embedding, graph_projection, decouple, fuse, reconstruct{sc
   local_fp32 = Mul (patches_fp32, patch_weight)
   local = CastLike (local_fp32, patches)
 }}
+"""
+# V from S: relu(Sᵀ T) with rows of unit norm, zero rows left zero; then S R Waᵀ + G Wbᵀ (design, "Between").
+BETWEEN = """
+  label_fp32 = Cast <to = 1> (label_rows)
+  semantic_columns = Transpose <perm = [0, 2, 1]> (semantic)
+  relation_signed = MatMul (semantic_columns, label_fp32)
+  relation = Relu (relation_signed)
+  norm = ReduceL2 <keepdims = 1> (relation, minus_one)
+  is_zero = Equal (norm, float_zero)
+  divisor = Where (is_zero, float_one, norm)
+  unit_relation = Div (relation, divisor)
+  related = MatMul (semantic, unit_relation)
+  fuse_fp32 = Cast <to = 1> (fuse)
+  projected = MatMul (related, fuse_fp32)
+  fused_fp32 = Add (projected, projection_rows)
+  fused = CastLike (fused_fp32, patches)
 """
 _TYPED_PRODUCT = """      energy_typed = MatMul (bounded, {weight})
       energy = Cast <to = 1> (energy_typed)"""
@@ -205,6 +208,7 @@ def svfr_function(shift: bool, int8: bool = False) -> onnx.FunctionProto:
         opset=OPSET,
         runtime=f', "{RUNTIME_DOMAIN}": 1' if int8 else "",
         tile=LABEL_TILE,
+        between=BETWEEN,
         shift=_SHIFTED if shift else _PLAIN,
         scales=", decouple_scale, reconstruct_scale" if int8 else "",
         decouple=product.format(weight="decouple"),

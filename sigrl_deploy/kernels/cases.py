@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sigrl_deploy.config import ModelConfig
+from sigrl_deploy.config import Arch, GraphConfig
 from sigrl_deploy.kernels import gmc, match, svfr
 from sigrl_deploy.kernels.tuning import Case
 
@@ -15,28 +16,39 @@ PICTURES = 4
 LABELS = 256
 
 
-def cases(config: ModelConfig, dtype: torch.dtype, device: torch.device, fused: Collection[str]) -> Iterator[Case]:
+@dataclass(frozen=True)
+class Sizes:
+    """What kernels need to know of a model: P patches, D, k, and the layers of GMC that run as kernels."""
+
+    arch: Arch
+    patches: int
+    dim: int
+    topk: int
+    graph: tuple[GraphConfig, ...] = ()
+
+
+def cases(sizes: Sizes, dtype: torch.dtype, device: torch.device, fused: Collection[str]) -> Iterator[Case]:
     """A case for every kernel that the model needs for the ops in `fused`: "svfr.decouple", "svfr.reconstruct", "match", and
     "gmc F" for heads of F features. Each holds some megabytes on the device while it lives.
     """
-    patches, dim = config.vision.grid**2, config.embed_dim
+    patches, dim = sizes.patches, sizes.dim
     size = f"P = {patches}, D = {dim}, {str(dtype).removeprefix('torch.')}"
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, device=device).to(dtype)
 
-    if "svfr" in fused and config.arch.has_graph:
+    if "svfr" in fused and sizes.arch.has_graph:
         x, t, weight = random(PICTURES, patches, dim), random(LABELS, dim), random(dim, dim) / dim**0.5
         stage1, stage2 = (svfr.candidates(patches, dim, dtype, accumulators) for accumulators in (1, 2))
         yield Case("svfr.decouple", size, stage1, lambda how: svfr.decouple(x, t, weight, how=how))
         v = random(PICTURES, LABELS, dim)
         yield Case("svfr.reconstruct", size, stage2, lambda how: svfr.reconstruct(x, v, weight, how=how))
-    if "match" in fused and config.arch.has_local:
+    if "match" in fused and sizes.arch.has_local:
         y, g, labels = random(PICTURES, patches, dim), random(PICTURES, dim), random(4 * LABELS, dim)
         hows = match.candidates(patches, dim, dtype)
-        yield Case("match", size, hows, lambda how: match.match(y, g, labels, config.topk, how=how))
+        yield Case("match", size, hows, lambda how: match.match(y, g, labels, sizes.topk, how=how))
     if "gmc" in fused:
-        for layer in config.graph:
+        for layer in sizes.graph:
             yield _graph_case(layer.heads, layer.width_head, device)
 
 

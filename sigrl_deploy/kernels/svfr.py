@@ -79,8 +79,8 @@ def decouple_kernel(
     labels,  # T [C, D]
     weight,  # W1 [D, D]
     count,  # int32: labels that are not padding
+    rows,  # C; behind the inputs and before the outputs, as TensorRT passes scalars
     semantic,  # out: S [B, C, D] fp32
-    rows,  # C
     TOKENS: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_O: tl.constexpr,
@@ -114,9 +114,9 @@ def reconstruct_kernel(
     labels,  # V [B, C, D]
     weight,  # W2 [D, D]
     count,  # int32: labels that are not padding
-    partial,  # out: [splits, B, P, D] fp32, Σ_c softmax over a split's labels
     rows,  # C
     splits,
+    partial,  # out: [splits, B, P, D] fp32, Σ_c softmax over a split's labels
     TOKENS: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_O: tl.constexpr,
@@ -183,7 +183,7 @@ def decouple(patches: Tensor, labels: Tensor, weight: Tensor, count: Tensor | No
     how = how or launch(tokens, dim, patches.dtype, accumulators=1)
     semantic = torch.zeros(batch, rows, dim, dtype=torch.float32, device=patches.device)
     decouple_kernel[triton.cdiv(dim, how.constants["BLOCK_O"]) * rows, batch](
-        patches.contiguous(), labels.contiguous(), weight.contiguous(), _count(count, rows, patches), semantic, rows,
+        patches.contiguous(), labels.contiguous(), weight.contiguous(), _count(count, rows, patches), rows, semantic,
         **how.constants, num_warps=how.warps, num_stages=how.stages,
     )  # fmt: skip
     return semantic
@@ -205,7 +205,7 @@ def reconstruct(
     parts = splits(rows, batch, channel_blocks)
     partial = torch.empty(parts, batch, tokens, dim, dtype=torch.float32, device=patches.device)
     reconstruct_kernel[channel_blocks, parts, batch](
-        patches.contiguous(), labels.contiguous(), weight.contiguous(), _count(count, rows, patches), partial, rows, parts,
+        patches.contiguous(), labels.contiguous(), weight.contiguous(), _count(count, rows, patches), rows, parts, partial,
         **how.constants, num_warps=how.warps, num_stages=how.stages,
     )  # fmt: skip
     return (patches.float() * partial.sum(0)).to(patches.dtype)

@@ -1,0 +1,14 @@
+"""Bundle → TensorRT engines, from a checkout: the same as `sigrl-deploy export tensorrt`.
+
+python export/to_tensorrt.py bundle/
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from sigrl_deploy.cli import main
+
+if __name__ == "__main__":
+    main(["export", "tensorrt", *sys.argv[1:]], prog_name="to_tensorrt.py")

@@ -1,0 +1,22 @@
+"""`sigrl-deploy doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sigrl_deploy.cli.options import PATH, cache_option
+
+
+@click.command()
+@click.argument("bundle", type=PATH, required=False)
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
+@cache_option
+def doctor(bundle: Path | None, as_json: bool, cache_dir: Path | None) -> None:
+    """Say what runs here and why not the rest, with the command that mends it; and which engines of BUNDLE fit."""
+    from sigrl_deploy.cache import default_cache_dir
+    from sigrl_deploy.doctor import examine
+
+    report = examine(cache_dir or default_cache_dir(), bundle)
+    click.echo(report.to_json() if as_json else report.to_text(), nl=False)

@@ -1,0 +1,75 @@
+"""`sigrl-deploy verify`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sigrl_deploy.cli.options import PATH, bundle_argument, cache_option, device_option
+from sigrl_deploy.config import Precision
+from sigrl_deploy.errors import VerificationError, printable
+
+log = logging.getLogger(__name__)
+
+
+@click.command()
+@bundle_argument
+@click.argument("pictures", nargs=-1, required=True)
+@click.option("--labels", type=PATH, help="Label file [default: those of labels.csv, or the vocabulary in the bundle].")
+@click.option("--checkpoint", type=PATH, help="What the bundle was exported from: then the reference.")
+@click.option("--text-tower", help="The checkpoint's, as for export.")
+@click.option("--clip-config", help="The checkpoint's, as for export.")
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    type=click.Choice(["onnxruntime", "openvino", "onnxruntime-tensorrt", "torch", "tensorrt"]),
+    help="Compare these; repeatable [default: all that run here].",
+)
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    type=click.Choice([precision.value for precision in Precision]),
+    help="Compare these; repeatable [default: all that the bundle holds].",
+)
+@click.option(
+    "--tolerance", type=click.FloatRange(min=0), help="Largest score error [default: each precision's, as for export]."
+)
+@click.option(
+    "--threshold", type=float, help="Count scores that cross it [default: one that lets about five tags a picture pass]."
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures at once.")
+@device_option
+@cache_option
+def verify(bundle: Path, pictures: tuple[str, ...], **options: Any) -> None:
+    """Compare every backend that runs BUNDLE here, on your own PICTURES: files, folders, globs, or - for a list on stdin.
+
+    \b
+    A folder with labels.csv (or such a file) gives labels too, and then mAP. The result is written into the manifest. Exit
+    status 3 where an error exceeds its tolerance.
+    """
+    from sigrl_deploy.output import open_output
+    from sigrl_deploy.verify import VerifyOptions, table
+    from sigrl_deploy.verify import verify as run
+
+    options["precisions"] = tuple(map(Precision, options["precisions"]))
+    found = run(VerifyOptions(bundle, list(pictures), **options))
+    with open_output("table", None) as stream:
+        stream.write(table(found))
+    for name, reason in found.unreadable.items():
+        log.error("%s: %s", printable(name), reason)
+    exceeded = [comparison for comparison in found.comparisons if not comparison.within]
+    if exceeded:
+        worst = max(
+            exceeded, key=lambda comparison: comparison.largest_error / comparison.tolerance if comparison.tolerance else 1
+        )
+        raise VerificationError(
+            f"{bundle}: {worst.description} is {worst.largest_error:.1e} from the reference, more than its tolerance of "
+            f"{worst.tolerance:g}; use another precision or backend, or allow more with --tolerance"
+        )
+    if found.unreadable:
+        raise SystemExit(1)

@@ -1,0 +1,196 @@
+"""A bundle's TensorRT engines: the tower with the fused kernels behind it, or everything up to the features inside.
+
+Written against TensorRT's documented API: no GPU with TensorRT's libraries was at hand, so this file has not run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sigrl_deploy.bundle import Bundle
+from sigrl_deploy.config import Precision
+from sigrl_deploy.engines import Array
+from sigrl_deploy.engines.captured import Resident
+from sigrl_deploy.engines.resident import ResidentEngine
+from sigrl_deploy.errors import UsageError
+from sigrl_deploy.gpu import Gpu
+from sigrl_deploy.kernels.cases import Sizes
+from sigrl_deploy.model.sigrl import SVFR
+from sigrl_deploy.tensorrt.build import BuildOptions, build_engines, expected_time
+from sigrl_deploy.tensorrt.find import Search, find_engine
+from sigrl_deploy.tensorrt.key import EngineKey, EngineRecord, Ops, Range
+from sigrl_deploy.tensorrt.library import Library
+from sigrl_deploy.tensorrt.runtime import Context, LoadedEngine
+from sigrl_deploy.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+
+class NoEngineError(UsageError):
+    """The bundle has no engine for this machine, and none may be built; `reason` is what a fallback states."""
+
+    def __init__(self, bundle: Path, reason: str) -> None:
+        super().__init__(f"{bundle}: {reason}; build one: sigrl-deploy export tensorrt {bundle}")
+        self.reason = reason
+
+
+class TensorRtEngine(ResidentEngine):
+    """See `Engine`. Runs on the current GPU the bundle's engines in `precision`, or in its first variant but int8.
+
+    An engine that is missing, damaged or built for something else is built again, which is said before, unless `build` is
+    False: then NoEngineError is raised. `folder` keeps compiled kernels between runs.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        library: Library,
+        gpu: Gpu,
+        precision: Precision | None = None,
+        fused: Collection[str] = (),
+        folder: Path | None = None,
+        build: bool = True,
+    ) -> None:
+        self.precision = next((p for p in bundle.precisions(precision) if not p.is_int8), Precision.INT8)
+        if self.precision.is_int8:
+            raise UsageError(f"{bundle.path}: TensorRT runs none of its precisions; export it with --precision bf16 too")
+        self._library, self._folder = library, folder
+        found = [find_engine(bundle, graph, self.precision, library.full_name, gpu) for graph in self._graphs_of(bundle)]
+        if any(search.fits is None for search in found):
+            found = _built(bundle, library, gpu, self.precision, found, build)
+            bundle = Bundle(bundle.path)
+        self.bundle, manifest = bundle, bundle.manifest
+        self._records = {search.fits.key.graph: search.fits for search in found if search.fits is not None}
+        self.key = self._records["visual"].key
+        self.batches = range(self.key.profile.batch.least, self.key.profile.batch.most + 1)
+        place = torch.device("cuda", torch.cuda.current_device())
+        fused = frozenset(fused) - {"gmc"} - (frozenset() if self.key.ops is Ops.FUSED else {"svfr"})
+        # Inside the engine labels are fp32 at its border, and patches come out so.
+        dtype = getattr(torch, self.precision.torch_name) if self.key.ops is Ops.FUSED else torch.float32
+        sizes = Sizes(manifest.arch, manifest.grid[0] * manifest.grid[1], manifest.embed_dim, manifest.topk)
+        super().__init__(bundle, sizes, dtype, place, fused, folder)
+        self._visual = self._load(self._records["visual"])
+        self._contexts: dict[tuple[int, int], Context] = {}
+        self._svfr = self._kernels_weights() if self.key.ops is Ops.FUSED else None
+        self.description = (
+            f"{library.full_name} on {gpu.name}, {self.precision.value}, SVFR {self.key.ops.value}, {self.kernels}"
+        )
+
+    @staticmethod
+    def _graphs_of(bundle: Bundle) -> list[str]:
+        return ["visual", "text"] if bundle.manifest.context_length or bundle.manifest.arch.has_graph else ["visual"]
+
+    def _load(self, record: EngineRecord) -> LoadedEngine:
+        return LoadedEngine(self._library, self.bundle.engine_path(record), self._folder)
+
+    def _kernels_weights(self) -> SVFR:
+        """SVFR's weights, which the cut left in the ONNX file. Its graph half of `fuse` is in the vocabulary already."""
+        import onnx
+
+        from sigrl_deploy.tensorrt.cut import svfr_weights
+
+        path = self.bundle.file(self.bundle.manifest.variants[self.precision].visual)
+        dim, weights = self.sizes.dim, svfr_weights(onnx.load(path, load_external_data=False), path.parent)
+        module = SVFR(dim)
+        module.decouple.weight.data = torch.from_numpy(weights["decouple"].T.copy())
+        module.reconstruct.weight.data = torch.from_numpy(weights["reconstruct"].T.copy())
+        module.fuse.weight.data[:, :dim] = torch.from_numpy(weights["fuse"].T.copy())
+        return module.to(self.place, self.dtype).eval().requires_grad_(False)
+
+    def _features(self, pixels: Tensor, vocabulary: Resident) -> tuple[Tensor, Tensor]:
+        rows = len(vocabulary.label_embedding)
+        size = len(pixels), 0 if self.key.ops is Ops.FUSED else rows
+        if size not in self._contexts:
+            self._contexts[size] = self._visual.context()
+        inputs = {"pixels": pixels.contiguous(), "label_embedding": vocabulary.label_embedding}
+        if vocabulary.graph_projection is not None:
+            inputs["graph_projection"] = vocabulary.graph_projection
+        outputs = self._contexts[size](inputs)
+        global_feature = outputs["global_feature"].to(self.dtype)
+        if self._svfr is not None:
+            return self._reconstructed(self._svfr, outputs["patches"], vocabulary), global_feature
+        return outputs.get("local_feature", global_feature[:, None]), global_feature
+
+    def _forget_passes(self) -> None:
+        self._contexts.clear()
+        super()._forget_passes()
+
+    def resident(self, vocabulary: Vocabulary) -> Resident:
+        """See `ResidentEngine.resident`. Raises UsageError for more labels than the engine takes."""
+        if self.sizes.arch.has_graph and self.key.ops is not Ops.FUSED:
+            check_range(self.bundle.path, "labels", len(vocabulary), self.key.profile.labels)
+        return super().resident(vocabulary)
+
+    @cached_property
+    def _text(self) -> tuple[LoadedEngine, Context]:
+        loaded = self._load(self._records["text"])
+        return loaded, loaded.context()
+
+    def encode_labels(self, token_ids: NDArray[np.int64]) -> Array:
+        """See `Engine.encode_labels`."""
+        return self._run_text(np.zeros((0, self.sizes.dim), np.float32), token_ids)["label_embedding"]
+
+    def project_graph(self, label_embedding: Array) -> Array | None:
+        """See `Engine.project_graph`. Raises UsageError for more labels than the engine takes."""
+        if not self.sizes.arch.has_graph:
+            return None
+        check_range(self.bundle.path, "labels", len(label_embedding), self._records["text"].key.profile.labels)
+        shortest = np.zeros((0, self.bundle.manifest.context_length or 0), np.int64)
+        return self._run_text(label_embedding, shortest)["graph_projection"]
+
+    def _run_text(self, cached_embedding: Array, token_ids: NDArray[np.int64]) -> dict[str, Array]:
+        loaded, context = self._text
+        given = {"cached_embedding": cached_embedding, "token_ids": token_ids}
+        with self._running():
+            inputs = {name: torch.from_numpy(given[name]).to(self.place) for name in loaded.inputs}
+            return {name: tensor.float().cpu().numpy() for name, tensor in context(inputs).items()}
+
+
+def check_range(bundle: Path, what: str, size: int, allowed: Range) -> None:
+    """Raise UsageError where a request leaves an engine's profile."""
+    if size not in allowed:
+        wider = Range(min(size, allowed.least), allowed.best, max(size, allowed.most))
+        raise UsageError(
+            f"{size} {what}: the engine takes {allowed}; build one that takes them: sigrl-deploy export tensorrt {bundle} "
+            f"--{what} {wider.least} {wider.best} {wider.most}"
+        )
+
+
+def _built(bundle: Bundle, library: Library, gpu: Gpu, precision: Precision, found: list[Search], build: bool) -> list[Search]:
+    """The engines after building those that do not fit, like the nearest ones that the bundle has."""
+    reasons = "; ".join(reason for search in found for reason in search.reasons)
+    if not build:
+        raise NoEngineError(bundle.path, f"no TensorRT engine for this machine ({reasons})")
+    log.warning("%s", reasons)
+    near = next((search.nearest.key for search in found if search.nearest), None)
+    log.info("building engines of %s for %s; %s", bundle.path, gpu.name, _time(bundle, found))
+    profile = near.profile if near else None
+    build_engines(
+        BuildOptions(
+            bundle.path,
+            precision,
+            ops=_ops(near),
+            batch=profile.batch if profile else None,
+            labels=profile.labels if profile else None,
+            library=library.name,
+        )
+    )
+    after = Bundle(bundle.path)
+    return [find_engine(after, graph, precision, library.full_name, gpu) for graph in TensorRtEngine._graphs_of(after)]
+
+
+def _ops(near: EngineKey | None) -> Ops | None:
+    return near.ops if near and near.graph == "visual" else None
+
+
+def _time(bundle: Bundle, found: list[Search]) -> str:
+    known = [search.nearest.key for search in found if search.nearest]
+    return "; ".join(dict.fromkeys(expected_time(bundle, key) for key in known)) or "how long that takes is not on record"

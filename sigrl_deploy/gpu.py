@@ -1,0 +1,63 @@
+"""The GPU at hand, as NVIDIA's driver describes it: needs neither torch nor a CUDA context."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """`compute_capability` as "8.9", `driver` as "580.65.06", `cuda` the newest CUDA that the driver runs, memory in bytes."""
+
+    name: str
+    compute_capability: str
+    driver: str
+    cuda: str
+    memory: int
+
+
+class NoGpuError(Exception):
+    """There is no GPU; the message says why not."""
+
+
+def gpu_at_hand() -> Gpu:
+    """The first GPU that CUDA_VISIBLE_DEVICES leaves visible. Raises NoGpuError.
+
+    Its numbers are taken as nvidia-smi counts, which is how CUDA counts where all GPUs of a machine are alike or
+    CUDA_DEVICE_ORDER is PCI_BUS_ID.
+    """
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        raise NoGpuError(f"NVIDIA's driver is not there ({error})") from None
+    try:
+        return _describe(pynvml, _first_visible(pynvml))
+    except pynvml.NVMLError as error:
+        raise NoGpuError(f"NVIDIA's driver finds no GPU ({error})") from None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _first_visible(pynvml) -> object:  # type: ignore[no-untyped-def]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    first = "0" if visible is None else visible.split(",")[0].strip()
+    if first.isdigit():
+        return pynvml.nvmlDeviceGetHandleByIndex(int(first))
+    if not first.startswith(("GPU-", "MIG-")):
+        raise NoGpuError(f"CUDA_VISIBLE_DEVICES is {visible!r}, which hides every GPU")
+    return pynvml.nvmlDeviceGetHandleByUUID(first)
+
+
+def _describe(pynvml, handle) -> Gpu:  # type: ignore[no-untyped-def]
+    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+    cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()
+    return Gpu(
+        name=pynvml.nvmlDeviceGetName(handle),
+        compute_capability=f"{major}.{minor}",
+        driver=pynvml.nvmlSystemGetDriverVersion(),
+        cuda=f"{cuda // 1000}.{cuda % 1000 // 10}",
+        memory=pynvml.nvmlDeviceGetMemoryInfo(handle).total,
+    )

@@ -1,0 +1,315 @@
+"""Engines of a bundle: which are asked for, each built in a process of its own, and written into the bundle."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from sigrl_deploy.bundle import LOCK, VOCABULARY, Bundle, Manifest, change_manifest
+from sigrl_deploy.config import Precision
+from sigrl_deploy.errors import ExportError, UsageError
+from sigrl_deploy.files import read_arrays, sha256_file
+from sigrl_deploy.gpu import Gpu, NoGpuError, gpu_at_hand
+from sigrl_deploy.tensorrt.key import EngineKey, EngineRecord, Ops, Profile, Range, version_tuple
+from sigrl_deploy.tensorrt.library import Library, open_library
+
+log = logging.getLogger(__name__)
+
+LABELS_AT_ONCE = 64  # rows that the runtime gives the text encoder
+DEFAULT_BATCH = Range(1, 1, 32)
+MOST_LABELS = 4096
+_SHORTEST_PROMPT = 4  # tokens
+_LEFT_OVER = re.compile(r"\..+\.engine\.[0-9a-f]+\.tmp")  # of a build that was killed
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What to build and for what. None means: what the bundle or the machine at hand says.
+
+    `workspace` in bytes. `compute_capabilities` build ahead of time, for GPUs that need not be here.
+    """
+
+    bundle: Path
+    precision: Precision | None = None
+    ops: Ops | None = None
+    batch: Range | None = None
+    labels: Range | None = None
+    library: str | None = None
+    workspace: int | None = None
+    timing_cache: Path | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    hardware_compatible: bool = False
+    version_compatible: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """One build, as the child reads it: `shapes` has the least, best and most of every input."""
+
+    library: str
+    onnx: str
+    out: str
+    shapes: dict[str, list[list[int]]]
+    workspace: int | None
+    timing_cache: str | None
+    compute_capabilities: list[str]
+    hardware_compatible: bool
+    version_compatible: bool
+    plugin: dict[str, Any] | None  # what `plugin.register` needs, where the graph has plugin nodes
+
+
+def build_engines(options: BuildOptions) -> list[EngineRecord]:
+    """Build the visual engine, and the text engine where the bundle has a text graph; returns both records.
+
+    An engine that is in the bundle already is kept, unless `force`. One process at a time builds for a bundle; another waits.
+    Raises UsageError for options that contradict each other or this machine, ExportError where a build fails.
+    """
+    bundle, library = Bundle(options.bundle), open_library(options.library)
+    with _alone(bundle):
+        bundle = Bundle(options.bundle)  # as another process may have left it meanwhile
+        return [_build(bundle, key, library, options) for key in engine_keys(bundle, library, options)]
+
+
+def engine_keys(bundle: Bundle, library: Library, options: BuildOptions) -> list[EngineKey]:
+    """The keys of what `build_engines` builds. Raises UsageError."""
+    gpu = _gpu(options)
+    precision = _precision(bundle, options.precision)
+    capabilities = options.compute_capabilities or ((gpu.compute_capability,) if gpu else ())
+    variant = bundle.manifest.variants[precision]
+    visual = EngineKey(
+        graph="visual",
+        onnx=bundle.manifest.files[variant.visual],
+        library=library.full_name,
+        precision=precision,
+        ops=_ops(bundle, library, options.ops),
+        profile=Profile(options.batch or DEFAULT_BATCH, options.labels or default_labels(bundle)),
+        compute_capabilities=tuple(sorted(set(capabilities), key=float)),
+        gpu=gpu.name if gpu else None,
+        driver=gpu.driver if gpu else None,
+        hardware_compatible=options.hardware_compatible,
+        version_compatible=options.version_compatible,
+    )
+    if variant.text is None:
+        return [visual]
+    return [visual, replace(visual, graph="text", onnx=bundle.manifest.files[variant.text], ops=Ops.INLINED)]
+
+
+def _gpu(options: BuildOptions) -> Gpu | None:
+    """The GPU to build for; None where compute capabilities are named instead."""
+    for capability in options.compute_capabilities:
+        if not re.fullmatch(r"\d{1,2}\.\d", capability):
+            raise UsageError(f"--compute-capability {capability}: expected a number such as 8.9")
+    if options.compute_capabilities:
+        return None
+    try:
+        return gpu_at_hand()
+    except NoGpuError as error:
+        raise UsageError(
+            f"no GPU to build for: {error}; name the compute capability of the GPU that the engine is for: "
+            "--compute-capability 8.9 (repeatable; with TensorRT for RTX)"
+        ) from None
+
+
+def _precision(bundle: Bundle, asked: Precision | None) -> Precision:
+    for precision in bundle.precisions(asked):
+        if not precision.is_int8:
+            return precision
+    raise UsageError(
+        f"{bundle.path}: its int8 is for ONNX Runtime, whose ops TensorRT does not know; export with --precision bf16 too"
+    )
+
+
+def _ops(bundle: Bundle, library: Library, asked: Ops | None) -> Ops:
+    if not bundle.manifest.arch.has_graph:
+        if asked not in (None, Ops.INLINED):
+            raise UsageError(f"--ops {asked.value}: {bundle.manifest.arch.value} has no SVFR; leave it out")
+        return Ops.INLINED
+    if asked is Ops.PLUGIN and not library.has_plugins:
+        raise UsageError(f"--ops plugin: {library.name} takes no plugins; use --ops fused or --ops inlined, or tensorrt")
+    return asked or Ops.FUSED
+
+
+def default_labels(bundle: Bundle) -> Range:
+    """Tuned for the bundle's own vocabulary where it has one, else for a hundred labels."""
+    best = len(read_arrays(bundle.file(VOCABULARY), ("labels",))["labels"]) if bundle.has(VOCABULARY) else 100
+    return Range(1, best, max(best, MOST_LABELS))
+
+
+def shapes(manifest: Manifest, graph: str, profile: Profile) -> dict[str, list[list[int]]]:
+    """The least, best and most shape of every input that a graph ("visual" or "text") may have."""
+    batch, labels = profile.batch, profile.labels
+    if graph == "visual":
+        picture = [3, manifest.image_size, manifest.image_size]
+        rows = [[size, manifest.embed_dim] for size in (labels.least, labels.best, labels.most)]
+        pixels = [[size, *picture] for size in (batch.least, batch.best, batch.most)]
+        return {"pixels": pixels, "label_embedding": rows, "graph_projection": rows}
+    context = manifest.context_length or 0
+    shortest = min(_SHORTEST_PROMPT, context)
+    return {
+        "cached_embedding": [[size, manifest.embed_dim] for size in (0, labels.best, labels.most)],
+        "token_ids": [[0, shortest], [LABELS_AT_ONCE, min(16, context)], [LABELS_AT_ONCE, context]],
+    }
+
+
+@contextmanager
+def _alone(bundle: Bundle) -> Iterator[None]:
+    lock = FileLock(bundle.path / f"{LOCK}-engines")
+    try:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            log.info("%s: another process builds engines for it; waiting", bundle.path)
+            lock.acquire()
+    except OSError as error:
+        raise ExportError(
+            f"{bundle.path}: engines cannot be written into it ({error.strerror}); copy the bundle where it can be written"
+        ) from None
+    try:
+        for path in bundle.path.iterdir():
+            if _LEFT_OVER.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
+
+
+def _build(bundle: Bundle, key: EngineKey, library: Library, options: BuildOptions) -> EngineRecord:
+    known = next((record for record in bundle.manifest.engines if record.key == key), None)
+    if known and not options.force:
+        path = bundle.engine_path(known)
+        if path.is_file() and sha256_file(path) == known.sha256:
+            log.info("%s: is there already; build it again with --force", known.file)
+            return known
+        log.warning("%s: is %s; building it again", known.file, "damaged" if path.is_file() else "missing")
+    log.info("building %s; %s", key.file_name, expected_time(bundle, key))
+    with tempfile.TemporaryDirectory(prefix="sigrl-deploy-") as folder:
+        task = Task(
+            library=library.name,
+            onnx=str(_source(bundle, key, Path(folder))),
+            out=str(bundle.path / key.file_name),
+            shapes=shapes(bundle.manifest, key.graph, key.profile),
+            workspace=options.workspace,
+            timing_cache=str(options.timing_cache) if options.timing_cache else None,
+            compute_capabilities=list(key.compute_capabilities) if key.gpu is None else [],
+            hardware_compatible=key.hardware_compatible,
+            version_compatible=key.version_compatible,
+            plugin=_plugin(bundle, key),
+        )
+        seconds = run_builder(task, Path(folder))
+    path = bundle.path / key.file_name
+    record = EngineRecord(key, path.name, sha256_file(path), path.stat().st_size, seconds)
+    change_manifest(bundle.path, lambda manifest: replace(manifest, engines=_with(manifest.engines, record)))
+    return record
+
+
+def _with(engines: Sequence[EngineRecord], record: EngineRecord) -> tuple[EngineRecord, ...]:
+    return (*(other for other in engines if other.file != record.file), record)
+
+
+def expected_time(bundle: Bundle, key: EngineKey) -> str:
+    """How long such builds took before, by the bundle's own records."""
+    same = key.graph, key.ops, key.library
+    known = bundle.manifest.engines
+    times = [record.seconds for record in known if (record.key.graph, record.key.ops, record.key.library) == same]
+    if not times:
+        return "how long that takes is not on record"
+    return (
+        f"such builds took {min(times):.0f} to {max(times):.0f} s before"
+        if len(times) > 1
+        else f"it took {times[0]:.0f} s before"
+    )
+
+
+def _source(bundle: Bundle, key: EngineKey, folder: Path) -> Path:
+    """The ONNX file to build from: the bundle's, or for other forms of SVFR a changed copy in `folder`."""
+    variant = bundle.manifest.variants[key.precision]
+    name = variant.visual if key.graph == "visual" else variant.text
+    assert name is not None
+    path = bundle.file(name)
+    if key.ops is Ops.INLINED:
+        return path
+    import onnx
+
+    from sigrl_deploy.tensorrt.cut import tower
+
+    changed: Callable[[onnx.ModelProto], onnx.ModelProto] = tower
+    if key.ops is Ops.PLUGIN:
+        from sigrl_deploy.tensorrt.plugin import with_plugin
+
+        changed = with_plugin
+    out = folder / path.name
+    onnx.save(changed(onnx.load(path)), out, save_as_external_data=True, location=f"{out.name}.data")
+    return out
+
+
+def _plugin(bundle: Bundle, key: EngineKey) -> dict[str, Any] | None:
+    if key.ops is not Ops.PLUGIN:
+        return None
+    if len(key.compute_capabilities) > 1:
+        raise UsageError("--ops plugin: kernels are compiled for one compute capability; name one")
+    manifest = bundle.manifest
+    sizes = {"patches": manifest.grid[0] * manifest.grid[1], "dim": manifest.embed_dim}
+    return sizes | {"precision": key.precision.value, "capability": version_tuple(key.compute_capabilities[0])}
+
+
+def run_builder(task: Task, folder: Path) -> float:
+    """Build in a child process, with a progress bar; returns the seconds that it took.
+
+    Raises ExportError where it fails or dies. `folder` is for the task's file.
+    """
+    name = Path(task.out).name
+    path = folder / "task.json"
+    path.write_text(json.dumps(asdict(task)), encoding="utf-8")
+    command = [sys.executable, "-m", "sigrl_deploy.tensorrt.builder", str(path)]
+    last: dict[str, Any] = {}
+    start = time.perf_counter()
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace") as child:
+            assert child.stdout is not None
+            try:
+                with tqdm(desc=name, unit="step", leave=False, disable=None) as bar:
+                    for line in child.stdout:
+                        last = _message(line) or last
+                        _show(bar, last)
+            except BaseException:
+                child.terminate()
+                raise
+        errors.seek(0)
+        said = [line for line in errors.read().splitlines() if line.strip()]
+    if child.returncode == 0 and "seconds" in last:
+        return round(time.perf_counter() - start, 1)
+    reason = last.get("error")
+    if child.returncode < 0:
+        reason = f"the builder was ended by {signal.Signals(-child.returncode).name}"
+    raise ExportError(f"{name}: {reason or (said[-1] if said else 'the builder gave no reason')}; nothing was written")
+
+
+def _message(line: str) -> dict[str, Any] | None:
+    """A line of the child; TensorRT itself may print others."""
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _show(bar: Any, message: dict[str, Any]) -> None:
+    if "step" in message:
+        bar.total, bar.n = message["of"], message["step"]
+        bar.set_postfix_str(message["phase"], refresh=False)
+        bar.refresh()

@@ -1,0 +1,46 @@
+"""The engine of a bundle that fits this machine, or why there is none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sigrl_deploy.bundle import Bundle
+from sigrl_deploy.config import Precision
+from sigrl_deploy.files import sha256_file
+from sigrl_deploy.gpu import Gpu
+from sigrl_deploy.tensorrt.key import EngineRecord
+
+
+@dataclass(frozen=True)
+class Search:
+    """`fits` is the newest engine that does. `nearest` is the newest of all for the graph and precision, and `reasons` say why
+    it does not fit; it says what an engine that is built in its place should take.
+    """
+
+    fits: EngineRecord | None
+    nearest: EngineRecord | None
+    reasons: tuple[str, ...]
+
+
+def find_engine(bundle: Bundle, graph: str, precision: Precision, library: str, gpu: Gpu) -> Search:
+    """Look for an engine of a graph ("visual" or "text"); nothing is loaded. A damaged or missing file does not fit."""
+    variant = bundle.manifest.variants[precision]
+    name = variant.visual if graph == "visual" else variant.text
+    assert name is not None
+    records = [r for r in bundle.manifest.engines if r.key.graph == graph and r.key.precision is precision]
+    if not records:
+        return Search(None, None, (f"the bundle has no {graph} engine in {precision.value}",))
+    reasons: tuple[str, ...] = ()
+    for record in reversed(records):
+        unfit = record.key.unfit(bundle.manifest.files[name], library, gpu) or _damage(bundle, record)
+        if not unfit:
+            return Search(record, record, ())
+        reasons = reasons or tuple(f"{record.file}: {reason}" for reason in unfit)
+    return Search(None, records[-1], reasons)
+
+
+def _damage(bundle: Bundle, record: EngineRecord) -> list[str]:
+    path = bundle.engine_path(record)
+    if not path.is_file():
+        return ["it is missing from the bundle"]
+    return [] if sha256_file(path) == record.sha256 else ["it is damaged: its sha256 is not that of the manifest"]

@@ -1,0 +1,67 @@
+"""TensorRT, or TensorRT for RTX, behind the API that both have: the only module that imports either."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from sigrl_deploy.errors import UsageError
+
+LIBRARIES = ("tensorrt", "tensorrt_rtx")
+_INSTALL = {"tensorrt": "pip install '.[tensorrt]'", "tensorrt_rtx": "pip install '.[tensorrt-rtx]'"}
+
+
+@dataclass(frozen=True)
+class Library:
+    """An imported TensorRT: `trt` is the module."""
+
+    name: str
+    version: str
+    trt: Any
+
+    @property
+    def full_name(self) -> str:
+        """What engines are keyed by."""
+        return f"{self.name} {self.version}"
+
+    @property
+    def has_plugins(self) -> bool:
+        """Whether kernels can go into an engine: TensorRT for RTX has no plugins."""
+        return self.name == "tensorrt"
+
+    def logger(self, log: Any) -> Any:
+        """An `ILogger` that gives each message, with its severity's name, to `log(severity, text)`."""
+        trt = self.trt
+
+        class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: Any, text: str) -> None:
+                log(severity.name, text)
+
+        return Logger()
+
+
+def installed() -> list[str]:
+    """The libraries that can be imported here, TensorRT first."""
+    return [name for name in LIBRARIES if find_spec(name) is not None]
+
+
+def open_library(name: str | None = None) -> Library:
+    """The library of this name, or the first that is installed. Raises UsageError where there is none, or it does not load."""
+    if name is None:
+        found = installed()
+        if not found:
+            raise UsageError(f"TensorRT is not installed; {_INSTALL['tensorrt']} in a checkout (or '.[tensorrt-rtx]')")
+        name = found[0]
+    elif name not in installed():
+        raise UsageError(f"{name} is not installed; {_INSTALL[name]} in a checkout")
+    try:
+        trt = importlib.import_module(name)
+    except (ImportError, OSError, RuntimeError) as error:  # a shared library that is missing shows in each of these ways
+        reason = str(error).strip().splitlines()[-1]
+        raise UsageError(f"{name} is installed and does not load ({reason}); `sigrl-deploy doctor` says what to do") from None
+    return Library(name, trt.__version__, trt)

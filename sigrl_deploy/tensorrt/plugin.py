@@ -1,0 +1,164 @@
+"""SVFR's two kernels inside an engine of full TensorRT, compiled ahead of time: the engine needs neither Python nor Triton.
+
+`with_plugin` writes the graph: two plugin nodes, and the part between them as standard ops, in a model-local function like the
+bundle's own. `kernel_ptx` compiles, `register` tells TensorRT. Graph and PTX are tested; `register` was written against the
+documented API of `tensorrt.plugin` and has not run, since TensorRT could not be installed where it was written.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sigrl_deploy.config import Precision
+
+if TYPE_CHECKING:
+    from onnx import FunctionProto, ModelProto
+
+NAMESPACE = "sigrl"
+SPLITS = 16  # of stage 2's labels, whose sums the graph adds
+_ATTRIBUTES = f'<plugin_namespace = "{NAMESPACE}", plugin_version = "1", aot = 1>'
+
+_SVFR = """
+<domain: "sigrl", opset_import: ["": {opset}, "sigrl": 1]>
+SVFR (patches, label_embedding, graph_projection, decouple, fuse, reconstruct) => (local)
+{{
+  zero = Constant <value_ints = [0]> ()
+  one = Constant <value_ints = [1]> ()
+  two = Constant <value_ints = [2]> ()
+  three = Constant <value_ints = [3]> ()
+  minus_one = Constant <value_ints = [-1]> ()
+  float_zero = Constant <value_float = 0.0> ()
+  float_one = Constant <value_float = 1.0> ()
+  label_shape = Shape (label_embedding)
+  labels = Slice (label_shape, zero, one)
+  count = Cast <to = 6> (labels)
+  label_rows = Identity (label_embedding)
+  projection_rows = Cast <to = 1> (graph_projection)
+  first = Transpose <perm = [1, 0]> (decouple)
+  semantic = sigrl.svfr_decouple {attributes} (patches, label_embedding, first, count)
+{between}
+  second = Transpose <perm = [1, 0]> (reconstruct)
+  partial = sigrl.svfr_reconstruct {attributes} (patches, fused, second, count)
+  patch_weight = ReduceSum <keepdims = 0> (partial, zero)
+  patches_fp32 = Cast <to = 1> (patches)
+  local_fp32 = Mul (patches_fp32, patch_weight)
+  local = CastLike (local_fp32, patches)
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A compiled kernel: its entry's name, PTX, threads a program, bytes of shared memory, and channels a program owns."""
+
+    name: str
+    ptx: str
+    threads: int
+    shared: int
+    channels: int
+
+
+def svfr_function() -> FunctionProto:
+    """`SVFR` with the plugin's nodes in the place of both stages; inputs and outputs as in `export.functions.svfr_function`."""
+    import onnx.parser
+
+    from sigrl_deploy.export.functions import BETWEEN, OPSET
+
+    return onnx.parser.parse_function(_SVFR.format(opset=OPSET, attributes=_ATTRIBUTES, between=BETWEEN))
+
+
+def with_plugin(model: ModelProto) -> ModelProto:
+    """A copy of a visual graph whose SVFR calls the plugin; the model is not changed."""
+    from onnx import ModelProto
+
+    changed = ModelProto()
+    changed.CopyFrom(model)
+    (index,) = (i for i, function in enumerate(changed.functions) if function.name == "SVFR")
+    changed.functions[index].CopyFrom(svfr_function())
+    return changed
+
+
+def kernel_ptx(stage: int, patches: int, dim: int, precision: Precision, capability: tuple[int, int]) -> Kernel:
+    """Compile stage 1 or 2 for P patches and D channels on a GPU of this compute capability, launched as it is untuned.
+
+    Its parameters are what TensorRT passes: inputs, then int32 scalars, then the output.
+    """
+    import torch
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from sigrl_deploy.kernels import svfr
+
+    dtype = getattr(torch, precision.torch_name)
+    x = f"*{precision.value}"
+    how = svfr.launch(patches, dim, dtype, accumulators=stage)
+    kernel, scalars = (svfr.decouple_kernel, ["rows"]) if stage == 1 else (svfr.reconstruct_kernel, ["rows", "splits"])
+    types = {"patches": x, "labels": x, "weight": x, "count": "*i32"} | dict.fromkeys(scalars, "i32")
+    types[kernel.arg_names[len(types)]] = "*fp32"
+    signature = types | dict.fromkeys(how.constants, "constexpr")
+    target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
+    options = {"num_warps": how.warps, "num_stages": how.stages}
+    compiled = triton.compile(ASTSource(kernel, signature, how.constants), target=target, options=options)
+    ptx = without_scratch(compiled.asm["ptx"], len(types))
+    return Kernel(compiled.metadata.name, ptx, 32 * how.warps, compiled.metadata.shared, how.constants["BLOCK_O"])
+
+
+def without_scratch(ptx: str, parameters: int) -> str:
+    """PTX whose entry has no more than `parameters`: Triton adds pointers to scratch memory, which TensorRT would not pass.
+
+    Raises ValueError where the kernel uses them.
+    """
+    entry = re.search(r"\.entry (\w+)\(\n(.*?)\n\)", ptx, re.DOTALL)
+    if entry is None:
+        raise ValueError("the PTX has no entry")
+    name, declared = entry[1], entry[2].split(",\n")
+    for extra in range(parameters, len(declared)):
+        if f"[{name}_param_{extra}" in ptx:
+            raise ValueError(f"{name} uses scratch memory, which TensorRT does not give a kernel")
+    return ptx.replace(entry[2], ",\n".join(declared[:parameters]), 1)
+
+
+def register(trt: Any, patches: int, dim: int, precision: Precision, capability: tuple[int, int]) -> None:
+    """Register both stages as plugins of TensorRT (`trt`), with kernels for one size of model and compute capability."""
+    trtp = importlib.import_module("tensorrt.plugin")
+
+    first, second = (kernel_ptx(stage, patches, dim, precision, capability) for stage in (1, 2))
+    Desc = trtp.TensorDesc
+
+    # TensorRT reads annotations, which have to be classes: those of this module are text.
+    def describe_first(patches, labels, weight, count):  # type: ignore[no-untyped-def]
+        return trtp.from_shape_expr((patches.shape_expr[0], labels.shape_expr[0], dim), dtype=trt.float32)
+
+    def describe_second(patches, labels, weight, count):  # type: ignore[no-untyped-def]
+        return trtp.from_shape_expr((SPLITS, patches.shape_expr[0], patches.shape_expr[1], dim), dtype=trt.float32)
+
+    def compile_first(patches, labels, weight, count, outputs, tactic):  # type: ignore[no-untyped-def]
+        launch = trtp.KernelLaunchParams()
+        launch.grid_x = labels.shape_expr[0] * -(-dim // first.channels)
+        launch.grid_y = patches.shape_expr[0]
+        return _compiled(trtp, first, launch, [labels.shape_expr[0]])
+
+    def compile_second(patches, labels, weight, count, outputs, tactic):  # type: ignore[no-untyped-def]
+        launch = trtp.KernelLaunchParams()
+        launch.grid_x = -(-dim // second.channels)
+        launch.grid_y = SPLITS
+        launch.grid_z = patches.shape_expr[0]
+        return _compiled(trtp, second, launch, [labels.shape_expr[1], SPLITS])
+
+    for name, describe, compiled in (
+        ("svfr_decouple", describe_first, compile_first),
+        ("svfr_reconstruct", describe_second, compile_second),
+    ):
+        describe.__annotations__ = dict.fromkeys(("patches", "labels", "weight", "count", "return"), Desc)
+        trtp.register(f"{NAMESPACE}::{name}")(describe)
+        trtp.aot_impl(f"{NAMESPACE}::{name}")(compiled)
+
+
+def _compiled(trtp: Any, kernel: Kernel, launch: Any, scalars: list[Any]) -> tuple[bytes, bytes, Any, Any]:
+    launch.block_x, launch.shared_mem = kernel.threads, kernel.shared
+    arguments = trtp.SymIntExprs.from_tuple([trtp.SymInt32(value) for value in scalars])
+    return kernel.name.encode(), kernel.ptx.encode(), launch, arguments

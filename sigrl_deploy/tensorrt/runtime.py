@@ -1,0 +1,111 @@
+"""A built engine, loaded on the current GPU, over torch's tensors and stream. Written against TensorRT's documented API: no GPU
+with TensorRT's libraries was at hand, so this file has not run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sigrl_deploy.errors import BundleError
+from sigrl_deploy.files import replacing
+from sigrl_deploy.tensorrt.library import Library
+
+log = logging.getLogger(__name__)
+
+
+class LoadedEngine:
+    """A deserialised engine. `folder` is where TensorRT for RTX keeps the kernels that it compiles for this GPU.
+
+    Raises BundleError where the library does not take the file.
+    """
+
+    def __init__(self, library: Library, path: Path, folder: Path | None) -> None:
+        self.trt = library.trt
+        said: list[str] = []
+        logger = library.logger(lambda severity, text: said.append(text) if severity in ("ERROR", "INTERNAL_ERROR") else None)
+        self._runtime = self.trt.Runtime(logger)
+        # Engines that run in other releases carry code for the host, and this one was built from the bundle's own graph.
+        self._runtime.engine_host_code_allowed = True
+        self.engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self.engine is None:
+            reason = said[0] if said else "it gave no reason"
+            raise BundleError(f"{path}: {library.full_name} cannot load it ({reason}); build it again with --force")
+        names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
+        is_input = {name: self.engine.get_tensor_mode(name) == self.trt.TensorIOMode.INPUT for name in names}
+        self.inputs = [name for name in names if is_input[name]]
+        self.outputs = {name: _dtype(self.trt, self.engine.get_tensor_dtype(name)) for name in names if not is_input[name]}
+        self._compiled = folder / f"{path.stem}.compiled" if folder and hasattr(self.engine, "create_runtime_config") else None
+
+    def context(self) -> Context:
+        """A context of its own: one worker's, or one captured pass's."""
+        strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not hasattr(self.trt, "DynamicShapesKernelSpecializationStrategy"):
+            return Context(self, self.engine.create_execution_context(strategy))
+        config = self.engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        # A captured pass would replay the kernels that only stand in until special ones are compiled.
+        config.dynamic_shapes_kernel_specialization_strategy = self.trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        cache = config.create_runtime_cache()
+        if self._compiled is not None and self._compiled.is_file():
+            cache.deserialize(self._compiled.read_bytes())
+        config.set_runtime_cache(cache)
+        return Context(self, self.engine.create_execution_context(config), cache)
+
+    def keep_compiled(self, cache: Any) -> None:
+        """Keep what TensorRT for RTX has compiled for the next process; a folder that cannot be written costs it that time."""
+        if self._compiled is None or cache is None:
+            return
+        with suppress(OSError):
+            self._compiled.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self._compiled) as temporary:
+                temporary.write_bytes(cache.serialize())
+
+
+class Context:
+    """An execution context with scratch memory of its own, on torch's current stream. Not for two threads at once."""
+
+    def __init__(self, loaded: LoadedEngine, context: Any, cache: Any = None) -> None:
+        if context is None:
+            raise torch.OutOfMemoryError("TensorRT could not create an execution context")
+        self._loaded, self._context, self._cache = loaded, context, cache
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._scratch = torch.empty(0, dtype=torch.uint8, device="cuda")
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every input by name, contiguous on the GPU in the engine's dtype → every output. Enqueues only; nothing waits."""
+        given = {name: inputs[name] for name in self._loaded.inputs}
+        shapes = {name: tuple(tensor.shape) for name, tensor in given.items()}
+        if shapes != self._shapes:
+            self._set_shapes(shapes)
+        outputs = {
+            name: torch.empty(tuple(self._context.get_tensor_shape(name)), dtype=dtype, device="cuda")
+            for name, dtype in self._loaded.outputs.items()
+        }
+        for name, tensor in (given | outputs).items():
+            # An address is asked for even where there is nothing to read.
+            self._context.set_tensor_address(name, tensor.data_ptr() or self._scratch.data_ptr())
+        if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+            raise RuntimeError(f"TensorRT could not enqueue {shapes}")
+        return outputs
+
+    def _set_shapes(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        for name, shape in shapes.items():
+            if not self._context.set_input_shape(name, shape):
+                raise RuntimeError(f"TensorRT refuses the shape {shape} of {name}")
+        needed = max(1, self._context.update_device_memory_size_for_shapes())
+        if needed > self._scratch.numel():
+            self._scratch = torch.empty(needed, dtype=torch.uint8, device="cuda")
+            self._context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
+        self._shapes = shapes
+        self._loaded.keep_compiled(self._cache)
+
+
+def _dtype(trt: Any, dtype: Any) -> torch.dtype:
+    known = {trt.float32: torch.float32, trt.float16: torch.float16, trt.bfloat16: torch.bfloat16, trt.int64: torch.int64}
+    return known[dtype]
