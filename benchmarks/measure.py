@@ -181,18 +181,9 @@ def tower_pass(cell: Cell, folder: Path, pixels: Array) -> Callable[[], Any]:
     import onnxruntime as ort
     from machine import cores
 
-    model = onnx.load(bundle_of(folder, cell.precision) / "visual.onnx")
-    graph = model.graph
-    (head,) = (node for node in graph.node if node.domain == "sigrl")
-    patches = onnx.helper.make_empty_tensor_value_info(head.input[0])
-    keep = [node for node in graph.node if node is not head and not set(node.input) & set(head.output)]
-    outputs = [patches, *(output for output in graph.output if output.name == "global_feature")]
-    inputs = [node for node in graph.input if node.name == "pixels"]
-    for field, values in ((graph.node, keep), (graph.output, outputs), (graph.input, inputs)):
-        copies = [type(value).FromString(value.SerializeToString()) for value in values]
-        del field[:]
-        field.extend(copies)
-    del model.functions[:]
+    from sigrl_deploy.tensorrt.cut import tower
+
+    model = tower(onnx.load(bundle_of(folder, cell.precision) / "visual.onnx"))
     options = ort.SessionOptions()
     options.intra_op_num_threads = cores()
     options.log_severity_level = 3

@@ -136,7 +136,9 @@ class TensorRtEngine(ResidentEngine):
 
     def encode_labels(self, token_ids: NDArray[np.int64]) -> Array:
         """See `Engine.encode_labels`."""
-        return self._run_text(np.zeros((0, self.sizes.dim), np.float32), token_ids)["label_embedding"]
+        # The profile asks for a row before those of the labels.
+        rows = self._run_text(np.zeros((1, self.sizes.dim), np.float32), token_ids)["label_embedding"]
+        return rows[-len(token_ids) :]
 
     def project_graph(self, label_embedding: Array) -> Array | None:
         """See `Engine.project_graph`. Raises UsageError for more labels than the engine takes."""

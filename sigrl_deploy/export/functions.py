@@ -140,13 +140,16 @@ _SHIFTED = """      largest = ReduceMax <keepdims = 1> (energy, two)
       safe = Sub (energy, largest)"""
 
 # e[i, j] = (1+s)/2 a·z[j] + (1−s)/2 a·|z[i] + z[j]| + const(i), and softmax over j cancels const(i) (design, identity 4).
-# ELU is spelled out: TensorRT for RTX 1.7 fails to build an Elu that follows a Loop.
+# ELU is spelled out: TensorRT for RTX 1.7 fails to build an Elu that follows a Loop. Shapes too: without labels a -1 is open.
 _GAT_LAYER = """
   z{n}_rows = MatMul ({h}, weight{n})
   z{n}_rows_fp32 = Cast <to = 1> (z{n}_rows)
   attention{n}_fp32 = Cast <to = 1> (attention{n})
   width{n} = Shape (attention{n})
-  z{n}_shape = Concat <axis = 0> (labels, minus_one, width{n})
+  weight{n}_shape = Shape (weight{n})
+  columns{n} = Slice (weight{n}_shape, one, two)
+  count{n} = Div (columns{n}, width{n})
+  z{n}_shape = Concat <axis = 0> (labels, count{n}, width{n})
   z{n} = Reshape (z{n}_rows_fp32, z{n}_shape)
   heads{n} = Transpose <perm = [1, 0, 2]> (z{n})
   column{n} = Unsqueeze (attention{n}_fp32, one)
@@ -167,7 +170,7 @@ _GAT_LAYER = """
       row_heads = MatMul (weight, heads{n})
       row = Squeeze (row_heads, one)
     }}>
-  out{n}_shape = Constant <value_ints = [0, -1]> ()
+  out{n}_shape = Concat <axis = 0> (labels, columns{n})
   out{n}_fp32 = Reshape (rows{n}, out{n}_shape)
 """
 _GMC = """
@@ -176,7 +179,7 @@ GMC (label_embedding, weight1, attention1, weight2, attention2) => (graph)
 {{
   zero = Constant <value_ints = [0]> ()
   one = Constant <value_ints = [1]> ()
-  minus_one = Constant <value_ints = [-1]> ()
+  two = Constant <value_ints = [2]> ()
   linear_part = Constant <value_float = 0.6> ()
   absolute_part = Constant <value_float = 0.4> ()
   float_one = Constant <value_float = 1.0> ()

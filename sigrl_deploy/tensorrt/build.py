@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 LABELS_AT_ONCE = 64  # rows that the runtime gives the text encoder
 DEFAULT_BATCH = Range(1, 1, 32)
 MOST_LABELS = 4096
-_SHORTEST_PROMPT = 4  # tokens
+_PROMPT = 4, 16  # tokens of the shortest and of a usual one
 _LEFT_OVER = re.compile(r"\..+\.engine\.[0-9a-f]+\.tmp")  # of a build that was killed
 
 
@@ -80,9 +80,16 @@ def build_engines(options: BuildOptions) -> list[EngineRecord]:
     Raises UsageError for options that contradict each other or this machine, ExportError where a build fails.
     """
     bundle, library = Bundle(options.bundle), open_library(options.library)
-    with _alone(bundle):
-        bundle = Bundle(options.bundle)  # as another process may have left it meanwhile
-        return [_build(bundle, key, library, options) for key in engine_keys(bundle, library, options)]
+    keys = engine_keys(bundle, library, options)
+    try:
+        with _alone(bundle):
+            # Read anew for each: another process may have built meanwhile, and the time of the last one is on record.
+            return [_build(Bundle(options.bundle), key, library, options) for key in keys]
+    except OSError as error:
+        reason = f"{error.filename or bundle.path} cannot be written ({error.strerror or error})"
+        raise ExportError(
+            f"{bundle.path}: no engine was built: {reason}; free some space, or copy the bundle elsewhere"
+        ) from None
 
 
 def engine_keys(bundle: Bundle, library: Library, options: BuildOptions) -> list[EngineKey]:
@@ -159,10 +166,15 @@ def shapes(manifest: Manifest, graph: str, profile: Profile) -> dict[str, list[l
         pixels = [[size, *picture] for size in (batch.least, batch.best, batch.most)]
         return {"pixels": pixels, "label_embedding": rows, "graph_projection": rows}
     context = manifest.context_length or 0
-    shortest = min(_SHORTEST_PROMPT, context)
+    fewest = 0 if manifest.arch.has_graph else 1
     return {
-        "cached_embedding": [[size, manifest.embed_dim] for size in (0, labels.best, labels.most)],
-        "token_ids": [[0, shortest], [LABELS_AT_ONCE, min(16, context)], [LABELS_AT_ONCE, context]],
+        # One row at least: a Loop over no labels does not build as it should. The runtime puts one before those it encodes.
+        "cached_embedding": [[size, manifest.embed_dim] for size in (1, labels.best, labels.most)],
+        "token_ids": [
+            [fewest, min(_PROMPT[0], context)],
+            [LABELS_AT_ONCE, min(_PROMPT[1], context)],
+            [LABELS_AT_ONCE, context],
+        ],
     }
 
 
@@ -170,15 +182,10 @@ def shapes(manifest: Manifest, graph: str, profile: Profile) -> dict[str, list[l
 def _alone(bundle: Bundle) -> Iterator[None]:
     lock = FileLock(bundle.path / f"{LOCK}-engines")
     try:
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            log.info("%s: another process builds engines for it; waiting", bundle.path)
-            lock.acquire()
-    except OSError as error:
-        raise ExportError(
-            f"{bundle.path}: engines cannot be written into it ({error.strerror}); copy the bundle where it can be written"
-        ) from None
+        lock.acquire(blocking=False)
+    except Timeout:
+        log.info("%s: another process builds engines for it; waiting", bundle.path)
+        lock.acquire()
     try:
         for path in bundle.path.iterdir():
             if _LEFT_OVER.fullmatch(path.name):

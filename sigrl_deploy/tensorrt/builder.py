@@ -66,7 +66,7 @@ def _network_flags(trt: Any) -> int:
 def _parser_errors(parser: Any) -> str:
     first = parser.get_error(0)
     more = f", and {parser.num_errors - 1} more errors" if parser.num_errors > 1 else ""
-    return f"{first.desc()} (node {first.node_name() or first.node()}){more}"
+    return f"{first.node_operator()} {first.node_name()}: {first.desc()}{more}"
 
 
 def _config(library: Library, builder: Any, network: Any, task: dict[str, Any]) -> Any:

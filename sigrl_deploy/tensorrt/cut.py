@@ -26,14 +26,15 @@ def tower(model: ModelProto) -> ModelProto:
     """pixels [B, 3, H, W] → `patches` X [B, P, D] as SVFR gets them, `global_feature` [B, D] fp32. The model is not changed."""
     graph, head = model.graph, svfr_node(model.graph)
     kept = _needed(graph, [head.input[0], GLOBAL])
-    dtype = next(tensor.data_type for tensor in graph.initializer if tensor.name == head.input[3])
+    # Wa is in the dtype of the patches even where the other two are in 8 bits.
+    dtype = next(tensor.data_type for tensor in graph.initializer if tensor.name == head.input[4])
     nodes = [*kept, onnx.helper.make_node("Identity", [head.input[0]], [PATCHES], "cut_at_svfr")]
     used = {name for node in nodes for name in node.input}
     cut = onnx.helper.make_graph(
         nodes,
         graph.name,
         [value for value in graph.input if value.name in used],
-        [onnx.helper.make_tensor_value_info(PATCHES, dtype, None), _named(graph, GLOBAL)],
+        [onnx.helper.make_tensor_value_info(PATCHES, dtype, ["batch", "patches", "dim"]), _named(graph, GLOBAL)],
         [tensor for tensor in graph.initializer if tensor.name in used],
     )
     opsets = [opset for opset in model.opset_import if opset.domain != DOMAIN]
