@@ -95,6 +95,30 @@ def test_svfr_zero_rows_stay_zero(svfr: SVFR, dtype: type) -> None:
     assert np.abs(out - expected).max() <= TOLERANCE[dtype] * np.abs(expected).max()
 
 
+@pytest.mark.parametrize(("patches_scale", "labels_scale"), [(1e-3, 1e-2), (1e-2, 1e-3), (4, 100)])
+def test_svfr_in_fp16_keeps_norms_and_exp_in_fp32(svfr: SVFR, patches_scale: float, labels_scale: float) -> None:
+    """Rows of Sᵀ T whose squares fp16 would round to 0 or overflow, and energies beyond ln 65504 = 11.1: an fp16 norm, exp or
+    sum of weights would give NaN, infinities, or patches that are all the same.
+    """
+    large = SVFR(DIM).double().requires_grad_(False)
+    large.load_state_dict(svfr.state_dict())
+    for linear in (large.decouple, large.reconstruct):
+        linear.weight *= 80 / linear.weight.abs().sum(1).max()
+    patches, labels, projection = svfr_inputs(2, 25, 7)
+    given = patches * patches_scale, labels * labels_scale, projection * labels_scale
+    inputs = [value.astype(np.float16) for value in given]
+    feeds = dict(zip(("patches", "label_embedding", "graph_projection"), inputs, strict=True))
+    (out,) = svfr_session(large, np.float16, shift=False).run(None, feeds)
+    wide = [torch.from_numpy(value).double() for value in inputs]
+    expected = large(*wide).numpy()
+    relation = large.decoupled(wide[0], wide[1].expand(2, -1, -1)).transpose(1, 2) @ wide[1]
+    energy = linear(torch.tanh(wide[0][:, None] * wide[1][:, None])).abs().max()
+    squares = relation.square().sum(-1)
+    assert squares.min() < 6e-8 or (squares.max() > 65504 and energy > np.log(65504)), "it is no test of fp16's range"
+    # An energy of up to 20 has an error of a hundredth in fp16, which exp makes a relative one.
+    assert np.abs(out - expected).max() <= 4 * TOLERANCE[np.float16] * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("labels", [1, 2, 7, 81, 301])
 def test_gmc(dtype: type, labels: int) -> None:

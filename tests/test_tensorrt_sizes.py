@@ -49,7 +49,9 @@ def test_engines_build_for_batches_to_32_and_labels_to_4096(
     model: tuple[str, SigRL], precision: Precision, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name, module = model
-    parameters = {"visual": 90e6, "tower": 85e6, "text": 60e6} if name == "ViT-B/16" else dict.fromkeys(("visual", "tower"), 1e6)
+    parameters = (
+        {"visual": 90e6, "tower": 85e6, "text": 60e6} if name == "ViT-B/16" else dict.fromkeys(("visual", "tower"), 1e6)
+    )
     for graph, path, shapes in graphs(module, precision, tmp_path):
         out = tmp_path / f"{graph}.engine"
         task = Task("tensorrt_rtx", str(path), str(out), shapes, None, None, CAPABILITIES, False, False, None)
