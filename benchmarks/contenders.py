@@ -8,6 +8,8 @@ compile-tiled      our tiled PyTorch model under torch.compile
 onnxruntime        our exported bundle in ONNX Runtime under `Recognizer`, vocabulary cached
 openvino           the same bundle in OpenVINO
 torch              our PyTorch engine: fused kernels in one CUDA graph on a GPU, the tiled model on a CPU
+tensorrt           our TensorRT engine of the tower with the fused kernels behind it; its first start builds it
+onnxruntime-tensorrt   the bundle in ONNX Runtime's TensorRT provider
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ ON_CPU = (
 ON_GPU = (
     ("eager-as-written", "bf16"), ("eager", "bf16"), ("eager", "fp32"), ("compile", "bf16"), ("compile-tiled", "bf16"),
     ("naive-onnx", "fp32"), ("onnxruntime", "fp16"), ("torch", "bf16"), ("torch", "fp16"), ("torch", "fp32"),
+    ("onnxruntime-tensorrt", "fp16"), ("tensorrt", "bf16"), ("tensorrt", "fp16"),
 )  # fmt: skip
 
 
@@ -60,12 +63,24 @@ def chosen(device: str, names: list[str] | None) -> list[tuple[str, str]]:
 
     Raises UsageError for a name that no contender of the device has.
     """
-    every = [pair for pair in (ON_CPU if device == "cpu" else ON_GPU) if pair[0] != "openvino" or find_spec("openvino")]
+    every = [pair for pair in (ON_CPU if device == "cpu" else ON_GPU) if _installed(pair[0])]
     known = dict.fromkeys(backend for backend, _ in every)
     for name in names or ():
         if name not in known:
             raise UsageError(f"--backends {name}: expected some of {', '.join(known)}, which can run here")
     return [pair for pair in every if not names or pair[0] in names]
+
+
+def _installed(backend: str) -> bool:
+    if backend == "onnxruntime-tensorrt":
+        import onnxruntime
+
+        return "TensorrtExecutionProvider" in onnxruntime.get_available_providers()
+    if backend == "tensorrt":
+        from sigrl_deploy.tensorrt.library import installed
+
+        return bool(installed())
+    return backend != "openvino" or find_spec("openvino") is not None
 
 
 def open_pass(cell: Cell, folder: Path) -> tuple[Pass, Any]:

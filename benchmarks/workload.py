@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "sigrl.pth"
 NAIVE = "naive.onnx"
-OURS = ("onnxruntime", "openvino", "torch")  # backends that run a bundle
+OURS = ("onnxruntime", "onnxruntime-tensorrt", "openvino", "torch", "tensorrt")  # backends that run a bundle
 Array = NDArray[np.float32]
 
 
