@@ -29,7 +29,17 @@ def test_every_option_that_the_readme_names_exists() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     option = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
     known: set[str] = set()
-    for command in (["infer"], ["export", "onnx"], ["labels", "build"], ["train"], ["evaluate"], ["demo"]):
+    for command in (
+        ["infer"],
+        ["export", "onnx"],
+        ["export", "tensorrt"],
+        ["labels", "build"],
+        ["train"],
+        ["evaluate"],
+        ["demo"],
+        ["doctor"],
+        ["verify"],
+    ):
         arguments = [sys.executable, "-m", "sigrl_deploy", *command, "--help"]
         known |= set(option.findall(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout))
     named = set(option.findall(readme)) - {"--force-reinstall", "--no-deps"}  # pip's

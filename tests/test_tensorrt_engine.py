@@ -1,0 +1,76 @@
+"""What the TensorRT engine decides before it needs a GPU: which engine fits, what is said before a build, what it refuses."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from sigrl_deploy.bundle import Bundle
+from sigrl_deploy.cli import main
+from sigrl_deploy.config import Precision
+from sigrl_deploy.engines.tensorrt import NoEngineError, TensorRtEngine, check_range
+from sigrl_deploy.errors import UsageError
+from sigrl_deploy.export.bundle import ExportOptions, export_bundle
+from sigrl_deploy.gpu import Gpu
+from sigrl_deploy.tensorrt.key import Range
+from sigrl_deploy.tensorrt.library import open_library
+
+H200 = Gpu("NVIDIA H200", "9.0", "580.65.06", "13.0", 141 << 30)
+
+
+@pytest.fixture
+def built(bundle: Path, tmp_path: Path) -> Path:
+    """A bundle with engines for another GPU than the one at hand."""
+    own = Path(shutil.copytree(bundle, tmp_path / "own"))
+    done = CliRunner().invoke(main, ["export", "tensorrt", str(own), "--compute-capability", "8.9"])
+    assert done.exit_code == 0, done.output
+    return own
+
+
+def test_without_a_build_it_says_why_there_is_no_engine(bundle: Path, built: Path) -> None:
+    with pytest.raises(NoEngineError, match=r"build one: sigrl-deploy export tensorrt") as none:
+        TensorRtEngine(Bundle(bundle), open_library(), H200, build=False)
+    assert "the bundle has no visual engine in fp32; the bundle has no text engine in fp32" in none.value.reason
+    with pytest.raises(NoEngineError) as other:
+        TensorRtEngine(Bundle(built), open_library(), H200, build=False)
+    assert "it was built for compute capability 8.9, and NVIDIA H200 has 9.0" in other.value.reason
+
+
+def test_before_a_build_it_says_what_and_how_long_it_took(built: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The build itself then fails here, where there is no GPU to build for."""
+    with caplog.at_level(logging.INFO), pytest.raises(UsageError, match="no GPU to build for"):
+        TensorRtEngine(Bundle(built), open_library(), H200)
+    reason, announced = (record.getMessage() for record in caplog.records[:2])
+    assert "built for compute capability 8.9" in reason
+    assert announced.startswith(f"building engines of {built} for NVIDIA H200; it took ")
+    assert announced.endswith(" s before")
+
+
+def test_int8_alone_is_refused(weights: Path, tmp_path: Path) -> None:
+    options = ExportOptions(weights / "sigrl.pth", tmp_path / "out", text_tower=str(weights / "text.pth"))
+    export_bundle(ExportOptions(**(vars(options) | {"precisions": (Precision.INT8,)})))
+    with pytest.raises(UsageError, match="TensorRT runs none of its precisions; export it with --precision bf16 too"):
+        TensorRtEngine(Bundle(tmp_path / "out"), open_library(), H200)
+
+
+@pytest.mark.parametrize(
+    ("size", "command"), [(5000, "--labels 1 81 5000"), (2, "--labels 2 81 4096"), (1, "--labels 1 81 4096")]
+)
+def test_a_request_outside_the_profile_names_the_range_and_the_command_that_widens_it(size: int, command: str) -> None:
+    least = 3 if size < 3 else 1
+    message = rf"^{size} labels: the engine takes {least} to 4096; build one that takes them: .* b {command}$"
+    with pytest.raises(UsageError, match=message):
+        check_range(Path("b"), "labels", size, Range(least, 81, 4096))
+    check_range(Path("b"), "labels", 81, Range(least, 81, 4096))
+
+
+def test_no_build_is_for_infer(built: Path, photos: list[Path]) -> None:
+    done = CliRunner().invoke(
+        main, ["infer", str(photos[0]), "--bundle", str(built), "--backend", "tensorrt", "--no-build", "--device", "cpu"]
+    )
+    assert done.exit_code == 2
+    assert "TensorRT runs on GPUs" in done.output
