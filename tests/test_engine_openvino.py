@@ -185,3 +185,19 @@ def test_what_it_cannot_run_is_refused_in_one_line(bundle: Path, exported: Calla
         Recognizer(exported(Precision.INT8), backend="openvino", precision="int8")
     with pytest.raises(UsageError, match="expected auto or cpu"):
         Recognizer(bundle, backend="openvino", device="cuda")
+
+
+def test_a_signal_after_several_engines_does_not_end_the_process(bundle: Path) -> None:
+    """In a process of its own: on a CPU with AMX, OpenVINO's cores left the thread a freed stack for signal handlers."""
+    code = (
+        "import gc, os, signal, sys\n"
+        "from sigrl_deploy import Recognizer\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('handled'))\n"
+        "opened = [Recognizer(sys.argv[1], backend='openvino', cache_dir=False) for _ in range(3)]\n"
+        "while opened:\n"
+        "    del opened[0]\n"
+        "    gc.collect()\n"
+        "    os.kill(os.getpid(), signal.SIGUSR1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(bundle)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, ["handled"] * 3), done.stderr

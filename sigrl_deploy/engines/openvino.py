@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,21 @@ class OpenVinoEngine(GraphEngine):
             # OpenVINO holds mapped files open, which Windows then does not delete.
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
                 file, graph = _inlined(path, Path(folder))
-                compiled = ov.Core().compile_model(file, "CPU", settings)
+                compiled = _core().compile_model(file, "CPU", settings)
         except Exception as error:  # protobuf, onnx and OpenVINO each raise their own
             reason = str(error).strip().splitlines()[-1]
             raise BundleError(f"{path}: OpenVINO {_VERSION} cannot open it ({reason}); export it again") from None
         # The setting is a hint, which a CPU without bf16 may not follow.
         self._floats = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         return _Compiled(compiled, graph)
+
+
+@cache
+def _core() -> ov.Core:
+    """One for the process. Where the CPU has AMX, each core gives the thread another stack for signal handlers, and takes back
+    the one that it found, which an earlier core may have freed: the next signal then ends the process (OpenVINO 2026.4).
+    """
+    return ov.Core()
 
 
 class _Compiled:
