@@ -17,6 +17,7 @@ from typing import Any
 
 import onnx
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from sigrl_deploy import Recognizer
@@ -105,6 +106,22 @@ def test_architectures_without_a_label_graph(arch: Arch, weights: Path, tmp_path
     assert "has no SVFR" in refusal(tmp_path / "out", *AHEAD, "--ops", "fused")
 
 
+def test_a_closed_vocabulary(weights: Path, bundle: Path, tmp_path: Path) -> None:
+    """Its text graph has no tokens; the best label count is its own."""
+    labels = ["cat", "cup", "rocket"]
+    embedding = Recognizer(bundle, device="cpu", cache_dir=False).vocabulary(labels).label_embedding
+    torch.save(torch.from_numpy(embedding), tmp_path / "embeddings.pt")
+    (tmp_path / "labels.txt").write_text("\n".join(labels))
+    options = ExportOptions(weights / "sigrl.pth", tmp_path / "out", labels=tmp_path / "labels.txt")
+    export_bundle(replace(options, label_embeddings=tmp_path / "embeddings.pt"))
+    arguments = [*AHEAD, "--hardware-compatible", "--workspace", "0.5", "--timing-cache", tmp_path / "times" / "cache"]
+    done = export(tmp_path / "out", *arguments)
+    assert done.exit_code == 0, done.output
+    visual, text = Bundle(tmp_path / "out").manifest.engines
+    assert (visual.key.profile.labels.best, text.key.hardware_compatible) == (3, True)
+    assert (tmp_path / "times" / "cache").stat().st_size > 0
+
+
 def test_without_a_gpu_it_asks_for_compute_capabilities(own: Path) -> None:
     assert "no GPU to build for" in (line := refusal(own))
     assert "--compute-capability 8.9" in line
@@ -116,6 +133,7 @@ def test_without_a_gpu_it_asks_for_compute_capabilities(own: Path) -> None:
         (["--compute-capability", "89"], "expected a number such as 8.9", 2),
         (["--compute-capability", "9.0"], "compute capability 9.0: this library builds for 7.5, 8.0, 8.6, 8.9, 12.0", 3),
         ([*AHEAD, "--ops", "plugin"], "tensorrt_rtx takes no plugins; use --ops fused", 2),
+        ([*AHEAD, "--version-compatible"], "tensorrt_rtx builds no such engines; leave it out, or use tensorrt", 2),
         ([*AHEAD, "--batch", "4", "2", "8"], "--batch 4 2 8: expected the least, the best and the most", 2),
         ([*AHEAD, "--precision", "bf16"], "holds only fp32", 2),
         ([*AHEAD, "--library", "tensorrt"], "tensorrt is not installed; pip install", 2),

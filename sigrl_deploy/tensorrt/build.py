@@ -94,6 +94,8 @@ def build_engines(options: BuildOptions) -> list[EngineRecord]:
 
 def engine_keys(bundle: Bundle, library: Library, options: BuildOptions) -> list[EngineKey]:
     """The keys of what `build_engines` builds. Raises UsageError."""
+    if options.version_compatible and library.is_rtx:
+        raise UsageError(f"--version-compatible: {library.name} builds no such engines; leave it out, or use tensorrt")
     gpu = _gpu(options)
     precision = _precision(bundle, options.precision)
     capabilities = options.compute_capabilities or ((gpu.compute_capability,) if gpu else ())
@@ -146,7 +148,7 @@ def _ops(bundle: Bundle, library: Library, asked: Ops | None) -> Ops:
         if asked not in (None, Ops.INLINED):
             raise UsageError(f"--ops {asked.value}: {bundle.manifest.arch.value} has no SVFR; leave it out")
         return Ops.INLINED
-    if asked is Ops.PLUGIN and not library.has_plugins:
+    if asked is Ops.PLUGIN and library.is_rtx:
         raise UsageError(f"--ops plugin: {library.name} takes no plugins; use --ops fused or --ops inlined, or tensorrt")
     return asked or Ops.FUSED
 

@@ -27,9 +27,9 @@ class Library:
         return f"{self.name} {self.version}"
 
     @property
-    def has_plugins(self) -> bool:
-        """Whether kernels can go into an engine: TensorRT for RTX has no plugins."""
-        return self.name == "tensorrt"
+    def is_rtx(self) -> bool:
+        """TensorRT for RTX builds without a GPU, but has neither plugins nor the lean runtime of version-compatible engines."""
+        return self.name == "tensorrt_rtx"
 
     def logger(self, log: Any) -> Any:
         """An `ILogger` that gives each message, with its severity's name, to `log(severity, text)`."""
