@@ -89,7 +89,8 @@ class TensorRtEngine(ResidentEngine):
         return ["visual", "text"] if bundle.manifest.context_length or bundle.manifest.arch.has_graph else ["visual"]
 
     def _load(self, record: EngineRecord) -> LoadedEngine:
-        return LoadedEngine(self._library, self.bundle.engine_path(record), self._folder)
+        path, host_code = self.bundle.engine_path(record), record.key.version_compatible
+        return LoadedEngine(self._library, path, self._folder, host_code)
 
     def _kernels_weights(self) -> SVFR:
         """SVFR's weights, which the cut left in the ONNX file. Its graph half of `fuse` is in the vocabulary already."""
@@ -186,7 +187,11 @@ def _built(bundle: Bundle, library: Library, gpu: Gpu, precision: Precision, fou
         )
     )
     after = Bundle(bundle.path)
-    return [find_engine(after, graph, precision, library.full_name, gpu) for graph in TensorRtEngine._graphs_of(after)]
+    found = [find_engine(after, graph, precision, library.full_name, gpu) for graph in TensorRtEngine._graphs_of(after)]
+    if any(search.fits is None for search in found):
+        reasons = "; ".join(reason for search in found for reason in search.reasons)
+        raise NoEngineError(bundle.path, f"what was built does not fit this machine ({reasons})")
+    return found
 
 
 def _ops(near: EngineKey | None) -> Ops | None:

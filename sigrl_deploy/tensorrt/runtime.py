@@ -22,16 +22,18 @@ log = logging.getLogger(__name__)
 class LoadedEngine:
     """A deserialised engine. `folder` is where TensorRT for RTX keeps the kernels that it compiles for this GPU.
 
+    An engine is native code, as trusted as the bundle that holds it; `host_code` lets one in that also carries code for the
+    host, as version-compatible ones do.
+
     Raises BundleError where the library does not take the file.
     """
 
-    def __init__(self, library: Library, path: Path, folder: Path | None) -> None:
+    def __init__(self, library: Library, path: Path, folder: Path | None, host_code: bool = False) -> None:
         self.trt = library.trt
         said: list[str] = []
         logger = library.logger(lambda severity, text: said.append(text) if severity in ("ERROR", "INTERNAL_ERROR") else None)
         self._runtime = self.trt.Runtime(logger)
-        # Engines that run in other releases carry code for the host, and this one was built from the bundle's own graph.
-        self._runtime.engine_host_code_allowed = True
+        self._runtime.engine_host_code_allowed = host_code
         self.engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self.engine is None:
             reason = said[0] if said else "it gave no reason"
