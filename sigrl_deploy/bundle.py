@@ -186,7 +186,7 @@ def _read_manifest(folder: Path) -> Manifest:
         values["preprocess"] = Preprocess.from_dict(values["preprocess"])
         values["variants"] = {Precision(key): Variant(**value) for key, value in values["variants"].items()}
         values["engines"] = tuple(EngineRecord.from_dict(record) for record in values.get("engines", ()))
-        values["verified"] = tuple(values.get("verified", ()))
+        values["verified"] = tuple(dict(entry) for entry in values.get("verified", ()))
         manifest = Manifest(**values)
         manifest.check()
         return manifest

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+BACKENDS = ("auto", "onnxruntime", "onnxruntime-tensorrt", "torch", "tensorrt", "openvino")
+
 
 class Arch(str, Enum):
     """How a picture is scored against a label; g is the global feature, T a label embedding, norms are over the labels.

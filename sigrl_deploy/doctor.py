@@ -6,21 +6,26 @@ import ctypes
 import importlib
 import json
 import os
-import sys
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sigrl_deploy.cache import cached_files
+from sigrl_deploy.cache import ENVIRONMENT, cached_files
 from sigrl_deploy.errors import SigRLError
-from sigrl_deploy.files import DamagedFileError
 from sigrl_deploy.gpu import Gpu, NoGpuError, gpu_at_hand
+from sigrl_deploy.tensorrt.key import EngineRecord, version_tuple
+from sigrl_deploy.tensorrt.library import installed, open_library
 
+if TYPE_CHECKING:
+    from sigrl_deploy.bundle import Bundle
+
+_PACKAGES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx-cu13"}
 OLDEST_FUSED = (8, 0)  # compute capability that the fused kernels need
-_CUDA_LIBRARIES = ("libcudart.so", "libcublasLt.so", "libcudnn.so")
+_CUDA_LIBRARIES = {"libcudart": (13, 12), "libcublasLt": (13, 12), "libcudnn": (9,)}  # and their major versions
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,9 @@ def _gpu() -> tuple[Gpu | None, Finding]:
     try:
         gpu = gpu_at_hand()
     except NoGpuError as error:
-        advice = "docker run --gpus all …" if os.path.exists("/.dockerenv") else "nvidia-smi"
-        return None, Finding("GPU", False, f"{error}; on a CPU everything runs without one", advice)
+        return None, Finding(
+            "GPU", False, f"{error}; on a CPU everything runs without one", "nvidia-smi  # says what the driver sees"
+        )
     size = f"{gpu.memory / 1e9:.0f} GB"
     found = f"{gpu.name}, compute capability {gpu.compute_capability}, {size}, driver {gpu.driver}, which runs CUDA {gpu.cuda}"
     return gpu, Finding("GPU", True, found)
@@ -89,7 +95,7 @@ def _backends(gpu: Gpu | None) -> Iterator[Finding]:
     yield _backend("openvino", ["openvino", "onnx"], "'.[openvino]'", None)
     missing_gpu = None if gpu else "there is no GPU (on the CPU it runs unfused)"
     yield _backend("torch", ["torch", "triton", "open_clip"], "'.[export]'", None if _torch_runs() else missing_gpu)
-    library = next((name for name in ("tensorrt", "tensorrt_rtx") if find_spec(name)), "tensorrt")
+    library = next(iter(installed()), "tensorrt")
     extra = "'.[tensorrt-rtx]'" if library == "tensorrt_rtx" else "'.[tensorrt]'"
     yield _backend(
         "tensorrt", [library, "torch", "triton", "onnx"], extra, None if gpu else "there is no GPU; engines can be built"
@@ -145,7 +151,10 @@ def _cuda_libraries(gpu: Gpu | None) -> list[Finding]:
     """What ONNX Runtime's CUDA provider loads; torch and TensorRT bring their own."""
     if gpu is None or not version_of("onnxruntime-gpu"):
         return []
-    missing = [name for name in _CUDA_LIBRARIES if not _loads(name)]
+    module = _imported("onnxruntime")
+    if hasattr(module, "preload_dlls"):
+        module.preload_dlls()  # as the engine does
+    missing = [f"{name}.so" for name, majors in _CUDA_LIBRARIES.items() if not any(_loads(f"{name}.so.{m}") for m in majors)]
     if missing:
         command = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
         return [Finding("CUDA and cuDNN", False, f"{', '.join(missing)} cannot be loaded; ONNX Runtime needs them", command)]
@@ -153,14 +162,11 @@ def _cuda_libraries(gpu: Gpu | None) -> list[Finding]:
 
 
 def _loads(name: str) -> bool:
-    """Whether the system finds a library, or a package of NVIDIA's holds it."""
-    for major in ("", ".12", ".13", ".9"):
-        try:
-            ctypes.CDLL(name + major)
-            return True
-        except OSError:
-            continue
-    return any(Path(folder).glob(f"nvidia/*/lib/{name}*") for folder in sys.path if folder)
+    try:
+        ctypes.CDLL(name)
+        return True
+    except OSError:
+        return False
 
 
 def _torch_runs() -> bool:
@@ -186,66 +192,80 @@ def _torch(gpu: Gpu | None) -> Finding:
 
 
 def _tensorrt() -> Iterator[Finding]:
-    from sigrl_deploy.tensorrt.library import installed, open_library
-
     if not installed():
         yield Finding("TensorRT", False, "is not installed", "pip install '.[tensorrt]'  # or '.[tensorrt-rtx]'")
     for name in installed():
         try:
             yield Finding(name, True, open_library(name).version)
         except SigRLError as error:
-            yield Finding(name, False, str(error), f"pip install --force-reinstall {name.replace('_', '-')}")
+            extra = name.replace("_", "-")
+            yield Finding(name, False, str(error), f"pip install --force-reinstall '.[{extra}]'")
 
 
 def _caches(folder: Path, gpu: Gpu | None) -> Iterator[Finding]:
-    writable = os.access(folder if folder.exists() else folder.parent, os.W_OK)
-    labels = [file for file in cached_files(folder) if file.kind == "labels"] if folder.is_dir() else []
-    size = (
-        f"{sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6:.1f} MB"
-        if folder.is_dir()
-        else "empty"
-    )
-    found = f"{folder}: {size}, {sum(len(file.labels) for file in labels)} labels encoded"
-    command = None if writable else f"SIGRL_DEPLOY_CACHE=/another/folder  # {folder} cannot be written"
-    yield Finding("cache", writable, found, command)
+    size, labels = "empty", 0
+    if folder.is_dir():
+        size = f"{sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6:.1f} MB"
+        labels = sum(len(file.labels) for file in cached_files(folder) if file.kind == "labels")
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+        yield Finding("cache", True, f"{folder}: {size}, {labels} labels encoded")
+    else:
+        yield Finding("cache", False, f"{folder}: cannot be written", f"export {ENVIRONMENT}=$HOME/sigrl-cache")
     if gpu is None:
         return
-    if tuple(map(int, gpu.compute_capability.split("."))) < OLDEST_FUSED:
+    if version_tuple(gpu.compute_capability) < OLDEST_FUSED:
         yield Finding("fused kernels", False, f"{gpu.name} is too old for them; PyTorch's own run instead")
         return
     known = _tuned(folder / "kernels" / "tuning.json")
-    here = [key for key in known if key.startswith(f"{gpu.name},") and f"driver {gpu.driver}," in key]
-    if here:
-        yield Finding("fused kernels", True, "compiled and tuned for this GPU and driver")
-    else:
-        yield Finding(
-            "fused kernels", True, "not compiled for this GPU yet; the first run with --backend torch does it and says so"
-        )
+    here = any(key.startswith(f"{gpu.name},") and f"driver {gpu.driver}," in key for key in known)
+    state = (
+        "compiled and tuned for this GPU and driver"
+        if here
+        else "not compiled for this GPU yet; the first run does it, and says so"
+    )
+    yield Finding("fused kernels", True, state)
 
 
 def _tuned(path: Path) -> list[str]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return list(values.get("results", values)) if isinstance(values, dict) else []
-    except (OSError, ValueError, DamagedFileError):
+        return list(values["results"])
+    except (OSError, ValueError, TypeError, KeyError):
         return []
 
 
 def _bundle(path: Path, gpu: Gpu | None) -> Iterator[Finding]:
-    """Of each of a bundle's TensorRT engines, whether it runs here."""
+    """Whether a bundle is whole, and of each of its TensorRT engines what it is for, whether it is whole, and runs here."""
     from sigrl_deploy.bundle import Bundle
-    from sigrl_deploy.tensorrt.library import installed, open_library
 
-    bundle = Bundle(path)
+    try:
+        bundle = Bundle(path)
+    except SigRLError as error:
+        yield Finding(f"bundle {path}", False, str(error))
+        return
     yield Finding(f"bundle {path}", True, f"whole; {', '.join(precision.value for precision in bundle.manifest.variants)}")
-    command = f"sigrl-deploy export tensorrt {path}"
+    command = f"sigrl-deploy export tensorrt {shlex.quote(str(path))}"
     if not bundle.manifest.engines:
         yield Finding("engines", True, f"none; {command} builds them")
     for record in bundle.manifest.engines:
-        variant = bundle.manifest.variants[record.key.precision]
-        name = variant.visual if record.key.graph == "visual" else variant.text
-        if gpu is None or not installed():
-            yield Finding(record.file, False, "there is no GPU" if gpu is None else "TensorRT is not installed")
-            continue
-        unfit = record.key.unfit(bundle.manifest.files[name or ""], open_library().full_name, gpu)
-        yield Finding(record.file, not unfit, "; ".join(unfit) or "runs here", command if unfit else None)
+        yield _engine(bundle, record, gpu, command)
+
+
+def _engine(bundle: Bundle, record: EngineRecord, gpu: Gpu | None, command: str) -> Finding:
+    from sigrl_deploy.tensorrt.find import damage
+
+    key, variant = record.key, bundle.manifest.variants.get(record.key.precision)
+    place = key.gpu or f"compute capability {' '.join(key.compute_capabilities)}"
+    about = f"for {place}, {key.library}, batch {key.profile.batch}, labels {key.profile.labels}"
+    name = None if variant is None else variant.visual if key.graph == "visual" else variant.text
+    unfit = damage(bundle, record)
+    if name is None or bundle.manifest.files.get(name) != key.onnx:
+        unfit.append(f"it was built from another {key.graph} graph")
+    elif gpu is not None:
+        # The library that built it, as far as it is here: others may be installed beside it.
+        here = [f"{library} {version_of(_PACKAGES[library])}" for library in installed()]
+        full_name = key.library if key.library in here else (here or [key.library])[0]
+        unfit += key.unfit(key.onnx, full_name, gpu)
+    found = "; ".join([about, *(unfit or ["whole; not tried, since there is no GPU" if gpu is None else "runs here"])])
+    return Finding(record.file, not unfit, found, command if unfit else None)

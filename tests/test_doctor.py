@@ -64,7 +64,7 @@ def test_a_library_that_does_not_load_is_told_from_one_that_is_missing(tmp_path:
     found = examine(path=tmp_path)["tensorrt"]
     assert not found["fine"]
     assert "does not load (libnvinfer.so.10: cannot open shared object file)" in found["found"]
-    assert found["command"] == "pip install --force-reinstall tensorrt"
+    assert found["command"] == "pip install --force-reinstall '.[tensorrt]'"
 
 
 def test_it_looks_at_a_bundle_s_engines(bundle: Path, tmp_path: Path) -> None:
@@ -73,11 +73,31 @@ def test_it_looks_at_a_bundle_s_engines(bundle: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["export", "tensorrt", str(own), "--compute-capability", "8.9"])
     assert done.exit_code == 0, done.output
     found = examine(own)
-    for record in Bundle(own).manifest.engines:
-        assert "there is no GPU" in found[record.file]["found"]
+    visual, text = Bundle(own).manifest.engines
+    for record in (visual, text):
+        assert found[record.file]["fine"]
+        assert "for compute capability 8.9, tensorrt_rtx" in found[record.file]["found"]
+        assert "whole; not tried, since there is no GPU" in found[record.file]["found"]
+    (own / visual.file).write_bytes(b"?")
+    (own / text.file).unlink()
+    found = examine(own)
+    assert "it is damaged" in found[visual.file]["found"]
+    assert "it is missing" in found[text.file]["found"]
+    assert found[text.file]["command"] == f"sigrl-deploy export tensorrt {own}"
 
 
-def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
-    done = CliRunner().invoke(main, ["doctor", str(tmp_path)])
-    assert done.exit_code == 3
-    assert "so it is no bundle" in done.output
+def test_a_bundle_that_is_broken_is_one_finding_among_others(bundle: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(bundle, tmp_path / "own"))
+    (own / "visual.onnx").write_bytes(b"?")
+    found = examine(own)
+    assert "visual.onnx: differs from the manifest's sha256" in found[f"bundle {own}"]["found"]
+    assert found["onnxruntime"]["fine"]
+    assert "so it is no bundle" in examine(tmp_path)[f"bundle {tmp_path}"]["found"]
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    found = examine("--cache-dir", tmp_path / "file" / "cache")["cache"]
+    assert not found["fine"]
+    assert found["command"].startswith("export SIGRL_DEPLOY_CACHE=")
+    assert examine("--cache-dir", tmp_path / "not" / "yet")["cache"]["fine"]

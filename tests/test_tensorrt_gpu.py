@@ -71,7 +71,9 @@ def test_engines_score_as_the_eager_model_does(
 def test_more_labels_than_the_profile_s_are_refused_with_the_command(exported: Path, photos: list[Path]) -> None:
     build_engines(BuildOptions(exported, Precision.FP16, Ops.INLINED, labels=Range(1, 5, 10), force=True))
     recognizer = Recognizer(exported, backend="tensorrt", precision="fp16", build=False, cache_dir=False)
-    with pytest.raises(UsageError, match=r"^11 labels: the engine takes 1 to 10; .*--labels 1 5 11$"):
+    with pytest.raises(
+        UsageError, match=r"^11 labels: the engine takes 1 to 10; .*--precision fp16 --ops inlined --labels 1 5 11$"
+    ):
         recognizer.vocabulary([f"label {i}" for i in range(11)])
 
 

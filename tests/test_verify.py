@@ -108,9 +108,18 @@ def test_an_unreadable_picture_is_left_out_and_said(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--backend", "onnxruntime", "--precision", "fp32"], "so there is nothing to compare; give the --checkpoint"),
+        (
+            ["--backend", "onnxruntime", "--precision", "fp32"],
+            "was opened, so there is nothing to compare; give the --checkpoint",
+        ),
         (["--precision", "bf16"], "holds only fp32, fp16"),
-        (["--backend", "tensorrt", "--precision", "fp16"], "TensorRT runs on GPUs"),
+        (
+            ["--backend", "tensorrt", "--precision", "fp16"],
+            "--backend tensorrt: runs in no precision; --device cpu: TensorRT runs on",
+        ),
+        (["--backend", "onnxruntime", "--backend", "tensorrt"], "--backend tensorrt: runs in no precision"),
+        (["--tolerance", "nan"], "--tolerance nan: expected a finite number"),
+        (["--text-tower", "x.pth"], "--text-tower: is about a checkpoint"),
     ],
 )
 def test_what_cannot_be_compared(own: Path, photos: list[Path], label_file: Path, arguments: list[str], words: str) -> None:

@@ -109,10 +109,13 @@ def export_onnx(**options: Any) -> None:
     "compute_capabilities",
     multiple=True,
     metavar="X.Y",
-    help="Build ahead of time for GPUs such as 8.9, repeatable; needed where no GPU is at hand [default: the GPU at hand].",
+    help="Build ahead of time for GPUs such as 8.9, repeatable (TensorRT for RTX only); needed where no GPU is at hand "
+    "[default: the GPU at hand].",
 )
 @click.option("--hardware-compatible", is_flag=True, help="The engine also runs on other GPUs, Ampere and newer; it is slower.")
-@click.option("--version-compatible", is_flag=True, help="It also runs in later TensorRT releases of the same major version.")
+@click.option(
+    "--version-compatible", is_flag=True, help="It also runs in later releases of the same major version (TensorRT only)."
+)
 @click.option("--workspace", type=click.FloatRange(min=0, min_open=True), metavar="GB", help="Scratch memory at most.")
 @click.option("--timing-cache", type=PATH, help="File of measured times; read, and written again, to make builds faster.")
 @click.option("--library", type=click.Choice(LIBRARIES), help="[default: tensorrt where it is installed, else tensorrt_rtx]")
@@ -125,10 +128,12 @@ def export_tensorrt(bundle: Path, **options: Any) -> None:
         options[name] = options[name] and Range.of(f"--{name}", options[name])
     for name, enum in (("precision", Precision), ("ops", Ops)):
         options[name] = options[name] and enum(options[name])
-    options["workspace"] = options["workspace"] and int(options["workspace"] * 1e9)
-    for record in build_engines(BuildOptions(bundle, **options)):
+    if options["workspace"] is not None:
+        if not options["workspace"] < 1e6:
+            raise UsageError(f"--workspace {options['workspace']:g}: expected gigabytes, such as 4")
+        options["workspace"] = int(options["workspace"] * 1e9)
+    for record, built in build_engines(BuildOptions(bundle, **options)):
         key = record.key
         place = key.gpu or f"compute capability {' '.join(key.compute_capabilities)}"
-        click.echo(
-            f"{bundle / record.file}: {record.size / 1e6:.0f} MB, built in {record.seconds:.0f} s by {key.library} for {place}"
-        )
+        how = f"built in {record.seconds:.0f} s" if built else "kept"
+        click.echo(f"{bundle / record.file}: {record.size / 1e6:.0f} MB, {how}, by {key.library} for {place}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sigrl_deploy.config import Precision
+from sigrl_deploy.config import BACKENDS, Precision
 
 PATH = click.Path(path_type=Path)
 bundle_argument = click.argument("bundle", type=PATH)
@@ -20,7 +20,7 @@ device_option = click.option(
 )
 backend_option = click.option(
     "--backend",
-    type=click.Choice(["auto", "onnxruntime", "onnxruntime-tensorrt", "torch", "tensorrt", "openvino"]),
+    type=click.Choice(BACKENDS),
     default="auto",
     show_default=True,
     help="auto: torch where it has a GPU and the bundle its weights, else onnxruntime.",

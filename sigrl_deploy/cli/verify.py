@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
 import click
 
 from sigrl_deploy.cli.options import PATH, bundle_argument, cache_option, device_option
-from sigrl_deploy.config import Precision
-from sigrl_deploy.errors import VerificationError, printable
+from sigrl_deploy.config import BACKENDS, Precision
+from sigrl_deploy.errors import UsageError, VerificationError, printable
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
     "--backend",
     "backends",
     multiple=True,
-    type=click.Choice(["onnxruntime", "openvino", "onnxruntime-tensorrt", "torch", "tensorrt"]),
+    type=click.Choice(BACKENDS[1:]),
     help="Compare these; repeatable [default: all that run here].",
 )
 @click.option(
@@ -49,13 +50,18 @@ def verify(bundle: Path, pictures: tuple[str, ...], **options: Any) -> None:
     """Compare every backend that runs BUNDLE here, on your own PICTURES: files, folders, globs, or - for a list on stdin.
 
     \b
-    A folder with labels.csv (or such a file) gives labels too, and then mAP. The result is written into the manifest. Exit
-    status 3 where an error exceeds its tolerance.
+    The reference is the --checkpoint, or the most exact of the bundle's graphs. A folder with labels.csv (or such a file)
+    gives its pictures, labels, and mAP. Columns: errors of scores, the lowest cosine of a picture's scores, the reference's
+    best label and best five that are the engine's too, and scores on another side of the threshold. The result is written
+    into the manifest. Exit status 3 where an error exceeds its tolerance, 1 where pictures could not be read.
     """
     from sigrl_deploy.output import open_output
     from sigrl_deploy.verify import VerifyOptions, table
     from sigrl_deploy.verify import verify as run
 
+    for name in ("tolerance", "threshold"):
+        if options[name] is not None and not math.isfinite(options[name]):
+            raise UsageError(f"--{name} {options[name]}: expected a finite number, such as 0.02")
     options["precisions"] = tuple(map(Precision, options["precisions"]))
     found = run(VerifyOptions(bundle, list(pictures), **options))
     with open_output("table", None) as stream:

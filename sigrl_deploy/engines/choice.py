@@ -8,15 +8,18 @@ import os
 from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sigrl_deploy.bundle import Bundle
-from sigrl_deploy.config import Precision
+from sigrl_deploy.config import BACKENDS, Precision
 from sigrl_deploy.engines import FUSED, Engine
 from sigrl_deploy.errors import UsageError
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from sigrl_deploy.gpu import Gpu
+    from sigrl_deploy.tensorrt.library import Library
 
-BACKENDS = ("auto", "onnxruntime", "onnxruntime-tensorrt", "torch", "tensorrt", "openvino")
+log = logging.getLogger(__name__)
 
 
 def open_engine(
@@ -77,11 +80,10 @@ def _tensorrt(
 ) -> Engine | None:
     """The TensorRT engine; None, with the reason in the log, where there is none and none may be built."""
     from sigrl_deploy.gpu import NoGpuError, gpu_at_hand
-    from sigrl_deploy.tensorrt.library import open_library
 
     if device == "cpu":
         raise UsageError("--device cpu: TensorRT runs on GPUs; leave it out, or use another --backend")
-    library = open_library()
+    library = _library(bundle)
     try:
         gpu = gpu_at_hand()
     except NoGpuError as error:
@@ -91,6 +93,7 @@ def _tensorrt(
             raise UsageError(
                 f"--backend tensorrt: {package} is not installed; pip install '.[tensorrt]' in a checkout on Linux"
             )
+    _check_torch(gpu)
     from sigrl_deploy.engines.resident import fused_on
     from sigrl_deploy.engines.tensorrt import NoEngineError, TensorRtEngine
 
@@ -99,6 +102,32 @@ def _tensorrt(
     except NoEngineError as error:
         log.warning("%s; falling back, since --no-build was given", error.reason)
         return None
+
+
+def _library(bundle: Bundle) -> Library:
+    """The library that built the bundle's newest engines, where it loads here, else the first that does."""
+    from sigrl_deploy.tensorrt.library import installed, open_library
+
+    built = [record.key.library.split()[0] for record in reversed(bundle.manifest.engines)]
+    for name in dict.fromkeys([*(name for name in built if name in installed()), *installed()]):
+        try:
+            return open_library(name)
+        except UsageError as error:
+            log.warning("%s", error)
+    return open_library()
+
+
+def _check_torch(gpu: Gpu) -> None:
+    """Raise UsageError where torch does not run on the GPU that the driver names first."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UsageError("--backend tensorrt: torch finds no GPU, though the driver does; `sigrl-deploy doctor` says why")
+    if torch.cuda.get_device_name() != gpu.name:
+        raise UsageError(
+            f"--backend tensorrt: torch runs on {torch.cuda.get_device_name()}, and the driver's first GPU is {gpu.name}; "
+            "set CUDA_DEVICE_ORDER=PCI_BUS_ID, and CUDA_VISIBLE_DEVICES to one of them"
+        )
 
 
 def _torch_has_gpu(bundle: Bundle, precision: Precision | None) -> bool:

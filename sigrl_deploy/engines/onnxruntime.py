@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import onnxruntime as ort
 
 from sigrl_deploy.bundle import Bundle, Manifest
@@ -15,7 +17,11 @@ from sigrl_deploy.config import Precision
 from sigrl_deploy.engines import Array
 from sigrl_deploy.engines.graphs import GraphEngine, threads
 from sigrl_deploy.errors import BundleError, UsageError
+from sigrl_deploy.gpu import NoGpuError, gpu_at_hand
+from sigrl_deploy.tensorrt.key import DEFAULT_BATCH, MOST_LABELS, Profile, Range
 from sigrl_deploy.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
 
 _TENSORRT = "TensorrtExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
@@ -24,10 +30,11 @@ _CPU_PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8, Precision.INT
 
 
 class _NoCudaError(UsageError):
-    """CUDA cannot be used; `reason` is what a fallback states."""
+    """CUDA, or TensorRT, cannot be used; `reason` is what a fallback states."""
 
-    def __init__(self, reason: str, advice: str) -> None:
-        super().__init__(f"--device cuda: {reason}; {advice}, or use --device cpu")
+    def __init__(self, reason: str, advice: str, tensorrt: bool) -> None:
+        option, other = ("--backend onnxruntime-tensorrt", "--backend") if tensorrt else ("--device cuda", "--device cpu")
+        super().__init__(f"{option}: {reason}; {advice}, or use {'another ' if tensorrt else ''}{other}")
         self.reason = reason
 
 
@@ -73,9 +80,10 @@ class OnnxRuntimeEngine(GraphEngine):
         needed = _TENSORRT if self._tensorrt else _CUDA
         if device == "cuda" and needed not in ort.get_available_providers():
             name = "TensorRT" if self._tensorrt else "CUDA"
-            raise _NoCudaError(
-                f"this onnxruntime has no {name} provider", "put onnxruntime-gpu in its place (the README says how)"
-            )
+            advice = "put onnxruntime-gpu in its place (the README says how)"
+            raise _NoCudaError(f"this onnxruntime has no {name} provider", advice, self._tensorrt)
+        if device == "cuda" and hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()  # CUDA's libraries, where they came as packages
         self.device = device
         super().__init__(bundle, _choose_precision(bundle, device, self._asked))
 
@@ -83,12 +91,13 @@ class OnnxRuntimeEngine(GraphEngine):
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads()
-        providers: list[Any] = [_CUDA, _CPU] if self.device == "cuda" else [_CPU]
+        # fp32 means fp32: TF32 keeps 10 bits of the mantissa.
+        providers: list[Any] = [(_CUDA, {"use_tf32": 0}), _CPU] if self.device == "cuda" else [_CPU]
         # Labels are encoded once, and then cached: no engine is worth its build for that.
         if self._tensorrt and path.name == self._bundle.manifest.variants[self.precision].visual:
             manifest = self._bundle.manifest
-            folder = self._folder / digest(manifest.files[path.name], ort.__version__) if self._folder else None
-            providers.insert(0, (_TENSORRT, tensorrt_options(manifest, folder)))
+            providers.insert(0, (_TENSORRT, tensorrt_options(manifest, self._engine_folder(manifest.files[path.name]))))
+            log.info("ONNX Runtime's TensorRT provider builds its engine when it first runs a bundle, which may take minutes")
         try:
             session = ort.InferenceSession(path, options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no common base
@@ -98,10 +107,39 @@ class OnnxRuntimeEngine(GraphEngine):
         first = providers[0][0] if isinstance(providers[0], tuple) else providers[0]
         if session.get_providers()[0] != first:
             name = first.removesuffix("ExecutionProvider").replace("Tensorrt", "TensorRT")
-            raise _NoCudaError(
-                f"the {name} provider did not start", "check the GPU, its driver and libraries with `sigrl-deploy doctor`"
-            )
+            advice = "check the GPU, its driver and libraries with `sigrl-deploy doctor`"
+            raise _NoCudaError(f"the {name} provider did not start", advice, self._tensorrt)
         return _Session(session)
+
+    def _engine_folder(self, graph: str) -> Path | None:
+        """Where the TensorRT provider keeps the engine of a graph for this GPU; None where nothing can be kept."""
+        try:
+            gpu = gpu_at_hand()
+            place = f"{gpu.name} {gpu.driver}"
+        except NoGpuError:
+            place = ""
+        if self._folder is None:
+            return None
+        folder = self._folder / digest(graph, ort.__version__, place)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            log.warning("%s: cannot be written (%s); the engine is built again at the next start", folder, error.strerror)
+            return None
+        return folder
+
+    def encode(self, pixels: Array, vocabulary: Vocabulary) -> tuple[Array | None, Array]:
+        """See `Engine.encode`. In TensorRT within its engine's profile: larger batches are split, more labels refused."""
+        if not self._tensorrt:
+            return super().encode(pixels, vocabulary)
+        if len(vocabulary) > MOST_LABELS and self._bundle.manifest.arch.has_graph:
+            raise UsageError(
+                f"{len(vocabulary)} labels: ONNX Runtime's TensorRT engine takes {MOST_LABELS}; use another --backend"
+            )
+        most = DEFAULT_BATCH.most
+        parts = [super(OnnxRuntimeEngine, self).encode(pixels[i : i + most], vocabulary) for i in range(0, len(pixels), most)]
+        local = [patches for patches, _ in parts if patches is not None]
+        return np.concatenate(local) if local else None, np.concatenate([features for _, features in parts])
 
     def _rows(self, vocabulary: Vocabulary) -> dict[str, Any]:
         """A vocabulary on the device, copied there once."""
@@ -140,8 +178,7 @@ def tensorrt_options(manifest: Manifest, folder: Path | None) -> dict[str, Any]:
     No precision is set: types are the file's. TensorRT before 11 then runs in fp32 what it cannot keep, which is slower and
     never wrong; its fp16 flag would let norms and softmax overflow.
     """
-    from sigrl_deploy.tensorrt.build import DEFAULT_BATCH, MOST_LABELS, shapes
-    from sigrl_deploy.tensorrt.key import Profile, Range
+    from sigrl_deploy.tensorrt.build import shapes
 
     inputs = shapes(manifest, "visual", Profile(DEFAULT_BATCH, Range(1, 100, MOST_LABELS)))
     if not manifest.arch.has_graph:
@@ -151,7 +188,6 @@ def tensorrt_options(manifest: Manifest, folder: Path | None) -> dict[str, Any]:
         sizes = [f"{key}:{'x'.join(map(str, shape[index]))}" for key, shape in inputs.items()]
         options[f"trt_profile_{name}_shapes"] = ",".join(sizes)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
         options |= {"trt_engine_cache_enable": True, "trt_engine_cache_path": str(folder)}
         options |= {"trt_timing_cache_enable": True, "trt_timing_cache_path": str(folder)}
     return options

@@ -61,6 +61,7 @@ class ResidentEngine(ABC):
     """
 
     batches = range(1, 1 << 30)  # of pictures, that one pass takes
+    captures = True  # whether a pass can be captured in a CUDA graph
 
     def __init__(
         self,
@@ -79,6 +80,9 @@ class ResidentEngine(ABC):
         self._pool = torch.cuda.graph_pool_handle() if self.device == "cuda" else None
         self._largest_batch: dict[int, int] = {}  # by label bucket, where memory ran out
         self._lock = threading.Lock()
+        self._stream = torch.cuda.Stream(place) if self.device == "cuda" else None
+        if self._stream is not None:  # weights may still be on their way
+            self._stream.wait_stream(torch.cuda.current_stream(place))
         self._launches = self._tuned(folder) if self.device == "cuda" and self.fused else {}
 
     @abstractmethod
@@ -114,8 +118,9 @@ class ResidentEngine(ABC):
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """One thread at a time, on this engine's GPU whatever the thread's is."""
-        with self._lock, torch.inference_mode(), torch.cuda.device(self.place) if self.device == "cuda" else nullcontext():
+        """One thread at a time, on this engine's GPU and stream whatever the thread's are."""
+        place = torch.cuda.device(self.place) if self.device == "cuda" else nullcontext()
+        with self._lock, torch.inference_mode(), place, torch.cuda.stream(self._stream):
             yield
 
     def preprocess(self) -> DevicePreprocess:
@@ -131,10 +136,17 @@ class ResidentEngine(ABC):
         return local if self.sizes.arch.has_local else None, global_feature
 
     def _encode(self, pixels: Array, vocabulary: Resident) -> tuple[Array, Array]:
-        count, missing = len(pixels), max(0, self.batches[0] - len(pixels))
-        filled = torch.from_numpy(pixels if not missing else np.pad(pixels, [(0, missing), (0, 0), (0, 0), (0, 0)]))
-        local, global_feature = self._features(filled.to(self.place), vocabulary)
+        count = len(pixels)
+        local, global_feature = self._features(self._filled(pixels), vocabulary)
         return local[:count].float().cpu().numpy(), global_feature[:count].float().cpu().numpy()
+
+    def _bucket(self, count: int) -> int:
+        return max(self.batches[0], min(bucket(count), self.batches[-1]))
+
+    def _filled(self, pixels: Array) -> Tensor:
+        """Pixels on the device; on a GPU black pictures fill the last bucket, since engines prepare for each size."""
+        missing = self._bucket(len(pixels)) - len(pixels) if self.device == "cuda" else 0
+        return torch.from_numpy(np.pad(pixels, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else pixels).to(self.place)
 
     def score(self, pixels: Array, vocabulary: Vocabulary) -> Array:
         """See `Engine.score`. A batch that the GPU has no room for is halved; raises UsageError where it has none for one."""
@@ -169,9 +181,9 @@ class ResidentEngine(ABC):
             torch.cuda.empty_cache()
 
     def _score(self, pixels: Array, vocabulary: Resident) -> Array:
-        if self.device == "cpu":
-            return self.forward(torch.from_numpy(pixels), vocabulary)[:, : vocabulary.labels].numpy()
-        batch = max(self.batches[0], min(bucket(len(pixels)), self.batches[-1]))
+        if self.device == "cpu" or not self.captures:
+            return self.forward(self._filled(pixels), vocabulary)[: len(pixels), : vocabulary.labels].cpu().numpy()
+        batch = self._bucket(len(pixels))
         size = batch, len(vocabulary.label_embedding)
         if size not in self._graphs:
             start = time.perf_counter()

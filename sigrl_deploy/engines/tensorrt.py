@@ -6,7 +6,10 @@ Written against TensorRT's documented API: no GPU with TensorRT's libraries was 
 from __future__ import annotations
 
 import logging
+import shlex
+from collections import OrderedDict
 from collections.abc import Collection
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -32,6 +35,8 @@ from sigrl_deploy.tensorrt.runtime import Context, LoadedEngine
 from sigrl_deploy.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
+
+MOST_CONTEXTS = 16  # of sizes of batch and vocabulary; each holds scratch memory
 
 
 class NoEngineError(UsageError):
@@ -71,6 +76,8 @@ class TensorRtEngine(ResidentEngine):
         self._records = {search.fits.key.graph: search.fits for search in found if search.fits is not None}
         self.key = self._records["visual"].key
         self.batches = range(self.key.profile.batch.least, self.key.profile.batch.most + 1)
+        # A Loop, which SVFR's standard ops hold, waits for the host.
+        self.captures = self.key.ops is not Ops.INLINED or not manifest.arch.has_graph
         place = torch.device("cuda", torch.cuda.current_device())
         fused = frozenset(fused) - {"gmc"} - (frozenset() if self.key.ops is Ops.FUSED else {"svfr"})
         # Inside the engine labels are fp32 at its border, and patches come out so.
@@ -78,8 +85,9 @@ class TensorRtEngine(ResidentEngine):
         sizes = Sizes(manifest.arch, manifest.grid[0] * manifest.grid[1], manifest.embed_dim, manifest.topk)
         super().__init__(bundle, sizes, dtype, place, fused, folder)
         self._visual = self._load(self._records["visual"])
-        self._contexts: dict[tuple[int, int], Context] = {}
-        self._svfr = self._kernels_weights() if self.key.ops is Ops.FUSED else None
+        self._contexts: OrderedDict[tuple[int, int], Context] = OrderedDict()  # the one used last at the end
+        with self._running():
+            self._svfr = self._kernels_weights() if self.key.ops is Ops.FUSED else None
         self.description = (
             f"{library.full_name} on {gpu.name}, {self.precision.value}, SVFR {self.key.ops.value}, {self.kernels}"
         )
@@ -110,7 +118,10 @@ class TensorRtEngine(ResidentEngine):
         rows = len(vocabulary.label_embedding)
         size = len(pixels), 0 if self.key.ops is Ops.FUSED else rows
         if size not in self._contexts:
+            while len(self._contexts) >= MOST_CONTEXTS:
+                self._graphs.pop(self._contexts.popitem(last=False)[0], None)
             self._contexts[size] = self._visual.context()
+        self._contexts.move_to_end(size)
         inputs = {"pixels": pixels.contiguous(), "label_embedding": vocabulary.label_embedding}
         if vocabulary.graph_projection is not None:
             inputs["graph_projection"] = vocabulary.graph_projection
@@ -127,7 +138,7 @@ class TensorRtEngine(ResidentEngine):
     def resident(self, vocabulary: Vocabulary) -> Resident:
         """See `ResidentEngine.resident`. Raises UsageError for more labels than the engine takes."""
         if self.sizes.arch.has_graph and self.key.ops is not Ops.FUSED:
-            check_range(self.bundle.path, "labels", len(vocabulary), self.key.profile.labels)
+            check_range(self.bundle.path, "labels", len(vocabulary), self.key)
         return super().resident(vocabulary)
 
     @cached_property
@@ -145,26 +156,27 @@ class TensorRtEngine(ResidentEngine):
         """See `Engine.project_graph`. Raises UsageError for more labels than the engine takes."""
         if not self.sizes.arch.has_graph:
             return None
-        check_range(self.bundle.path, "labels", len(label_embedding), self._records["text"].key.profile.labels)
+        text = replace(self._records["text"].key, ops=self.key.ops)
+        check_range(self.bundle.path, "labels", len(label_embedding), text)
         shortest = np.zeros((0, self.bundle.manifest.context_length or 0), np.int64)
         return self._run_text(label_embedding, shortest)["graph_projection"]
 
     def _run_text(self, cached_embedding: Array, token_ids: NDArray[np.int64]) -> dict[str, Array]:
-        loaded, context = self._text
         given = {"cached_embedding": cached_embedding, "token_ids": token_ids}
         with self._running():
+            loaded, context = self._text
             inputs = {name: torch.from_numpy(given[name]).to(self.place) for name in loaded.inputs}
             return {name: tensor.float().cpu().numpy() for name, tensor in context(inputs).items()}
 
 
-def check_range(bundle: Path, what: str, size: int, allowed: Range) -> None:
-    """Raise UsageError where a request leaves an engine's profile."""
+def check_range(bundle: Path, what: str, size: int, key: EngineKey) -> None:
+    """Raise UsageError where a request leaves the range of `what`, "batch" or "labels", in an engine's profile."""
+    allowed: Range = getattr(key.profile, what)
     if size not in allowed:
-        wider = Range(min(size, allowed.least), allowed.best, max(size, allowed.most))
-        raise UsageError(
-            f"{size} {what}: the engine takes {allowed}; build one that takes them: sigrl-deploy export tensorrt {bundle} "
-            f"--{what} {wider.least} {wider.best} {wider.most}"
-        )
+        wider = f"{min(size, allowed.least)} {allowed.best} {max(size, allowed.most)}"
+        place = shlex.quote(str(bundle))
+        command = f"sigrl-deploy export tensorrt {place} --precision {key.precision.value} --ops {key.ops.value}"
+        raise UsageError(f"{size} {what}: the engine takes {allowed}; build one that takes them: {command} --{what} {wider}")
 
 
 def _built(bundle: Bundle, library: Library, gpu: Gpu, precision: Precision, found: list[Search], build: bool) -> list[Search]:
@@ -180,7 +192,7 @@ def _built(bundle: Bundle, library: Library, gpu: Gpu, precision: Precision, fou
         BuildOptions(
             bundle.path,
             precision,
-            ops=_ops(near),
+            ops=_ops(near, library),
             batch=profile.batch if profile else None,
             labels=profile.labels if profile else None,
             library=library.name,
@@ -194,8 +206,10 @@ def _built(bundle: Bundle, library: Library, gpu: Gpu, precision: Precision, fou
     return found
 
 
-def _ops(near: EngineKey | None) -> Ops | None:
-    return near.ops if near and near.graph == "visual" else None
+def _ops(near: EngineKey | None, library: Library) -> Ops | None:
+    if near is None or near.graph != "visual" or (near.ops is Ops.PLUGIN and library.is_rtx):
+        return None
+    return near.ops
 
 
 def _time(bundle: Bundle, found: list[Search]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from pathlib import Path
 
 from sigrl_deploy.bundle import LOCK, MANIFEST
 from sigrl_deploy.errors import ExportError, UsageError
+
+_ENGINE = re.compile(r"\.?(visual|text)-[\w-]+\.engine(\.[0-9a-f]+\.tmp)?")
 
 
 def check_out(out: Path, force: bool) -> None:
@@ -32,11 +35,11 @@ def _strangers(out: Path) -> list[str]:
     names = sorted(os.listdir(out))
     try:
         manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        engines = [engine["file"] for engine in manifest.get("engines", ())]
-        known = {MANIFEST, *manifest["files"], *engines} if isinstance(manifest["format_version"], int) else set()
+        known = {MANIFEST, *manifest["files"]} if isinstance(manifest["format_version"], int) else set()
     except (OSError, ValueError, KeyError, TypeError):
         known = set()
-    return [name for name in names if name not in known and not name.startswith(LOCK)]
+    # Engines too, with or without a record, and what a killed build left.
+    return [name for name in names if name not in known and not (known and (name.startswith(LOCK) or _ENGINE.fullmatch(name)))]
 
 
 @contextmanager

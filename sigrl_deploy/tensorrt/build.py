@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import signal
 import subprocess
@@ -19,20 +20,29 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+import sigrl_deploy
 from sigrl_deploy.bundle import LOCK, VOCABULARY, Bundle, Manifest, change_manifest
 from sigrl_deploy.config import Precision
 from sigrl_deploy.errors import ExportError, UsageError
 from sigrl_deploy.files import read_arrays, sha256_file
 from sigrl_deploy.gpu import Gpu, NoGpuError, gpu_at_hand
-from sigrl_deploy.tensorrt.key import EngineKey, EngineRecord, Ops, Profile, Range, version_tuple
+from sigrl_deploy.recognizer import LABELS_PER_BATCH
+from sigrl_deploy.tensorrt.key import (
+    DEFAULT_BATCH,
+    MOST_LABELS,
+    EngineKey,
+    EngineRecord,
+    Ops,
+    Profile,
+    Range,
+    version_tuple,
+)
 from sigrl_deploy.tensorrt.library import Library, open_library
 
 log = logging.getLogger(__name__)
 
-LABELS_AT_ONCE = 64  # rows that the runtime gives the text encoder
-DEFAULT_BATCH = Range(1, 1, 32)
-MOST_LABELS = 4096
-_PROMPT = 4, 16  # tokens of the shortest and of a usual one
+_USUAL_PROMPT = 16  # tokens
+TIMING_CACHE = b"ptrt"  # how one begins
 _LEFT_OVER = re.compile(r"\..+\.engine\.[0-9a-f]+\.tmp")  # of a build that was killed
 
 
@@ -73,8 +83,9 @@ class Task:
     plugin: dict[str, Any] | None  # what `plugin.register` needs, where the graph has plugin nodes
 
 
-def build_engines(options: BuildOptions) -> list[EngineRecord]:
-    """Build the visual engine, and the text engine where the bundle has a text graph; returns both records.
+def build_engines(options: BuildOptions) -> list[tuple[EngineRecord, bool]]:
+    """Build the visual engine, and the text engine where the bundle has a text graph; returns both records, and whether each
+    was built now.
 
     An engine that is in the bundle already is kept, unless `force`. One process at a time builds for a bundle; another waits.
     Raises UsageError for options that contradict each other or this machine, ExportError where a build fails.
@@ -86,7 +97,8 @@ def build_engines(options: BuildOptions) -> list[EngineRecord]:
             # Read anew for each: another process may have built meanwhile, and the time of the last one is on record.
             return [_build(Bundle(options.bundle), key, library, options) for key in keys]
     except OSError as error:
-        reason = f"{error.filename or bundle.path} cannot be written ({error.strerror or error})"
+        # A copy of the graph goes into the folder for temporary files.
+        reason = f"it or {tempfile.gettempdir()} cannot be written ({error.strerror or error})"
         raise ExportError(
             f"{bundle.path}: no engine was built: {reason}; free some space, or copy the bundle elsewhere"
         ) from None
@@ -96,6 +108,12 @@ def engine_keys(bundle: Bundle, library: Library, options: BuildOptions) -> list
     """The keys of what `build_engines` builds. Raises UsageError."""
     if options.version_compatible and library.is_rtx:
         raise UsageError(f"--version-compatible: {library.name} builds no such engines; leave it out, or use tensorrt")
+    if options.compute_capabilities and not library.is_rtx:
+        raise UsageError(
+            "--compute-capability: TensorRT builds for the GPU at hand only; leave it out, or use --library tensorrt_rtx"
+        )
+    if options.timing_cache:
+        _check_timing_cache(options.timing_cache, bundle)
     gpu = _gpu(options)
     precision = _precision(bundle, options.precision)
     capabilities = options.compute_capabilities or ((gpu.compute_capability,) if gpu else ())
@@ -115,7 +133,19 @@ def engine_keys(bundle: Bundle, library: Library, options: BuildOptions) -> list
     )
     if variant.text is None:
         return [visual]
-    return [visual, replace(visual, graph="text", onnx=bundle.manifest.files[variant.text], ops=Ops.INLINED)]
+    # The text graph takes no pictures, so that one engine serves every batch.
+    profile = Profile(Range(1, 1, 1), visual.profile.labels)
+    return [visual, replace(visual, graph="text", onnx=bundle.manifest.files[variant.text], ops=Ops.INLINED, profile=profile)]
+
+
+def _check_timing_cache(path: Path, bundle: Bundle) -> None:
+    """Refuse what would be lost if times were written over it."""
+    if not path.parent.is_dir() or path.is_dir():
+        raise UsageError(f"--timing-cache {path}: expected a file in a folder that is there")
+    if path.parent.resolve() == bundle.path.resolve():
+        raise UsageError(f"--timing-cache {path}: lies in the bundle; choose another place")
+    if path.is_file() and (content := path.read_bytes()) and not content.startswith(TIMING_CACHE):
+        raise UsageError(f"--timing-cache {path}: is no timing cache and would be lost; choose another file")
 
 
 def _gpu(options: BuildOptions) -> Gpu | None:
@@ -138,9 +168,9 @@ def _precision(bundle: Bundle, asked: Precision | None) -> Precision:
     for precision in bundle.precisions(asked):
         if not precision.is_int8:
             return precision
-    raise UsageError(
-        f"{bundle.path}: its int8 is for ONNX Runtime, whose ops TensorRT does not know; export with --precision bf16 too"
-    )
+    others = [precision.value for precision in bundle.precisions(None) if not precision.is_int8]
+    advice = f"take --precision {' or '.join(others)}" if others else "export with --precision bf16 too"
+    raise UsageError(f"{bundle.path}: its int8 is for ONNX Runtime, whose ops TensorRT does not know; {advice}")
 
 
 def _ops(bundle: Bundle, library: Library, asked: Ops | None) -> Ops:
@@ -173,9 +203,9 @@ def shapes(manifest: Manifest, graph: str, profile: Profile) -> dict[str, list[l
         # One row at least: a Loop over no labels does not build as it should. The runtime puts one before those it encodes.
         "cached_embedding": [[size, manifest.embed_dim] for size in (1, labels.best, labels.most)],
         "token_ids": [
-            [fewest, min(_PROMPT[0], context)],
-            [LABELS_AT_ONCE, min(_PROMPT[1], context)],
-            [LABELS_AT_ONCE, context],
+            [fewest, 1],
+            [LABELS_PER_BATCH, min(_USUAL_PROMPT, context)],
+            [LABELS_PER_BATCH, context],
         ],
     }
 
@@ -197,13 +227,13 @@ def _alone(bundle: Bundle) -> Iterator[None]:
         lock.release()
 
 
-def _build(bundle: Bundle, key: EngineKey, library: Library, options: BuildOptions) -> EngineRecord:
+def _build(bundle: Bundle, key: EngineKey, library: Library, options: BuildOptions) -> tuple[EngineRecord, bool]:
     known = next((record for record in bundle.manifest.engines if record.key == key), None)
     if known and not options.force:
         path = bundle.engine_path(known)
         if path.is_file() and sha256_file(path) == known.sha256:
             log.info("%s: is there already; build it again with --force", known.file)
-            return known
+            return known, False
         log.warning("%s: is %s; building it again", known.file, "damaged" if path.is_file() else "missing")
     log.info("building %s; %s", key.file_name, expected_time(bundle, key))
     with tempfile.TemporaryDirectory(prefix="sigrl-deploy-") as folder:
@@ -222,8 +252,12 @@ def _build(bundle: Bundle, key: EngineKey, library: Library, options: BuildOptio
         seconds = run_builder(task, Path(folder))
     path = bundle.path / key.file_name
     record = EngineRecord(key, path.name, sha256_file(path), path.stat().st_size, seconds)
-    change_manifest(bundle.path, lambda manifest: replace(manifest, engines=_with(manifest.engines, record)))
-    return record
+    try:
+        change_manifest(bundle.path, lambda manifest: replace(manifest, engines=_with(manifest.engines, record)))
+    except BaseException:
+        path.unlink(missing_ok=True)  # nobody would find it
+        raise
+    return record, True
 
 
 def _with(engines: Sequence[EngineRecord], record: EngineRecord) -> tuple[EngineRecord, ...]:
@@ -237,11 +271,8 @@ def expected_time(bundle: Bundle, key: EngineKey) -> str:
     times = [record.seconds for record in known if (record.key.graph, record.key.ops, record.key.library) == same]
     if not times:
         return "how long that takes is not on record"
-    return (
-        f"such builds took {min(times):.0f} to {max(times):.0f} s before"
-        if len(times) > 1
-        else f"it took {times[0]:.0f} s before"
-    )
+    spread = dict.fromkeys(f"{time:.0f}" for time in (min(times), max(times)))
+    return f"such builds took {' to '.join(spread)} s before" if len(times) > 1 else f"it took {times[0]:.0f} s before"
 
 
 def _source(bundle: Bundle, key: EngineKey, folder: Path) -> Path:
@@ -286,15 +317,22 @@ def run_builder(task: Task, folder: Path) -> float:
     path.write_text(json.dumps(asdict(task)), encoding="utf-8")
     command = [sys.executable, "-m", "sigrl_deploy.tensorrt.builder", str(path)]
     last: dict[str, Any] = {}
+    # This package from wherever it is, and nothing from the current folder.
+    package = str(Path(sigrl_deploy.__file__).parent.parent)
+    search = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONSAFEPATH": "1", "PYTHONPATH": search}
+    how: dict[str, Any] = {"text": True, "errors": "replace", "env": environment}
     start = time.perf_counter()
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace") as child:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, **how) as child:
             assert child.stdout is not None
             try:
                 with tqdm(desc=name, unit="step", leave=False, disable=None) as bar:
                     for line in child.stdout:
                         last = _message(line) or last
                         _show(bar, last)
+                        if "warning" in last:
+                            log.warning("%s", last["warning"])
             except BaseException:
                 child.terminate()
                 raise
@@ -304,8 +342,11 @@ def run_builder(task: Task, folder: Path) -> float:
         return round(time.perf_counter() - start, 1)
     reason = last.get("error")
     if child.returncode < 0:
-        reason = f"the builder was ended by {signal.Signals(-child.returncode).name}"
-    raise ExportError(f"{name}: {reason or (said[-1] if said else 'the builder gave no reason')}; nothing was written")
+        name_of_signal = signal.Signals(-child.returncode).name
+        reason = f"the builder was ended by {name_of_signal}"
+        if name_of_signal == "SIGKILL":
+            reason += ", most likely for want of memory: build with smaller --batch and --labels"
+    raise ExportError(f"{name}: {reason or (said[-1] if said else 'the builder gave no reason')}; no such engine was written")
 
 
 def _message(line: str) -> dict[str, Any] | None:

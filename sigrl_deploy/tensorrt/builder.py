@@ -44,10 +44,10 @@ def build(task: dict[str, Any]) -> None:
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise BuildError(said[0] if said else "the builder gave no reason")
-    if cache is not None:
-        _keep_timing_cache(config, Path(task["timing_cache"]))
     with replacing(Path(task["out"])) as temporary:
         temporary.write_bytes(serialized)
+    if cache is not None:
+        _keep_timing_cache(config, Path(task["timing_cache"]))
 
 
 def _register_plugin(trt: Any, plugin: dict[str, Any]) -> None:
@@ -72,6 +72,9 @@ def _parser_errors(parser: Any) -> str:
 def _config(library: Library, builder: Any, network: Any, task: dict[str, Any]) -> Any:
     trt = library.trt
     config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32: TF32 keeps 10 bits of the mantissa
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # or TensorRT for RTX could not be captured in a CUDA graph
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if task["workspace"] is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, task["workspace"])
     if task["compute_capabilities"]:
@@ -143,9 +146,14 @@ def _timing_cache(config: Any, path: str | None) -> Any:
 
 
 def _keep_timing_cache(config: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_bytes(config.get_timing_cache().serialize())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_bytes(config.get_timing_cache().serialize())
+    except OSError as error:  # no reason to lose the engine
+        _say(
+            warning=f"--timing-cache {path}: cannot be written ({error.strerror}); the engine is built, and the times are lost"
+        )
 
 
 def _say(**values: Any) -> None:
@@ -162,9 +170,10 @@ def main() -> None:
     except (BuildError, SigRLError) as error:
         _say(error=" ".join(str(error).split()))
     except OSError as error:
-        _say(error=f"{error.filename or task['out']}: cannot be written ({error.strerror or error})")
+        name = Path(task["out"]).parent if error.filename is None else error.filename
+        _say(error=f"{name}: cannot be read or written ({error.strerror or error}); free some space, or work elsewhere")
     except MemoryError:
-        _say(error="out of memory")
+        _say(error="out of memory; build with smaller --batch and --labels, or on a larger machine")
     else:
         _say(seconds=round(time.perf_counter() - start, 1))
         return

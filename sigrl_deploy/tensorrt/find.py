@@ -32,14 +32,15 @@ def find_engine(bundle: Bundle, graph: str, precision: Precision, library: str, 
         return Search(None, None, (f"the bundle has no {graph} engine in {precision.value}",))
     reasons: tuple[str, ...] = ()
     for record in reversed(records):
-        unfit = record.key.unfit(bundle.manifest.files[name], library, gpu) or _damage(bundle, record)
+        unfit = record.key.unfit(bundle.manifest.files[name], library, gpu) or damage(bundle, record)
         if not unfit:
             return Search(record, record, ())
         reasons = reasons or tuple(f"{record.file}: {reason}" for reason in unfit)
     return Search(None, records[-1], reasons)
 
 
-def _damage(bundle: Bundle, record: EngineRecord) -> list[str]:
+def damage(bundle: Bundle, record: EngineRecord) -> list[str]:
+    """Why an engine's file cannot be used; empty where it is whole."""
     path = bundle.engine_path(record)
     if not path.is_file():
         return ["it is missing from the bundle"]

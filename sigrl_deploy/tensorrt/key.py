@@ -13,6 +13,7 @@ from sigrl_deploy.config import Precision
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.gpu import Gpu
 
+LARGEST = 1_000_000  # pictures or labels
 OLDEST_PORTABLE = (8, 0)  # Ampere: hardware-compatible engines run on it and on everything newer
 
 
@@ -43,10 +44,15 @@ class Range:
     @classmethod
     def of(cls, option: str, values: Sequence[int]) -> Range:
         """Raises UsageError naming `option` where the values are not ordered whole numbers above 0."""
-        if len(values) != 3 or not all(type(value) is int for value in values) or not 0 < values[0] <= values[1] <= values[2]:
+        whole = len(values) == 3 and all(type(value) is int for value in values)
+        if not whole or not 0 < values[0] <= values[1] <= values[2] <= LARGEST:
             shown = " ".join(map(str, values))
-            raise UsageError(f"{option} {shown}: expected the least, the best and the most, such as 1 1 32")
+            raise UsageError(f"{option} {shown}: expected the least, the best and the most, in order, from 1 to {LARGEST}")
         return cls(*values)
+
+
+DEFAULT_BATCH = Range(1, 1, 32)
+MOST_LABELS = 4096
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,11 @@ class EngineKey:
             "profile": Profile(**ranges),
             "compute_capabilities": tuple(map(str, values["compute_capabilities"])),
         }
-        return cls(**(values | parsed))
+        key = cls(**(values | parsed))
+        texts = [key.onnx, key.library, *(text for text in (key.gpu, key.driver) if text is not None)]
+        if key.graph not in ("visual", "text") or not all(isinstance(text, str) for text in texts) or " " not in key.library:
+            raise ValueError(f"engines: {values} is no key of an engine")
+        return key
 
     def unfit(self, onnx: str, library: str, gpu: Gpu) -> list[str]:
         """Why the engine does not run the bundle's present file here, a line for each field that differs."""
@@ -110,7 +120,7 @@ class EngineKey:
             found.append(f"it was built for compute capability {built_for}, and {gpu.name} has {gpu.compute_capability}")
         elif self.gpu not in (None, gpu.name) and not self.hardware_compatible:
             found.append(f"it was built on {self.gpu}, and this is {gpu.name}")
-        if self.driver not in (None, gpu.driver):
+        if self.driver not in (None, gpu.driver) and not self.hardware_compatible:
             found.append(f"it was built with driver {self.driver}, and this is {gpu.driver}")
         return found
 
@@ -150,6 +160,7 @@ class EngineRecord:
     def from_dict(cls, values: dict[str, Any]) -> EngineRecord:
         """Raises KeyError, TypeError or ValueError for what is no record."""
         record = cls(**(values | {"key": EngineKey.from_dict(values["key"])}))
-        if not isinstance(record.file, str) or not isinstance(record.sha256, str) or type(record.size) is not int:
+        numbers = type(record.size) is int and isinstance(record.seconds, (int, float))
+        if not isinstance(record.file, str) or not isinstance(record.sha256, str) or not numbers:
             raise ValueError(f"engines: {record.file!r} is no record of an engine")
         return record

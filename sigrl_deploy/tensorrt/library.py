@@ -61,7 +61,13 @@ def open_library(name: str | None = None) -> Library:
         raise UsageError(f"{name} is not installed; {_INSTALL[name]} in a checkout")
     try:
         trt = importlib.import_module(name)
-    except (ImportError, OSError, RuntimeError) as error:  # a shared library that is missing shows in each of these ways
+        version = trt.__version__
+    except (
+        ImportError,
+        OSError,
+        RuntimeError,
+        AttributeError,
+    ) as error:  # a shared library that is missing shows in each of these ways
         reason = str(error).strip().splitlines()[-1]
         raise UsageError(f"{name} is installed and does not load ({reason}); `sigrl-deploy doctor` says what to do") from None
-    return Library(name, trt.__version__, trt)
+    return Library(name, version, trt)

@@ -82,7 +82,7 @@ def with_plugin(model: ModelProto) -> ModelProto:
 
 
 def kernel_ptx(stage: int, patches: int, dim: int, precision: Precision, capability: tuple[int, int]) -> Kernel:
-    """Compile stage 1 or 2 for P patches and D channels on a GPU of this compute capability, launched as it is untuned.
+    """Compile stage 1 or 2 for P patches and D channels on a GPU of this compute capability, launched untuned.
 
     Its parameters are what TensorRT passes: inputs, then int32 scalars, then the output.
     """
@@ -101,7 +101,8 @@ def kernel_ptx(stage: int, patches: int, dim: int, precision: Precision, capabil
     types[kernel.arg_names[len(types)]] = "*fp32"
     signature = types | dict.fromkeys(how.constants, "constexpr")
     target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
-    options = {"num_warps": how.warps, "num_stages": how.stages}
+    # One buffer of each: more than 48 KB of shared memory a launch has to ask for, and whether TensorRT does is not documented.
+    options = {"num_warps": how.warps, "num_stages": 1}
     compiled = triton.compile(ASTSource(kernel, signature, how.constants), target=target, options=options)
     ptx = without_scratch(compiled.asm["ptx"], len(types))
     return Kernel(compiled.metadata.name, ptx, 32 * how.warps, compiled.metadata.shared, how.constants["BLOCK_O"])
@@ -154,6 +155,8 @@ def register(trt: Any, patches: int, dim: int, precision: Precision, capability:
         ("svfr_reconstruct", describe_second, compile_second),
     ):
         describe.__annotations__ = dict.fromkeys(("patches", "labels", "weight", "count", "return"), Desc)
+        result: Any = tuple[bytes, bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]  # type: ignore[name-defined]
+        compiled.__annotations__ = {"return": result}
         trtp.register(f"{NAMESPACE}::{name}")(describe)
         trtp.aot_impl(f"{NAMESPACE}::{name}")(compiled)
 

@@ -3,7 +3,7 @@ with TensorRT's libraries was at hand, so this file has not run."""
 
 from __future__ import annotations
 
-import logging
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,8 +15,6 @@ from torch import Tensor
 from sigrl_deploy.errors import BundleError
 from sigrl_deploy.files import replacing
 from sigrl_deploy.tensorrt.library import Library
-
-log = logging.getLogger(__name__)
 
 
 class LoadedEngine:
@@ -30,18 +28,20 @@ class LoadedEngine:
 
     def __init__(self, library: Library, path: Path, folder: Path | None, host_code: bool = False) -> None:
         self.trt = library.trt
-        said: list[str] = []
-        logger = library.logger(lambda severity, text: said.append(text) if severity in ("ERROR", "INTERNAL_ERROR") else None)
-        self._runtime = self.trt.Runtime(logger)
+        self.said: deque[str] = deque(maxlen=8)  # the library's last errors
+        errors = ("ERROR", "INTERNAL_ERROR")
+        self._logger = library.logger(lambda severity, text: self.said.append(text) if severity in errors else None)
+        self._runtime = self.trt.Runtime(self._logger)
         self._runtime.engine_host_code_allowed = host_code
         self.engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self.engine is None:
-            reason = said[0] if said else "it gave no reason"
+            reason = self.said[0] if self.said else "it gave no reason"
             raise BundleError(f"{path}: {library.full_name} cannot load it ({reason}); build it again with --force")
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
         is_input = {name: self.engine.get_tensor_mode(name) == self.trt.TensorIOMode.INPUT for name in names}
         self.inputs = [name for name in names if is_input[name]]
         self.outputs = {name: _dtype(self.trt, self.engine.get_tensor_dtype(name)) for name in names if not is_input[name]}
+        self._kept = b""
         self._compiled = folder / f"{path.stem}.compiled" if folder and hasattr(self.engine, "create_runtime_config") else None
 
     def context(self) -> Context:
@@ -61,12 +61,13 @@ class LoadedEngine:
 
     def keep_compiled(self, cache: Any) -> None:
         """Keep what TensorRT for RTX has compiled for the next process; a folder that cannot be written costs it that time."""
-        if self._compiled is None or cache is None:
+        if self._compiled is None or cache is None or (content := bytes(cache.serialize())) == self._kept:
             return
+        self._kept = content
         with suppress(OSError):
             self._compiled.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self._compiled) as temporary:
-                temporary.write_bytes(cache.serialize())
+                temporary.write_bytes(content)
 
 
 class Context:
@@ -83,7 +84,7 @@ class Context:
         """Every input by name, contiguous on the GPU in the engine's dtype → every output. Enqueues only; nothing waits."""
         given = {name: inputs[name] for name in self._loaded.inputs}
         shapes = {name: tuple(tensor.shape) for name, tensor in given.items()}
-        if shapes != self._shapes:
+        if fresh := shapes != self._shapes:
             self._set_shapes(shapes)
         outputs = {
             name: torch.empty(tuple(self._context.get_tensor_shape(name)), dtype=dtype, device="cuda")
@@ -93,19 +94,23 @@ class Context:
             # An address is asked for even where there is nothing to read.
             self._context.set_tensor_address(name, tensor.data_ptr() or self._scratch.data_ptr())
         if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
-            raise RuntimeError(f"TensorRT could not enqueue {shapes}")
+            raise RuntimeError(f"TensorRT could not enqueue {shapes}: {self._reason()}")
+        if fresh:
+            self._loaded.keep_compiled(self._cache)
         return outputs
+
+    def _reason(self) -> str:
+        return self._loaded.said[-1] if self._loaded.said else "it gave no reason"
 
     def _set_shapes(self, shapes: dict[str, tuple[int, ...]]) -> None:
         for name, shape in shapes.items():
             if not self._context.set_input_shape(name, shape):
-                raise RuntimeError(f"TensorRT refuses the shape {shape} of {name}")
+                raise RuntimeError(f"TensorRT refuses the shape {shape} of {name}: {self._reason()}")
         needed = max(1, self._context.update_device_memory_size_for_shapes())
         if needed > self._scratch.numel():
             self._scratch = torch.empty(needed, dtype=torch.uint8, device="cuda")
-            self._context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
+        self._context.device_memory = self._scratch.data_ptr()
         self._shapes = shapes
-        self._loaded.keep_compiled(self._cache)
 
 
 def _dtype(trt: Any, dtype: Any) -> torch.dtype:
