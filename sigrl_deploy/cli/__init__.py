@@ -73,7 +73,7 @@ def main() -> None:
 
     \b
     Exit status: 0 done; 1 done, but some pictures could not be read; 2 an argument or a file that it names cannot be
-    used; 3 a bundle, checkpoint or export failed; 130 interrupted; 141 nobody read standard output any more.
+    used; 3 a bundle, checkpoint or export failed, or verify did; 130 interrupted; 141 nobody read standard output any more.
     """
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
