@@ -16,6 +16,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import date
 from importlib.metadata import version
@@ -46,7 +47,7 @@ DATA = ROOT / "sigrl_deploy" / "data"
 PICTURES = 8  # the first of the test split, none chosen
 LABEL_FILE = DATA / "scenes-labels.txt"
 SHIPPED = DATA / "scenes-sigrl.safetensors"
-ENGINES = ("fp32", "fp16", "int8", "int8-all")
+ENGINES = {"onnxruntime": ("fp32", "fp16", "int8", "int8-all"), "openvino": ("bf16",)}
 COMMON = ["--precision", "bf16", "--workers", "1", "--keep-pictures", "--validate", "300"]
 CLIP = ["--recipe", "contrastive", "--clip-config", str(DATA / "scenes-clip.json"), "--batch-size", "64", "--lr", "1.5e-3"]
 HEAD_OPTIONS = ["--recipe", "zero-shot", "--batch-size", "32", "--augment", "none", "--lr", "5e-4"]
@@ -130,20 +131,34 @@ def thumbnail(scenes: Scenes, index: int) -> NDArray[np.float64]:
 
 
 def evaluate_engines(checkpoint: Path, pictures: int) -> list[dict[str, Any]]:
-    """A checkpoint's exports against itself, by the commands that a user has. ONNX Runtime's CPU provider runs no bf16."""
+    """A checkpoint's exports against itself, by the commands that a user has, each backend with the precisions of ENGINES."""
     records = []
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        precisions = [word for name in ENGINES for word in ("--precision", name)]
         bundle, out = folder / "bundle", folder / "results.json"
-        command("export", "onnx", str(checkpoint), *precisions, "--out", str(bundle))
-        models = ["--checkpoint", str(checkpoint), "--bundle", str(bundle), *precisions]
-        command("evaluate", "scenes", *models, "--device", "cpu", "--limit", str(pictures), "--out", str(out))
-        for found in json.loads(out.read_text(encoding="utf-8"))["label_sets"]:
-            for name, result in zip(ENGINES, found["results"][1:], strict=True):
-                record = {"engine": name, "label_set": found["name"], "map": result["map"], "difference": result["difference"]}
-                records.append(record)
+        every = [word for names in ENGINES.values() for name in names for word in ("--precision", name)]
+        command("export", "onnx", str(checkpoint), *every, "--out", str(bundle))
+        for backend, names in ENGINES.items():
+            precisions = [word for name in names for word in ("--precision", name)]
+            models = ["--checkpoint", str(checkpoint), "--bundle", str(bundle), *precisions, "--backend", backend]
+            command("evaluate", "scenes", *models, "--device", "cpu", "--limit", str(pictures), "--out", str(out))
+            records += engine_records(json.loads(out.read_text(encoding="utf-8")), backend, names)
     return records
+
+
+def engine_records(results: dict[str, Any], backend: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    """What `evaluate --out` says of a checkpoint and then its engines, without the checkpoint."""
+    return [
+        {
+            "backend": backend,
+            "engine": name,
+            "label_set": found["name"],
+            "map": result["map"],
+            "difference": result["difference"],
+        }
+        for found in results["label_sets"]
+        for name, result in zip(names, found["results"][1:], strict=True)
+    ]
 
 
 def command(*arguments: str, **how: Any) -> None:

@@ -49,12 +49,12 @@ def models_table(records: list[dict[str, Any]]) -> str:
 def engines_table(engines: list[dict[str, Any]]) -> str:
     """Each engine against the eager checkpoint; agreement in percent of pictures, mAP in points."""
     lines = [
-        "| engine | labels | mAP | difference | same top label | same top 3 | largest score difference |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| engine | precision | labels | mAP | difference | same top label | same top 3 | largest score difference |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for e in engines:
         lines.append(
-            f"| {e['engine']} | {e['label_set']} | {100 * e['map']:.2f} | {100 * e['difference']['map']:+.3f} | "
+            f"| {e['backend']} | {e['engine']} | {e['label_set']} | {100 * e['map']:.2f} | {100 * e['difference']['map']:+.3f} | "
             f"{100 * e['difference']['top1_agreement']:.2f} | {100 * e['difference']['top3_agreement']:.2f} | "
             f"{e['difference']['largest_score']:.1e} |"
         )
