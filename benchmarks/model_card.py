@@ -54,8 +54,8 @@ def engines_table(engines: list[dict[str, Any]]) -> str:
     ]
     for e in engines:
         lines.append(
-            f"| {e['backend']} | {e['engine']} | {e['label_set']} | {100 * e['map']:.2f} | {100 * e['difference']['map']:+.3f} | "
-            f"{100 * e['difference']['top1_agreement']:.2f} | {100 * e['difference']['top3_agreement']:.2f} | "
+            f"| {e['backend']} | {e['engine']} | {e['label_set']} | {100 * e['map']:.2f} | "
+            f"{100 * e['difference']['map']:+.3f} | {100 * e['difference']['top1_agreement']:.2f} | {100 * e['difference']['top3_agreement']:.2f} | "
             f"{e['difference']['largest_score']:.1e} |"
         )
     return "\n".join(lines)
