@@ -53,11 +53,10 @@ def engines_table(engines: list[dict[str, Any]]) -> str:
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for e in engines:
-        lines.append(
-            f"| {e['backend']} | {e['engine']} | {e['label_set']} | {100 * e['map']:.2f} | "
-            f"{100 * e['difference']['map']:+.3f} | {100 * e['difference']['top1_agreement']:.2f} | {100 * e['difference']['top3_agreement']:.2f} | "
-            f"{e['difference']['largest_score']:.1e} |"
-        )
+        apart = e["difference"]
+        shares = [f"{100 * apart[name]:.2f}" for name in ("top1_agreement", "top3_agreement")]
+        numbers = [f"{100 * e['map']:.2f}", f"{100 * apart['map']:+.3f}", *shares, f"{apart['largest_score']:.1e}"]
+        lines.append(f"| {' | '.join([e['backend'], e['engine'], e['label_set'], *numbers])} |")
     return "\n".join(lines)
 
 
