@@ -31,7 +31,9 @@ LABELS = (1, 7)
 
 
 @pytest.fixture(scope="module", params=[Precision.FP32, Precision.FP16])
-def visual(request: pytest.FixtureRequest, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def visual(request: pytest.FixtureRequest, bundle: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if request.param is Precision.FP32:
+        return bundle / "visual.onnx"
     out = tmp_path_factory.mktemp("cut") / "bundle"
     options = ExportOptions(weights / "sigrl.pth", out, text_tower=str(weights / "text.pth"), precisions=(request.param,))
     export_bundle(options)

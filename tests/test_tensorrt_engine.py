@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from sigrl_deploy.bundle import Bundle
+from sigrl_deploy.bundle import Bundle, change_manifest
 from sigrl_deploy.cli import main
 from sigrl_deploy.config import Precision
 from sigrl_deploy.engines.tensorrt import NoEngineError, TensorRtEngine, check_range
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.export.bundle import ExportOptions, export_bundle
 from sigrl_deploy.gpu import Gpu
 from sigrl_deploy.tensorrt.key import EngineKey, Ops, Profile, Range
 from sigrl_deploy.tensorrt.library import open_library
@@ -50,11 +50,10 @@ def test_before_a_build_it_says_what_and_how_long_it_took(built: Path, caplog: p
     assert announced.endswith(" s before")
 
 
-def test_int8_alone_is_refused(weights: Path, tmp_path: Path) -> None:
-    options = ExportOptions(weights / "sigrl.pth", tmp_path / "out", text_tower=str(weights / "text.pth"))
-    export_bundle(ExportOptions(**(vars(options) | {"precisions": (Precision.INT8,)})))
+def test_int8_alone_is_refused(built: Path) -> None:
+    change_manifest(built, lambda held: replace(held, variants={Precision.INT8: held.variants[Precision.FP32]}))
     with pytest.raises(UsageError, match="TensorRT runs none of its precisions; export it with --precision bf16 too"):
-        TensorRtEngine(Bundle(tmp_path / "out"), open_library(), H200)
+        TensorRtEngine(Bundle(built), open_library(), H200)
 
 
 @pytest.mark.parametrize(("size", "labels"), [(5000, "1 81 5000"), (2, "2 81 4096")])
