@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sigrl_deploy.cache import ENVIRONMENT, cached_files
 from sigrl_deploy.errors import SigRLError
-from sigrl_deploy.gpu import Gpu, NoGpuError, gpu_at_hand
+from sigrl_deploy.gpu import OLDEST_FUSED, Gpu, NoGpuError, gpu_at_hand
 from sigrl_deploy.tensorrt.key import EngineRecord, version_tuple
 from sigrl_deploy.tensorrt.library import installed, open_library
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from sigrl_deploy.bundle import Bundle
 
 _PACKAGES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx-cu13"}
-OLDEST_FUSED = (8, 0)  # compute capability that the fused kernels need
 _CUDA_LIBRARIES = {"libcudart": (13, 12), "libcublasLt": (13, 12), "libcudnn": (9,)}  # and their major versions
 
 
@@ -66,7 +65,7 @@ def examine(cache: Path, bundle: Path | None = None) -> Report:
     findings = [gpu_finding, _onnxruntime_packages(), *_cuda_libraries(gpu), _torch(gpu), *_tensorrt(), *_caches(cache, gpu)]
     if bundle is not None:
         findings += _bundle(bundle, gpu)
-    return Report(list(_backends(gpu)), [finding for finding in findings if finding is not None])
+    return Report(list(_backends(gpu)), findings)
 
 
 def _gpu() -> tuple[Gpu | None, Finding]:
@@ -187,8 +186,8 @@ def _torch(gpu: Gpu | None) -> Finding:
         return Finding("PyTorch", True, found)
     if not torch.version.cuda:
         return Finding("PyTorch", False, f"{found}, though there is a GPU", f"{command} --force-reinstall")
-    found += f", which driver {gpu.driver} (CUDA {gpu.cuda}) does not run"
-    return Finding("PyTorch", False, found, "update NVIDIA's driver, or install a torch built for an older CUDA")
+    found += f", which driver {gpu.driver} (CUDA {gpu.cuda}) does not run; update the driver, or take a torch for that CUDA"
+    return Finding("PyTorch", False, found)
 
 
 def _tensorrt() -> Iterator[Finding]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
+
+OLDEST_FUSED = (8, 0)  # compute capability that the products of the fused kernels need
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ def gpu_at_hand() -> Gpu:
         pynvml.nvmlShutdown()
 
 
-def _first_visible(pynvml) -> object:  # type: ignore[no-untyped-def]
+def _first_visible(pynvml: Any) -> Any:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     first = "0" if visible is None else visible.split(",")[0].strip()
     if first.isdigit():
@@ -51,7 +54,7 @@ def _first_visible(pynvml) -> object:  # type: ignore[no-untyped-def]
     return pynvml.nvmlDeviceGetHandleByUUID(first)
 
 
-def _describe(pynvml, handle) -> Gpu:  # type: ignore[no-untyped-def]
+def _describe(pynvml: Any, handle: Any) -> Gpu:
     major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
     cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()
     return Gpu(

@@ -20,6 +20,7 @@ from sigrl_deploy.config import BACKENDS, Precision
 from sigrl_deploy.datasets import UNKNOWN, Dataset
 from sigrl_deploy.datasets.folder import LABELS_CSV, read_folder
 from sigrl_deploy.errors import ExportError, LabelError, SigRLError, UsageError, printable
+from sigrl_deploy.evaluation.agreement import agreement
 from sigrl_deploy.evaluation.scoring import Model, score_pictures
 from sigrl_deploy.images import read_image
 from sigrl_deploy.inputs import find_pictures
@@ -258,8 +259,8 @@ def compare(
         largest_error=float(error.max()),
         mean_error=float(error.mean()),
         cosine=float(_cosines(exact, scores).min()),
-        top1_agreement=_agreement(exact, scores, 1),
-        top5_agreement=_agreement(exact, scores, 5),
+        top1_agreement=agreement(exact, scores, 1),
+        top5_agreement=agreement(exact, scores, 5),
         flips=float(((exact >= threshold) != (scores >= threshold)).mean()),
         map=its_map,
     )
@@ -270,13 +271,6 @@ def _cosines(exact: Scores, scores: Scores) -> NDArray[np.float64]:
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosines: NDArray[np.float64] = (a * b).sum(1) / np.where(lengths > 0, lengths, 1)
     return cosines
-
-
-def _agreement(exact: Scores, scores: Scores, k: int) -> float:
-    """Share of the reference's k best labels that are among the model's k best, over all pictures."""
-    k = min(k, exact.shape[1])
-    pairs = zip(np.argsort(-exact, kind="stable")[:, :k], np.argsort(-scores, kind="stable")[:, :k], strict=True)
-    return float(np.mean([len(set(a) & set(b)) / k for a, b in pairs]))
 
 
 def _threshold(exact: Scores) -> float:

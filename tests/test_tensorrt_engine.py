@@ -13,9 +13,10 @@ from click.testing import CliRunner
 from sigrl_deploy.bundle import Bundle, change_manifest
 from sigrl_deploy.cli import main
 from sigrl_deploy.config import Precision
-from sigrl_deploy.engines.tensorrt import NoEngineError, TensorRtEngine, check_range
+from sigrl_deploy.engines.tensorrt import NoEngineError, TensorRtEngine, check_range, rebuild_options
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.gpu import Gpu
+from sigrl_deploy.tensorrt.find import find_engine
 from sigrl_deploy.tensorrt.key import EngineKey, Ops, Profile, Range
 from sigrl_deploy.tensorrt.library import open_library
 
@@ -48,6 +49,22 @@ def test_before_a_build_it_says_what_and_how_long_it_took(built: Path, caplog: p
     assert "built for compute capability 8.9" in reason
     assert announced.startswith(f"building engines of {built} for NVIDIA H200; it took ")
     assert announced.endswith(" s before")
+
+
+def test_what_is_built_again_is_like_the_visual_engine_that_was_there(bundle: Path, built: Path) -> None:
+    """A text engine says nothing of batches, so that without a visual one the defaults hold."""
+    arguments = ["--compute-capability", "8.9", "--batch", "1", "2", "4", "--labels", "1", "7", "99", "--ops", "inlined"]
+    done = CliRunner().invoke(main, ["export", "tensorrt", str(built), *arguments])
+    assert done.exit_code == 0, done.output
+    library = open_library()
+    visual, text = (find_engine(Bundle(built), graph, Precision.FP32, library.full_name, H200) for graph in ("visual", "text"))
+    options = rebuild_options(built, library, Precision.FP32, visual)
+    assert (options.ops, options.batch, options.labels) == (Ops.INLINED, Range(1, 2, 4), Range(1, 7, 99))
+    assert options.compute_capabilities == ()  # for the GPU at hand
+    assert text.nearest is not None
+    assert text.nearest.key.profile.batch == Range(1, 1, 1)
+    none = find_engine(Bundle(bundle), "visual", Precision.FP32, library.full_name, H200)
+    assert rebuild_options(bundle, library, Precision.FP32, none).batch is None
 
 
 def test_int8_alone_is_refused(built: Path) -> None:

@@ -113,13 +113,13 @@ class OnnxRuntimeEngine(GraphEngine):
 
     def _engine_folder(self, graph: str) -> Path | None:
         """Where the TensorRT provider keeps the engine of a graph for this GPU; None where nothing can be kept."""
+        if self._folder is None:
+            return None
         try:
             gpu = gpu_at_hand()
             place = f"{gpu.name} {gpu.driver}"
         except NoGpuError:
             place = ""
-        if self._folder is None:
-            return None
         folder = self._folder / digest(graph, ort.__version__, place)
         try:
             folder.mkdir(parents=True, exist_ok=True)

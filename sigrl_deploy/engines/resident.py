@@ -29,6 +29,7 @@ from sigrl_deploy.engines import FUSED, Array
 from sigrl_deploy.engines.captured import CapturedPass, Resident, bucket
 from sigrl_deploy.engines.memory import check_room, pass_bytes
 from sigrl_deploy.errors import UsageError
+from sigrl_deploy.gpu import OLDEST_FUSED
 from sigrl_deploy.kernels import match, svfr, tuning
 from sigrl_deploy.kernels.blocks import Launch
 from sigrl_deploy.kernels.cases import Sizes, cases
@@ -38,7 +39,6 @@ from sigrl_deploy.vocabulary import Vocabulary
 log = logging.getLogger(__name__)
 
 SMALLEST_LABELS = 64  # of the label buckets
-OLDEST_CAPABILITY = (8, 0)  # of a GPU that the kernels' products run on
 
 Result = TypeVar("Result")
 
@@ -47,7 +47,7 @@ def fused_on(device: str, unfused: Collection[str]) -> frozenset[str]:
     """The ops that run as kernels: on a GPU that can, those that are not switched off; on a CPU none."""
     if device == "cpu" or not torch.cuda.is_available():
         return frozenset()
-    if torch.cuda.get_device_capability() < OLDEST_CAPABILITY:
+    if torch.cuda.get_device_capability() < OLDEST_FUSED:
         log.warning("%s is too old for the fused kernels; PyTorch's own run instead", torch.cuda.get_device_name())
         return frozenset()
     return frozenset(FUSED) - frozenset(unfused)

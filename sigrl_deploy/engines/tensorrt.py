@@ -185,19 +185,8 @@ def _built(bundle: Bundle, library: Library, gpu: Gpu, precision: Precision, fou
     if not build:
         raise NoEngineError(bundle.path, f"no TensorRT engine for this machine ({reasons})")
     log.warning("%s", reasons)
-    near = next((search.nearest.key for search in found if search.nearest), None)
     log.info("building engines of %s for %s; %s", bundle.path, gpu.name, _time(bundle, found))
-    profile = near.profile if near else None
-    build_engines(
-        BuildOptions(
-            bundle.path,
-            precision,
-            ops=_ops(near, library),
-            batch=profile.batch if profile else None,
-            labels=profile.labels if profile else None,
-            library=library.name,
-        )
-    )
+    build_engines(rebuild_options(bundle.path, library, precision, found[0]))
     after = Bundle(bundle.path)
     found = [find_engine(after, graph, precision, library.full_name, gpu) for graph in TensorRtEngine._graphs_of(after)]
     if any(search.fits is None for search in found):
@@ -206,10 +195,16 @@ def _built(bundle: Bundle, library: Library, gpu: Gpu, precision: Precision, fou
     return found
 
 
-def _ops(near: EngineKey | None, library: Library) -> Ops | None:
-    if near is None or near.graph != "visual" or (near.ops is Ops.PLUGIN and library.is_rtx):
-        return None
-    return near.ops
+def rebuild_options(bundle: Path, library: Library, precision: Precision, visual: Search) -> BuildOptions:
+    """What to build where no engine fits: for this GPU, like the nearest visual engine, or by default. A text engine would not
+    do, whose profile says nothing of batches.
+    """
+    options = BuildOptions(bundle, precision, library=library.name)
+    if visual.nearest is None:
+        return options
+    near = visual.nearest.key
+    ops = None if near.ops is Ops.PLUGIN and library.is_rtx else near.ops
+    return replace(options, ops=ops, batch=near.profile.batch, labels=near.profile.labels)
 
 
 def _time(bundle: Bundle, found: list[Search]) -> str:

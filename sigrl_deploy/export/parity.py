@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sigrl_deploy.bundle import Bundle
 from sigrl_deploy.config import Precision
 from sigrl_deploy.device_preprocess import DevicePreprocess
+from sigrl_deploy.evaluation.agreement import agreement
 from sigrl_deploy.export.graphs import TextGraph, VisualGraph
 from sigrl_deploy.images import read_image
 from sigrl_deploy.model.sigrl import SigRL, encode_text, match
@@ -147,12 +148,5 @@ def _compare(exact: Scorer, tested: Scorer, pixels: Array, labels: Sequence[str]
     expected, got = exact(pixels, labels), tested(pixels, labels)
     error = np.abs(expected.astype(np.float64) - got)
     largest = float(error.max()) if np.isfinite(error).all() else float("inf")
-    agreement = [_agreement(expected, got, k) for k in (1, 5)]
-    return Case(len(pixels), len(labels), largest, float(error.mean()), *agreement)
-
-
-def _agreement(expected: Array, got: Array, k: int) -> float:
-    """Share of the k best labels of `expected` that are among the k best of `got`."""
-    k = min(k, expected.shape[1])
-    pairs = zip(np.argsort(-expected)[:, :k], np.argsort(-got)[:, :k], strict=True)
-    return float(np.mean([len(set(a) & set(b)) / k for a, b in pairs]))
+    shares = [agreement(expected, got, k) for k in (1, 5)]
+    return Case(len(pixels), len(labels), largest, float(error.mean()), *shares)

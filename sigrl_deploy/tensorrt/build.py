@@ -329,10 +329,11 @@ def run_builder(task: Task, folder: Path) -> float:
             try:
                 with tqdm(desc=name, unit="step", leave=False, disable=None) as bar:
                     for line in child.stdout:
-                        last = _message(line) or last
-                        _show(bar, last)
-                        if "warning" in last:
-                            log.warning("%s", last["warning"])
+                        message = _message(line)
+                        if "warning" in message:
+                            log.warning("%s", message["warning"])
+                        _show(bar, message)
+                        last = message or last
             except BaseException:
                 child.terminate()
                 raise
@@ -349,13 +350,13 @@ def run_builder(task: Task, folder: Path) -> float:
     raise ExportError(f"{name}: {reason or (said[-1] if said else 'the builder gave no reason')}; no such engine was written")
 
 
-def _message(line: str) -> dict[str, Any] | None:
-    """A line of the child; TensorRT itself may print others."""
+def _message(line: str) -> dict[str, Any]:
+    """A line of the child; empty for what TensorRT itself may print."""
     try:
         values = json.loads(line)
     except ValueError:
-        return None
-    return values if isinstance(values, dict) else None
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _show(bar: Any, message: dict[str, Any]) -> None:

@@ -94,8 +94,6 @@ def _config(library: Library, builder: Any, network: Any, task: dict[str, Any]) 
 
 
 def _set_capabilities(trt: Any, config: Any, capabilities: list[str]) -> None:
-    if not hasattr(config, "num_compute_capabilities"):
-        raise BuildError("this TensorRT builds for the GPU at hand only; use TensorRT for RTX (--library tensorrt_rtx)")
     config.num_compute_capabilities = len(capabilities)
     for index, capability in enumerate(capabilities):
         name = f"SM{capability.replace('.', '')}"

@@ -130,20 +130,20 @@ def register(trt: Any, patches: int, dim: int, precision: Precision, capability:
     first, second = (kernel_ptx(stage, patches, dim, precision, capability) for stage in (1, 2))
     Desc = trtp.TensorDesc
 
-    # TensorRT reads annotations, which have to be classes: those of this module are text.
-    def describe_first(patches, labels, weight, count):  # type: ignore[no-untyped-def]
+    # TensorRT reads annotations, which have to be classes: those of this module are text, and are replaced below.
+    def describe_first(patches: Any, labels: Any, weight: Any, count: Any) -> Any:
         return trtp.from_shape_expr((patches.shape_expr[0], labels.shape_expr[0], dim), dtype=trt.float32)
 
-    def describe_second(patches, labels, weight, count):  # type: ignore[no-untyped-def]
+    def describe_second(patches: Any, labels: Any, weight: Any, count: Any) -> Any:
         return trtp.from_shape_expr((SPLITS, patches.shape_expr[0], patches.shape_expr[1], dim), dtype=trt.float32)
 
-    def compile_first(patches, labels, weight, count, outputs, tactic):  # type: ignore[no-untyped-def]
+    def compile_first(patches: Any, labels: Any, weight: Any, count: Any, outputs: Any, tactic: Any) -> Any:
         launch = trtp.KernelLaunchParams()
         launch.grid_x = labels.shape_expr[0] * -(-dim // first.channels)
         launch.grid_y = patches.shape_expr[0]
         return _compiled(trtp, first, launch, [labels.shape_expr[0]])
 
-    def compile_second(patches, labels, weight, count, outputs, tactic):  # type: ignore[no-untyped-def]
+    def compile_second(patches: Any, labels: Any, weight: Any, count: Any, outputs: Any, tactic: Any) -> Any:
         launch = trtp.KernelLaunchParams()
         launch.grid_x = -(-dim // second.channels)
         launch.grid_y = SPLITS
