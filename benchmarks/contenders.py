@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 Pass = Callable[[Array], Array]
 ON_CPU = (
     ("eager-as-written", "fp32"), ("eager", "fp32"), ("compile", "fp32"), ("naive-onnx", "fp32"),
-    ("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("onnxruntime", "int8-all"),
+    ("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("onnxruntime", "int8x3"), ("onnxruntime", "int8-all"),
     ("openvino", "fp32"), ("openvino", "bf16"),
 )  # fmt: skip
 ON_GPU = (

@@ -164,9 +164,12 @@ def least_bytes(config: ModelConfig, labels: int, batch: int, itemsize: int) -> 
 def floor_ms(config: ModelConfig, labels: int, batch: int, precision: Precision, machine: dict[str, Any]) -> float:
     """The least time for a batch: its products at the machine's measured rates, or its least bytes at its copy rate."""
     rates = machine["gemm_gflops"]
-    plain = rates.get({"int8": "fp32", "int8-all": "int8"}.get(precision.value, precision.value), rates["fp32"])
+    plain = rates.get(
+        {"int8": "fp32", "int8x3": "fp32", "int8-all": "int8"}.get(precision.value, precision.value), rates["fp32"]
+    )
     stages = rates["int8"] if precision.is_int8 else plain
-    flop = (vit_flop(config) + rest_flop(config, labels)) / plain + svfr_flop(config, labels) / stages
+    tower = rates["int8"] / 3 if precision is Precision.INT8X3 else plain
+    flop = vit_flop(config) / tower + rest_flop(config, labels) / plain + svfr_flop(config, labels) / stages
     itemsize = {"fp32": 4, "int8": 4, "int8-all": 1}.get(precision.value, 2)
     moved = least_bytes(config, labels, batch, itemsize) / machine["copy_gb_per_s"]
     return max(batch * flop, moved) / 1e6

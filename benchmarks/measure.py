@@ -181,6 +181,7 @@ def tower_pass(cell: Cell, folder: Path, pixels: Array) -> Callable[[], Any]:
     import onnxruntime as ort
     from machine import cores
 
+    from sigrl_deploy.config import Precision
     from sigrl_deploy.tensorrt.cut import tower
 
     model = tower(onnx.load(bundle_of(folder, cell.precision) / "visual.onnx"))
@@ -189,7 +190,7 @@ def tower_pass(cell: Cell, folder: Path, pixels: Array) -> Callable[[], Any]:
     options.log_severity_level = 3
     provider = "CPUExecutionProvider" if cell.device == "cpu" else "CUDAExecutionProvider"
     session = ort.InferenceSession(model.SerializeToString(), options, providers=[provider])
-    single = cell.precision == "int8-all"
+    single = Precision(cell.precision).takes_one_picture
     return lambda: [session.run(None, {"pixels": part}) for part in (np.split(pixels, len(pixels)) if single else [pixels])]
 
 

@@ -18,19 +18,20 @@ from sigrl_deploy.bundle import Bundle
 from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.export.bundle import ExportOptions, export_bundle
-from sigrl_deploy.export.functions import DOMAIN, OPSET, RUNTIME_DOMAIN, svfr_function
-from sigrl_deploy.export.quantise import LARGEST_WEIGHT, columns
+from sigrl_deploy.export.functions import DOMAIN, OPSET, RUNTIME_DOMAIN, linear_function, svfr_function
+from sigrl_deploy.export.quantise import LARGEST, LARGEST_WEIGHT, columns, digits
 from sigrl_deploy.model.sigrl import SVFR
+from sigrl_deploy.tensorrt.cut import GLOBAL, tower
 
 DIM = 512
-BOTH = (Precision.INT8, Precision.INT8_ALL)
+ALL = (Precision.INT8, Precision.INT8X3, Precision.INT8_ALL)
 
 
 @pytest.fixture(scope="module")
 def int8_bundle(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("int8") / "bundle"
     text_tower = str(weights / "text.pth")
-    export_bundle(ExportOptions(weights / "sigrl.pth", out, text_tower=text_tower, precisions=BOTH))
+    export_bundle(ExportOptions(weights / "sigrl.pth", out, text_tower=text_tower, precisions=ALL))
     return out
 
 
@@ -96,7 +97,73 @@ def test_svfr_rounds_twice_and_nothing_else(batch: int, tokens: int, labels: int
     assert whole < 0.02
 
 
-@pytest.mark.parametrize("precision", BOTH)
+def linear_in_ort(weight: np.ndarray, bias: np.ndarray | None, x: np.ndarray) -> np.ndarray:
+    """x [..., K] by Wᵀ [K, N] through `sigrl::LinearInt8x3`."""
+    constants = dict(zip(("high", "low", "scale"), digits(weight), strict=True)) | ({} if bias is None else {"bias": bias})
+    graph = helper.make_graph(
+        [helper.make_node("LinearInt8x3", ["x", *constants], ["y"], domain=DOMAIN)],
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [*x.shape[:-1], weight.shape[1]])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1), helper.make_opsetid(RUNTIME_DOMAIN, 1)]
+    model = helper.make_model(graph, opset_imports=opsets, functions=[linear_function()], ir_version=10)
+    onnx.checker.check_model(model)
+    (out,) = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    return out
+
+
+@pytest.mark.parametrize(("shape", "width"), [((1, 197, 96), 33), ((7, 5), 1), ((3, 1, 130), 64)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_three_products_in_8_bits_err_by_no_more_than_their_roundings(shape: tuple[int, ...], width: int, biased: bool) -> None:
+    """Both sides are rounded to half a step of their second digits; the product left out is of two halves of first steps."""
+    rng = np.random.default_rng(width)
+    x = rng.standard_normal(shape, np.float32) * np.exp(rng.standard_normal(shape[-1], np.float32))
+    weight = rng.standard_normal((shape[-1], width), np.float32)
+    bias = rng.standard_normal(width, np.float32) if biased else None
+    exact = x.astype(np.float64) @ weight + (0 if bias is None else bias)
+    step, scale = np.abs(x).max() / LARGEST, np.abs(weight).max(0) / LARGEST_WEIGHT
+    finer = 2 * LARGEST_WEIGHT
+    rounding = np.abs(weight).sum(0) * step / finer / 2 + np.abs(x).sum(-1)[..., None] * scale / finer / 2
+    bound = rounding + shape[-1] * step * scale / 4
+    slack = 1e-5 * (np.abs(x) @ np.abs(weight) + 1)  # of sums in fp32, and of what lies on an edge between two steps
+    assert (np.abs(linear_in_ort(weight, bias, x) - exact) <= bound + slack).all()
+    assert bound.max() < 2e-2 * np.abs(exact).max()
+
+
+def test_three_products_of_nothing_are_the_bias() -> None:
+    bias = np.array([1.5, -2], np.float32)
+    assert np.array_equal(linear_in_ort(np.zeros((4, 2), np.float32), bias, np.ones((3, 4), np.float32)), [bias] * 3)
+    assert np.array_equal(linear_in_ort(np.ones((4, 2), np.float32), bias, np.zeros((3, 4), np.float32)), [bias] * 3)
+
+
+def test_int8x3_splits_every_product_of_the_tower_and_hardly_moves_scores(
+    int8_bundle: Path, photos: list[Path], label_file: Path
+) -> None:
+    visual = onnx.load(int8_bundle / "visual-int8x3.onnx")
+    assert sum(node.op_type == "LinearInt8x3" for node in visual.graph.node) == 9  # four a block of two, and the projection
+    weights = {tensor.name for tensor in visual.graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    assert not [node for node in visual.graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] in weights]
+    scores = {}
+    for precision in ALL:
+        recognizer = Recognizer(int8_bundle, device="cpu", precision=precision, cache_dir=False)
+        scores[precision] = recognizer.scores(photos, recognizer.vocabulary(label_file))
+    apart = {p: np.abs(scores[p] - scores[Precision.INT8]).max() for p in (Precision.INT8X3, Precision.INT8_ALL)}
+    assert 0 < apart[Precision.INT8X3] < apart[Precision.INT8_ALL] / 10
+
+
+def test_the_tower_of_int8x3_can_be_cut_off(int8_bundle: Path, photos: list[Path], label_file: Path) -> None:
+    recognizer = Recognizer(int8_bundle, device="cpu", precision=Precision.INT8X3, cache_dir=False)
+    pixels = recognizer.pixels(photos[0])[None]
+    _, whole = recognizer.engine.encode(pixels, recognizer.vocabulary(label_file))
+    cut = tower(onnx.load(int8_bundle / "visual-int8x3.onnx"))
+    onnx.checker.check_model(cut)
+    session = ort.InferenceSession(cut.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert np.array_equal(session.run([GLOBAL], {"pixels": pixels})[0], whole)
+
+
+@pytest.mark.parametrize("precision", ALL)
 def test_a_picture_does_not_depend_on_its_batch(
     int8_bundle: Path, photos: list[Path], label_file: Path, precision: Precision
 ) -> None:
@@ -130,27 +197,28 @@ def test_int8_leaves_the_tower_in_fp32_and_any_batch(int8_bundle: Path) -> None:
 
 
 def test_precisions_of_one_dtype_share_the_text_graph(int8_bundle: Path) -> None:
-    assert sorted(path.name for path in int8_bundle.glob("*.onnx")) == ["text.onnx", "visual-int8-all.onnx", "visual.onnx"]
+    names = sorted(path.name for path in int8_bundle.glob("*.onnx"))
+    assert names == ["text.onnx", "visual-int8-all.onnx", "visual-int8x3.onnx", "visual.onnx"]
     manifest = Bundle(int8_bundle).manifest
-    assert list(manifest.variants) == list(BOTH)
+    assert list(manifest.variants) == list(ALL)
     for variant in manifest.variants.values():
         assert variant.text == "text.onnx"
         assert variant.parity["cases"]
 
 
 def test_a_precision_that_the_bundle_lacks_is_refused(int8_bundle: Path) -> None:
-    with pytest.raises(UsageError, match=r"--precision fp32: .* holds only int8, int8-all; take that, or export again"):
+    with pytest.raises(UsageError, match=r"--precision fp32: .* holds only int8, int8x3, int8-all; take that, or export again"):
         Recognizer(int8_bundle, precision="fp32")
 
 
 def test_int8_of_a_model_without_svfr_is_refused(weights: Path, tmp_path: Path) -> None:
     options = ExportOptions(weights / "sigrl.pth", tmp_path / "out", arch=Arch.MKT, text_tower=str(weights / "text.pth"))
-    with pytest.raises(UsageError, match="int8-all"):
+    with pytest.raises(UsageError, match="int8x3"):
         export_bundle(replace(options, precisions=(Precision.INT8,)))
-    export_bundle(replace(options, precisions=(Precision.INT8_ALL,)))
+    export_bundle(replace(options, precisions=(Precision.INT8X3, Precision.INT8_ALL)))
 
 
-@pytest.mark.parametrize("precision", BOTH)
+@pytest.mark.parametrize("precision", ALL)
 def test_it_differs_from_fp32_by_no_more_than_its_tolerance(
     int8_bundle: Path, bundle: Path, photos: list[Path], label_file: Path, precision: Precision
 ) -> None:

@@ -55,7 +55,7 @@ _EXPORT_OPTIONS = [
     click.option(
         "--tolerance",
         type=float,
-        help="Largest score error [default: 1e-4 fp32, 5e-3 fp16, 3e-2 bf16, 1e-2 int8, 5e-2 int8-all].",
+        help="Largest score error [default: 1e-4 fp32, 5e-3 fp16, 3e-2 bf16, 1e-2 int8 and int8x3, 5e-2 int8-all].",
     ),
     click.option("--weights", is_flag=True, help="Also write weights.safetensors, which the PyTorch engine (for GPUs) needs."),
     click.option("--force", is_flag=True, help="Replace the bundle at --out, never anything else."),

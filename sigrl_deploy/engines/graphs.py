@@ -60,7 +60,7 @@ class GraphEngine(ABC):
     def encode(self, pixels: Array, vocabulary: Vocabulary) -> tuple[Array | None, Array]:
         """See `Engine.encode`."""
         feeds: dict[str, Any] = {"pixels": pixels} | (self._rows(vocabulary) if self._bundle.manifest.arch.has_graph else {})
-        if self.precision is Precision.INT8_ALL:  # a graph of one picture, whose scales are its own
+        if self.precision.takes_one_picture:
             parts = [self._visual(feeds | {"pixels": pixels[i : i + 1]}) for i in range(len(pixels))]
             outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         else:

@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 _TENSORRT = "TensorrtExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
-_CPU_PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8, Precision.INT8_ALL)  # the CPU provider has no bf16 products
 
 
 class _NoCudaError(UsageError):
@@ -196,7 +195,9 @@ def tensorrt_options(manifest: Manifest, folder: Path | None) -> dict[str, Any]:
 def _choose_precision(bundle: Bundle, device: str, asked: Precision | None) -> Precision:
     variants = bundle.precisions(asked)
     for precision in variants:
-        if not precision.is_int8 if device == "cuda" else precision in _CPU_PRECISIONS:
+        if (
+            not precision.is_int8 if device == "cuda" else precision is not Precision.BF16
+        ):  # the CPU provider has no bf16 products
             return precision
     if asked:
         other = "--device cpu" if device == "cuda" else "--backend openvino for bf16"

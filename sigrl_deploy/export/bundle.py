@@ -72,7 +72,7 @@ def export_bundle(options: ExportOptions) -> list[Parity]:
     _check_options(options)
     checkpoint, model, sources = _load(options)
     if Precision.INT8 in options.precisions and model.svfr is None:
-        raise UsageError(f"--precision int8: is of SVFR's products, and {model.config.arch.value} has none; take int8-all")
+        raise UsageError(f"--precision int8: is of SVFR's products, and {model.config.arch.value} has none; take int8x3")
     own = read_labels(options.labels) if options.labels else checkpoint.record.labels if checkpoint.record else ()
     rows = _label_rows(options, model, options.template or default_template(checkpoint, model), own)
     with replaced_folder(options.out) as folder:

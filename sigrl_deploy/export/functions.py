@@ -3,8 +3,9 @@
 A runtime that has a kernel for the node uses it; one that has none inlines the body. Both bodies hold a Loop whose tiles fill
 a scan output (a slice by computed bounds does not build in TensorRT), so memory does not grow with P·C·D or C²·F. Matrix
 products and tanh run in the dtype of the inputs; norms, softmax, exp, row scaling and every sum over patches or labels in fp32.
-The 8-bit form of SVFR is for ONNX Runtime alone, whose product of integers with scaling (`com.microsoft`) saves two passes over
-a tile. It quantises what tanh gives, which lies within ±1: its scale is fixed, so no picture's result depends on another one.
+The 8-bit form of SVFR, and `sigrl::LinearInt8x3`, a product of the tower as three in 8 bits, are for ONNX Runtime alone, whose
+product of integers with scaling (`com.microsoft`) saves two passes over a tile. SVFR quantises what tanh gives, which lies
+within ±1: its scale is fixed, so no picture's result depends on another one.
 """
 
 from __future__ import annotations
@@ -198,6 +199,34 @@ GMC (label_embedding, weight1, attention1, weight2, attention2) => (graph)
   graph = CastLike (out2_fp32, label_embedding)
 }}
 """
+# x and W in two digits of 8 bits each, x = step (first + second / 126) and W = scale (high + low / 126): the product of the
+# second digits, which is left out, is 2⁻¹⁴ of the whole. Both that count 1/126 are one product of twice the width.
+_LINEAR = """
+<domain: "sigrl", opset_import: ["": {opset}, "{runtime}": 1]>
+LinearInt8x3 (x, high, low, scale, bias) => (y)
+{{
+  last = Constant <value_ints = [-1]> ()
+  middle = Constant <value = uint8 {{128}}> ()
+  part = Constant <value_float = 0.007874015748031496> ()
+  finer = Constant <value_float = 0.007936507936507936> ()
+  least = Constant <value_float = 1e-30> ()
+  magnitude = Abs (x)
+  largest_each = ReduceMax <keepdims = 0> (magnitude, last)
+  largest = ReduceMax <keepdims = 0> (largest_each)
+  largest_positive = Max (largest, least)
+  step = Mul (largest_positive, part)
+  first = QuantizeLinear (x, step, middle)
+  coarse = DequantizeLinear (first, step, middle)
+  rest = Sub (x, coarse)
+  fine_step = Mul (step, finer)
+  second = QuantizeLinear (rest, fine_step, middle)
+  digits = Concat <axis = -1> (first, second)
+  low_and_high = Concat <axis = 0> (low, high)
+  main = {runtime}.MatMulIntegerToFloat (first, high, step, scale, middle, , bias)
+  correction = {runtime}.MatMulIntegerToFloat (digits, low_and_high, fine_step, scale, middle)
+  y = Add (main, correction)
+}}
+"""
 
 
 def svfr_function(shift: bool, int8: bool = False) -> onnx.FunctionProto:
@@ -224,3 +253,11 @@ def gmc_function() -> onnx.FunctionProto:
     """`GMC(T [C, D], W1ᵀ [D, H·F], a1 [F], W2ᵀ, a2) → G [C, D]`: two GATv2 layers of slope 0.2, an ELU between, row by row."""
     layers = {f"layer{n}": _GAT_LAYER.format(n=n, h=h) for n, h in ((1, "label_embedding"), (2, "hidden"))}
     return onnx.parser.parse_function(_GMC.format(opset=OPSET, **layers))
+
+
+def linear_function() -> onnx.FunctionProto:
+    """`LinearInt8x3(x [..., K], high and low [K, N] int8, scale [N] fp32, bias [N]) → x Wᵀ + bias [..., N]`, bias optional.
+
+    Weights come from `quantise.digits`; scales of x are found over the whole of it.
+    """
+    return onnx.parser.parse_function(_LINEAR.format(opset=OPSET, runtime=RUNTIME_DOMAIN))

@@ -17,9 +17,9 @@ from onnxscript import opset20
 from torch import Tensor, nn
 
 from sigrl_deploy.config import Precision
-from sigrl_deploy.export.functions import DOMAIN, EXP_LIMIT, OPSET, RUNTIME_DOMAIN, gmc_function, svfr_function
+from sigrl_deploy.export.functions import EXP_LIMIT, OPSET, gmc_function, linear_function, svfr_function
 from sigrl_deploy.export.graphs import TextGraph, VisualGraph
-from sigrl_deploy.export.quantise import quantised_tower
+from sigrl_deploy.export.quantise import quantised_tower, split_products
 from sigrl_deploy.model.sigrl import SVFR, SigRL
 
 _PROTOBUF_LIMIT = 2**31 - 2**26  # bytes: protobuf's 2 GiB less room for the graph; larger weights go into a file beside it
@@ -28,22 +28,23 @@ op: Any = opset20  # its annotations know tensors only, and refuse the values th
 
 
 def export_visual(model: SigRL, path: Path, precision: Precision) -> None:
-    """Write `visual.onnx` of a model typed in `precision`; batch and label count are dynamic. In int8-all the batch is 1."""
+    """Write `visual.onnx` of a model typed in `precision`; batch and label count are dynamic; see `takes_one_picture`."""
     graph = VisualGraph(model, precision).eval()
-    whole = precision is Precision.INT8_ALL
+    single = precision.takes_one_picture
     size, dim = model.config.vision.image_size, model.config.embed_dim
     vocabulary = [torch.zeros(3, dim) for _ in graph.input_names[1:]]  # one tensor given twice would become one input
     labels = torch.export.Dim("labels")
-    batch = {} if whole else {0: torch.export.Dim("batch")}
+    batch = {} if single else {0: torch.export.Dim("batch")}
     dynamic = (batch, *([tuple({0: labels} for _ in vocabulary)] if vocabulary else []))
-    pixels = torch.zeros(1 if whole else 2, 3, size, size)
+    pixels = torch.zeros(1 if single else 2, 3, size, size)
     proto = _export(graph, (pixels, *vocabulary), dynamic, graph.input_names, graph.output_names)
-    if whole:
+    if precision is Precision.INT8_ALL:
         proto = quantised_tower(proto)
+    if precision is Precision.INT8X3:
+        split_products(proto)
+        _add_function(proto, linear_function())
     if model.svfr is not None:
-        proto.functions.append(svfr_function(exponent_bound(model) > EXP_LIMIT, precision.is_int8))
-        if precision.is_int8 and RUNTIME_DOMAIN not in {opset.domain for opset in proto.opset_import}:
-            proto.opset_import.append(onnx.helper.make_opsetid(RUNTIME_DOMAIN, 1))
+        _add_function(proto, svfr_function(exponent_bound(model) > EXP_LIMIT, precision.is_int8))
     _save(proto, path)
 
 
@@ -62,7 +63,7 @@ def export_text(model: SigRL, path: Path) -> bool:
     dynamic = (tuple(dims[name] for name in names),)
     proto = _export(graph, tuple(examples[name] for name in names), dynamic, names, graph.output_names)
     if model.gmc is not None:
-        proto.functions.append(gmc_function())
+        _add_function(proto, gmc_function())
     _save(proto, path)
     return True
 
@@ -139,9 +140,15 @@ def _export(
     assert program is not None
     proto = program.model_proto
     _strip_provenance(proto)
-    if DOMAIN in {node.domain for node in proto.graph.node} and DOMAIN not in {opset.domain for opset in proto.opset_import}:
-        proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
     return proto
+
+
+def _add_function(proto: onnx.ModelProto, function: onnx.FunctionProto) -> None:
+    """Give the model a function, and import its domain and those of what it calls."""
+    proto.functions.append(function)
+    for domain in (function.domain, *(opset.domain for opset in function.opset_import)):
+        if domain not in {opset.domain for opset in proto.opset_import}:
+            proto.opset_import.append(onnx.helper.make_opsetid(domain, 1))
 
 
 def _strip_provenance(proto: onnx.ModelProto) -> None:

@@ -37,8 +37,10 @@ def tower(model: ModelProto) -> ModelProto:
         [onnx.helper.make_tensor_value_info(PATCHES, dtype, ["batch", "patches", "dim"]), _named(graph, GLOBAL)],
         [tensor for tensor in graph.initializer if tensor.name in used],
     )
-    opsets = [opset for opset in model.opset_import if opset.domain != DOMAIN]
-    return onnx.helper.make_model(cut, opset_imports=opsets, ir_version=model.ir_version)
+    domains = {node.domain for node in kept}
+    opsets = [opset for opset in model.opset_import if opset.domain != DOMAIN or DOMAIN in domains]
+    functions = [function for function in model.functions if function.name in {node.op_type for node in kept}]
+    return onnx.helper.make_model(cut, opset_imports=opsets, functions=functions, ir_version=model.ir_version)
 
 
 def svfr_weights(model: ModelProto, folder: Path) -> dict[str, NDArray[np.float32]]:
