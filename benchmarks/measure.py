@@ -182,7 +182,7 @@ def tower_pass(cell: Cell, folder: Path, pixels: Array) -> Callable[[], Any]:
     from machine import cores
 
     from sigrl_deploy.config import Precision
-    from sigrl_deploy.tensorrt.cut import tower
+    from sigrl_deploy.cut import tower
 
     model = tower(onnx.load(bundle_of(folder, cell.precision) / "visual.onnx"))
     options = ort.SessionOptions()

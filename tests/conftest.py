@@ -5,8 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+
+# One core a process of `pytest -n`, taken before any pool of threads is made: each would take all of them.
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(cores)]})
 
 import numpy as np
 import pytest
@@ -27,6 +33,20 @@ from sigrl_deploy.export.parity import LABELS, PHOTOS  # noqa: E402
 from sigrl_deploy.preprocess import Contract  # noqa: E402
 from sigrl_deploy.trained import TrainedRecord, write_trained  # noqa: E402
 from sigrl_deploy.training.models import new_clip  # noqa: E402
+
+
+@pytest.fixture
+def show(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Prints a text below the results, from whichever process ran the test."""
+    return partial(record_property, "shown")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for status in ("passed", "failed") for report in terminalreporter.stats.get(status, [])]
+    texts = [text for report in reports for name, text in report.user_properties if name == "shown"]
+    if texts:
+        terminalreporter.section("measured")
+        terminalreporter.write_line("\n".join(texts))
 
 
 @pytest.fixture(scope="session", autouse=True)

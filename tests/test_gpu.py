@@ -15,6 +15,7 @@ from random_weights import VARIANTS, save, sigrl_shapes, tensors, text_shapes
 from sigrl_deploy import Recognizer
 from sigrl_deploy.config import Precision
 from sigrl_deploy.engines import FUSED
+from sigrl_deploy.engines.onnxruntime import has_cuda
 from sigrl_deploy.export.bundle import ExportOptions, export_bundle
 from sigrl_deploy.kernels.match import match
 from sigrl_deploy.kernels.svfr import decouple
@@ -72,6 +73,20 @@ def test_another_vocabulary_of_a_known_size_prepares_nothing(
         for labels in (LABELS, LABELS[:3], [f"{label} {i}" for label in LABELS for i in range(12)]):
             scores(recognizer, photos[:2], labels)
     assert caplog.text.count("prepared for 2 pictures and 64 labels") == 1
+
+
+@pytest.mark.skipif(not has_cuda(), reason="this onnxruntime has no CUDA provider")
+def test_onnx_runtimes_tower_with_the_kernels_behind_it_scores_as_the_cpu_does(
+    exported: tuple[Path, Precision], bundle: Path, photos: list[Path]
+) -> None:
+    out, precision = exported
+    if precision is Precision.BF16:
+        pytest.skip("whether the CUDA provider has all operators in bf16 is not known")
+    gpu, cpu = Recognizer(out, backend="onnxruntime", device="cuda"), Recognizer(bundle, device="cpu", backend="onnxruntime")
+    assert "fused match svfr behind it" in gpu.engine.description
+    for labels in (LABELS, LABELS[:2], LABELS):
+        for count in (1, 3, 2):
+            assert np.abs(scores(gpu, photos[:count], labels) - scores(cpu, photos[:count], labels)).max() < precision.tolerance
 
 
 @pytest.mark.parametrize("op", FUSED)

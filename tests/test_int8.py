@@ -16,12 +16,12 @@ from random_weights import label_embeddings
 from sigrl_deploy import Recognizer
 from sigrl_deploy.bundle import Bundle
 from sigrl_deploy.config import Arch, Precision
+from sigrl_deploy.cut import GLOBAL, tower
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.export.bundle import ExportOptions, export_bundle
 from sigrl_deploy.export.functions import DOMAIN, OPSET, RUNTIME_DOMAIN, linear_function, svfr_function
 from sigrl_deploy.export.quantise import LARGEST, LARGEST_WEIGHT, columns, digits
 from sigrl_deploy.model.sigrl import SVFR
-from sigrl_deploy.tensorrt.cut import GLOBAL, tower
 
 DIM = 512
 ALL = (Precision.INT8, Precision.INT8X3, Precision.INT8_ALL)

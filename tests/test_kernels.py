@@ -10,6 +10,7 @@ import copy
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -178,11 +179,10 @@ def test_what_the_kernels_cannot_take_is_said() -> None:
         reconstruct(torch.zeros(1, 1025, 16, device=DEVICE), labels.to(DEVICE), weight.to(DEVICE))
 
 
-def test_every_kernel_compiles_for_every_chip(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_kernel_compiles_for_every_chip(show: Callable[[str], None]) -> None:
     """For sm_80, sm_90 and sm_100, without register spills and within their shared memory; prints what each kernel takes."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "sigrl_deploy.kernels.compile"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    with capsys.disabled():
-        print(f"\n{done.stdout}")
+    show(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -20,11 +20,11 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from sigrl_deploy.config import Precision
+from sigrl_deploy.cut import WEIGHTS, svfr_weights, tower
 from sigrl_deploy.export.bundle import ExportOptions, export_bundle
 from sigrl_deploy.export.functions import svfr_function
 from sigrl_deploy.kernels import svfr
 from sigrl_deploy.model.sigrl import SVFR
-from sigrl_deploy.tensorrt.cut import WEIGHTS, svfr_weights, tower
 from sigrl_deploy.tensorrt.plugin import SPLITS, with_plugin, without_scratch
 
 LABELS = (1, 7)

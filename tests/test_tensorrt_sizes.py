@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx
@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from sigrl_deploy.config import Arch, GraphConfig, ModelConfig, Precision, TextConfig, VisionConfig
+from sigrl_deploy.cut import tower
 from sigrl_deploy.export.onnx import export_text, export_visual
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.model.towers import typed
 from sigrl_deploy.tensorrt.build import Task, run_builder
-from sigrl_deploy.tensorrt.cut import tower
 
 CAPABILITIES = ["8.0", "8.9", "12.0"]
 SIZES = {
@@ -46,7 +46,7 @@ def graphs(model: SigRL, precision: Precision, folder: Path) -> Iterator[tuple[s
 
 @pytest.mark.parametrize("precision", [Precision.FP16, Precision.BF16])
 def test_engines_build_for_batches_to_32_and_labels_to_4096(
-    model: tuple[str, SigRL], precision: Precision, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: tuple[str, SigRL], precision: Precision, tmp_path: Path, show: Callable[[str], None]
 ) -> None:
     name, module = model
     parameters = (
@@ -58,5 +58,4 @@ def test_engines_build_for_batches_to_32_and_labels_to_4096(
         seconds = run_builder(task, tmp_path)
         size = out.stat().st_size
         assert size > 1.9 * parameters.get(graph, 0), "the weights are in it, at two bytes each"
-        with capsys.disabled():
-            print(f"\n{name} {precision.value} {graph}: {size / 1e6:.0f} MB, {seconds} s, SM {' '.join(CAPABILITIES)}", end="")
+        show(f"{name} {precision.value} {graph}: {size / 1e6:.0f} MB, {seconds} s, SM {' '.join(CAPABILITIES)}")

@@ -25,12 +25,14 @@ class Resident:
 class CapturedPass:
     """A forward pass over its own buffers, with pinned ones on the host, on the current GPU.
 
+    `ahead` runs on the pixels before each replay: what cannot be captured, and leaves its results where `forward` reads them.
     `pool` is the memory that graphs share: no two of them run at once, and what one leaves behind no other reads. Raises
     torch.OutOfMemoryError where the GPU has no room.
     """
 
     def __init__(
         self,
+        ahead: Callable[[Tensor], None],
         forward: Callable[[Tensor, Resident], Tensor],
         shape: tuple[int, ...],
         batch: int,
@@ -42,7 +44,8 @@ class CapturedPass:
         projection = None if like.graph_projection is None else torch.zeros_like(like.graph_projection)
         self._own = Resident(torch.zeros_like(like.label_embedding), projection, torch.zeros_like(like.count), like.labels)
         self._holds: Resident | None = None
-        self._graph = torch.cuda.CUDAGraph()
+        self._graph, self._ahead = torch.cuda.CUDAGraph(), ahead
+        ahead(self._pixels)
         # Of this GPU: torch's own stream for captures belongs to the GPU that captured first.
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -74,6 +77,7 @@ class CapturedPass:
             if self._own.graph_projection is not None and vocabulary.graph_projection is not None:
                 self._own.graph_projection.copy_(vocabulary.graph_projection, non_blocking=True)
             self._holds = vocabulary
+        self._ahead(self._pixels)
         self._graph.replay()
         self._host_scores.copy_(self._scores, non_blocking=True)
         torch.cuda.current_stream().synchronize()

@@ -33,9 +33,10 @@ def open_engine(
 ) -> Engine:
     """The engine of a bundle, in one of its precisions or in its first that can run.
 
-    "auto" takes PyTorch where it has a GPU and the bundle its weights, else ONNX Runtime.
+    "auto" takes PyTorch where it has a GPU and the bundle its weights, else ONNX Runtime. ONNX Runtime has SVFR and the match
+    run as kernels where it and PyTorch have a GPU.
 
-    `unfused` are ops of FUSED that PyTorch runs in its plain form; `cache_folder` keeps compiled kernels, and engines of ONNX
+    `unfused` are ops of FUSED that run in their plain form; `cache_folder` keeps compiled kernels, and engines of ONNX
     Runtime's TensorRT provider, between runs. Without `build`, "tensorrt" runs an engine that the bundle has, or falls back on
     what "auto" takes.
 
@@ -58,6 +59,10 @@ def open_engine(
     if backend == "tensorrt":
         engine = _tensorrt(bundle, device, precision, unfused, cache_folder, build)
         return engine or open_engine(bundle, "auto", device, precision, unfused, cache_folder)
+    if backend in ("auto", "onnxruntime"):
+        engine = _onnxruntime_fused(bundle, device, precision, unfused, cache_folder)
+        if engine:
+            return engine
     if unfused:
         raise UsageError(
             f"--unfused {next(iter(unfused))}: this backend has no fused ops; use --backend torch, or leave it out"
@@ -73,6 +78,29 @@ def open_engine(
 
     folder = cache_folder / "onnxruntime-tensorrt" if cache_folder else None
     return OnnxRuntimeEngine(bundle, device, precision, backend == "onnxruntime-tensorrt", folder)
+
+
+def _onnxruntime_fused(
+    bundle: Bundle, device: str, precision: Precision | None, unfused: Collection[str], cache_folder: Path | None
+) -> Engine | None:
+    """ONNX Runtime's CUDA provider with the fused SVFR behind it; None where the whole graph is ONNX Runtime's to run."""
+    if device == "cpu" or not bundle.manifest.arch.has_graph or "svfr" in unfused or not _has_driver():
+        return None
+    if any(find_spec(package) is None for package in ("torch", "triton", "onnx")):
+        return None
+    from sigrl_deploy.engines.onnxruntime import NoCudaError, has_cuda
+    from sigrl_deploy.engines.resident import fused_on
+
+    if not has_cuda() or not (fused := fused_on("cuda", unfused)):
+        return None
+    from sigrl_deploy.engines.onnxruntime_fused import OnnxRuntimeFusedEngine
+
+    try:
+        return OnnxRuntimeFusedEngine(bundle, "cuda", precision, fused, cache_folder)
+    except NoCudaError:
+        if device == "cuda":
+            raise
+        return None
 
 
 def _tensorrt(

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sigrl_deploy import matching
-from sigrl_deploy.bundle import Bundle
+from sigrl_deploy.bundle import Bundle, Variant
 from sigrl_deploy.config import Precision
 from sigrl_deploy.engines import Array
 from sigrl_deploy.errors import BundleError, UsageError
@@ -31,8 +31,42 @@ class OpenGraph(Protocol):
         """Every input by name → every output by name."""
 
 
-class GraphEngine(ABC):
-    """See `Engine`. Opens the visual graph of one variant, and the text graph when a vocabulary is first built, not before.
+class TextGraphEngine(ABC):
+    """The half of an `Engine` that vocabularies come from. Opens the text graph when one is first built, not before.
+
+    Raises BundleError where it cannot be opened.
+    """
+
+    _bundle: Bundle
+    _variant: Variant
+
+    @abstractmethod
+    def _open(self, path: Path) -> OpenGraph:
+        """Raises BundleError where the runtime cannot open the file."""
+
+    @cached_property
+    def _text(self) -> OpenGraph:
+        assert self._variant.text is not None
+        return self._open(self._bundle.file(self._variant.text))
+
+    def encode_labels(self, token_ids: NDArray[np.int64]) -> Array:
+        """See `Engine.encode_labels`."""
+        return self._run_text(np.zeros((0, self._bundle.manifest.embed_dim), np.float32), token_ids)["label_embedding"]
+
+    def project_graph(self, label_embedding: Array) -> Array | None:
+        """See `Engine.project_graph`."""
+        if self._bundle.manifest.graph_identity is None:
+            return None
+        no_labels = np.zeros((0, self._bundle.manifest.context_length or 0), np.int64)
+        return self._run_text(label_embedding, no_labels)["graph_projection"]
+
+    def _run_text(self, cached_embedding: Array, token_ids: NDArray[np.int64]) -> dict[str, Array]:
+        given: dict[str, NDArray[Any]] = {"cached_embedding": cached_embedding, "token_ids": token_ids}
+        return self._text({name: given[name] for name in self._text.inputs})
+
+
+class GraphEngine(TextGraphEngine):
+    """See `Engine`. Opens the visual graph of one variant.
 
     Raises BundleError where a graph cannot be opened or is not the one that the manifest describes.
     """
@@ -43,15 +77,6 @@ class GraphEngine(ABC):
         self._variant = bundle.manifest.variants[precision]
         self._visual = self._open(bundle.file(self._variant.visual))
         _check_interface(self._visual, bundle, self._variant.visual)
-
-    @abstractmethod
-    def _open(self, path: Path) -> OpenGraph:
-        """Raises BundleError where the runtime cannot open the file."""
-
-    @cached_property
-    def _text(self) -> OpenGraph:
-        assert self._variant.text is not None
-        return self._open(self._bundle.file(self._variant.text))
 
     def preprocess(self) -> NoReturn:
         """See `Engine.preprocess`; there is none."""
@@ -82,21 +107,6 @@ class GraphEngine(ABC):
             for patches, g in zip(pictures, global_feature, strict=True)
         ]
         return np.stack(scores)
-
-    def encode_labels(self, token_ids: NDArray[np.int64]) -> Array:
-        """See `Engine.encode_labels`."""
-        return self._run_text(np.zeros((0, self._bundle.manifest.embed_dim), np.float32), token_ids)["label_embedding"]
-
-    def project_graph(self, label_embedding: Array) -> Array | None:
-        """See `Engine.project_graph`."""
-        if self._bundle.manifest.graph_identity is None:
-            return None
-        no_labels = np.zeros((0, self._bundle.manifest.context_length or 0), np.int64)
-        return self._run_text(label_embedding, no_labels)["graph_projection"]
-
-    def _run_text(self, cached_embedding: Array, token_ids: NDArray[np.int64]) -> dict[str, Array]:
-        given: dict[str, NDArray[Any]] = {"cached_embedding": cached_embedding, "token_ids": token_ids}
-        return self._text({name: given[name] for name in self._text.inputs})
 
 
 def threads() -> int:

@@ -28,7 +28,7 @@ _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 
 
-class _NoCudaError(UsageError):
+class NoCudaError(UsageError):
     """CUDA, or TensorRT, cannot be used; `reason` is what a fallback states."""
 
     def __init__(self, reason: str, advice: str, tensorrt: bool) -> None:
@@ -64,7 +64,7 @@ class OnnxRuntimeEngine(GraphEngine):
         if device != "cpu":
             try:
                 self._start(bundle, "cuda")
-            except _NoCudaError as error:
+            except NoCudaError as error:
                 if device == "cuda" or tensorrt:
                     raise
                 reason = error.reason
@@ -78,37 +78,21 @@ class OnnxRuntimeEngine(GraphEngine):
     def _start(self, bundle: Bundle, device: str) -> None:
         needed = _TENSORRT if self._tensorrt else _CUDA
         if device == "cuda" and needed not in ort.get_available_providers():
-            name = "TensorRT" if self._tensorrt else "CUDA"
             advice = "put onnxruntime-gpu in its place (the README says how)"
-            raise _NoCudaError(f"this onnxruntime has no {name} provider", advice, self._tensorrt)
+            raise NoCudaError(f"this onnxruntime has no {_short(needed)} provider", advice, self._tensorrt)
         if device == "cuda" and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA's libraries, where they came as packages
         self.device = device
-        super().__init__(bundle, _choose_precision(bundle, device, self._asked))
+        super().__init__(bundle, choose_precision(bundle, device, self._asked))
 
-    def _open(self, path: Path) -> _Session:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads()
-        # fp32 means fp32: TF32 keeps 10 bits of the mantissa.
-        providers: list[Any] = [(_CUDA, {"use_tf32": 0}), _CPU] if self.device == "cuda" else [_CPU]
+    def _open(self, path: Path) -> OpenSession:
+        providers = providers_of(self.device)
         # Labels are encoded once, and then cached: no engine is worth its build for that.
         if self._tensorrt and path.name == self._bundle.manifest.variants[self.precision].visual:
             manifest = self._bundle.manifest
             providers.insert(0, (_TENSORRT, tensorrt_options(manifest, self._engine_folder(manifest.files[path.name]))))
             log.info("ONNX Runtime's TensorRT provider builds its engine when it first runs a bundle, which may take minutes")
-        try:
-            session = ort.InferenceSession(path, options, providers=providers)
-        except Exception as error:  # onnxruntime's exceptions have no common base
-            reason = str(error).strip().splitlines()[0]
-            raise BundleError(f"{path}: ONNX Runtime {ort.__version__} cannot open it ({reason}); export it again") from None
-        # ONNX Runtime goes on without a provider that it cannot start.
-        first = providers[0][0] if isinstance(providers[0], tuple) else providers[0]
-        if session.get_providers()[0] != first:
-            name = first.removesuffix("ExecutionProvider").replace("Tensorrt", "TensorRT")
-            advice = "check the GPU, its driver and libraries with `sigrl-deploy doctor`"
-            raise _NoCudaError(f"the {name} provider did not start", advice, self._tensorrt)
-        return _Session(session)
+        return OpenSession(open_session(path, providers))
 
     def _engine_folder(self, graph: str) -> Path | None:
         """Where the TensorRT provider keeps the engine of a graph for this GPU; None where nothing can be kept."""
@@ -150,7 +134,43 @@ class OnnxRuntimeEngine(GraphEngine):
         return self._resident[vocabulary]
 
 
-class _Session:
+def has_cuda() -> bool:
+    """Whether this onnxruntime was built with the CUDA provider, which may still fail to start."""
+    return _CUDA in ort.get_available_providers()
+
+
+def providers_of(device: str, **cuda: str) -> list[Any]:
+    """Execution providers for "cpu" or "cuda", with further options of the CUDA provider."""
+    # fp32 means fp32: TF32 keeps 10 bits of the mantissa.
+    return [(_CUDA, {"use_tf32": 0} | cuda), _CPU] if device == "cuda" else [_CPU]
+
+
+def open_session(path: Path, providers: list[Any]) -> ort.InferenceSession:
+    """An ONNX file in ONNX Runtime.
+
+    Raises BundleError where it cannot be opened, NoCudaError, a UsageError, where a GPU's provider does not start.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads()
+    try:
+        session = ort.InferenceSession(path, options, providers=providers)
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        reason = str(error).strip().splitlines()[0]
+        raise BundleError(f"{path}: ONNX Runtime {ort.__version__} cannot open it ({reason}); export it again") from None
+    # ONNX Runtime goes on without a provider that it cannot start.
+    first = providers[0][0] if isinstance(providers[0], tuple) else providers[0]
+    if session.get_providers()[0] != first:
+        advice = "check the GPU, its driver and libraries with `sigrl-deploy doctor`"
+        raise NoCudaError(f"the {_short(first)} provider did not start", advice, first == _TENSORRT)
+    return session
+
+
+def _short(provider: str) -> str:
+    return provider.removesuffix("ExecutionProvider").replace("Tensorrt", "TensorRT")
+
+
+class OpenSession:
     """See `OpenGraph`. Inputs are arrays on the host, or values of ONNX Runtime's own where they stay on a device."""
 
     def __init__(self, session: ort.InferenceSession) -> None:
@@ -192,7 +212,11 @@ def tensorrt_options(manifest: Manifest, folder: Path | None) -> dict[str, Any]:
     return options
 
 
-def _choose_precision(bundle: Bundle, device: str, asked: Precision | None) -> Precision:
+def choose_precision(bundle: Bundle, device: str, asked: Precision | None) -> Precision:
+    """The first of a bundle's precisions, or the one that is asked for, that ONNX Runtime runs on "cpu" or "cuda".
+
+    Raises UsageError where that is not the one asked for, BundleError where there is none.
+    """
     variants = bundle.precisions(asked)
     for precision in variants:
         if (

@@ -53,6 +53,20 @@ def fused_on(device: str, unfused: Collection[str]) -> frozenset[str]:
     return frozenset(FUSED) - frozenset(unfused)
 
 
+def cut_svfr(path: Path, dim: int) -> sigrl.SVFR:
+    """SVFR of a visual graph, on the host in fp32. Of `fuse` the half that meets G is random: a vocabulary has its product."""
+    import onnx
+
+    from sigrl_deploy.cut import svfr_weights
+
+    weights = svfr_weights(onnx.load(path, load_external_data=False), path.parent)
+    module = sigrl.SVFR(dim)
+    module.decouple.weight.data = torch.from_numpy(weights["decouple"].T.copy())
+    module.reconstruct.weight.data = torch.from_numpy(weights["reconstruct"].T.copy())
+    module.fuse.weight.data[:, :dim] = torch.from_numpy(weights["fuse"].T.copy())
+    return module.eval().requires_grad_(False)
+
+
 class ResidentEngine(ABC):
     """See `Engine`. A subclass says how features are computed; this runs them, on `place`, and matches.
 
@@ -88,6 +102,10 @@ class ResidentEngine(ABC):
     @abstractmethod
     def _features(self, pixels: Tensor, vocabulary: Resident) -> tuple[Tensor, Tensor]:
         """pixels [B, 3, H, W] fp32 on the device → local features [B, P, D] in `dtype`, global feature [B, D]."""
+
+    def _ahead(self, pixels: Tensor) -> None:
+        """What a pass does before `_features` and no CUDA graph can hold; here nothing."""
+        return
 
     @property
     def kernels(self) -> str:
@@ -136,8 +154,9 @@ class ResidentEngine(ABC):
         return local if self.sizes.arch.has_local else None, global_feature
 
     def _encode(self, pixels: Array, vocabulary: Resident) -> tuple[Array, Array]:
-        count = len(pixels)
-        local, global_feature = self._features(self._filled(pixels), vocabulary)
+        count, filled = len(pixels), self._filled(pixels)
+        self._ahead(filled)
+        local, global_feature = self._features(filled, vocabulary)
         return local[:count].float().cpu().numpy(), global_feature[:count].float().cpu().numpy()
 
     def _bucket(self, count: int) -> int:
@@ -182,12 +201,14 @@ class ResidentEngine(ABC):
 
     def _score(self, pixels: Array, vocabulary: Resident) -> Array:
         if self.device == "cpu" or not self.captures:
-            return self.forward(self._filled(pixels), vocabulary)[: len(pixels), : vocabulary.labels].cpu().numpy()
+            filled = self._filled(pixels)
+            self._ahead(filled)
+            return self.forward(filled, vocabulary)[: len(pixels), : vocabulary.labels].cpu().numpy()
         batch = self._bucket(len(pixels))
         size = batch, len(vocabulary.label_embedding)
         if size not in self._graphs:
             start = time.perf_counter()
-            self._graphs[size] = CapturedPass(self.forward, pixels.shape[1:], batch, vocabulary, self._pool)
+            self._graphs[size] = CapturedPass(self._ahead, self.forward, pixels.shape[1:], batch, vocabulary, self._pool)
             log.info("prepared for %d pictures and %d labels at once in %.1f s", *size, time.perf_counter() - start)
         return self._graphs[size](pixels, vocabulary)
 

@@ -22,11 +22,10 @@ from sigrl_deploy.bundle import Bundle
 from sigrl_deploy.config import Precision
 from sigrl_deploy.engines import Array
 from sigrl_deploy.engines.captured import Resident
-from sigrl_deploy.engines.resident import ResidentEngine
+from sigrl_deploy.engines.resident import ResidentEngine, cut_svfr
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.gpu import Gpu
 from sigrl_deploy.kernels.cases import Sizes
-from sigrl_deploy.model.sigrl import SVFR
 from sigrl_deploy.tensorrt.build import BuildOptions, build_engines, expected_time
 from sigrl_deploy.tensorrt.find import Search, find_engine
 from sigrl_deploy.tensorrt.key import EngineKey, EngineRecord, Ops, Range
@@ -87,7 +86,8 @@ class TensorRtEngine(ResidentEngine):
         self._visual = self._load(self._records["visual"])
         self._contexts: OrderedDict[tuple[int, int], Context] = OrderedDict()  # the one used last at the end
         with self._running():
-            self._svfr = self._kernels_weights() if self.key.ops is Ops.FUSED else None
+            graph = bundle.file(manifest.variants[self.precision].visual)
+            self._svfr = cut_svfr(graph, sizes.dim).to(place, dtype) if self.key.ops is Ops.FUSED else None
         self.description = (
             f"{library.full_name} on {gpu.name}, {self.precision.value}, SVFR {self.key.ops.value}, {self.kernels}"
         )
@@ -99,20 +99,6 @@ class TensorRtEngine(ResidentEngine):
     def _load(self, record: EngineRecord) -> LoadedEngine:
         path, host_code = self.bundle.engine_path(record), record.key.version_compatible
         return LoadedEngine(self._library, path, self._folder, host_code)
-
-    def _kernels_weights(self) -> SVFR:
-        """SVFR's weights, which the cut left in the ONNX file. Its graph half of `fuse` is in the vocabulary already."""
-        import onnx
-
-        from sigrl_deploy.tensorrt.cut import svfr_weights
-
-        path = self.bundle.file(self.bundle.manifest.variants[self.precision].visual)
-        dim, weights = self.sizes.dim, svfr_weights(onnx.load(path, load_external_data=False), path.parent)
-        module = SVFR(dim)
-        module.decouple.weight.data = torch.from_numpy(weights["decouple"].T.copy())
-        module.reconstruct.weight.data = torch.from_numpy(weights["reconstruct"].T.copy())
-        module.fuse.weight.data[:, :dim] = torch.from_numpy(weights["fuse"].T.copy())
-        return module.to(self.place, self.dtype).eval().requires_grad_(False)
 
     def _features(self, pixels: Tensor, vocabulary: Resident) -> tuple[Tensor, Tensor]:
         rows = len(vocabulary.label_embedding)

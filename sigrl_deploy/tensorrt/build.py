@@ -285,7 +285,7 @@ def _source(bundle: Bundle, key: EngineKey, folder: Path) -> Path:
         return path
     import onnx
 
-    from sigrl_deploy.tensorrt.cut import tower
+    from sigrl_deploy.cut import tower
 
     changed: Callable[[onnx.ModelProto], onnx.ModelProto] = tower
     if key.ops is Ops.PLUGIN:
