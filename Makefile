@@ -11,7 +11,7 @@ demo: $(VENV)/ready
 	$(BIN)/sigrl-deploy demo --out demo
 
 test: lint $(BASE)/ready
-	SIGRL_BASE_PYTHON=$(CURDIR)/$(BASE)/bin/python $(BIN)/python -m pytest -n auto --dist loadfile
+	SIGRL_BASE_PYTHON=$(CURDIR)/$(BASE)/bin/python $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not gpu and not tensorrt"
 
 lint: $(VENV)/ready
 	$(BIN)/ruff format --check .

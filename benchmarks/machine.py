@@ -168,7 +168,7 @@ def floor_ms(config: ModelConfig, labels: int, batch: int, precision: Precision,
         {"int8": "fp32", "int8x3": "fp32", "int8-all": "int8"}.get(precision.value, precision.value), rates["fp32"]
     )
     stages = rates["int8"] if precision.is_int8 else plain
-    tower = rates["int8"] / 3 if precision is Precision.INT8X3 else plain
+    tower = max(rates["int8"] / 3, plain) if precision is Precision.INT8X3 else plain
     flop = vit_flop(config) / tower + rest_flop(config, labels) / plain + svfr_flop(config, labels) / stages
     itemsize = {"fp32": 4, "int8": 4, "int8-all": 1}.get(precision.value, 2)
     moved = least_bytes(config, labels, batch, itemsize) / machine["copy_gb_per_s"]

@@ -27,7 +27,8 @@ was at hand yet, so neither the fused kernels nor ONNX Runtime's CUDA provider h
 - `eager-as-written`: the reference's operations in PyTorch, label graph in every forward. `eager`: the same with the label
   graph's result kept. `compile`: `eager` under torch.compile. `naive-onnx`: `eager` exported as it stands, in ONNX Runtime.
 - `onnxruntime`, `openvino`: this project's bundle of the given precision under `Recognizer`, vocabulary cached, from pixels in
-  memory to scores. `int8` is SVFR in 8 bits, `int8-all` the ViT too, `int8x3` the ViT in three products of 8 bits each.
+  memory to scores. `int8` is SVFR in 8 bits, `int8-all` the ViT too, `int8x3` the ViT in three products of 8 bits each. On a
+  GPU `onnxruntime` is the tower in ONNX Runtime, and this project's kernels behind it.
 - The floor is the least time for the products (2 FLOP a multiply-add) at the machine's own measured rates, or for reading
   weights, picture and labels once at its copy rate, whichever is more.
 - Processes take turns in rounds; a median is that of the rounds' medians. Memory is the largest resident set of the process.

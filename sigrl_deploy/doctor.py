@@ -214,7 +214,7 @@ def _caches(folder: Path, gpu: Gpu | None) -> Iterator[Finding]:
     if gpu is None:
         return
     if version_tuple(gpu.compute_capability) < OLDEST_FUSED:
-        yield Finding("fused kernels", False, f"{gpu.name} is too old for them; PyTorch's own run instead")
+        yield Finding("fused kernels", False, f"{gpu.name} is too old for them; none of them runs")
         return
     known = _tuned(folder / "kernels" / "tuning.json")
     here = any(key.startswith(f"{gpu.name},") and f"driver {gpu.driver}," in key for key in known)

@@ -54,7 +54,7 @@ class Recognizer:
         precision: of the bundle's variants, by default its first that the device can run.
         cache_dir: where label embeddings are kept between runs; None for $SIGRL_DEPLOY_CACHE or the user's cache folder,
             False for memory alone. Compiled kernels are kept there too.
-        unfused: ops among "svfr", "match" and "gmc" that torch runs in plain PyTorch, not as kernels.
+        unfused: ops among "svfr", "match" and "gmc" that run in their plain form, not as kernels.
         device_preprocess: resize pictures on the device instead of in Pillow (torch only); what that changes of the scores,
             which export measured, is logged.
         build: whether "tensorrt" may build an engine where the bundle has none for this machine; if not it falls back.

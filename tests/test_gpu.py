@@ -15,7 +15,7 @@ from random_weights import VARIANTS, save, sigrl_shapes, tensors, text_shapes
 from sigrl_deploy import Recognizer
 from sigrl_deploy.config import Precision
 from sigrl_deploy.engines import FUSED
-from sigrl_deploy.engines.onnxruntime import has_cuda
+from sigrl_deploy.engines.onnxruntime import CUDA, has_provider
 from sigrl_deploy.export.bundle import ExportOptions, export_bundle
 from sigrl_deploy.kernels.match import match
 from sigrl_deploy.kernels.svfr import decouple
@@ -75,7 +75,7 @@ def test_another_vocabulary_of_a_known_size_prepares_nothing(
     assert caplog.text.count("prepared for 2 pictures and 64 labels") == 1
 
 
-@pytest.mark.skipif(not has_cuda(), reason="this onnxruntime has no CUDA provider")
+@pytest.mark.skipif(not has_provider(CUDA), reason="this onnxruntime has no CUDA provider")
 def test_onnx_runtimes_tower_with_the_kernels_behind_it_scores_as_the_cpu_does(
     exported: tuple[Path, Precision], bundle: Path, photos: list[Path]
 ) -> None:
@@ -84,6 +84,12 @@ def test_onnx_runtimes_tower_with_the_kernels_behind_it_scores_as_the_cpu_does(
         pytest.skip("whether the CUDA provider has all operators in bf16 is not known")
     gpu, cpu = Recognizer(out, backend="onnxruntime", device="cuda"), Recognizer(bundle, device="cpu", backend="onnxruntime")
     assert "fused match svfr behind it" in gpu.engine.description
+    vocabulary, pixels = cpu.vocabulary(LABELS), np.stack([cpu.pixels(path) for path in photos[:3]])
+    strided = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    for mine, other in zip(gpu.engine.encode(strided, vocabulary), cpu.engine.encode(pixels, vocabulary), strict=True):
+        assert mine is not None
+        assert other is not None
+        assert np.abs(mine - other).max() < 4 * precision.tolerance * np.abs(other).max()
     for labels in (LABELS, LABELS[:2], LABELS):
         for count in (1, 3, 2):
             assert np.abs(scores(gpu, photos[:count], labels) - scores(cpu, photos[:count], labels)).max() < precision.tolerance

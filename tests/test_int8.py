@@ -10,7 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 from random_weights import label_embeddings
 
 from sigrl_deploy import Recognizer
@@ -20,7 +20,7 @@ from sigrl_deploy.cut import GLOBAL, tower
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.export.bundle import ExportOptions, export_bundle
 from sigrl_deploy.export.functions import DOMAIN, OPSET, RUNTIME_DOMAIN, linear_function, svfr_function
-from sigrl_deploy.export.quantise import LARGEST, LARGEST_WEIGHT, columns, digits
+from sigrl_deploy.export.quantise import LARGEST, LARGEST_WEIGHT, columns, digits, split_products
 from sigrl_deploy.model.sigrl import SVFR
 
 DIM = 512
@@ -136,6 +136,56 @@ def test_three_products_of_nothing_are_the_bias() -> None:
     bias = np.array([1.5, -2], np.float32)
     assert np.array_equal(linear_in_ort(np.zeros((4, 2), np.float32), bias, np.ones((3, 4), np.float32)), [bias] * 3)
     assert np.array_equal(linear_in_ort(np.ones((4, 2), np.float32), bias, np.zeros((3, 4), np.float32)), [bias] * 3)
+
+
+def model_of(*nodes: NodeProto, constants: dict[str, np.ndarray]) -> onnx.ModelProto:
+    """x [3, 4] → y, by these nodes."""
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1), helper.make_opsetid(RUNTIME_DOMAIN, 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+MATRIX, VECTOR = np.arange(8, dtype=np.float32).reshape(4, 2) - 3, np.array([10, -20], np.float32)
+CASES = {
+    "a product and a sum": ([("MatMul", ["x", "w"], "t", {}), ("Add", ["t", "b"], "y", {})], 1),
+    "a sum that is used twice": (
+        [("MatMul", ["x", "w"], "t", {}), ("Add", ["t", "b"], "s", {}), ("Add", ["s", "t"], "y", {})], 1,
+    ),
+    "a product and a sum with a scalar": ([("MatMul", ["x", "w"], "t", {}), ("Add", ["t", "one"], "y", {})], 1),
+    "one matrix twice": (
+        [("MatMul", ["x", "w"], "s", {}), ("MatMul", ["x", "w"], "t", {}), ("Add", ["s", "t"], "y", {})], 2,
+    ),
+    "Gemm": ([("Gemm", ["x", "w", "b"], "y", {})], 1),
+    "Gemm of a transposed matrix": ([("Gemm", ["x", "wt", "b"], "y", {"transB": 1})], 1),
+    "Gemm without a bias": ([("Gemm", ["x", "wt"], "y", {"transB": 1})], 1),
+    "Gemm and a sum": ([("Gemm", ["x", "w", "b"], "t", {}), ("Add", ["t", "b"], "y", {})], 1),
+    "Gemm that scales": ([("Gemm", ["x", "w", "b"], "y", {"alpha": 0.5})], 0),
+    "Gemm with a matrix to add": ([("Gemm", ["x", "w", "b2"], "y", {})], 0),
+    "a constant on the left": ([("MatMul", ["w3", "x"], "y", {})], 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_split_computes_what_it_did(case: str) -> None:
+    described, split = CASES[case]
+    nodes = [helper.make_node(op, inputs, [output], **how) for op, inputs, output, how in described]
+    constants = {"w": MATRIX, "wt": MATRIX.T.copy(), "b": VECTOR, "b2": VECTOR[None], "one": np.ones(1, np.float32)}
+    constants["w3"] = np.ones((2, 3), np.float32)
+    used = {name for node in nodes for name in node.input}
+    model = model_of(*nodes, constants={name: value for name, value in constants.items() if name in used})
+    x = np.random.default_rng(0).standard_normal((3, 4), np.float32)
+    (expected,) = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    split_products(model)
+    assert sum(node.op_type == "LinearInt8x3" for node in model.graph.node) == split
+    model.functions.append(linear_function())
+    (found,) = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    assert np.abs(found - expected).max() < 2e-3 * np.abs(expected).max()  # 14 bits, of sums that partly cancel
 
 
 def test_int8x3_splits_every_product_of_the_tower_and_hardly_moves_scores(

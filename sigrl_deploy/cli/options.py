@@ -34,7 +34,7 @@ unfused_option = click.option(
     "--unfused",
     multiple=True,
     type=click.Choice(["svfr", "match", "gmc"]),
-    help="Run this op in plain PyTorch, not as a kernel (--backend torch); repeatable.",
+    help="On a GPU, run this op in its plain form, not as a kernel; repeatable.",
 )
 build_option = click.option(
     "--no-build",

@@ -14,7 +14,7 @@ from sigrl_deploy.vocabulary import Vocabulary
 
 Array = NDArray[np.float32]
 
-FUSED = ("svfr", "match", "gmc")  # ops that the PyTorch engine runs as kernels
+FUSED = ("svfr", "match", "gmc")  # ops that run as kernels on a GPU
 
 
 class Engine(Protocol):

@@ -59,13 +59,13 @@ def open_engine(
     if backend == "tensorrt":
         engine = _tensorrt(bundle, device, precision, unfused, cache_folder, build)
         return engine or open_engine(bundle, "auto", device, precision, unfused, cache_folder)
-    if backend in ("auto", "onnxruntime"):
+    if backend in ("auto", "onnxruntime") and _can_fuse(bundle, device):
         engine = _onnxruntime_fused(bundle, device, precision, unfused, cache_folder)
         if engine:
             return engine
-    if unfused:
+    elif unfused:
         raise UsageError(
-            f"--unfused {next(iter(unfused))}: this backend has no fused ops; use --backend torch, or leave it out"
+            f"--unfused {next(iter(unfused))}: nothing is fused here; leave it out, or use --backend torch on a GPU"
         )
     if backend == "openvino":
         for package in ("openvino", "onnx"):
@@ -80,23 +80,33 @@ def open_engine(
     return OnnxRuntimeEngine(bundle, device, precision, backend == "onnxruntime-tensorrt", folder)
 
 
+def _can_fuse(bundle: Bundle, device: str) -> bool:
+    """Whether kernels may run behind ONNX Runtime's tower: SVFR is in the model, ONNX Runtime and torch have a GPU."""
+    if device not in ("auto", "cuda") or not bundle.manifest.arch.has_graph or not _has_driver():
+        return False
+    from sigrl_deploy.engines.onnxruntime import CUDA, has_provider
+
+    if not has_provider(CUDA) or any(find_spec(package) is None for package in ("torch", "triton", "onnx")):
+        return False
+    from sigrl_deploy.engines.resident import fused_on
+
+    return bool(fused_on("cuda", ()))
+
+
 def _onnxruntime_fused(
     bundle: Bundle, device: str, precision: Precision | None, unfused: Collection[str], cache_folder: Path | None
 ) -> Engine | None:
-    """ONNX Runtime's CUDA provider with the fused SVFR behind it; None where the whole graph is ONNX Runtime's to run."""
-    if device == "cpu" or not bundle.manifest.arch.has_graph or "svfr" in unfused or not _has_driver():
+    """ONNX Runtime's CUDA provider with the fused SVFR behind it; None where the whole graph is to run in ONNX Runtime."""
+    if "gmc" in unfused:
+        raise UsageError("--unfused gmc: ONNX Runtime runs the label graph in standard ops; leave it out")
+    if "svfr" in unfused:
         return None
-    if any(find_spec(package) is None for package in ("torch", "triton", "onnx")):
-        return None
-    from sigrl_deploy.engines.onnxruntime import NoCudaError, has_cuda
+    from sigrl_deploy.engines.onnxruntime import NoCudaError
+    from sigrl_deploy.engines.onnxruntime_fused import OnnxRuntimeFusedEngine
     from sigrl_deploy.engines.resident import fused_on
 
-    if not has_cuda() or not (fused := fused_on("cuda", unfused)):
-        return None
-    from sigrl_deploy.engines.onnxruntime_fused import OnnxRuntimeFusedEngine
-
     try:
-        return OnnxRuntimeFusedEngine(bundle, "cuda", precision, fused, cache_folder)
+        return OnnxRuntimeFusedEngine(bundle, "cuda", precision, fused_on("cuda", unfused), cache_folder)
     except NoCudaError:
         if device == "cuda":
             raise

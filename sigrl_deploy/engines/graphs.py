@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from sigrl_deploy.config import Precision
 from sigrl_deploy.engines import Array
 from sigrl_deploy.errors import BundleError, UsageError
 from sigrl_deploy.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import onnx
 
 
 class OpenGraph(Protocol):
@@ -76,11 +79,11 @@ class GraphEngine(TextGraphEngine):
         self._bundle = bundle
         self._variant = bundle.manifest.variants[precision]
         self._visual = self._open(bundle.file(self._variant.visual))
-        _check_interface(self._visual, bundle, self._variant.visual)
+        check_interface(self._visual.inputs, bundle, self._variant.visual)
 
     def preprocess(self) -> NoReturn:
         """See `Engine.preprocess`; there is none."""
-        raise UsageError("--device-preprocess: only PyTorch prepares pictures; use --backend torch, or leave it out")
+        raise UsageError("--device-preprocess: this backend prepares none; use --backend torch, or leave it out")
 
     def encode(self, pixels: Array, vocabulary: Vocabulary) -> tuple[Array | None, Array]:
         """See `Engine.encode`."""
@@ -114,13 +117,21 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
 
 
-def _check_interface(visual: OpenGraph, bundle: Bundle, name: str) -> None:
-    """A graph of another architecture or size than the manifest's would fail at the first picture, or score it wrongly."""
+def inputs_of(graph: onnx.GraphProto) -> dict[str, Sequence[int | str]]:
+    """See `OpenGraph.inputs`."""
+    return {i.name: [d.dim_value or d.dim_param for d in i.type.tensor_type.shape.dim[1:]] for i in graph.input}
+
+
+def check_interface(inputs: Mapping[str, Sequence[int | str]], bundle: Bundle, name: str) -> None:
+    """Raise BundleError for a visual graph of another architecture or size than the manifest's, given its `OpenGraph.inputs`.
+
+    It would fail at the first picture, or score it wrongly.
+    """
     manifest = bundle.manifest
     expected = {"pixels": [3, manifest.image_size, manifest.image_size]}
     if manifest.arch.has_graph:
         expected |= {"label_embedding": [manifest.embed_dim], "graph_projection": [manifest.embed_dim]}
-    if visual.inputs != expected:
+    if inputs != expected:
         raise BundleError(
             f"{bundle.path / name}: its inputs are not those that the manifest describes; export the bundle again"
         )

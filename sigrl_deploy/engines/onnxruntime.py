@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,7 +26,7 @@ from sigrl_deploy.vocabulary import Vocabulary
 log = logging.getLogger(__name__)
 
 _TENSORRT = "TensorrtExecutionProvider"
-_CUDA = "CUDAExecutionProvider"
+CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 
 
@@ -76,12 +78,10 @@ class OnnxRuntimeEngine(GraphEngine):
         self.description = f"ONNX Runtime {ort.__version__} on {self.device}{provider}{because}, {self.precision.value}"
 
     def _start(self, bundle: Bundle, device: str) -> None:
-        needed = _TENSORRT if self._tensorrt else _CUDA
-        if device == "cuda" and needed not in ort.get_available_providers():
+        needed = _TENSORRT if self._tensorrt else CUDA
+        if device == "cuda" and not has_provider(needed):
             advice = "put onnxruntime-gpu in its place (the README says how)"
             raise NoCudaError(f"this onnxruntime has no {_short(needed)} provider", advice, self._tensorrt)
-        if device == "cuda" and hasattr(ort, "preload_dlls"):
-            ort.preload_dlls()  # CUDA's libraries, where they came as packages
         self.device = device
         super().__init__(bundle, choose_precision(bundle, device, self._asked))
 
@@ -134,19 +134,24 @@ class OnnxRuntimeEngine(GraphEngine):
         return self._resident[vocabulary]
 
 
-def has_cuda() -> bool:
-    """Whether this onnxruntime was built with the CUDA provider, which may still fail to start."""
-    return _CUDA in ort.get_available_providers()
+def has_provider(name: str) -> bool:
+    """Whether this onnxruntime was built with a GPU's provider, which may still fail to start; loads the libraries of CUDA."""
+    if name not in ort.get_available_providers():
+        return False
+    if hasattr(ort, "preload_dlls"):  # where they came as packages; what it says must not get among results
+        with redirect_stdout(sys.stderr):
+            ort.preload_dlls()
+    return True
 
 
 def providers_of(device: str, **cuda: str) -> list[Any]:
     """Execution providers for "cpu" or "cuda", with further options of the CUDA provider."""
     # fp32 means fp32: TF32 keeps 10 bits of the mantissa.
-    return [(_CUDA, {"use_tf32": 0} | cuda), _CPU] if device == "cuda" else [_CPU]
+    return [(CUDA, {"use_tf32": 0} | cuda), _CPU] if device == "cuda" else [_CPU]
 
 
-def open_session(path: Path, providers: list[Any]) -> ort.InferenceSession:
-    """An ONNX file in ONNX Runtime.
+def open_session(path: Path, providers: list[Any], model: bytes | Path | None = None) -> ort.InferenceSession:
+    """An ONNX file in ONNX Runtime, or a `model` that was made of it.
 
     Raises BundleError where it cannot be opened, NoCudaError, a UsageError, where a GPU's provider does not start.
     """
@@ -154,7 +159,7 @@ def open_session(path: Path, providers: list[Any]) -> ort.InferenceSession:
     options.log_severity_level = 3
     options.intra_op_num_threads = threads()
     try:
-        session = ort.InferenceSession(path, options, providers=providers)
+        session = ort.InferenceSession(model or path, options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions have no common base
         reason = str(error).strip().splitlines()[0]
         raise BundleError(f"{path}: ONNX Runtime {ort.__version__} cannot open it ({reason}); export it again") from None
@@ -219,9 +224,8 @@ def choose_precision(bundle: Bundle, device: str, asked: Precision | None) -> Pr
     """
     variants = bundle.precisions(asked)
     for precision in variants:
-        if (
-            not precision.is_int8 if device == "cuda" else precision is not Precision.BF16
-        ):  # the CPU provider has no bf16 products
+        # 8-bit forms are for CPUs, whose provider has no bf16 products.
+        if not (precision.is_int8 if device == "cuda" else precision is Precision.BF16):
             return precision
     if asked:
         other = "--device cpu" if device == "cuda" else "--backend openvino for bf16"

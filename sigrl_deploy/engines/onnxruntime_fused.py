@@ -6,6 +6,7 @@ ONNX Runtime's CUDA provider, whose options are used as they are documented.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
@@ -19,8 +20,8 @@ from sigrl_deploy.bundle import Bundle
 from sigrl_deploy.config import Precision
 from sigrl_deploy.cut import GLOBAL, PATCHES, tower
 from sigrl_deploy.engines.captured import Resident
-from sigrl_deploy.engines.graphs import TextGraphEngine
-from sigrl_deploy.engines.onnxruntime import OpenSession, choose_precision, open_session, providers_of
+from sigrl_deploy.engines.graphs import TextGraphEngine, check_interface, inputs_of
+from sigrl_deploy.engines.onnxruntime import CUDA, OpenSession, choose_precision, open_session, providers_of
 from sigrl_deploy.engines.resident import ResidentEngine, cut_svfr
 from sigrl_deploy.kernels.cases import Sizes
 
@@ -29,77 +30,101 @@ _ELEMENTS = {
     torch.float16: onnx.TensorProto.FLOAT16,
     torch.bfloat16: onnx.TensorProto.BFLOAT16,
 }
+_IN_MEMORY = 2**31 - 2**26  # bytes of weights: what protobuf takes, less room for the graph
+_NO_MEMORY = re.compile("allocate memory|out of memory|ALLOC_FAILED|smaller than requested bytes")
 
 
 class OnnxRuntimeFusedEngine(ResidentEngine, TextGraphEngine):
     """See `Engine`, for a model with SVFR. `device` is "cuda", the current GPU, or "cpu".
 
     The tower runs in ONNX Runtime, on this engine's stream, into buffers that the captured head reads: its launches cannot be
-    part of the head's CUDA graph. Nothing between them waits for the host. `fused` are the ops of FUSED that run as kernels;
-    the label graph runs in ONNX Runtime. `folder` keeps compiled kernels and what was measured of them.
+    part of the head's CUDA graph. `fused` are the ops of FUSED that run as kernels; the label graph runs in ONNX Runtime.
+    `folder` keeps compiled kernels and what was measured of them.
 
-    Raises UsageError where the CUDA provider does not start or the precision cannot be had, BundleError where a graph cannot be
-    opened.
+    Raises NoCudaError where the CUDA provider does not start, UsageError or BundleError where the precision cannot be had,
+    BundleError where a graph cannot be opened or is not the one that the manifest describes.
     """
 
     def __init__(
         self, bundle: Bundle, device: str, precision: Precision | None, fused: Collection[str], folder: Path | None
     ) -> None:
-        self.precision = choose_precision(bundle, "cuda", precision)
+        self.precision = choose_precision(bundle, "cuda", precision)  # on a CPU too: the kernels have no 8-bit form
         self._bundle, self._variant = bundle, bundle.manifest.variants[self.precision]
         manifest, dtype = bundle.manifest, getattr(torch, self.precision.torch_name)
         on_gpu = device == "cuda"
         place = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         sizes = Sizes(manifest.arch, manifest.grid[0] * manifest.grid[1], manifest.embed_dim, manifest.topk)
         super().__init__(bundle, sizes, dtype, place, frozenset(fused) - {"gmc"}, folder)
-        graph = bundle.file(self._variant.visual)
-        self._tower = self._open_tower(graph)
-        self._features_of: dict[int, tuple[Tensor, Tensor]] = {}  # by batch: what the tower writes and the head reads
+        path = bundle.file(self._variant.visual)
+        model = onnx.load(path)
+        check_interface(inputs_of(model.graph), bundle, path.name)
+        self._tower = self._open_tower(path, model)
+        self._buffers: dict[int, tuple[Tensor, Tensor]] = {}  # by batch: what the tower writes and the head reads
         with self._running():
-            self._svfr = cut_svfr(graph, sizes.dim).to(place, dtype)
+            self._svfr = cut_svfr(model, path.parent, sizes.dim).to(place, dtype)
+        self._tune()
         name = torch.cuda.get_device_name() if on_gpu else "cpu"
         self.description = f"ONNX Runtime {ort.__version__} on {name}, {self.precision.value}, {self.kernels} behind it"
 
-    def _open_tower(self, graph: Path) -> ort.InferenceSession:
-        where = (
-            {"device_id": str(self.place.index), "user_compute_stream": str(self._stream.cuda_stream)} if self._stream else {}
-        )
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            cut = Path(folder) / graph.name
-            onnx.save(tower(onnx.load(graph)), cut, save_as_external_data=True, location="weights")
-            return open_session(cut, providers_of(self.device, **where))
+    def _open_tower(self, path: Path, model: onnx.ModelProto) -> ort.InferenceSession:
+        options = {"device_id": str(self.place.index or 0), "arena_extend_strategy": "kSameAsRequested"}
+        if self._stream is not None:
+            options["user_compute_stream"] = str(self._stream.cuda_stream)
+        providers, cut = providers_of(self.device, **options), tower(model)
+        if sum(len(tensor.raw_data) for tensor in cut.graph.initializer) < _IN_MEMORY:
+            session = open_session(path, providers, cut.SerializeToString())
+        else:
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                file = Path(folder) / path.name
+                onnx.save(cut, file, save_as_external_data=True, location="weights")
+                session = open_session(path, providers, file)
+        # A provider that takes no stream has one of its own, which knows nothing of what waits in this one.
+        taken = session.get_provider_options().get(CUDA, {}).get("user_compute_stream")
+        self._on_own_stream = taken == options.get("user_compute_stream")
+        return session
 
     def _open(self, path: Path) -> OpenSession:
-        return OpenSession(open_session(path, providers_of(self.device)))
+        return OpenSession(open_session(path, providers_of(self.device, device_id=str(self.place.index or 0))))
 
     def _ahead(self, pixels: Tensor) -> None:
         """The tower, enqueued: pixels [B, 3, H, W] fp32 → X [B, P, D] in `dtype` and g [B, D] fp32, in the buffers of B."""
         batch, sizes = len(pixels), self.sizes
-        if batch not in self._features_of:
+        if batch not in self._buffers:
             patches = torch.empty(batch, sizes.patches, sizes.dim, dtype=self.dtype, device=self.place)
-            self._features_of[batch] = patches, torch.empty(batch, sizes.dim, device=self.place)
-        patches, global_feature = self._features_of[batch]
-        binding = self._tower.io_binding()
+            self._buffers[batch] = patches, torch.empty(batch, sizes.dim, device=self.place)
+        patches, global_feature = self._buffers[batch]
+        binding, place = self._tower.io_binding(), (self.device, self.place.index or 0)
         for bind, name, tensor in (
             (binding.bind_input, "pixels", pixels),
             (binding.bind_output, PATCHES, patches),
             (binding.bind_output, GLOBAL, global_feature),
         ):
-            index = self.place.index or 0
-            bind(name, self.device, index, _ELEMENTS[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
+            bind(name, *place, _ELEMENTS[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
         options = ort.RunOptions()
-        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        try:
-            self._tower.run_with_iobinding(binding, options)
-        except Exception as error:  # onnxruntime's exceptions have no common base
-            if "allocate memory" in str(error):
-                raise torch.OutOfMemoryError(str(error)) from None
-            raise
+        if self._on_own_stream:
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        elif self._stream is not None:
+            self._stream.synchronize()
+        self._run(binding, options)
+
+    def _run(self, binding: ort.IOBinding, options: ort.RunOptions) -> None:
+        """Raises torch.OutOfMemoryError where the GPU has no room, even when torch has given back what it keeps for later."""
+        for last in (False, True):
+            try:
+                self._tower.run_with_iobinding(binding, options)
+                return
+            except Exception as error:  # onnxruntime's exceptions have no common base
+                if not _NO_MEMORY.search(str(error)):
+                    raise
+                if last:
+                    raise torch.OutOfMemoryError(str(error)) from None
+            if self.device == "cuda":
+                torch.cuda.empty_cache()
 
     def _features(self, pixels: Tensor, vocabulary: Resident) -> tuple[Tensor, Tensor]:
-        patches, global_feature = self._features_of[len(pixels)]
+        patches, global_feature = self._buffers[len(pixels)]
         return self._reconstructed(self._svfr, patches, vocabulary), global_feature.to(self.dtype)
 
     def _forget_passes(self) -> None:
-        self._features_of.clear()
+        self._buffers.clear()
         super()._forget_passes()

@@ -16,7 +16,7 @@ from onnx.inliner import inline_local_functions
 from sigrl_deploy.bundle import Bundle
 from sigrl_deploy.config import Precision
 from sigrl_deploy.engines import Array
-from sigrl_deploy.engines.graphs import GraphEngine, threads
+from sigrl_deploy.engines.graphs import GraphEngine, inputs_of, threads
 from sigrl_deploy.errors import BundleError, UsageError
 
 _VERSION = ov.__version__.split("-")[0]
@@ -72,7 +72,7 @@ class _Compiled:
 
     def __init__(self, compiled: ov.CompiledModel, graph: onnx.GraphProto) -> None:
         self._compiled = compiled
-        self.inputs = {i.name: [d.dim_value or d.dim_param for d in i.type.tensor_type.shape.dim[1:]] for i in graph.input}
+        self.inputs = inputs_of(graph)
         self._outputs = [output.name for output in graph.output]
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Array]:

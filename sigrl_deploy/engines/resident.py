@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -36,6 +36,9 @@ from sigrl_deploy.kernels.cases import Sizes, cases
 from sigrl_deploy.model import sigrl
 from sigrl_deploy.vocabulary import Vocabulary
 
+if TYPE_CHECKING:
+    import onnx
+
 log = logging.getLogger(__name__)
 
 SMALLEST_LABELS = 64  # of the label buckets
@@ -48,18 +51,19 @@ def fused_on(device: str, unfused: Collection[str]) -> frozenset[str]:
     if device == "cpu" or not torch.cuda.is_available():
         return frozenset()
     if torch.cuda.get_device_capability() < OLDEST_FUSED:
-        log.warning("%s is too old for the fused kernels; PyTorch's own run instead", torch.cuda.get_device_name())
+        log.warning("%s is too old for the fused kernels; none of them runs", torch.cuda.get_device_name())
         return frozenset()
     return frozenset(FUSED) - frozenset(unfused)
 
 
-def cut_svfr(path: Path, dim: int) -> sigrl.SVFR:
-    """SVFR of a visual graph, on the host in fp32. Of `fuse` the half that meets G is random: a vocabulary has its product."""
-    import onnx
+def cut_svfr(model: onnx.ModelProto, folder: Path, dim: int) -> sigrl.SVFR:
+    """SVFR of a visual graph, on the host in fp32; `folder` is where its file lies.
 
+    Of `fuse` the half that meets G is random: a vocabulary has its product.
+    """
     from sigrl_deploy.cut import svfr_weights
 
-    weights = svfr_weights(onnx.load(path, load_external_data=False), path.parent)
+    weights = svfr_weights(model, folder)
     module = sigrl.SVFR(dim)
     module.decouple.weight.data = torch.from_numpy(weights["decouple"].T.copy())
     module.reconstruct.weight.data = torch.from_numpy(weights["reconstruct"].T.copy())
@@ -97,7 +101,8 @@ class ResidentEngine(ABC):
         self._stream = torch.cuda.Stream(place) if self.device == "cuda" else None
         if self._stream is not None:  # weights may still be on their way
             self._stream.wait_stream(torch.cuda.current_stream(place))
-        self._launches = self._tuned(folder) if self.device == "cuda" and self.fused else {}
+        self._folder = folder
+        self._launches: dict[str, Launch] = {}
 
     @abstractmethod
     def _features(self, pixels: Tensor, vocabulary: Resident) -> tuple[Tensor, Tensor]:
@@ -117,9 +122,14 @@ class ResidentEngine(ABC):
         """Whether zero rows may follow the labels: tiled in PyTorch, or inside another engine, SVFR would count them."""
         return "svfr" in self.fused or not self.sizes.arch.has_graph
 
-    def _tuned(self, folder: Path | None) -> dict[str, Launch]:
-        """How each kernel is launched on this GPU, measured where no earlier run has."""
-        start = time.perf_counter()
+    def _tune(self) -> None:
+        """Measure how each kernel is best launched on this GPU, where no earlier run has.
+
+        It may take minutes, so a subclass does it last, once all else is open.
+        """
+        if self.device == "cpu" or not self.fused:
+            return
+        folder, start = self._folder, time.perf_counter()
         tuning.keep_compiled(folder)
         with self._running():
             found = tuning.tune(
@@ -132,7 +142,7 @@ class ResidentEngine(ABC):
             log.info("first run on this GPU: %d kernels compiled and tuned in %.0f s; %s", found.measured, seconds, kept)
         elif folder:
             log.info("kernels: tuned by an earlier run, read from %s in %.1f s", folder, seconds)
-        return found.launches
+        self._launches = found.launches
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -163,9 +173,13 @@ class ResidentEngine(ABC):
         return max(self.batches[0], min(bucket(count), self.batches[-1]))
 
     def _filled(self, pixels: Array) -> Tensor:
-        """Pixels on the device; on a GPU black pictures fill the last bucket, since engines prepare for each size."""
+        """Pixels on the device, contiguous and in fp32.
+
+        On a GPU black pictures fill the last bucket, since engines prepare for each size.
+        """
         missing = self._bucket(len(pixels)) - len(pixels) if self.device == "cuda" else 0
-        return torch.from_numpy(np.pad(pixels, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else pixels).to(self.place)
+        filled = np.pad(pixels, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else pixels
+        return torch.from_numpy(filled).to(self.place, torch.float32).contiguous()
 
     def score(self, pixels: Array, vocabulary: Vocabulary) -> Array:
         """See `Engine.score`. A batch that the GPU has no room for is halved; raises UsageError where it has none for one."""

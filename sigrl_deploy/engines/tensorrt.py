@@ -26,6 +26,7 @@ from sigrl_deploy.engines.resident import ResidentEngine, cut_svfr
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.gpu import Gpu
 from sigrl_deploy.kernels.cases import Sizes
+from sigrl_deploy.model.sigrl import SVFR
 from sigrl_deploy.tensorrt.build import BuildOptions, build_engines, expected_time
 from sigrl_deploy.tensorrt.find import Search, find_engine
 from sigrl_deploy.tensorrt.key import EngineKey, EngineRecord, Ops, Range
@@ -66,7 +67,7 @@ class TensorRtEngine(ResidentEngine):
         self.precision = next((p for p in bundle.precisions(precision) if not p.is_int8), Precision.INT8)
         if self.precision.is_int8:
             raise UsageError(f"{bundle.path}: TensorRT runs none of its precisions; export it with --precision bf16 too")
-        self._library, self._folder = library, folder
+        self._library = library
         found = [find_engine(bundle, graph, self.precision, library.full_name, gpu) for graph in self._graphs_of(bundle)]
         if any(search.fits is None for search in found):
             found = _built(bundle, library, gpu, self.precision, found, build)
@@ -86,8 +87,8 @@ class TensorRtEngine(ResidentEngine):
         self._visual = self._load(self._records["visual"])
         self._contexts: OrderedDict[tuple[int, int], Context] = OrderedDict()  # the one used last at the end
         with self._running():
-            graph = bundle.file(manifest.variants[self.precision].visual)
-            self._svfr = cut_svfr(graph, sizes.dim).to(place, dtype) if self.key.ops is Ops.FUSED else None
+            self._svfr = self._cut_svfr() if self.key.ops is Ops.FUSED else None
+        self._tune()
         self.description = (
             f"{library.full_name} on {gpu.name}, {self.precision.value}, SVFR {self.key.ops.value}, {self.kernels}"
         )
@@ -99,6 +100,13 @@ class TensorRtEngine(ResidentEngine):
     def _load(self, record: EngineRecord) -> LoadedEngine:
         path, host_code = self.bundle.engine_path(record), record.key.version_compatible
         return LoadedEngine(self._library, path, self._folder, host_code)
+
+    def _cut_svfr(self) -> SVFR:
+        import onnx
+
+        path = self.bundle.file(self.bundle.manifest.variants[self.precision].visual)
+        module = cut_svfr(onnx.load(path, load_external_data=False), path.parent, self.sizes.dim)
+        return module.to(self.place, self.dtype)
 
     def _features(self, pixels: Tensor, vocabulary: Resident) -> tuple[Tensor, Tensor]:
         rows = len(vocabulary.label_embedding)

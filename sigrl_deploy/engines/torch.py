@@ -59,6 +59,7 @@ class TorchEngine(ResidentEngine):
         super().__init__(bundle, sizes, self.model.visual.proj.dtype, place, fused, folder)
         name = torch.cuda.get_device_name() if on_gpu else "cpu"
         self.description = f"PyTorch {torch.__version__} on {name}, {self.precision.value}, {self.kernels}"
+        self._tune()
 
     def _features(self, pixels: Tensor, vocabulary: Resident) -> tuple[Tensor, Tensor]:
         patches, global_feature = encode_image(self.model.visual, pixels.to(self.dtype))

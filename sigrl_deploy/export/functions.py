@@ -201,6 +201,7 @@ GMC (label_embedding, weight1, attention1, weight2, attention2) => (graph)
 """
 # x and W in two digits of 8 bits each, x = step (first + second / 126) and W = scale (high + low / 126): the product of the
 # second digits, which is left out, is 2⁻¹⁴ of the whole. Both that count 1/126 are one product of twice the width.
+# The largest is found row by row, which uses all cores; `least` keeps the step of an x that is all zeros from being zero.
 _LINEAR = """
 <domain: "sigrl", opset_import: ["": {opset}, "{runtime}": 1]>
 LinearInt8x3 (x, high, low, scale, bias) => (y)

@@ -146,9 +146,9 @@ def _export(
 def _add_function(proto: onnx.ModelProto, function: onnx.FunctionProto) -> None:
     """Give the model a function, and import its domain and those of what it calls."""
     proto.functions.append(function)
-    for domain in (function.domain, *(opset.domain for opset in function.opset_import)):
-        if domain not in {opset.domain for opset in proto.opset_import}:
-            proto.opset_import.append(onnx.helper.make_opsetid(domain, 1))
+    for opset in (onnx.helper.make_opsetid(function.domain, 1), *function.opset_import):
+        if opset.domain not in {imported.domain for imported in proto.opset_import}:
+            proto.opset_import.append(opset)
 
 
 def _strip_provenance(proto: onnx.ModelProto) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import GraphProto, NodeProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from sigrl_deploy.export.functions import DOMAIN
@@ -60,37 +61,57 @@ def digits(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.in
 
 
 def split_products(proto: onnx.ModelProto) -> None:
-    """Make every product of the graph by a constant matrix, with its bias, a `sigrl::LinearInt8x3` node."""
+    """Make every product by a constant matrix on the right, with its bias, a `sigrl::LinearInt8x3` node."""
     graph = proto.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    biases = _biases(graph)
-    nodes, done = [], set()
+    sums = _sums(graph, constants)
+    nodes: list[NodeProto] = []
+    parts: dict[str, NDArray[Any]] = {}
+    folded = set()
     for node in graph.node:
-        if node.op_type not in ("MatMul", "Gemm") or node.input[1] not in constants:
-            nodes += [] if node.output[0] in done else [node]
+        if node.output[0] in folded:
             continue
-        name = node.input[1]
+        if not _is_linear(node, constants):
+            nodes.append(node)
+            continue
+        name, output, bias = node.input[1], node.output[0], next(iter(node.input[2:]), "")
         weight = numpy_helper.to_array(constants[name])
-        high, low, scale = digits(weight.T if node.op_type == "Gemm" else weight)
-        output, bias = biases.get(node.output[0], (node.output[0], ""))
-        if node.op_type == "Gemm":
-            bias = node.input[2]
-        done.add(output)
-        parts: dict[str, NDArray[Any]] = {f"{name}.high": high, f"{name}.low": low, f"{name}.scale": scale}
-        graph.initializer.extend(numpy_helper.from_array(part, part_name) for part_name, part in parts.items())
-        inputs = [node.input[0], *parts, *([bias] if bias else [])]
+        if node.op_type == "Gemm" and _attributes(node).get("transB"):
+            name, weight = f"{name}.T", weight.T
+        if not bias and sums.get(output, ("", "", 0))[2] == weight.shape[1]:
+            output, bias, _ = sums[output]
+            folded.add(output)
+        own: dict[str, NDArray[Any]] = dict(zip((f"{name}.high", f"{name}.low", f"{name}.scale"), digits(weight), strict=True))
+        parts |= own
+        inputs = [node.input[0], *own, *filter(None, [bias])]
         nodes.append(helper.make_node("LinearInt8x3", inputs, [output], node.name, domain=DOMAIN))
+    graph.initializer.extend(numpy_helper.from_array(part, part_name) for part_name, part in parts.items())
     _replace_nodes(graph, nodes)
 
 
-def _biases(graph: GraphProto) -> dict[str, tuple[str, str]]:
-    """By a value that is only used to add a constant to: the sum's name, and the constant's."""
-    constants = {tensor.name for tensor in graph.initializer}
-    uses = Counter(name for node in graph.node for name in node.input)
+def _attributes(node: NodeProto) -> dict[str, Any]:
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _is_linear(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
+    """Whether a node is x W or x W + b, or the same with Wᵀ, by a constant matrix and vector."""
+    if node.op_type not in ("MatMul", "Gemm") or node.input[1] not in constants or len(constants[node.input[1]].dims) != 2:
+        return False
+    how = _attributes(node)
+    if how.get("alpha", 1) != 1 or how.get("beta", 1) != 1 or how.get("transA", 0):
+        return False
+    columns = constants[node.input[1]].dims[0 if how.get("transB", 0) else 1]
+    return all(name in constants and list(constants[name].dims) == [columns] for name in filter(None, node.input[2:]))
+
+
+def _sums(graph: GraphProto, constants: Mapping[str, TensorProto]) -> dict[str, tuple[str, str, int]]:
+    """By a value that is only used to add a constant vector to: the sum's name, the constant's and its length."""
+    uses = Counter([*(name for node in graph.node for name in node.input), *(value.name for value in graph.output)])
     return {
-        node.input[0]: (node.output[0], node.input[1])
+        node.input[0]: (node.output[0], node.input[1], constants[node.input[1]].dims[0])
         for node in graph.node
-        if node.op_type == "Add" and node.input[1] in constants and uses[node.input[0]] == 1
+        if node.op_type == "Add" and uses[node.input[0]] == 1
+        if node.input[1] in constants and len(constants[node.input[1]].dims) == 1
     }
 
 
