@@ -204,7 +204,7 @@ def _models(options: VerifyOptions, bundle: Bundle) -> tuple[list[Model], dict[s
     for precision in options.precisions:
         bundle.precisions(precision)
     chosen = [p for p in held if not options.precisions or p in options.precisions]
-    by_fineness = sorted(chosen, key=lambda precision: precision.tolerance)
+    by_fineness = sorted(chosen, key=lambda precision: (precision.tolerance, list(Precision).index(precision)))
     for backend in options.backends or BACKENDS[1:]:
         opened = 0
         for precision in by_fineness:

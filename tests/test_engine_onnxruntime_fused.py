@@ -100,10 +100,11 @@ def test_the_text_half_is_onnx_runtimes(exported: Bundle) -> None:
     assert np.array_equal(engine.project_graph(rows), whole.project_graph(rows))  # type: ignore[arg-type]
 
 
-def test_forms_in_8_bits_are_refused(weights: Path, tmp_path: Path) -> None:
+def test_forms_in_8_bits_are_refused_and_hold_no_weights(weights: Path, tmp_path: Path) -> None:
     options = ExportOptions(weights / "sigrl.pth", tmp_path / "out", text_tower=str(weights / "text.pth"))
-    export_bundle(replace(options, precisions=(Precision.INT8, Precision.FP32)))
+    export_bundle(replace(options, precisions=(Precision.INT8, Precision.FP32), weights=True))
     both = Bundle(tmp_path / "out")
+    assert [variant.weights for variant in both.manifest.variants.values()] == [None, "weights-fp32.safetensors"]
     assert OnnxRuntimeFusedEngine(both, "cpu", None, (), None).precision is Precision.FP32
     with pytest.raises(UsageError, match="--precision int8: ONNX Runtime does not run it on cuda"):
         OnnxRuntimeFusedEngine(both, "cpu", Precision.INT8, (), None)

@@ -156,8 +156,8 @@ def test_switches_of_the_command_line(with_weights: Path, bundle: Path, photos: 
     resized = run("--bundle", str(with_weights), "--backend", "torch", "--device-preprocess")
     assert (resized.exit_code, resized.stdout) == (0, plain.stdout)
     for options, message in (
-        (["--unfused", "gmc"], "--unfused gmc: this backend has no fused ops; use --backend torch"),
-        (["--device-preprocess"], "--device-preprocess: only PyTorch prepares pictures; use --backend torch"),
+        (["--unfused", "gmc"], "--unfused gmc: nothing is fused here; leave it out, or use --backend torch on a GPU"),
+        (["--device-preprocess"], "--device-preprocess: this backend prepares none; use --backend torch"),
     ):
         refused = run("--bundle", str(bundle), *options)
         assert refused.exit_code == 2

@@ -109,7 +109,7 @@ def _check_options(options: ExportOptions) -> None:
     if options.template is not None and options.template.count("{label}") != 1:
         raise UsageError(f"--template {options.template!r}: expected the text {{label}} in it, once")
     if options.weights and all(precision.is_int8 for precision in options.precisions):
-        raise UsageError("--weights: are for PyTorch, which runs no int8; add --precision fp32 or bf16")
+        raise UsageError("--weights: are for PyTorch, which runs no int8; add --precision fp32, fp16 or bf16")
     if len(set(options.precisions)) != len(options.precisions):
         raise UsageError("--precision: names one twice; leave one of them out")
     if options.tolerance is not None and not 0 <= options.tolerance < math.inf:
@@ -198,22 +198,22 @@ def _write_graphs(
 
 
 def _write_variants(options: ExportOptions, model: SigRL, record: TrainedRecord, folder: Path) -> dict[Precision, Variant]:
-    """The graphs of every precision, and the weights where asked for; precisions of one dtype share text graph and weights."""
+    """The graphs of every precision; where asked for, weights of those that PyTorch runs. One dtype has one text graph."""
     variants: dict[Precision, Variant] = {}
-    shared: dict[str, tuple[str | None, str | None]] = {}
+    texts: dict[str, str | None] = {}
     for precision in options.precisions:
         cast = typed(model, precision)
         ending = f"-{precision.value}" if variants else ""
         visual, text, weights = f"visual{ending}.onnx", f"text{ending}.onnx", f"weights{ending}.safetensors"
         log.info("exporting %s", visual)
         export_visual(cast, folder / visual, precision)
-        if precision.torch_name not in shared:
+        if precision.torch_name not in texts:
             log.info("exporting %s", text)
-            has_text = export_text(cast, folder / text)
-            if options.weights:
-                write_trained(folder / weights, record, cast.state_dict())
-            shared[precision.torch_name] = text if has_text else None, weights if options.weights else None
-        variants[precision] = Variant(visual, *shared[precision.torch_name])
+            texts[precision.torch_name] = text if export_text(cast, folder / text) else None
+        held = weights if options.weights and not precision.is_int8 else None
+        if held:
+            write_trained(folder / held, record, cast.state_dict())
+        variants[precision] = Variant(visual, texts[precision.torch_name], held)
     return variants
 
 
