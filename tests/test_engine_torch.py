@@ -163,7 +163,7 @@ def test_switches_of_the_command_line(with_weights: Path, bundle: Path, photos: 
         assert refused.exit_code == 2
         assert message in refused.output
     build = ["labels", "build", str(tmp_path / "labels.txt"), "--bundle", str(bundle), "--device", "cpu", "--unfused", "gmc"]
-    assert "this backend has no fused ops" in CliRunner().invoke(main, build).output
+    assert "nothing is fused here" in CliRunner().invoke(main, build).output
     evaluate = ["evaluate", "scenes", "--checkpoint", "x.pth", "--unfused", "svfr"]
     assert "a checkpoint runs unfused as it is" in CliRunner().invoke(main, evaluate).output
     evaluate[-2:] = ["--precision", "int8"]
