@@ -53,7 +53,7 @@ def quantised_tower(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def digits(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.int8], NDArray[np.float32]]:
-    """Wᵀ [K, N] → high and low [K, N] and scale [N]: Wᵀ = scale (high + low / 126), both digits within ±63."""
+    """Wᵀ [K, N] fp32 → high, low [K, N] int8 within ±63 and scale [N] fp32: Wᵀ = scale (high + low / 126)."""
     scale = np.maximum(np.abs(weight).max(axis=0), np.finfo(np.float32).tiny) / LARGEST_WEIGHT
     high = np.rint(weight / scale)
     low = np.rint((weight / scale - high) * 2 * LARGEST_WEIGHT)
