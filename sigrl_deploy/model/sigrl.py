@@ -64,7 +64,7 @@ def encode_text(text: TextTransformer, token_ids: Tensor) -> Tensor:
     """
     tokens = text(token_ids)
     end_of_text = token_ids.argmax(dim=-1)  # it has the highest id
-    return tokens[torch.arange(len(tokens), device=tokens.device), end_of_text] @ text.text_projection
+    return tokens[torch.arange(tokens.shape[0], device=tokens.device), end_of_text] @ text.text_projection
 
 
 class GraphAttention(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sigrl_deploy.config import TextConfig
-from sigrl_deploy.model.transformer import LayerNorm, Transformer
+from sigrl_deploy.model.transformer import Block, LayerNorm, Transformer
 
 
 class TextTransformer(nn.Module):
@@ -30,13 +30,15 @@ class TextTransformer(nn.Module):
         """Random weights as CLIP's training starts from them."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
-        narrow = config.width**-0.5
+        std = config.width**-0.5
+        residual = std * (2 * config.layers) ** -0.5
         for block in self.transformer.resblocks:
-            nn.init.normal_(block.attn.in_proj_weight, std=narrow)
-            nn.init.normal_(block.attn.out_proj.weight, std=narrow * (2 * config.layers) ** -0.5)
+            assert isinstance(block, Block)
+            nn.init.normal_(block.attn.in_proj_weight, std=std)
+            nn.init.normal_(block.attn.out_proj.weight, std=residual)
             nn.init.normal_(block.mlp.c_fc.weight, std=(2 * config.width) ** -0.5)
-            nn.init.normal_(block.mlp.c_proj.weight, std=narrow * (2 * config.layers) ** -0.5)
-        nn.init.normal_(self.text_projection, std=narrow)
+            nn.init.normal_(block.mlp.c_proj.weight, std=residual)
+        nn.init.normal_(self.text_projection, std=std)
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """token ids [N, L], L at most the context → features of all tokens [N, L, W]."""

@@ -5,8 +5,6 @@ Symbols: B sequences, L tokens, W the tower's width, H heads of W / H channels e
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -51,21 +49,30 @@ class Attention(nn.Module):
         return self.out_proj(x.transpose(1, 2).flatten(2))
 
 
+class MLP(nn.Module):
+    """A perceptron of one hidden layer."""
+
+    def __init__(self, width: int, hidden: int, quick_gelu: bool) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, hidden)
+        self.gelu = QuickGELU() if quick_gelu else nn.GELU()
+        self.c_proj = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, L, W] → [B, L, W]."""
+        return self.c_proj(self.gelu(self.c_fc(x)))
+
+
 class Block(nn.Module):
-    """x + attention(norm(x)), then the same with a perceptron of one hidden layer."""
+    """x + attention(norm(x)), then x + perceptron(norm(x))."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, quick_gelu: bool, causal: bool) -> None:
         super().__init__()
         self.quick_gelu = quick_gelu
-        hidden = int(width * mlp_ratio)
         self.ln_1 = LayerNorm(width)
         self.attn = Attention(width, heads, causal)
         self.ln_2 = LayerNorm(width)
-        self.mlp = nn.Sequential(
-            OrderedDict(
-                c_fc=nn.Linear(width, hidden), gelu=QuickGELU() if quick_gelu else nn.GELU(), c_proj=nn.Linear(hidden, width)
-            )
-        )
+        self.mlp = MLP(width, int(width * mlp_ratio), quick_gelu)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, L, W] → [B, L, W]."""
