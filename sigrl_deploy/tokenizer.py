@@ -88,7 +88,7 @@ def write_clip_tokenizer(path: str | os.PathLike[str]) -> None:
 
 
 def _clean(text: str) -> str:
-    if not (text.isascii() and text.isprintable()) or "&" in text:  # other text is as ftfy leaves it
+    if not (text.isascii() and text.isprintable()) or ";" in text:  # ftfy leaves other text as it is
         import ftfy
 
         text = ftfy.fix_text(text)
