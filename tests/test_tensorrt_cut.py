@@ -25,9 +25,10 @@ from sigrl_deploy.export.bundle import ExportOptions, export_bundle
 from sigrl_deploy.export.functions import svfr_function
 from sigrl_deploy.kernels import svfr
 from sigrl_deploy.model.sigrl import SVFR
-from sigrl_deploy.tensorrt.plugin import SPLITS, with_plugin, without_scratch
+from sigrl_deploy.tensorrt.plugin import with_plugin, without_scratch
 
 LABELS = (1, 7)
+SPLITS = 3
 
 
 @pytest.fixture(scope="module", params=[Precision.FP32, Precision.FP16])
