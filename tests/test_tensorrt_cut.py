@@ -161,7 +161,7 @@ def test_kernels_compile_to_ptx_with_the_parameters_that_tensorrt_passes(stage: 
     head, _, ptx = done.stdout.partition("\n")
     name, threads, shared = head.split()
     assert (name, threads) == ("decouple_kernel" if stage == 1 else "reconstruct_kernel", "256")
-    assert int(shared) < 99 * 1024  # of the smallest GPUs that have tensor cores for bf16
+    assert int(shared) <= 48 * 1024  # what a launch may have unasked (CUDA C Programming Guide)
     entry = ptx[ptx.index(".entry") : ptx.index(")", ptx.index(".entry"))]
     kinds = [line.split()[1] for line in entry.splitlines()[1:] if ".param" in line]
     assert kinds == [".u64"] * 4 + [".u32"] * stage + [".u64"]

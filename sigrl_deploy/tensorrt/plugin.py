@@ -90,20 +90,35 @@ def kernel_ptx(stage: int, patches: int, dim: int, precision: Precision, capabil
     """Compile stage 1 or 2 for P patches and D channels on a GPU of this compute capability.
 
     Its parameters are what TensorRT passes: inputs, then int32 scalars, then the output. The launch is the untuned one, or the
-    nearest to it that needs no more than SHARED_UNASKED: whether TensorRT asks for more is not documented.
+    nearest to it that spills no registers and needs no more than SHARED_UNASKED: whether TensorRT asks for more is not
+    documented.
     """
     import torch
 
     from sigrl_deploy.kernels import svfr
+    from sigrl_deploy.kernels.compile import Variant, compile_variant
 
-    how = svfr.launch(patches, dim, getattr(torch, precision.torch_name), stage, capability)
-    found: list[Kernel] = []
-    for smaller in _smaller(how):
-        kernel = _compile(stage, smaller, precision, capability)
-        if kernel.shared <= SHARED_UNASKED:
-            return kernel
-        found.append(kernel)
-    return min(found, key=lambda kernel: kernel.shared)
+    name = f"SVFR, stage {stage}"
+    kernel, types = _arguments(stage, precision)
+    needs: dict[tuple[int, int, int], Launch] = {}
+    for how in _smaller(svfr.launch(patches, dim, getattr(torch, precision.torch_name), stage, capability)):
+        variant = Variant(name, precision.value, kernel, types | dict.fromkeys(how.constants, "constexpr"), how)
+        found = compile_variant(variant, 10 * capability[0] + capability[1])
+        needs[max(found.shared, SHARED_UNASKED), found.spilled, len(needs)] = how
+        if found.spilled == 0 and found.shared <= SHARED_UNASKED:
+            break
+    return _compile(kernel, types, needs[min(needs)], capability)
+
+
+def _arguments(stage: int, precision: Precision) -> tuple[Any, dict[str, str]]:
+    """A stage's kernel, and the types of its arguments but constants, in their order."""
+    from sigrl_deploy.kernels import svfr
+
+    x = f"*{precision.value}"
+    kernel, scalars = (svfr.decouple_kernel, ["rows"]) if stage == 1 else (svfr.reconstruct_kernel, ["rows", "splits"])
+    types = {"patches": x, "labels": x, "weight": x, "count": "*i32"} | dict.fromkeys(scalars, "i32")
+    types[kernel.arg_names[len(types)]] = "*fp32"
+    return kernel, types
 
 
 def _smaller(how: Launch) -> Iterator[Launch]:
@@ -119,21 +134,14 @@ def _smaller(how: Launch) -> Iterator[Launch]:
         channels //= 2
 
 
-def _compile(stage: int, how: Launch, precision: Precision, capability: tuple[int, int]) -> Kernel:
+def _compile(kernel: Any, types: dict[str, str], how: Launch, capability: tuple[int, int]) -> Kernel:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from sigrl_deploy.kernels import svfr
-
-    x = f"*{precision.value}"
-    kernel, scalars = (svfr.decouple_kernel, ["rows"]) if stage == 1 else (svfr.reconstruct_kernel, ["rows", "splits"])
-    types = {"patches": x, "labels": x, "weight": x, "count": "*i32"} | dict.fromkeys(scalars, "i32")
-    types[kernel.arg_names[len(types)]] = "*fp32"
-    signature = types | dict.fromkeys(how.constants, "constexpr")
     # TensorRT's tensors start at multiples of 256 bytes. Only loads that are known to be aligned are asynchronous.
     aligned = {(i,): [["tt.divisibility", 16]] for i, type_ in enumerate(types.values()) if type_.startswith("*")}
-    source = ASTSource(kernel, signature, how.constants, aligned)
+    source = ASTSource(kernel, types | dict.fromkeys(how.constants, "constexpr"), how.constants, aligned)
     target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
     compiled = triton.compile(source, target=target, options={"num_warps": how.warps, "num_stages": how.stages})
     ptx = without_scratch(compiled.asm["ptx"], len(types))
