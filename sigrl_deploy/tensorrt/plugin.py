@@ -139,7 +139,8 @@ def _compile(kernel: Any, types: dict[str, str], how: Launch, capability: tuple[
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    # TensorRT's tensors start at multiples of 256 bytes. Only loads that are known to be aligned are asynchronous.
+    # TensorRT wants its inputs at multiples of 256 bytes, and is taken to pass tensors on at multiples of 16 at least: only
+    # loads that are known to be aligned are asynchronous.
     aligned = {(i,): [["tt.divisibility", 16]] for i, type_ in enumerate(types.values()) if type_.startswith("*")}
     source = ASTSource(kernel, types | dict.fromkeys(how.constants, "constexpr"), how.constants, aligned)
     target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
