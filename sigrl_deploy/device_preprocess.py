@@ -93,13 +93,12 @@ class Normalise:
     """
 
     def __init__(self, preprocess: Preprocess, device: torch.device) -> None:
-        self._levels, self._mean, self._std = (
-            torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
-            for values in ([255.0], preprocess.mean, preprocess.std)
-        )
+        self._levels = torch.tensor(255, dtype=torch.float32, device=device)
+        self.statistics = torch.tensor([preprocess.mean, preprocess.std], dtype=torch.float32, device=device)  # [2, 3]
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        return (pixels.float() / self._levels - self._mean) / self._std
+        mean, std = self.statistics[:, :, None, None]
+        return (pixels.float() / self._levels - mean) / std
 
 
 def _vertical_first(source: tuple[int, int], size: tuple[int, int]) -> bool:

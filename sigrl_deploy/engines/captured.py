@@ -25,7 +25,7 @@ class GraphPool:
     """What the captured passes of an engine share, on the current GPU: memory for their graphs, a stream that copies pixels.
 
     No two passes run at once, and what one leaves behind no other reads. torch ties memory to the stream of a capture, so an
-    engine captures on one stream, its own.
+    engine captures on one stream, its own, and nothing else is captured there.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,9 @@ class CapturedPass:
         self._graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         ahead(pixels)
         try:
-            forward(pixels, self._own)  # compiles the kernels, which a capture cannot
+            scores = forward(pixels, self._own)  # compiles the kernels, which a capture cannot
+            # Before the capture, so that nothing can fail after it: see `Prepared` on graphs that go alone.
+            self._buffers = [_Buffers(pixels, scores.shape) for _ in range(2)]
             # Only what this thread does is captured, so that others may use the GPU meanwhile.
             with torch.cuda.graph(self._graph, pool.memory, stream=stream, capture_error_mode="thread_local"):
                 self._scores = forward(pixels, self._own)
@@ -68,7 +70,6 @@ class CapturedPass:
             if isinstance(error.__context__, torch.OutOfMemoryError):
                 raise error.__context__ from None
             raise
-        self._buffers = [_Buffers(pixels, self._scores) for _ in range(2)]
         self._copies.wait_stream(stream)  # what had their memory before may still be in use
 
     def start(self, pixels: Pixels, vocabulary: Resident) -> Callable[[], Array]:
@@ -118,9 +119,9 @@ class CapturedPass:
 class _Buffers:
     """What one batch travels in: pinned pixels and scores on the host, pixels on the GPU; and when it has arrived."""
 
-    def __init__(self, pixels: Tensor, scores: Tensor) -> None:
+    def __init__(self, pixels: Tensor, scores: torch.Size) -> None:
         self.pixels = torch.zeros(pixels.shape, dtype=pixels.dtype, pin_memory=True)
-        self.scores = torch.zeros(scores.shape, pin_memory=True)
+        self.scores = torch.zeros(scores, pin_memory=True)
         self.staged = torch.empty_like(pixels)
         self.copied, self._done = torch.cuda.Event(), torch.cuda.Event()
         self._batch: _Batch | None = None

@@ -35,22 +35,16 @@ class Launches:
         return self._found.get(Shape(pictures, rows, rows).size_class, {})
 
     def tune(self, shape: Shape, ops: Collection[str]) -> None:
-        """Have the kernels of `ops` measured for the class of a size, at that size. Seconds, the first time on a GPU.
-
-        The current stream must not be the default one.
-        """
+        """Have the kernels of `ops` measured for the class of a size, at that size. Seconds, the first time on a GPU."""
         size_class = shape.size_class
         new = {op for op in ops if (size_class, op) not in self._known}
         if self._place.type == "cpu" or not new:
             return
         folder, start = self._folder, time.perf_counter()
-        found = tuning.tune(
-            cases(self._sizes, self._dtype, self._place, new, shape),
-            folder,
-            tuning.chip(),
-            tuning.milliseconds,
-            tuning.compile_ahead,
-        )
+        needed = cases(self._sizes, self._dtype, self._place, new, shape)
+        # Not where passes are captured: see `Prepared` on graphs that go alone.
+        with torch.cuda.stream(torch.cuda.Stream()):
+            found = tuning.tune(needed, folder, tuning.chip(), tuning.milliseconds, tuning.compile_ahead)
         torch.cuda.empty_cache()
         seconds = time.perf_counter() - start
         if found.measured:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from typing import Generic, TypeVar
 
 Thing = TypeVar("Thing")
@@ -12,7 +12,7 @@ class Prepared(Generic[Thing]):
     """Things by size, made once; before there are more than `most`, `forget` drops them, and whatever refers to them.
 
     None goes alone. A CUDA graph replays on the memory of what was captured in it, so it must not outlive that; and with a
-    graph go the workspaces of cuBLAS that others captured on its stream still use.
+    graph go the workspaces of cuBLAS that others captured on its stream still use (pytorch/pytorch#193402).
     """
 
     def __init__(self, most: int, forget: Callable[[], None]) -> None:
@@ -30,8 +30,8 @@ class Prepared(Generic[Thing]):
     def clear(self) -> None:
         self._things.clear()
 
-    def __contains__(self, size: Hashable) -> bool:
-        return size in self._things
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(self._things)
 
-    def __iter__(self) -> Iterator[Thing]:
-        return iter(self._things.values())
+    def values(self) -> Collection[Thing]:
+        return self._things.values()

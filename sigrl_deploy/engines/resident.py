@@ -105,7 +105,8 @@ class ResidentEngine(ABC):
         self._lock = threading.Lock()
         self._stream, self._pool = None, None
         if self.device == "cuda":
-            self._stream = torch.cuda.Stream(place)
+            # torch deals 32 streams of each priority out in turn. Few others ask for this one, so that engines get their own.
+            self._stream = torch.cuda.Stream(place, priority=-1)
             self._stream.wait_stream(torch.cuda.current_stream(place))  # weights may still be on their way
             with torch.cuda.device(place):
                 self._pool = GraphPool()
@@ -157,7 +158,7 @@ class ResidentEngine(ABC):
 
     def _encode(self, pixels: Pixels, vocabulary: Resident) -> tuple[Array, Array]:
         count, filled = len(pixels), self._filled(pixels)
-        self._tune(len(filled), vocabulary)
+        self.tune(len(filled), vocabulary)
         self._ahead(filled)
         local, global_feature = self._features(filled, vocabulary)
         return local[:count].float().cpu().numpy(), global_feature[:count].float().cpu().numpy()
@@ -224,7 +225,7 @@ class ResidentEngine(ABC):
 
     def _forget_passes(self) -> None:
         """Give back the memory of all captured passes, and of all that they hold."""
-        for captured in self._graphs:
+        for captured in self._graphs.values():
             captured.wait()
         for prepared in self._prepared:
             prepared.clear()
@@ -235,7 +236,7 @@ class ResidentEngine(ABC):
     def _start(self, pixels: Pixels, vocabulary: Resident) -> Callable[[], Array]:
         if self.device == "cpu" or not self.captures:
             filled = self._filled(pixels)
-            self._tune(len(filled), vocabulary)
+            self.tune(len(filled), vocabulary)
             self._ahead(filled)
             scores: Array = self.forward(filled, vocabulary)[: len(pixels), : vocabulary.labels].cpu().numpy()
             return lambda: scores
@@ -244,7 +245,7 @@ class ResidentEngine(ABC):
 
         def capture() -> CapturedPass:
             assert self._pool is not None
-            self._tune(batch, vocabulary)
+            self.tune(batch, vocabulary)
             start = time.perf_counter()
             buffer = torch.zeros(batch, *pixels.shape[1:], dtype=dtype, device=self.place)
             captured = CapturedPass(self._ahead, self.forward, buffer, vocabulary, self._pool)
@@ -253,10 +254,10 @@ class ResidentEngine(ABC):
 
         return self._graphs.get(size, capture).start(pixels, vocabulary)
 
-    def _tune(self, batch: int, vocabulary: Resident) -> None:
-        """Have what a pass launches measured on this GPU at its size, where no earlier run has."""
+    def tune(self, batch: int, vocabulary: Resident) -> None:
+        """Have what a pass of so many pictures launches measured on this GPU, where no earlier run has; as `score` does."""
         shape = Shape(batch, len(vocabulary.label_embedding), vocabulary.labels)
-        self._launches.tune(shape, self.fused & {"svfr", "match"})
+        self._launches.tune(shape, self.fused - {"gmc"})
 
     def forward(self, pixels: Tensor, vocabulary: Resident) -> Tensor:
         """pixels [B, 3, H, W] on the device → scores [B, bucket] fp32; those behind the labels are 0. What a graph captures."""

@@ -111,7 +111,7 @@ def compile_ahead(runs: Iterable[Run]) -> None:
 def milliseconds(run: Run) -> float:
     """The median time of one run on the current GPU, as a pass has it: replayed in a CUDA graph, its inputs in the GPU's cache.
 
-    The current stream must not be the default one.
+    The current stream is not the default one, and has no graph that is still to be replayed.
     """
     stream = torch.cuda.current_stream()
     run()  # compiles, which a capture cannot
