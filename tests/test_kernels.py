@@ -27,7 +27,8 @@ from sigrl_deploy.model.sigrl import match as plain_match
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-pytestmark = [pytest.mark.filterwarnings("ignore"), *([pytest.mark.gpu] if DEVICE == "cuda" else [])]
+ON_GPU = [pytest.mark.gpu] if DEVICE == "cuda" else []
+pytestmark = [pytest.mark.filterwarnings("ignore"), *ON_GPU]
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sigrl_deploy.config import Arch, GraphConfig
-from sigrl_deploy.kernels import gmc, match, svfr
+from sigrl_deploy.kernels import gmc, match, svfr, vit
 from sigrl_deploy.kernels.tuning import Case
 
 PICTURES = 4
@@ -18,18 +18,19 @@ LABELS = 256
 
 @dataclass(frozen=True)
 class Sizes:
-    """What kernels need to know of a model: P patches, D, k, and the layers of GMC that run as kernels."""
+    """What kernels need of a model: P patches, D, k, the layers of GMC, and the ViT's width where it runs as kernels."""
 
     arch: Arch
     patches: int
     dim: int
     topk: int
     graph: tuple[GraphConfig, ...] = ()
+    width: int = 0
 
 
 def cases(sizes: Sizes, dtype: torch.dtype, device: torch.device, fused: Collection[str]) -> Iterator[Case]:
-    """A case for every kernel that the model needs for the ops in `fused`: "svfr.decouple", "svfr.reconstruct", "match", and
-    "gmc F" for heads of F features. Each holds some megabytes on the device while it lives.
+    """A case for every kernel that the model needs for the ops in `fused`: "svfr.decouple", "svfr.reconstruct", "match",
+    "gmc F" for heads of F features, and "tower". Each holds some megabytes on the device while it lives.
     """
     patches, dim = sizes.patches, sizes.dim
     size = f"P = {patches}, D = {dim}, {str(dtype).removeprefix('torch.')}"
@@ -47,6 +48,11 @@ def cases(sizes: Sizes, dtype: torch.dtype, device: torch.device, fused: Collect
         y, g, labels = random(PICTURES, patches, dim), random(PICTURES, dim), random(4 * LABELS, dim)
         hows = match.candidates(patches, dim, dtype)
         yield Case("match", size, hows, lambda how: match.match(y, g, labels, sizes.topk, how=how))
+    if "tower" in fused and sizes.width:
+        stream = random(PICTURES, patches + 1, sizes.width)
+        delta = torch.zeros_like(stream).view(-1, sizes.width)  # it is added to the stream with every run
+        norm, hows = torch.nn.LayerNorm(sizes.width, device=device), vit.candidates(sizes.width)
+        yield Case("tower", f"W = {sizes.width}, {size}", hows, lambda how: vit.add_norm(stream, delta, norm, how=how))
     if "gmc" in fused:
         for layer in sizes.graph:
             yield _graph_case(layer.heads, layer.width_head, device)

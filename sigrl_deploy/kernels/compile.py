@@ -25,12 +25,13 @@ from triton.compiler import ASTSource
 from triton.runtime.errors import PTXASError
 
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.kernels import gmc, match, svfr
+from sigrl_deploy.kernels import gmc, match, svfr, vit
 from sigrl_deploy.kernels.blocks import Launch, interpreted
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a program may use (CUDA C Programming Guide)
 PATCHES = (49, 196, 256, 576, 577)  # of ViT-B/32, B/16 and L/14 at 224 px, B/16 at 384 px with 24², and with one more
 DIM = 512
+VIT_WIDTHS = (768, 1280)  # of ViT-B and ViT-H, whose rows fill 3/4 and 5/8 of a block
 GRAPH_WIDTHS = ((4, 32), (1, 512))  # heads and their features, of GMC's layers
 _TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
@@ -65,6 +66,7 @@ def variants(candidates: bool = False) -> list[Variant]:
 
 def _cases() -> Iterator[list[Variant]]:
     for dtype, short in _TYPES.items():
+        yield from _vit_cases(short)
         for tokens in PATCHES:
             case, x = f"P = {tokens}, {short}", f"*{short}"
             inputs = {"patches": x, "labels": x, "weight": x, "count": "*i32"}
@@ -83,6 +85,21 @@ def _cases() -> Iterator[list[Variant]]:
         tensors = dict.fromkeys(("nodes", "attention", "own", "out"), "*fp32") | {"rows": "i32"}
         case, kernel = f"{heads} × {width}, fp32", gmc.graph_attention_kernel
         yield _variants("gmc", case, kernel, tensors, gmc.candidates(width), HEADS=heads, ABSOLUTE=0.4)
+
+
+def _vit_cases(dtype: str) -> Iterator[list[Variant]]:
+    x, norm, flat = f"*{dtype}", {"weight": "*fp32", "bias": "*fp32"}, [Launch({"BLOCK": vit.ELEMENTS}, 4, 1)]
+    for pixels, patch in (("*fp32", 16), ("*u8", 14)):
+        inputs, normalise = {"pixels": pixels, "statistics": "*fp32", "rows": x}, pixels == "*u8"
+        kernel, case = vit.patches_kernel, f"p = {patch}, {dtype}"
+        yield _variants("vit patches", case, kernel, inputs, flat, SIZE=224, PATCH=patch, NORMALISE=normalise)
+    yield _variants("vit QuickGELU", dtype, vit.quick_gelu_kernel, {"x": x, "out": x, "size": "i32"}, flat)
+    for width in VIT_WIDTHS:
+        case, hows, constants = f"W = {width}, {dtype}", vit.candidates(width), {"TOKENS": 197, "EPS": 1e-5}
+        inputs = dict.fromkeys(("embedded", "class_token", "positions"), x) | {"pre_weight": "*fp32", "pre_bias": "*fp32"}
+        yield _variants("vit embedding", case, vit.embed_kernel, inputs | norm | {"x": x, "normed": x}, hows, **constants)
+        inputs = {"x": x, "delta": x} | norm | {"normed": x}
+        yield _variants("vit add, norm", case, vit.add_norm_kernel, inputs, hows, LAST=False, **constants)
 
 
 def _variants(
