@@ -15,7 +15,7 @@ from sigrl_deploy.vocabulary import Vocabulary
 Array = NDArray[np.float32]
 Pixels = NDArray[np.float32 | np.uint8]  # normalised, or before the contract's normalisation
 
-FUSED = ("svfr", "match", "gmc")  # ops that run as kernels on a GPU
+FUSED = ("tower", "svfr", "match", "gmc")  # ops that run as kernels on a GPU
 
 
 class Preparation(Protocol):

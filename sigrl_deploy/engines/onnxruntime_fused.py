@@ -56,7 +56,7 @@ class OnnxRuntimeFusedEngine(ResidentEngine, TextGraphEngine):
         on_gpu = device == "cuda"
         place = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         sizes = Sizes(manifest.arch, manifest.grid[0] * manifest.grid[1], manifest.embed_dim, manifest.topk)
-        super().__init__(bundle, sizes, dtype, place, frozenset(fused) - {"gmc"}, folder)
+        super().__init__(bundle, sizes, dtype, place, frozenset(fused) - {"gmc", "tower"}, folder)
         path = bundle.file(self._variant.visual)
         model = onnx.load(path)
         check_interface(inputs_of(model.graph), bundle, path.name)
@@ -64,7 +64,7 @@ class OnnxRuntimeFusedEngine(ResidentEngine, TextGraphEngine):
         # By batch: what the tower writes and the head reads.
         self._buffers: Prepared[tuple[Tensor, Tensor]] = self._keep(MOST_BATCHES)
         with self.running():
-            self._svfr = cut_svfr(model, path.parent, sizes.dim).to(place, dtype)
+            self._keep_svfr(cut_svfr(model, path.parent, sizes.dim).to(place, dtype))
         name = torch.cuda.get_device_name() if on_gpu else "cpu"
         self.description = f"ONNX Runtime {ort.__version__} on {name}, {self.precision.value}, {self.kernels} behind it"
 
@@ -129,4 +129,4 @@ class OnnxRuntimeFusedEngine(ResidentEngine, TextGraphEngine):
 
     def _features(self, pixels: Tensor, vocabulary: Resident) -> tuple[Tensor, Tensor]:
         patches, global_feature = self._buffers_of(len(pixels))
-        return self._reconstructed(self._svfr, patches, vocabulary), global_feature.to(self.dtype)
+        return self._reconstructed(patches, vocabulary), global_feature.to(self.dtype)

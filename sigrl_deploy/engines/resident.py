@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -112,6 +113,7 @@ class ResidentEngine(ABC):
                 self._pool = GraphPool()
         self._folder = folder
         self._launches = Launches(sizes, dtype, place, folder)
+        self._svfr: sigrl.SVFR | svfr.FusedSVFR | None = None
 
     @abstractmethod
     def _features(self, pixels: Tensor, vocabulary: Resident) -> tuple[Tensor, Tensor]:
@@ -270,15 +272,24 @@ class ResidentEngine(ABC):
             return match.match(local, global_feature, rows, sizes.topk, how=how)[0]
         return sigrl.match(sizes.arch, local.float(), global_feature.float(), rows.float(), sizes.topk)
 
-    def _reconstructed(self, module: sigrl.SVFR, patches: Tensor, vocabulary: Resident) -> Tensor:
+    def _keep_svfr(self, module: sigrl.SVFR) -> None:
+        """Take SVFR's weights, on `place` in `dtype`, for `_reconstructed`."""
+        if "svfr" not in self.fused:
+            self._svfr = module
+            return
+        self._svfr = fused = svfr.FusedSVFR(module)
+        self.sizes = replace(self.sizes, bounded=fused.bounded)
+        self._launches = Launches(self.sizes, self.dtype, self.place, self._folder)
+
+    def _reconstructed(self, patches: Tensor, vocabulary: Resident) -> Tensor:
         """SVFR on the device: X [B, P, D] → Y [B, P, D]."""
         labels, projection = vocabulary.label_embedding, vocabulary.graph_projection
         assert projection is not None
-        if "svfr" not in self.fused:
-            return module(patches, labels, projection)
-        launches = self._launches.of(len(patches), len(labels))
-        stages = launches.get("svfr.decouple"), launches.get("svfr.reconstruct")
-        return svfr.svfr(module, patches, labels, projection, vocabulary.count, *stages)
+        if isinstance(self._svfr, svfr.FusedSVFR):
+            launches = self._launches.of(len(patches), len(labels))
+            return self._svfr(patches, labels, projection, vocabulary.count, launches)
+        assert self._svfr is not None
+        return self._svfr(patches, labels, projection)
 
     def _check_room(self, labels: int, rows: int) -> None:
         sizes, parts = self.sizes, 1

@@ -79,7 +79,7 @@ class TensorRtEngine(ResidentEngine):
         # A Loop, which SVFR's standard ops hold, waits for the host.
         self.captures = self.key.ops is not Ops.INLINED or not manifest.arch.has_graph
         place = torch.device("cuda", torch.cuda.current_device())
-        fused = frozenset(fused) - {"gmc"} - (frozenset() if self.key.ops is Ops.FUSED else {"svfr"})
+        fused = frozenset(fused) - {"gmc", "tower"} - (frozenset() if self.key.ops is Ops.FUSED else {"svfr"})
         # Inside the engine labels are fp32 at its border, and patches come out so.
         dtype = getattr(torch, self.precision.torch_name) if self.key.ops is Ops.FUSED else torch.float32
         sizes = Sizes(manifest.arch, manifest.grid[0] * manifest.grid[1], manifest.embed_dim, manifest.topk)
@@ -87,7 +87,8 @@ class TensorRtEngine(ResidentEngine):
         self._visual = self._load(self._records["visual"])
         self._contexts: Prepared[Context] = self._keep(MOST_CONTEXTS)
         with self.running():
-            self._svfr = self._cut_svfr() if self.key.ops is Ops.FUSED else None
+            if self.key.ops is Ops.FUSED:
+                self._keep_svfr(self._cut_svfr())
         self.description = (
             f"{library.full_name} on {gpu.name}, {self.precision.value}, SVFR {self.key.ops.value}, {self.kernels}"
         )
@@ -117,7 +118,7 @@ class TensorRtEngine(ResidentEngine):
         outputs = context(inputs)
         global_feature = outputs["global_feature"].to(self.dtype)
         if self._svfr is not None:
-            return self._reconstructed(self._svfr, outputs["patches"], vocabulary), global_feature
+            return self._reconstructed(outputs["patches"], vocabulary), global_feature
         return outputs.get("local_feature", global_feature[:, None]), global_feature
 
     def resident(self, vocabulary: Vocabulary) -> Resident:

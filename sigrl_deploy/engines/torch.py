@@ -18,7 +18,7 @@ from sigrl_deploy.engines import Array
 from sigrl_deploy.engines.captured import Resident
 from sigrl_deploy.engines.resident import ResidentEngine
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.kernels import gmc
+from sigrl_deploy.kernels import gmc, vit
 from sigrl_deploy.kernels.cases import Shape, Sizes
 from sigrl_deploy.model.sigrl import GMC, encode_image
 from sigrl_deploy.model.towers import typed
@@ -56,8 +56,12 @@ class TorchEngine(ResidentEngine):
         _, _, model = load_model(bundle.file(weights), with_text=bundle.manifest.context_length is not None)
         self.model = typed(model, self.precision).to(place).eval().requires_grad_(False)
         config = self.model.config
-        sizes = Sizes(config.arch, config.vision.grid**2, config.embed_dim, config.topk, config.graph)
+        vision = config.vision
+        sizes = Sizes(config.arch, vision.grid**2, config.embed_dim, config.topk, config.graph, vision.width)
         super().__init__(bundle, sizes, self.model.visual.proj.dtype, place, fused, folder)
+        if self.model.svfr is not None:
+            with self.running():
+                self._keep_svfr(self.model.svfr)
         name = torch.cuda.get_device_name() if on_gpu else "cpu"
         self.description = f"PyTorch {torch.__version__} on {name}, {self.precision.value}, {self.kernels}"
 
@@ -67,13 +71,16 @@ class TorchEngine(ResidentEngine):
 
     def _tower(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """pixels [B, 3, H, W], uint8 or normalised fp32 → X [B, P, D], g [B, D]."""
-        return encode_image(self.model.visual, self._normalised(pixels).to(self.dtype))
+        if "tower" not in self.fused:
+            return encode_image(self.model.visual, self._normalised(pixels).to(self.dtype))
+        how = self._launches.of(len(pixels), 1).get("tower")
+        return vit.encode_image(
+            self.model.visual, pixels, self._normalise.statistics if pixels.dtype is torch.uint8 else None, how
+        )
 
     def _local(self, patches: Tensor, vocabulary: Resident) -> Tensor:
         """What labels are matched with: X [B, P, D] → Y [B, P, D], or X in a model without SVFR."""
-        if self.model.svfr is None or vocabulary.graph_projection is None:
-            return patches
-        return self._reconstructed(self.model.svfr, patches, vocabulary)
+        return patches if vocabulary.graph_projection is None else self._reconstructed(patches, vocabulary)
 
     def stages(self, pixels: Tensor, vocabulary: Resident) -> dict[str, Callable[[], object]]:
         """The parts of `forward` in their order, each on what the ones before it made: to be run, or captured, alone and often.

@@ -95,17 +95,15 @@ def tanh(x):
 def bounded_tanh(x, t, TANH: tl.constexpr):
     """tanh(x ⊙ t) of the operands' dtype, t broadcast; `TANH` as `precision` gives it."""
     if TANH == 2:
+        pair: tl.constexpr = "bf16x2" if x.dtype == tl.bfloat16 else "f16x2"
+        code: tl.constexpr = "mul.rn." + pair + " $0, $1, $2; tanh.approx." + pair + " $0, $0;"
         t = tl.broadcast_to(t, x.shape)
-        if x.dtype == tl.bfloat16:
-            code: tl.constexpr = "mul.rn.bf16x2 $0, $1, $2; tanh.approx.bf16x2 $0, $0;"
-        else:
-            code: tl.constexpr = "mul.rn.f16x2 $0, $1, $2; tanh.approx.f16x2 $0, $0;"
         value = tl.inline_asm_elementwise(code, "=r,r,r", [x, t], dtype=x.dtype, is_pure=True, pack=2)
     elif TANH == 1:
         wide = x.to(tl.float32) * t.to(tl.float32)
-        value = tl.inline_asm_elementwise(
-            "tanh.approx.f32 $0, $1;", "=f,f", [wide], dtype=tl.float32, is_pure=True, pack=1
-        ).to(x.dtype)
+        value = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [wide], dtype=tl.float32, is_pure=True, pack=1).to(
+            x.dtype
+        )
     else:
         # One rounding less than in pairs, since the interpreter cuts values to bf16 where a GPU rounds them.
         value = tanh(x.to(tl.float32) * t.to(tl.float32)).to(x.dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sigrl_deploy.config import Arch, GraphConfig
-from sigrl_deploy.kernels import gmc, match, svfr
+from sigrl_deploy.kernels import gmc, match, svfr, vit
 from sigrl_deploy.kernels.tuning import Case
 
 LARGEST = 4096  # pictures × labels, above which more of them change no choice: every multiprocessor has work for long
@@ -17,13 +17,15 @@ LARGEST = 4096  # pictures × labels, above which more of them change no choice:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What kernels need to know of a model: P patches, D, k, and the layers of GMC that run as kernels."""
+    """What kernels need of a model: P patches, D, k, the layers of GMC, and the ViT's width where it runs as kernels."""
 
     arch: Arch
     patches: int
     dim: int
     topk: int
     graph: tuple[GraphConfig, ...] = ()
+    width: int = 0  # of the ViT, where it runs as kernels
+    bounded: tuple[bool, bool] = (False, False)  # of SVFR's stages, see `svfr.bounded`
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class Shape:
 
 
 def cases(sizes: Sizes, dtype: torch.dtype, device: torch.device, fused: Collection[str], shape: Shape) -> Iterator[Case]:
-    """A case for every kernel that the model needs for the ops in `fused`: "svfr.decouple", "svfr.reconstruct", "match", and
-    "gmc F" for heads of F features. Each holds some megabytes on the device while it lives.
+    """A case for every kernel that the model needs for the ops in `fused`: "svfr.decouple", "svfr.reconstruct", "match",
+    "gmc F" for heads of F features, and "tower". Each holds some megabytes on the device while it lives.
     """
     patches, dim, served = sizes.patches, sizes.dim, shape.cut
     size = f"P = {patches}, D = {dim}, {str(dtype).removeprefix('torch.')}, pictures × labels to {shape.size_class}"
@@ -62,7 +64,7 @@ def cases(sizes: Sizes, dtype: torch.dtype, device: torch.device, fused: Collect
     if "svfr" in fused and sizes.arch.has_graph:
         x, t, weight = random(served.pictures, patches, dim), random(served.rows, dim), random(dim, dim) / dim**0.5
         count = torch.tensor(served.labels, dtype=torch.int32, device=device)
-        stage1, stage2 = (svfr.candidates(patches, dim, dtype, accumulators) for accumulators in (1, 2))
+        stage1, stage2 = (svfr.candidates(patches, dim, dtype, stage, bounded=sizes.bounded[stage - 1]) for stage in (1, 2))
         yield Case("svfr.decouple", size, stage1, lambda how: svfr.decouple(x, t, weight, count=count, how=how))
         v = random(served.pictures, served.rows, dim)
         yield Case("svfr.reconstruct", size, stage2, lambda how: svfr.reconstruct(x, v, weight, count=count, how=how))
@@ -70,6 +72,11 @@ def cases(sizes: Sizes, dtype: torch.dtype, device: torch.device, fused: Collect
         y, g, labels = random(served.pictures, patches, dim), random(served.pictures, dim), random(served.rows, dim)
         hows = match.candidates(patches, dim, dtype)
         yield Case("match", size, hows, lambda how: match.match(y, g, labels, sizes.topk, how=how))
+    if "tower" in fused and sizes.width:
+        stream = random(served.pictures, patches + 1, sizes.width)
+        delta = torch.zeros_like(stream).view(-1, sizes.width)  # it is added to the stream with every run
+        norm, hows = torch.nn.LayerNorm(sizes.width, device=device), vit.candidates(sizes.width)
+        yield Case("tower", f"W = {sizes.width}, {size}", hows, lambda how: vit.add_norm(stream, delta, norm, how=how))
     if "gmc" in fused:
         for layer in sizes.graph:
             yield _graph_case(layer.heads, layer.width_head, served.labels, f"labels to {shape.size_class}", device)

@@ -1,8 +1,10 @@
 """Compile the kernels ahead of time, without a GPU, and say what each needs of a chip.
 
-python -m sigrl_deploy.kernels.compile        # a table; exit status 1 where a kernel needs more than a chip has, spills registers,
-                                              # or on sm_90 runs SVFR off the warpgroup products or waits for each of them
-python -m sigrl_deploy.kernels.compile --untuned      # only what runs where nothing was measured
+    python -m sigrl_deploy.kernels.compile              # a table of everything that tuning tries
+    python -m sigrl_deploy.kernels.compile --untuned    # of what runs where nothing was measured
+
+Exit status 1 where a kernel needs more than a chip has or spills registers, and where on sm_90 a loop of SVFR has no warpgroup
+product, or waits for each before it starts the next.
 """
 
 from __future__ import annotations
@@ -24,12 +26,13 @@ from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 from triton.runtime.errors import PTXASError
 
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.kernels import gmc, match, sass, svfr, svfr_hopper
+from sigrl_deploy.kernels import gmc, match, sass, svfr, svfr_hopper, vit
 from sigrl_deploy.kernels.blocks import Launch, interpreted
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a program may use (CUDA C Programming Guide)
 PATCHES = (49, 196, 256, 576, 577)  # of ViT-B/32, B/16 and L/14 at 224 px, B/16 at 384 px with 24², and with one more
 DIM = 512
+VIT_WIDTHS = (768, 1280)  # of ViT-B and ViT-H, whose rows fill 3/4 and 5/8 of a block
 GRAPH_WIDTHS = ((4, 32), (1, 512))  # heads and their features, of GMC's layers
 # A warpgroup's registers are at their limit in the specialised kernel: ptxas puts some of its addresses aside.
 SPILL_LIMIT = {"svfr stage 1, Hopper": 32, "svfr stage 2, Hopper": 32}  # bytes a thread
@@ -78,6 +81,7 @@ def variants(capability: int, untuned: bool = False) -> list[Variant]:
 
 def _cases(capability: tuple[int, int]) -> Iterator[list[Variant]]:
     for dtype, short in _TYPES.items():
+        yield from _vit_cases(short)
         for tokens in PATCHES:
             case, x = f"P = {tokens}, {short}", f"*{short}"
             inputs = {"patches": x, "labels": x, "weight": x, "count": "*i32"}
@@ -101,6 +105,21 @@ def _cases(capability: tuple[int, int]) -> Iterator[list[Variant]]:
         tensors = dict.fromkeys(("nodes", "attention", "own", "out"), "*fp32") | {"rows": "i32"}
         case, kernel = f"{heads} × {width}, fp32", gmc.graph_attention_kernel
         yield _variants("gmc", case, kernel, tensors, gmc.candidates(width), HEADS=heads, ABSOLUTE=0.4)
+
+
+def _vit_cases(dtype: str) -> Iterator[list[Variant]]:
+    x, norm, flat = f"*{dtype}", {"weight": "*fp32", "bias": "*fp32"}, [Launch({"BLOCK": vit.ELEMENTS}, 4, 1)]
+    for pixels, patch in (("*fp32", 16), ("*u8", 14)):
+        inputs, normalise = {"pixels": pixels, "statistics": "*fp32", "rows": x}, pixels == "*u8"
+        kernel, case = vit.patches_kernel, f"p = {patch}, {dtype}"
+        yield _variants("vit patches", case, kernel, inputs, flat, SIZE=224, PATCH=patch, NORMALISE=normalise)
+    yield _variants("vit QuickGELU", dtype, vit.quick_gelu_kernel, {"x": x, "out": x, "size": "i32"}, flat)
+    for width in VIT_WIDTHS:
+        case, hows, constants = f"W = {width}, {dtype}", vit.candidates(width), {"TOKENS": 197, "EPS": 1e-5}
+        inputs = dict.fromkeys(("embedded", "class_token", "positions"), x) | {"pre_weight": "*fp32", "pre_bias": "*fp32"}
+        yield _variants("vit embedding", case, vit.embed_kernel, inputs | norm | {"x": x, "normed": x}, hows, **constants)
+        inputs = {"x": x, "delta": x} | norm | {"normed": x}
+        yield _variants("vit add, norm", case, vit.add_norm_kernel, inputs, hows, LAST=False, **constants)
 
 
 def _variants(
@@ -144,10 +163,14 @@ def _row(number: int, capability: int, untuned: bool) -> tuple[bool, str]:
         return False, f"{start} does not assemble"
     code = found.code
     loops = "; ".join(
-        f"{loop.instructions} instructions, {loop.warpgroup_products} wgmma" + "".join(f", {n} pending" for n in set(loop.pending))
+        f"{loop.instructions} instructions, {loop.warpgroup_products} wgmma"
+        + "".join(f", {n} pending" for n in set(loop.pending))
         for loop in code.loops
     )
-    return not found.fault, f"{start} {code.registers:4} {code.spilled:4} {found.shared:7}  {loops}{found.fault and f'  FAULT: {found.fault}'}"
+    return (
+        not found.fault,
+        f"{start} {code.registers:4} {code.spilled:4} {found.shared:7}  {loops}{found.fault and f'  FAULT: {found.fault}'}",
+    )
 
 
 def main() -> None:

@@ -63,7 +63,9 @@ def _loops(lines: list[str]) -> list[Loop]:
         (labels[match[1]], i) for i, line in enumerate(lines) if (match := _BRANCH.search(line)) and labels.get(match[1], i) < i
     ]
     spans = [span for span in spans if any(_PRODUCT.search(line) for line in lines[slice(*span)])]
-    inner = [span for span in spans if not any(other != span and span[0] <= other[0] and other[1] <= span[1] for other in spans)]
+    inner = [
+        span for span in spans if not any(other != span and span[0] <= other[0] and other[1] <= span[1] for other in spans)
+    ]
     return [_loop(lines[slice(*span)]) for span in inner]
 
 

@@ -7,9 +7,9 @@
 (design, "Image side"). Shapes: X [B, P, D], T and G Wbᵀ [C, D], W [D, D]; Y [B, P, D]. A stage is 2·P·C·D² FLOP on the tensor
 cores and P·C·D exponentials; a tanh is computed once for each block of output channels. A program has all patches of a label at
 hand, as rows of the energies [patches, channels]: tanh is then the product's left operand, which Hopper's tensor cores take
-from registers, and the softmax a reduction along columns. Stage 2 sums over labels in registers; labels are split over programs,
-and the partial sums [splits, B, P, D] added. Inputs fp32, fp16 or bf16; accumulation, softmax and sums are in fp32. The plain
-form is `svfr_stages` of `model/materialised.py`.
+from registers, and the softmax a reduction along columns. Stage 2 sums over labels in registers; labels are split over
+programs, and the partial sums [splits, B, P, D] added. Inputs fp32, fp16 or bf16; accumulation, softmax and sums are in fp32.
+The plain form is `svfr_stages` of `model/materialised.py`. `svfr_hopper.py` has a faster form for that GPU.
 """
 
 from __future__ import annotations
@@ -193,7 +193,12 @@ def weigh_kernel(
 
 
 def launch(
-    tokens: int, dim: int, dtype: torch.dtype, accumulators: int, bounded: bool = False, capability: tuple[int, int] | None = None
+    tokens: int,
+    dim: int,
+    dtype: torch.dtype,
+    accumulators: int,
+    capability: tuple[int, int] | None = None,
+    bounded: bool = False,
 ) -> Launch:
     """Block sizes for P patches, for every GPU: as many output channels as registers hold of `accumulators` tiles [patches,
     channels].
@@ -215,14 +220,19 @@ def _blocks(accumulators: int, block_p: int, dtype: torch.dtype) -> tuple[tuple[
 
 
 def candidates(
-    tokens: int, dim: int, dtype: torch.dtype, accumulators: int, bounded: bool = False, capability: tuple[int, int] | None = None
+    tokens: int,
+    dim: int,
+    dtype: torch.dtype,
+    accumulators: int,
+    capability: tuple[int, int] | None = None,
+    bounded: bool = False,
 ) -> tuple[Launch, ...]:
     """What tuning chooses from. Arguments and errors as of `launch`.
 
     Where `svfr_hopper` has a form, only its own: on an H100 it was 1.6 to 2.2 times as fast as any other, at 20 to 1006 labels
     and 1 to 64 pictures.
     """
-    first = launch(tokens, dim, dtype, accumulators, bounded, capability)
+    first = launch(tokens, dim, dtype, accumulators, capability, bounded)
     if bounded and not interpreted():
         found = svfr_hopper.candidates(tokens, dim, dtype, capability or torch.cuda.get_device_capability())
         if found:
@@ -239,9 +249,7 @@ def bounded(weight: Tensor) -> bool:
     return float(weight.float().abs().sum(1).max()) <= LARGEST_ENERGY
 
 
-def decouple(
-    patches: Tensor, labels: Tensor, weight: Tensor, count: Tensor | None = None, how: Launch | None = None
-) -> Tensor:
+def decouple(patches: Tensor, labels: Tensor, weight: Tensor, count: Tensor | None = None, how: Launch | None = None) -> Tensor:
     """Stage 1: X [B, P, D], T [C, D], W1 [D, D] → S [B, C, D] fp32.
 
     `count` int32 [] on the device says how many of the C rows are labels; rows of S behind them are 0. `how` is one of
@@ -250,7 +258,12 @@ def decouple(
     check("svfr.decouple", patches, labels, weight)
     (batch, tokens, dim), rows = patches.shape, labels.shape[0]
     how = how or launch(tokens, dim, patches.dtype, accumulators=1)
-    patches, labels, weight, count = patches.contiguous(), labels.contiguous(), weight.contiguous(), _count(count, rows, patches)
+    patches, labels, weight, count = (
+        patches.contiguous(),
+        labels.contiguous(),
+        weight.contiguous(),
+        _count(count, rows, patches),
+    )
     semantic = torch.empty(batch, rows, dim, dtype=torch.float32, device=patches.device)
     if isinstance(how, HopperLaunch):
         svfr_hopper.run(1, patches, labels, weight, count, semantic, how)
@@ -261,11 +274,8 @@ def decouple(
     return semantic
 
 
-def splits(rows: int, batch: int, dim: int, how: Launch) -> int:
+def splits(rows: int, batch: int, channel_blocks: int) -> int:
     """Into how many parts stage 2 divides C labels, whose sums [splits, B, P, D] fp32 are added afterwards."""
-    if isinstance(how, HopperLaunch):
-        return svfr_hopper.splits(rows, batch, dim)
-    channel_blocks = triton.cdiv(dim, how.constants["BLOCK_O"])
     return max(1, min(rows // LABELS_A_PROGRAM, PROGRAMS // (channel_blocks * batch)))
 
 
@@ -276,13 +286,20 @@ def reconstruct(
     check("svfr.reconstruct", patches, labels, weight)
     (batch, tokens, dim), rows = patches.shape, labels.shape[1]
     how = how or launch(tokens, dim, patches.dtype, accumulators=2)
-    parts = splits(rows, batch, dim, how)
-    patches, labels, weight, count = patches.contiguous(), labels.contiguous(), weight.contiguous(), _count(count, rows, patches)
+    specialised = isinstance(how, HopperLaunch)
+    channel_blocks = 0 if specialised else triton.cdiv(dim, how.constants["BLOCK_O"])
+    parts = svfr_hopper.splits(rows, batch, dim) if specialised else splits(rows, batch, channel_blocks)
+    patches, labels, weight, count = (
+        patches.contiguous(),
+        labels.contiguous(),
+        weight.contiguous(),
+        _count(count, rows, patches),
+    )
     partial = torch.empty(parts, batch, tokens, dim, dtype=torch.float32, device=patches.device)
-    if isinstance(how, HopperLaunch):
+    if specialised:
         svfr_hopper.run(2, patches, labels, weight, count, partial, how)
     else:
-        reconstruct_kernel[triton.cdiv(dim, how.constants["BLOCK_O"]), parts, batch](
+        reconstruct_kernel[channel_blocks, parts, batch](
             patches, labels, weight, count, rows, parts, partial, **how.constants, num_warps=how.warps, num_stages=how.stages
         )
     out, size = torch.empty_like(patches), patches.numel()
@@ -297,10 +314,7 @@ def _count(count: Tensor | None, rows: int, like: Tensor) -> Tensor:
 
 
 class FusedSVFR:
-    """SVFR of a module on its device, in inference. `launches` are named "svfr.decouple" and "svfr.reconstruct".
-
-    Reads the weights when it is made, which waits for the GPU.
-    """
+    """SVFR of a module on its device, in inference. Reads the weights when it is made, which waits for the GPU."""
 
     def __init__(self, module: SVFR) -> None:
         self._module = module
@@ -321,7 +335,7 @@ class FusedSVFR:
         """
         module, (_, tokens, dim) = self._module, patches.shape
         first, second = (
-            (launches or {}).get(name) or candidates(tokens, dim, patches.dtype, stage, self.bounded[stage - 1])[0]
+            (launches or {}).get(name) or candidates(tokens, dim, patches.dtype, stage, bounded=self.bounded[stage - 1])[0]
             for stage, name in ((1, "svfr.decouple"), (2, "svfr.reconstruct"))
         )
         semantic = decouple(patches, label_embedding, module.decouple.weight, count, first)

@@ -5,10 +5,10 @@ produce tanh(X ⊙ t), each for half of the patches, a step of input channels at
 it, each for 64 of the output channels: the tensor cores read W and the ring from shared memory, and the exponentials are taken
 from the accumulators. So the special-function units, which compute tanh, and the tensor cores work at the same time, W is read
 once, and X once a label. Energies are transposed [channels, patches]: patches are the product's columns, which come in eights,
-so 196 take 200 where a power of two would be 256. Three powers of two make up the columns, since Gluon's tensors have such sides.
+so 196 take 200 where a power of two would be 256. Three powers of two make up the columns, the sides that Gluon's tensors have.
 
-fp16 and bf16, P ≤ 200, D a multiple of 128 up to 512, and only weights whose energies are bounded (`svfr.bounded`): no maximum is
-subtracted. Everything else is `svfr.py`'s. Gluon is Triton's lower level; the interpreter does not run it.
+fp16 and bf16, P ≤ 200, D a multiple of 128 up to 512, and only weights whose energies are bounded (`svfr.bounded`), since no
+maximum is subtracted. Everything else is `svfr.py`'s. Gluon is Triton's lower level; the interpreter does not run it.
 """
 
 from __future__ import annotations
@@ -34,26 +34,22 @@ LOG2_E = gl.constexpr(1.4426950408889634)
 HALF = gl.constexpr(64)  # output channels of a consumer: the rows of one product
 COPY = gl.constexpr(getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared)  # named so before 3.7
 
-Constexpr = gl.constexpr
-
 
 @gluon.jit
-def _tanh_of_product(x, t, HALF_PRECISION: Constexpr):
+def _tanh_of_product(x, t, HALF_PRECISION: gl.constexpr):
     """tanh(x ⊙ t) of pairs of 16-bit values, each pair an int32: so that a pair takes one register."""
-    if HALF_PRECISION:
-        code: Constexpr = "mul.rn.f16x2 $0, $1, $2; tanh.approx.f16x2 $0, $0;"
-    else:
-        code: Constexpr = "mul.rn.bf16x2 $0, $1, $2; tanh.approx.bf16x2 $0, $0;"
+    pair: gl.constexpr = "f16x2" if HALF_PRECISION else "bf16x2"
+    code: gl.constexpr = "mul.rn." + pair + " $0, $1, $2; tanh.approx." + pair + " $0, $0;"
     return gl.inline_asm_elementwise(code, "=r,r,r", [x, t], dtype=gl.int32, is_pure=True, pack=1)
 
 
 @gluon.jit
-def _exponentials(energy, FIRST: Constexpr, TOKENS: Constexpr, layout: Constexpr):
+def _exponentials(energy, FIRST: gl.constexpr, TOKENS: gl.constexpr, layout: gl.constexpr):
     """exp(E) [64, columns] of the patches from FIRST on, 0 behind the last."""
     value = gl.inline_asm_elementwise(
         "ex2.approx.ftz.f32 $0, $1;", "=f,f", [energy * LOG2_E], dtype=gl.float32, is_pure=True, pack=1
     )
-    columns: Constexpr = energy.shape[1]
+    columns: gl.constexpr = energy.shape[1]
     if FIRST + columns > TOKENS:
         patch = FIRST + gl.arange(0, columns, gl.SliceLayout(0, layout))
         value = gl.where((patch < TOKENS)[None, :], value, 0.0)
@@ -61,7 +57,7 @@ def _exponentials(energy, FIRST: Constexpr, TOKENS: Constexpr, layout: Constexpr
 
 
 @gluon.jit
-def _load(patches, k, FIRST: Constexpr, ROWS: Constexpr, TOKENS: Constexpr, PAIRS: Constexpr, layout: Constexpr):
+def _load(patches, k, FIRST: gl.constexpr, ROWS: gl.constexpr, TOKENS: gl.constexpr, PAIRS: gl.constexpr, layout: gl.constexpr):
     """Pairs k of X's rows from FIRST on; behind the last row, that one again."""
     patch = FIRST + gl.arange(0, ROWS, gl.SliceLayout(1, layout))
     if FIRST + ROWS > TOKENS:
@@ -70,29 +66,29 @@ def _load(patches, k, FIRST: Constexpr, ROWS: Constexpr, TOKENS: Constexpr, PAIR
 
 
 @gluon.jit
-def _store_tanh(place, x, t, HALF_PRECISION: Constexpr):
+def _store_tanh(place, x, t, HALF_PRECISION: gl.constexpr):
     place.store(_tanh_of_product(x, gl.broadcast(t[None, :], x)[0], HALF_PRECISION))
 
 
 @gluon.jit
-def _produce(WHICH: Constexpr, arguments, ring, barriers, TOKENS: Constexpr, DIM: Constexpr, STEP: Constexpr):
+def _produce(WHICH: gl.constexpr, arguments, ring, barriers, TOKENS: gl.constexpr, DIM: gl.constexpr, STEP: gl.constexpr):
     """Half of the patches' tanh, for every step of every label of this program. What the next step needs is on its way."""
     patches, labels, _weight, count, rows, splits, _out = arguments
     ring_a, ring_b, ring_c = ring
     ready, empty = barriers
-    half_precision: Constexpr = patches.dtype.element_ty == gl.float16
-    slots: Constexpr = ring_a.type.shape[0]
-    half_a: Constexpr = ring_a.type.shape[1] // 2
-    half_b: Constexpr = ring_b.type.shape[1] // 2
-    last: Constexpr = ring_c.type.shape[1]
-    first_a: Constexpr = WHICH * half_a
-    first_b: Constexpr = 2 * half_a + WHICH * half_b
-    first_c: Constexpr = 2 * half_a + 2 * half_b
-    pairs: Constexpr = DIM // 2
-    steps: Constexpr = DIM // STEP
+    half_precision: gl.constexpr = patches.dtype.element_ty == gl.float16
+    slots: gl.constexpr = ring_a.type.shape[0]
+    half_a: gl.constexpr = ring_a.type.shape[1] // 2
+    half_b: gl.constexpr = ring_b.type.shape[1] // 2
+    last: gl.constexpr = ring_c.type.shape[1]
+    first_a: gl.constexpr = WHICH * half_a
+    first_b: gl.constexpr = 2 * half_a + WHICH * half_b
+    first_c: gl.constexpr = 2 * half_a + 2 * half_b
+    pairs: gl.constexpr = DIM // 2
+    steps: gl.constexpr = DIM // STEP
     patches = patches.to(gl.pointer_type(gl.int32), bitcast=True)
     labels = labels.to(gl.pointer_type(gl.int32), bitcast=True)
-    layout: Constexpr = gl.BlockedLayout([1, 4], [256 // STEP, STEP // 8], [4, 1], [1, 0])
+    layout: gl.constexpr = gl.BlockedLayout([1, 4], [256 // STEP, STEP // 8], [4, 1], [1, 0])
     k = gl.arange(0, STEP // 2, gl.SliceLayout(0, layout))
     split = gl.program_id(1)
     total = gl.maximum(gl.load(count) - split + splits - 1, 0) // splits * steps
@@ -121,9 +117,9 @@ def _produce(WHICH: Constexpr, arguments, ring, barriers, TOKENS: Constexpr, DIM
 
 
 @gluon.jit
-def _keep_weights(weights, weight, first, WHICH: Constexpr, DIM: Constexpr, STEP: Constexpr):
+def _keep_weights(weights, weight, first, WHICH: gl.constexpr, DIM: gl.constexpr, STEP: gl.constexpr):
     """64 rows of W into shared memory, a tile a step."""
-    layout: Constexpr = gl.BlockedLayout([1, 8], [256 // STEP, STEP // 8], [4, 1], [1, 0])
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // STEP, STEP // 8], [4, 1], [1, 0])
     channel = first + gl.arange(0, HALF, gl.SliceLayout(1, layout))
     k = gl.arange(0, STEP, gl.SliceLayout(0, layout))
     for tile in gl.static_range(DIM // STEP):
@@ -134,40 +130,50 @@ def _keep_weights(weights, weight, first, WHICH: Constexpr, DIM: Constexpr, STEP
 
 
 @gluon.jit
-def _own(patches, channel, FIRST: Constexpr, ROWS: Constexpr, TOKENS: Constexpr, DIM: Constexpr, layout: Constexpr):
+def _own(
+    patches, channel, FIRST: gl.constexpr, ROWS: gl.constexpr, TOKENS: gl.constexpr, DIM: gl.constexpr, layout: gl.constexpr
+):
     """X of the output channels, transposed [64, ROWS]."""
     patch = gl.minimum(FIRST + gl.arange(0, ROWS, gl.SliceLayout(0, layout)), TOKENS - 1)
     return gl.load(patches + patch[None, :] * DIM + channel[:, None])
 
 
 @gluon.jit
-def _store_sums(out, sums, channel, FIRST: Constexpr, TOKENS: Constexpr, DIM: Constexpr, layout: Constexpr):
+def _store_sums(out, sums, channel, FIRST: gl.constexpr, TOKENS: gl.constexpr, DIM: gl.constexpr, layout: gl.constexpr):
     patch = FIRST + gl.arange(0, sums.shape[1], gl.SliceLayout(0, layout))
     gl.store(out + patch[None, :] * DIM + channel[:, None], sums, (patch < TOKENS)[None, :])
 
 
 @gluon.jit
 def _consume(
-    WHICH: Constexpr, arguments, weights, ring, barriers, TOKENS: Constexpr, DIM: Constexpr, STEP: Constexpr, STAGE: Constexpr
+    WHICH: gl.constexpr,
+    arguments,
+    weights,
+    ring,
+    barriers,
+    TOKENS: gl.constexpr,
+    DIM: gl.constexpr,
+    STEP: gl.constexpr,
+    STAGE: gl.constexpr,
 ):
     """Energies of 64 output channels of every label of this program, and what the stage makes of them."""
     patches, _labels, weight, count, rows, splits, out = arguments
-    dtype: Constexpr = patches.dtype.element_ty
+    dtype: gl.constexpr = patches.dtype.element_ty
     ready, empty = barriers
-    slots: Constexpr = ring[0].type.shape[0]
-    columns_a: Constexpr = ring[0].type.shape[1]
-    columns_b: Constexpr = ring[1].type.shape[1]
-    columns_c: Constexpr = ring[2].type.shape[1]
-    shared: Constexpr = gl.NVMMASharedLayout(2 * STEP, 16, 2)
+    slots: gl.constexpr = ring[0].type.shape[0]
+    columns_a: gl.constexpr = ring[0].type.shape[1]
+    columns_b: gl.constexpr = ring[1].type.shape[1]
+    columns_c: gl.constexpr = ring[2].type.shape[1]
+    shared: gl.constexpr = gl.NVMMASharedLayout(2 * STEP, 16, 2)
     ring_a = ring[0]._reinterpret(dtype, [slots, columns_a, STEP], shared)
     ring_b = ring[1]._reinterpret(dtype, [slots, columns_b, STEP], shared)
     ring_c = ring[2]._reinterpret(dtype, [slots, columns_c, STEP], shared)
-    layout_a: Constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, columns_a, 16])
-    layout_b: Constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, columns_b, 16])
-    layout_c: Constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, columns_c, 16])
-    rows_a: Constexpr = gl.SliceLayout(1, layout_a)
-    rows_b: Constexpr = gl.SliceLayout(1, layout_b)
-    rows_c: Constexpr = gl.SliceLayout(1, layout_c)
+    layout_a: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, columns_a, 16])
+    layout_b: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, columns_b, 16])
+    layout_c: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, columns_c, 16])
+    rows_a: gl.constexpr = gl.SliceLayout(1, layout_a)
+    rows_b: gl.constexpr = gl.SliceLayout(1, layout_b)
+    rows_c: gl.constexpr = gl.SliceLayout(1, layout_c)
     first = gl.program_id(0) * (2 * HALF) + WHICH * HALF
     channel = first + gl.arange(0, HALF, rows_a)
     channel_b = gl.convert_layout(channel, rows_b)
@@ -226,28 +232,28 @@ def _consume(
 
 @gluon.jit
 def _consume_first(
-    arguments, weights, ring, barriers, TOKENS: Constexpr, DIM: Constexpr, STEP: Constexpr, STAGE: Constexpr
+    arguments, weights, ring, barriers, TOKENS: gl.constexpr, DIM: gl.constexpr, STEP: gl.constexpr, STAGE: gl.constexpr
 ):
     _consume(0, arguments, weights, ring, barriers, TOKENS, DIM, STEP, STAGE)
 
 
 @gluon.jit
 def _consume_second(
-    arguments, weights, ring, barriers, TOKENS: Constexpr, DIM: Constexpr, STEP: Constexpr, STAGE: Constexpr
+    arguments, weights, ring, barriers, TOKENS: gl.constexpr, DIM: gl.constexpr, STEP: gl.constexpr, STAGE: gl.constexpr
 ):
     _consume(1, arguments, weights, ring, barriers, TOKENS, DIM, STEP, STAGE)
 
 
 @gluon.jit
 def _produce_first(
-    arguments, weights, ring, barriers, TOKENS: Constexpr, DIM: Constexpr, STEP: Constexpr, STAGE: Constexpr
+    arguments, weights, ring, barriers, TOKENS: gl.constexpr, DIM: gl.constexpr, STEP: gl.constexpr, STAGE: gl.constexpr
 ):
     _produce(0, arguments, ring, barriers, TOKENS, DIM, STEP)
 
 
 @gluon.jit
 def _produce_second(
-    arguments, weights, ring, barriers, TOKENS: Constexpr, DIM: Constexpr, STEP: Constexpr, STAGE: Constexpr
+    arguments, weights, ring, barriers, TOKENS: gl.constexpr, DIM: gl.constexpr, STEP: gl.constexpr, STAGE: gl.constexpr
 ):
     _produce(1, arguments, ring, barriers, TOKENS, DIM, STEP)
 
@@ -261,16 +267,16 @@ def stage_kernel(
     rows,  # C
     splits,  # programs that share the labels of a picture and 128 channels
     out,  # out: S [B, C, D] fp32 in stage 1, Σ_c softmax over a split's labels [splits, B, P, D] fp32 in stage 2
-    STAGE: Constexpr,
-    TOKENS: Constexpr,
-    DIM: Constexpr,
-    COLUMNS_A: Constexpr,
-    COLUMNS_B: Constexpr,
-    COLUMNS_C: Constexpr,
-    STEP: Constexpr,
-    SLOTS: Constexpr,
-    CONSUMER_REGISTERS: Constexpr,
-    PRODUCER_REGISTERS: Constexpr,
+    STAGE: gl.constexpr,
+    TOKENS: gl.constexpr,
+    DIM: gl.constexpr,
+    COLUMNS_A: gl.constexpr,
+    COLUMNS_B: gl.constexpr,
+    COLUMNS_C: gl.constexpr,
+    STEP: gl.constexpr,
+    SLOTS: gl.constexpr,
+    CONSUMER_REGISTERS: gl.constexpr,
+    PRODUCER_REGISTERS: gl.constexpr,
 ):
     picture = gl.program_id(2).to(gl.int64)
     patches += picture * TOKENS * DIM
@@ -280,11 +286,11 @@ def stage_kernel(
     else:
         out += picture * rows * DIM
     # The ring is written as pairs of values, and read as values.
-    paired: Constexpr = gl.NVMMASharedLayout(2 * STEP, 32, 2)
+    paired: gl.constexpr = gl.NVMMASharedLayout(2 * STEP, 32, 2)
     ring_a = gl.allocate_shared_memory(gl.int32, [SLOTS, COLUMNS_A, STEP // 2], paired)
     ring_b = gl.allocate_shared_memory(gl.int32, [SLOTS, COLUMNS_B, STEP // 2], paired)
     ring_c = gl.allocate_shared_memory(gl.int32, [SLOTS, COLUMNS_C, STEP // 2], paired)
-    shared: Constexpr = gl.NVMMASharedLayout(2 * STEP, 16, 2)
+    shared: gl.constexpr = gl.NVMMASharedLayout(2 * STEP, 16, 2)
     weights = gl.allocate_shared_memory(patches.dtype.element_ty, [2 * DIM // STEP, HALF, STEP], shared)
     ready = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
@@ -326,7 +332,7 @@ def columns(tokens: int) -> tuple[int, int, int]:
 
 
 def candidates(tokens: int, dim: int, dtype: torch.dtype, capability: tuple[int, int]) -> tuple[HopperLaunch, ...]:
-    """What can be launched for a model on a GPU, the best first where there are several; nothing where this kernel has no form."""
+    """What tuning chooses from for a model on a GPU; nothing where this kernel has no form for it."""
     fits = tokens <= MOST_PATCHES and dim % (2 * HALF.value) == 0 and dim <= MOST_CHANNELS and dtype is not torch.float32
     if not fits or capability != CAPABILITY:
         return ()

@@ -104,8 +104,8 @@ def kernel_ptx(stage: int, patches: int, dim: int, precision: Precision, capabil
     for how in _smaller(svfr.launch(patches, dim, getattr(torch, precision.torch_name), stage, capability)):
         variant = Variant(name, precision.value, kernel, types | dict.fromkeys(how.constants, "constexpr"), how)
         found = compile_variant(variant, 10 * capability[0] + capability[1])
-        needs[max(found.shared, SHARED_UNASKED), found.spilled, len(needs)] = how
-        if found.spilled == 0 and found.shared <= SHARED_UNASKED:
+        needs[max(found.shared, SHARED_UNASKED), found.code.spilled, len(needs)] = how
+        if found.code.spilled == 0 and found.shared <= SHARED_UNASKED:
             break
     return _compile(kernel, types, needs[min(needs)], capability)
 
