@@ -87,7 +87,7 @@ def kernels(config: ModelConfig, model: Model, device: str) -> list[Kernel]:
         *(_graph(layer.heads, layer.width_head, draw) for layer in config.graph),
     ]  # fmt: skip
     if find_spec("sigrl_deploy.kernels.between"):
-        found.append(_between(import_module("sigrl_deploy.kernels.between"), model, draw, dim))
+        found.append(_between(import_module("sigrl_deploy.kernels.between"), draw, dim))
     if find_spec("sigrl_deploy.kernels.vit"):
         found.append(_tower(import_module("sigrl_deploy.kernels.vit"), model, draw, config))
     return found
@@ -108,20 +108,16 @@ def _graph(heads: int, width: int, draw: Callable[..., Tensor]) -> Kernel:
     )  # fmt: skip
 
 
-def _between(module: Any, model: Model, draw: Callable[..., Tensor], dim: int) -> Kernel:
-    def own(dtype: Dtype) -> sigrl.SVFR:
-        found = model(PRECISIONS[dtype]).svfr
-        assert found is not None
-        return found
-
+def _between(module: Any, draw: Callable[..., Tensor], dim: int) -> Kernel:
     return Kernel(
-        "between", ALL,
-        lambda _: (None,),
+        "svfr.between", ALL,
+        lambda dtype: module.candidates(dim, dtype),
         lambda labels, batch, dtype: (
-            own(dtype), draw(torch.float32, batch, labels, dim), draw(dtype, labels, dim), draw(dtype, labels, dim)
+            draw(torch.float32, batch, labels, dim), draw(dtype, labels, dim), draw(dtype, labels, dim),
+            draw(dtype, dim, 2 * dim) / dim**0.5,
         ),
-        lambda own, s, t, p, how: module.between(own, s, t, p),
-        lambda own, s, t, p: own.between(s, t, p),
+        lambda s, t, p, w, how: module.between(s, t, p, w, how),
+        between,
         lambda labels, batch: 6 * batch * labels * dim**2,
     )  # fmt: skip
 
@@ -130,9 +126,9 @@ def _tower(module: Any, model: Model, draw: Callable[..., Tensor], config: Model
     size = config.vision.image_size
     return Kernel(
         "vit.encode_image", ALL,
-        lambda _: (None,),
+        lambda _: module.candidates(config.vision.width),
         lambda _, batch, dtype: (model(PRECISIONS[dtype]).visual, draw(dtype, batch, 3, size, size)),
-        lambda visual, pixels, how: _joined(module.encode_image(visual, pixels)),
+        lambda visual, pixels, how: _joined(module.encode_image(visual, pixels, how=how)),
         lambda visual, pixels: _joined(sigrl.encode_image(visual, pixels)),
         lambda _, batch: batch * vit_flop(config),
         labelled=False,
@@ -169,6 +165,12 @@ def reconstruct(x: Tensor, v: Tensor, w: Tensor, of_tile: Callable[..., Tensor] 
 
 def reconstructed(x: Tensor, rows: Tensor, w: Tensor) -> Tensor:
     return attention(x, rows, w).sum(1)
+
+
+def between(s: Tensor, t: Tensor, projection: Tensor, w: Tensor) -> Tensor:
+    """S [B, C, D], T and G Wbᵀ [C, D], Wf [D, 2·D] → V [B, C, D] of T's dtype, computed in fp32 or wider."""
+    relation = sigrl.unit_rows(F.relu(s.transpose(1, 2) @ t.to(s.dtype)))
+    return (F.linear(s @ relation, w[:, : s.shape[-1]].to(s.dtype)) + projection).to(t.dtype)
 
 
 def graph_attention(z: Tensor, a: Tensor) -> Tensor:

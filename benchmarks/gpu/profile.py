@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu.passes import tuned
 from gpu.run import Run
 from gpu.timing import captured
 from torch.profiler import ProfilerActivity
@@ -37,9 +38,10 @@ def profile(run: Run) -> None:
 
 def kernels_of(run: Run, labels: int, log: list[str]) -> dict[str, Any]:
     engine = run.setup.engine(Precision.BF16)
-    pixels, resident = torch.from_numpy(run.setup.pixels(1)).to(run.device), engine.resident(run.setup.vocabulary(labels))
+    pixels, resident = torch.from_numpy(run.setup.pixels(1)).to(run.device), tuned(run, engine, 1, labels)
     replay = captured(lambda: engine.forward(pixels, resident), run.device)
-    replay()
+    if run.device == "cuda":
+        replay()
     activity = ProfilerActivity.CUDA if run.device == "cuda" else ProfilerActivity.CPU
     with profiler(activities=[activity]) as found:
         replay()

@@ -10,16 +10,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from gpu.cases import PRECISIONS
-from random_weights import VARIANTS, draw, images, label_embeddings, sigrl_shapes
+from random_weights import VARIANTS, draw, label_embeddings, sigrl_shapes
 from torch import Tensor
-from workload import Array, real_pictures
+from workload import Array, real_files
 
 from sigrl_deploy.bundle import MANIFEST, VOCABULARY, Bundle, Manifest, Variant
 from sigrl_deploy.checkpoint import Checkpoint, build_model, model_config
 from sigrl_deploy.config import ModelConfig, Precision
-from sigrl_deploy.engines import FUSED
+from sigrl_deploy.device_preprocess import Normalise
+from sigrl_deploy.engines import FUSED, Pixels
 from sigrl_deploy.engines.torch import TorchEngine
 from sigrl_deploy.files import sha256_file
+from sigrl_deploy.images import read_image
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.model.towers import typed
 from sigrl_deploy.preprocess import Contract, Preprocess
@@ -83,21 +85,31 @@ class Setup:
     def exact(self, count: int, pictures: int) -> Array:
         """Scores [n, C] of real pictures by the eager model in fp32, what drift is measured against."""
         rows = [
-            self.eager(torch.from_numpy(picture[None]).to(self.device), self.labels(count), self.projection(count))
+            self.eager(self.normalised(picture[None]), self.labels(count), self.projection(count))
             for picture in self.pictures[:pictures]
         ]
         scores: Array = torch.cat(rows).cpu().numpy()
         return scores
 
     @cached_property
-    def pictures(self) -> Array:
-        """[n, 3, H, W]: real ones, preprocessed."""
-        return real_pictures(self.config.vision.image_size)
+    def preprocess(self) -> Preprocess:
+        return Preprocess.for_contract(Contract.ZERO_SHOT, self.config.vision.image_size)
+
+    @cached_property
+    def pictures(self) -> Pixels:
+        """[n, 3, H, W] uint8 on the host: real ones, before their normalisation."""
+        return np.stack([self.preprocess.uint8(read_image(path)) for path in real_files()])
 
     @lru_cache  # noqa: B019
-    def pixels(self, batch: int) -> Array:
-        """[B, 3, H, W] fp32 on the host: stand-ins for preprocessed pictures."""
-        return images(batch, self.config.vision.image_size, seed=0)
+    def pixels(self, batch: int) -> Pixels:
+        """[B, 3, H, W] uint8 on the host: stand-ins for them."""
+        size = self.config.vision.image_size
+        return np.random.RandomState(0).randint(0, 256, (batch, 3, size, size), np.uint8)
+
+    def normalised(self, pixels: Pixels) -> Tensor:
+        """[B, 3, H, W] fp32 on the device, what the eager model takes."""
+        device = torch.device(self.device)
+        return Normalise(self.preprocess, device)(torch.from_numpy(pixels).to(device))
 
     @lru_cache  # noqa: B019
     def engine(self, precision: Precision) -> TorchEngine:
@@ -107,8 +119,7 @@ class Setup:
     @cached_property
     def bundle(self) -> Bundle:
         """A bundle of weights alone: of its graphs the manifest has the names, and no engine of PyTorch opens them."""
-        folder, config = Path(self._folder.name), self.config
-        preprocess = Preprocess.for_contract(Contract.ZERO_SHOT, config.vision.image_size)
+        folder, config, preprocess = Path(self._folder.name), self.config, self.preprocess
         write_trained(folder / WEIGHTS, TrainedRecord(config, TEMPLATE, preprocess), self.eager.state_dict())
         Vocabulary(("0",), np.zeros((1, config.embed_dim), np.float32)).write(folder / VOCABULARY)
         manifest = Manifest(
