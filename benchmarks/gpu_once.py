@@ -1,11 +1,12 @@
 """Everything that a few minutes on a GPU can tell, measured in one process from seeded weights into one file.
 
-    python benchmarks/gpu_once.py --out benchmarks/results                       # writes h100.json there, or as the GPU is called
-    python benchmarks/gpu_once.py --out OUT --seconds 240 --sections passes stages    # some of it, into the same file
-    python benchmarks/gpu_once.py --out OUT --device cpu --variant tiny          # a rehearsal, in Triton's interpreter
+    python benchmarks/gpu_once.py --out benchmarks/results      # writes h100.json there, or as the GPU is called
+    python benchmarks/gpu_once.py --out OUT --seconds 240 --sections passes stages      # some of it, into the same file
+    python benchmarks/gpu_once.py --out OUT --device cpu --variant tiny     # a rehearsal, in Triton's interpreter
 
 The sections run in the order of SECTIONS. Each is guarded, as is each measurement in it: what fails, or no longer fits into
---seconds, is in `left_out` with its reason, and the file is written after every section. `report.py` makes table, page and plot.
+--seconds, is in `left_out` with its reason, and the file is written after every section. `report.py` makes a table, a page and
+a plot of it.
 """
 
 from __future__ import annotations

@@ -11,7 +11,9 @@ from machine import floor_ms
 from sigrl_deploy.config import ModelConfig, Precision
 
 
-def timing(config: ModelConfig, cell: Cell, rounds: list[list[float]], machine: dict[str, Any], digits: int = 2) -> dict[str, Any]:
+def timing(
+    config: ModelConfig, cell: Cell, rounds: list[list[float]], machine: dict[str, Any], digits: int = 2
+) -> dict[str, Any]:
     """Of milliseconds by round, in `digits` decimals; the median is that of the rounds' medians."""
     times = [milliseconds for times in rounds for milliseconds in times]
     p50 = float(np.median([np.median(times) for times in rounds]))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from machine import describe
+
 from gpu.run import Run
 from gpu.timing import captured, latencies, microseconds
 from gpu.units import read_again, special_function
-from machine import describe
 
 CHAIN = 100  # tiny kernels in one graph
 
@@ -22,7 +24,7 @@ def ceilings(run: Run) -> None:
         "clock": clock, "product of one stage": stage_product, "L2": l2, "special functions": functions, "launches": launches
     }  # fmt: skip
     for name, measure in parts.items():
-        found |= run.attempt(name, lambda measure=measure: measure(run)) or {}  # type: ignore[misc]
+        found |= run.attempt(name, partial(measure, run)) or {}
 
 
 def machine(run: Run) -> None:
@@ -62,15 +64,15 @@ def l2(run: Run) -> dict[str, Any]:
 
 def functions(run: Run) -> dict[str, Any]:
     """Calls a second of the special-function units."""
-    values, repeats, programs = (512, 4096, 8 * _multiprocessors()) if not run.small else (64, 4, 1)
-    out = torch.empty(programs * values, device=run.device)
+    values, repeats, programs = (512, 4096, 8 * _multiprocessors() if not run.small else 0)
     if run.small:  # the interpreter knows no instructions
         return {}
-    return {
-        f"{which}, 10¹² a second": round(programs * values * repeats / us / 1e6, 4)
-        for which in ("tanh", "exp2", "tanh of bf16 pairs")
-        if (us := microseconds([lambda w=which: special_function[(programs,)](out, repeats, w, values, num_warps=4)], run.device))  # type: ignore[misc]
-    }
+    out = torch.empty(programs * values, device=run.device)
+    found = {}
+    for which in ("tanh", "exp2", "tanh of bf16 pairs"):
+        call = partial(special_function[(programs,)], out, repeats, which, values, num_warps=4)
+        found[f"{which}, 10¹² a second"] = round(programs * values * repeats / microseconds([call], run.device) / 1e6, 4)
+    return found
 
 
 def launches(run: Run) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
+
 from gpu.cases import BEHIND_ENGINE, ERRORS, PRECISIONS, REHEARSED, TIMES, Kernel, kernels
 from gpu.run import Run
-
 from sigrl_deploy.config import ModelConfig
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.model.towers import typed
@@ -87,7 +87,9 @@ def in_children(
     return {task: reason for part in parts for task, reason in part.items()}
 
 
-def _drive(queue: SimpleQueue[Any], target: Callable[..., None], work: Any, left: Callable[[], float], _: int) -> dict[Any, str]:
+def _drive(
+    queue: SimpleQueue[Any], target: Callable[..., None], work: Any, left: Callable[[], float], _: int
+) -> dict[Any, str]:
     """One child after the other, until nothing is left to do, or no time."""
     failed: dict[Any, str] = {}
     process, connection = None, None

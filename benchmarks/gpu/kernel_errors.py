@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from gpu.cases import ERRORS, PRECISIONS, REHEARSED, Kernel, kernels
 from gpu.compiling import usable
 from gpu.run import Run
-from torch import Tensor
 
 REPEATS = 6
 MANY = 5000  # labels from which on one candidate does
@@ -22,10 +24,10 @@ def kernel_errors(run: Run) -> None:
     table = kernels(run.setup.config, run.setup.typed, run.device)
     for batch, labels in (REHEARSED,) if run.small else ERRORS:
         for kernel in table:
-            for dtype in kernel.dtypes:
+            for dtype in (d for d in kernel.dtypes if d is not torch.float16 or not run.small):
                 if kernel.labelled or labels <= 2:
                     what = f"{kernel.name}, {PRECISIONS[dtype].value}, {labels} labels"
-                    run.attempt(what, lambda k=kernel, d=dtype, b=batch, c=labels: errors(run, k, d, b, c))  # type: ignore[misc]
+                    run.attempt(what, partial(errors, run, kernel, dtype, batch, labels))
 
 
 def errors(run: Run, kernel: Kernel, dtype: torch.dtype, batch: int, labels: int) -> None:
@@ -41,7 +43,7 @@ def errors(run: Run, kernel: Kernel, dtype: torch.dtype, batch: int, labels: int
     hows = usable(run, kernel, dtype)
     for how in hows[:1] if labels > MANY or run.small else hows:
         name = how.name if how else ""
-        found = run.attempt(f"{kernel.name}, {name}", lambda how=how: repeated(kernel, inputs, how, 2 if run.small else REPEATS))  # type: ignore[misc]
+        found = run.attempt(f"{kernel.name}, {name}", partial(repeated, kernel, inputs, how, 2 if run.small else REPEATS))
         if found is None:
             record["failed"][name] = run.reason()
             continue

@@ -7,11 +7,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from gpu.cases import PRECISIONS, REHEARSED, TIMES, Kernel, decouple, decoupled, kernels, reconstruct, reconstructed
 from gpu.compiling import usable
 from gpu.run import Run
 from gpu.timing import microseconds
-from torch import Tensor
 
 ROTATION = 4  # sets of inputs
 FIRST = 2  # of the sizes: those that every dtype is timed at
@@ -27,7 +28,7 @@ def kernel_times(run: Run) -> None:
         for batch, labels in sizes if dtype is torch.bfloat16 else () if run.small else sizes[:FIRST]:
             for kernel in (k for k in table if dtype in k.dtypes and (k.labelled or labels == sizes[0][1])):
                 what = f"{kernel.name}, {precision.value}, {labels} labels, batch {batch}"
-                run.attempt(what, lambda k=kernel, d=dtype, b=batch, c=labels: times(run, k, d, b, c))  # type: ignore[misc]
+                run.attempt(what, partial(times, run, kernel, dtype, batch, labels))
     for kernel in (k for k in table if k.name in BODIES):
         for batch, labels in sizes[:FIRST]:
             tiled, body = BODIES[kernel.name]
@@ -37,7 +38,7 @@ def kernel_times(run: Run) -> None:
             for form, call in forms.items():
                 needs = 1 if form == "tiled PyTorch" or run.small else COMPILED
                 what = f"{kernel.name}, {form}, {labels} labels"
-                run.attempt(what, lambda k=kernel, b=batch, c=labels, f=form, call=call: plain(run, k, b, c, f, call), needs)  # type: ignore[misc]
+                run.attempt(what, partial(plain, run, kernel, batch, labels, form, call), needs)
 
 
 def compiled(run: Run, body: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -54,7 +55,7 @@ def times(run: Run, kernel: Kernel, dtype: torch.dtype, batch: int, labels: int)
     for how in hows[:1] if run.small else hows:
         us = run.attempt(
             f"{kernel.name}, {how.name if how else ''}, {PRECISIONS[dtype].value}, {labels} labels, batch {batch}",
-            lambda how=how: microseconds([lambda values=values: kernel.run(*values, how) for values in inputs], run.device),  # type: ignore[misc]
+            partial(microseconds, [partial(kernel.run, *values, how) for values in inputs], run.device),
         )
         if us is not None:
             found[how.name if how else ""] = round(us, 2)
@@ -68,9 +69,7 @@ def plain(run: Run, kernel: Kernel, batch: int, labels: int, form: str, call: Ca
     record(run, kernel, torch.bfloat16, batch, labels, microseconds([lambda: call(*inputs)], run.device), {"form": form})
 
 
-def record(
-    run: Run, kernel: Kernel, dtype: torch.dtype, batch: int, labels: int, us: float, more: dict[str, Any]
-) -> None:
+def record(run: Run, kernel: Kernel, dtype: torch.dtype, batch: int, labels: int, us: float, more: dict[str, Any]) -> None:
     """With TFLOP/s of the matrix products, and times what they take at the measured rate of large ones."""
     precision, flop = PRECISIONS[dtype].value, kernel.flop(labels, batch)
     rates = run.results["machine"]["gemm_gflops"]

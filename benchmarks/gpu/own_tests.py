@@ -33,6 +33,7 @@ def own_tests(run: Run) -> None:
             process.kill()
             process.wait()
     text = log.read_text(encoding="utf-8", errors="replace")
-    counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped|errors?|deselected)\b", text[-400:])}
+    found = re.findall(r"(\d+) (passed|failed|skipped|errors?|deselected)\b", text[-400:])
+    counts = {word: int(number) for number, word in found}
     failed = sorted(set(re.findall(r"^(?:FAILED|ERROR) (\S+)", text, re.MULTILINE)))
     run.results["tests"] = {"status": status, "counts": counts, "failed": failed}

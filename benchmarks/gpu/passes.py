@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from bench import drift_of
 from contenders import Cell
-from gpu.run import Run
-from gpu.timing import captured, latencies, wait
 from records import timing
 from torch import Tensor
 
+from gpu.run import Run
+from gpu.timing import captured, latencies, wait
 from sigrl_deploy.config import Precision
+from sigrl_deploy.engines import Pixels
 from sigrl_deploy.engines.captured import Resident
 from sigrl_deploy.engines.torch import TorchEngine
-from sigrl_deploy.engines import Pixels
 from sigrl_deploy.model import materialised
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.vocabulary import Vocabulary
@@ -44,7 +44,7 @@ Measure = Callable[[Run, Cell], Record]
 def passes(run: Run) -> None:
     """What goals are set for: one picture, ours in every precision, and its peers in bf16."""
     counts = (2,) if run.small else (81, 1006, 20, 256)
-    for precision in (BF16, FP16, FP32):
+    for precision in (BF16, FP32) if run.small else (BF16, FP16, FP32):
         for labels in counts if run.small else (*counts, 7586):
             attempt(run, ours, "torch", precision, labels, 1)
     for labels in counts[:2]:
@@ -109,9 +109,13 @@ def ours(run: Run, cell: Cell) -> Record:
 
 def from_host(run: Run, cell: Cell) -> Record:
     setup = run.setup
-    engine, vocabulary, pixels = setup.engine(Precision(cell.precision)), setup.vocabulary(cell.labels), setup.pixels(cell.batch)
+    engine, vocabulary = setup.engine(Precision(cell.precision)), setup.vocabulary(cell.labels)
+    pixels = setup.pixels(cell.batch)
     with Peak(run.device) as peak:
-        times = _timed(run, lambda: engine.score(pixels, vocabulary)) if cell.batch == 1 else between_batches(engine, pixels, vocabulary)
+        if cell.batch == 1:
+            times = _timed(run, lambda: engine.score(pixels, vocabulary))
+        else:
+            times = between_batches(engine, pixels, vocabulary)
     return _record(run, cell, times, peak.bytes + model_bytes(engine.model), {})
 
 
@@ -145,7 +149,8 @@ def compiled(run: Run, cell: Cell) -> Record:
     backend = "eager" if run.small else "inductor"
     forward = torch.compile(lambda pixels: materialised.forward(model, pixels, *inputs), dynamic=False, backend=backend)
     record = _peer(run, cell, model, forward)
-    attempt(run, lambda run, graph: _peer(run, graph, model, forward, in_graph=True), "compile-graph", precision, cell.labels, cell.batch)
+    in_graph = partial(_peer, model=model, forward=forward, in_graph=True)
+    attempt(run, in_graph, "compile-graph", precision, cell.labels, cell.batch)
     return record
 
 

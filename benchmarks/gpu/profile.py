@@ -1,4 +1,4 @@
-"""The kernels of one replay, in order, by PyTorch's profiler; and what Nsight Compute says of both SVFR stages, where it runs."""
+"""The kernels of one replay, by PyTorch's profiler, and what Nsight Compute says of both SVFR stages, where it runs."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from gpu.passes import tuned
-from gpu.run import Run
-from gpu.timing import captured
+from torch.autograd.profiler import DeviceType
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 
+from gpu.passes import tuned
+from gpu.run import Run
+from gpu.timing import captured
 from sigrl_deploy.config import Precision
 
 SIZES = (81, 1006)
@@ -25,6 +26,7 @@ SHOWN = 40  # kernels in the results; the file beside them has all
 NCU_SECONDS = 60.0
 STAGES = "regex:(decouple|reconstruct)_kernel"
 SECTIONS = ("SpeedOfLight", "ComputeWorkloadAnalysis", "WarpStateStats", "LaunchStats", "Occupancy")
+METRICS = ("Compute (SM) Throughput", "L2 Cache Throughput", "Duration", "Achieved Occupancy", "Registers Per Thread")
 SCRIPT = "from gpu.profile import both_stages; both_stages()"
 
 
@@ -32,11 +34,11 @@ def profile(run: Run) -> None:
     """Into `profile`, for each size, how many kernels there are, what each takes in all, and the time between them."""
     log: list[str] = []
     for labels in (2,) if run.small else SIZES:
-        run.attempt(f"{labels} labels", lambda c=labels: run.add("profile", kernels_of(run, c, log)))  # type: ignore[misc]
+        run.attempt(f"{labels} labels", partial(kernels_of, run, labels, log))
     beside(run, "kernels.txt").write_text("\n".join(log) + "\n", encoding="utf-8")
 
 
-def kernels_of(run: Run, labels: int, log: list[str]) -> dict[str, Any]:
+def kernels_of(run: Run, labels: int, log: list[str]) -> None:
     engine = run.setup.engine(Precision.BF16)
     pixels, resident = torch.from_numpy(run.setup.pixels(1)).to(run.device), tuned(run, engine, 1, labels)
     replay = captured(lambda: engine.forward(pixels, resident), run.device)
@@ -47,8 +49,8 @@ def kernels_of(run: Run, labels: int, log: list[str]) -> dict[str, Any]:
         replay()
         if run.device == "cuda":
             torch.cuda.synchronize()
-    on_gpu = torch.autograd.DeviceType.CUDA if run.device == "cuda" else torch.autograd.DeviceType.CPU
-    events = sorted((e for e in found.events() if e.device_type == on_gpu), key=lambda e: e.time_range.start)
+    place = DeviceType.CUDA if run.device == "cuda" else DeviceType.CPU
+    events = sorted((e for e in found.events() if e.device_type == place), key=lambda e: e.time_range.start)
     if not events:
         raise RuntimeError("the profiler saw no kernel")
     first, last = events[0].time_range.start, max(e.time_range.end for e in events)
@@ -59,11 +61,11 @@ def kernels_of(run: Run, labels: int, log: list[str]) -> dict[str, Any]:
         by_name[event.name[:100]].append(event.time_range.elapsed_us())
     shown = sorted(by_name.items(), key=lambda item: -sum(item[1]))[:SHOWN]
     busy = sum(sum(times) for times in by_name.values())
-    return {
+    run.add("profile", {
         "precision": "bf16", "batch": 1, "labels": labels, "count": len(events), "busy_us": round(busy, 1),
         "span_us": round(last - first, 1),
         "kernels": [{"name": name, "us": round(sum(times), 2), "calls": len(times)} for name, times in shown],
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def ncu(run: Run) -> None:
@@ -71,17 +73,16 @@ def ncu(run: Run) -> None:
     tool = shutil.which("ncu") or next((str(path) for path in Path("/usr/local").glob("cuda*/bin/ncu")), None)
     if run.small or tool is None:
         raise RuntimeError("ncu is not installed" if not run.small else "only on a GPU")
-    command = [tool, "--kernel-name", STAGES, "--launch-count", "2", *(f"--section={name}" for name in SECTIONS), sys.executable]
-    seconds = min(NCU_SECONDS, run.left)
-    here = Path(__file__).resolve().parent.parent
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here.parent), str(here), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([*command, "-c", SCRIPT], capture_output=True, text=True, timeout=seconds, check=False, env=environment)
+    command = [tool, "--kernel-name", STAGES, "--launch-count", "2", *(f"--section={name}" for name in SECTIONS)]
+    done = subprocess.run(
+        [*command, sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False,
+        timeout=min(NCU_SECONDS, run.left), env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
     beside(run, "ncu.txt").write_text(done.stdout[-100_000:] + done.stderr[-2000:], encoding="utf-8")
     rows = re.findall(r"^\s+(.*?)\s{2,}(\S+)\s+([\d,.]+)\s*$", done.stdout, re.MULTILINE)
     if done.returncode or not rows:
         raise RuntimeError(f"ncu ended with {done.returncode}: {' '.join(done.stdout.split())[-200:]}")
-    names = ("Compute (SM) Throughput", "L1/TEX Cache Throughput", "L2 Cache Throughput", "Achieved Occupancy", "Registers Per Thread")
-    run.results["ncu"] = [f"{name}, {unit}: {value}" for name, unit, value in rows if name in names]
+    run.results["ncu"] = [f"{name}, {unit}: {value}" for name, unit, value in rows if name in METRICS]
 
 
 def both_stages() -> None:

@@ -1,4 +1,4 @@
-"""One run: what it has found so far, the time that is left, and guards, so that what fails or does not fit loses only itself."""
+"""One run: what it has found so far, the time that is left, and guards: what fails or does not fit loses only itself."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from gpu.setup import Setup
 
+from gpu.setup import Setup
 from sigrl_deploy.files import replacing
 
 Result = TypeVar("Result")
@@ -80,12 +80,14 @@ class Run:
         Raises GpuLostError where the GPU is of no more use to this process.
         """
         if self.left < needs:
-            return self._leave_out(what, f"{max(0, self.left):.0f} s were left, it needs about {needs:.0f}")
+            self._leave_out(what, f"{max(0, self.left):.0f} s were left, it needs about {needs:.0f}")
+            return None
         try:
             with alarm(self.left):
                 return measure()
         except OutOfTimeError:
-            return self._leave_out(what, "the time was over")
+            self._leave_out(what, "the time was over")
+            return None
         except torch.OutOfMemoryError:
             reason = "out of memory"
         except Exception as error:  # the compiler, the driver and every library have their own

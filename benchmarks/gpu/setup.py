@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gpu.cases import PRECISIONS
 from random_weights import VARIANTS, draw, label_embeddings, sigrl_shapes
 from torch import Tensor
 from workload import Array, real_files
 
+from gpu.cases import PRECISIONS
 from sigrl_deploy.bundle import MANIFEST, VOCABULARY, Bundle, Manifest, Variant
 from sigrl_deploy.checkpoint import Checkpoint, build_model, model_config
 from sigrl_deploy.config import ModelConfig, Precision

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+
 from gpu.passes import tuned
 from gpu.run import Run
 from gpu.timing import microseconds
-
 from sigrl_deploy.config import Precision
 from sigrl_deploy.engines.torch import TorchEngine
 
@@ -17,7 +19,7 @@ def stages(run: Run) -> None:
     """Into `stages` a record for every part and size, in microseconds on the GPU. SVFR's own parts are among `kernels`."""
     engine = run.setup.engine(Precision.BF16)
     for batch, labels in ((1, 2),) if run.small else SIZES:
-        run.attempt(f"{labels} labels, batch {batch}", lambda b=batch, c=labels: measure(run, engine, b, c))  # type: ignore[misc]
+        run.attempt(f"{labels} labels, batch {batch}", partial(measure, run, engine, batch, labels))
     run.attempt("pixels to the GPU", lambda: copies(run))
 
 
@@ -36,5 +38,5 @@ def copies(run: Run) -> None:
         pixels = torch.from_numpy(run.setup.pixels(batch))
         place = torch.empty_like(pixels, device=run.device)
         host = pixels.pin_memory() if run.device == "cuda" else pixels
-        us = microseconds([lambda place=place, host=host: place.copy_(host, non_blocking=True)], run.device)  # type: ignore[misc]
+        us = microseconds([partial(place.copy_, host, non_blocking=True)], run.device)
         run.add("stages", {"stage": "pixels to the GPU", "precision": "uint8", "batch": batch, "labels": 0, "us": round(us, 2)})
