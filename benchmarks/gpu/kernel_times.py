@@ -25,7 +25,7 @@ def kernel_times(run: Run) -> None:
     table = kernels(run.setup.config, run.setup.typed, run.device)
     sizes = (REHEARSED,) if run.small else TIMES
     for dtype, precision in PRECISIONS.items():
-        for batch, labels in sizes if dtype is torch.bfloat16 else () if run.small else sizes[:FIRST]:
+        for batch, labels in sizes if dtype is torch.bfloat16 else sizes[:FIRST]:
             for kernel in (k for k in table if dtype in k.dtypes and (k.labelled or labels == sizes[0][1])):
                 what = f"{kernel.name}, {precision.value}, {labels} labels, batch {batch}"
                 run.attempt(what, partial(times, run, kernel, dtype, batch, labels))

@@ -21,6 +21,7 @@ from contenders import Cell
 from records import timing
 from torch import Tensor
 
+from gpu.cases import REHEARSED
 from gpu.run import Run
 from gpu.timing import captured, latencies, wait
 from sigrl_deploy.config import Precision
@@ -43,8 +44,8 @@ Measure = Callable[[Run, Cell], Record]
 
 def passes(run: Run) -> None:
     """What goals are set for: one picture, ours in every precision, and its peers in bf16."""
-    counts = (2,) if run.small else (81, 1006, 20, 256)
-    for precision in (BF16, FP32) if run.small else (BF16, FP16, FP32):
+    counts = (REHEARSED[1],) if run.small else (81, 1006, 20, 256)
+    for precision in (BF16, FP16, FP32):
         for labels in counts if run.small else (*counts, 7586):
             attempt(run, ours, "torch", precision, labels, 1)
     for labels in counts[:2]:

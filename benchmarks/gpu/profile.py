@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.autograd.profiler import DeviceType
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 
+from gpu.cases import REHEARSED
 from gpu.passes import tuned
 from gpu.run import Run
 from gpu.timing import captured
@@ -33,7 +33,7 @@ SCRIPT = "from gpu.profile import both_stages; both_stages()"
 def profile(run: Run) -> None:
     """Into `profile`, for each size, how many kernels there are, what each takes in all, and the time between them."""
     log: list[str] = []
-    for labels in (2,) if run.small else SIZES:
+    for labels in REHEARSED[1:] if run.small else SIZES:
         run.attempt(f"{labels} labels", partial(kernels_of, run, labels, log))
     beside(run, "kernels.txt").write_text("\n".join(log) + "\n", encoding="utf-8")
 
@@ -49,8 +49,8 @@ def kernels_of(run: Run, labels: int, log: list[str]) -> None:
         replay()
         if run.device == "cuda":
             torch.cuda.synchronize()
-    place = DeviceType.CUDA if run.device == "cuda" else DeviceType.CPU
-    events = sorted((e for e in found.events() if e.device_type == place), key=lambda e: e.time_range.start)
+    events = [event for event in found.events() if event.device_type.name == activity.name]
+    events.sort(key=lambda event: event.time_range.start)
     if not events:
         raise RuntimeError("the profiler saw no kernel")
     first, last = events[0].time_range.start, max(e.time_range.end for e in events)

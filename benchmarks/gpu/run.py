@@ -80,18 +80,18 @@ class Run:
         Raises GpuLostError where the GPU is of no more use to this process.
         """
         if self.left < needs:
-            self._leave_out(what, f"{max(0, self.left):.0f} s were left, it needs about {needs:.0f}")
+            self._leave_out(what, f"not run: {max(0, self.left):.0f} s were left, it needs about {needs:.0f}")
             return None
         try:
             with alarm(self.left):
                 return measure()
         except OutOfTimeError:
-            self._leave_out(what, "the time was over")
+            self._leave_out(what, "not run: the time was over")
             return None
         except torch.OutOfMemoryError:
             reason = "out of memory"
         except Exception as error:  # the compiler, the driver and every library have their own
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            reason = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         self._leave_out(what, reason)
         self._recover()
         return None

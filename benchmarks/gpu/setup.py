@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from sigrl_deploy.preprocess import Contract, Preprocess
 from sigrl_deploy.trained import TrainedRecord, write_trained
 from sigrl_deploy.vocabulary import Vocabulary
 
+REHEARSED_WIDTH = 64  # D on a CPU, where the interpreter takes minutes for that of CLIP
 WEIGHTS = "weights.safetensors"
 TEMPLATE = "{label}"
 
@@ -42,7 +44,8 @@ class Setup:
     @cached_property
     def eager(self) -> SigRL:
         """The eager model in fp32, on the device."""
-        shapes = sigrl_shapes(VARIANTS[self.variant])
+        variant = VARIANTS[self.variant]
+        shapes = sigrl_shapes(variant if self.device == "cuda" else replace(variant, embed=REHEARSED_WIDTH))
         with ThreadPoolExecutor() as pool:  # numpy draws without the interpreter's lock
             drawn = pool.map(lambda item: torch.from_numpy(draw(*item)), shapes.items())
             tensors = dict(zip(shapes, drawn, strict=True))
@@ -61,7 +64,7 @@ class Setup:
     @lru_cache  # noqa: B019
     def labels(self, count: int) -> Tensor:
         """T [C, D] fp32 of stand-in labels, on the device."""
-        return torch.from_numpy(label_embeddings(count, seed=1)).to(self.device)
+        return torch.from_numpy(label_embeddings(count, 1, self.config.embed_dim)).to(self.device)
 
     @lru_cache  # noqa: B019
     def graph(self, count: int) -> Tensor:

@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from gpu.cases import REHEARSED
 from gpu.passes import tuned
 from gpu.run import Run
 from gpu.timing import microseconds
@@ -18,7 +19,7 @@ SIZES = ((1, 81), (1, 1006), (1, 20), (1, 256), (8, 81), (64, 81), (8, 1006))
 def stages(run: Run) -> None:
     """Into `stages` a record for every part and size, in microseconds on the GPU. SVFR's own parts are among `kernels`."""
     engine = run.setup.engine(Precision.BF16)
-    for batch, labels in ((1, 2),) if run.small else SIZES:
+    for batch, labels in (REHEARSED,) if run.small else SIZES:
         run.attempt(f"{labels} labels, batch {batch}", partial(measure, run, engine, batch, labels))
     run.attempt("pixels to the GPU", lambda: copies(run))
 
