@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from gpu.profile import beside
-from gpu.run import Run
+from gpu.run import NotRunError, Run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MARK = "mark.gpu"
@@ -21,7 +21,7 @@ def own_tests(run: Run) -> None:
     files = files[:1] if run.small else files
     options = ["-q", "-rfE", "--tb=short", "-p", "no:cacheprovider", "--continue-on-collection-errors", "-m", "gpu"]
     if run.left < LEAST:
-        raise TimeoutError(f"{run.left:.0f} s were left")
+        raise NotRunError(f"{max(0, run.left):.0f} s were left")
     log, status = beside(run, "pytest.log"), "ran out of time"
     with log.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(

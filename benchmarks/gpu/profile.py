@@ -17,7 +17,7 @@ from torch.profiler import profile as profiler
 
 from gpu.cases import REHEARSED
 from gpu.passes import tuned
-from gpu.run import Run
+from gpu.run import NotRunError, Run
 from gpu.timing import captured
 from sigrl_deploy.config import Precision
 
@@ -72,7 +72,7 @@ def ncu(run: Run) -> None:
     """Nsight Compute's report of one launch of each stage, into a file; which limit they are near, into `ncu`."""
     tool = shutil.which("ncu") or next((str(path) for path in Path("/usr/local").glob("cuda*/bin/ncu")), None)
     if run.small or tool is None:
-        raise RuntimeError("ncu is not installed" if not run.small else "only on a GPU")
+        raise NotRunError("ncu is not installed" if not run.small else "only on a GPU")
     command = [tool, "--kernel-name", STAGES, "--launch-count", "2", *(f"--section={name}" for name in SECTIONS)]
     done = subprocess.run(
         [*command, sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False,

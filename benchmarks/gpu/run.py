@@ -28,6 +28,10 @@ class OutOfTimeError(BaseException):
     """The time is over. No Exception, so that no library takes it for one of its own."""
 
 
+class NotRunError(Exception):
+    """This machine, or the time left, has no such measurement; the message says why."""
+
+
 class GpuLostError(BaseException):
     """A kernel broke the CUDA context: nothing more runs on the GPU in this process."""
 
@@ -87,6 +91,9 @@ class Run:
                 return measure()
         except OutOfTimeError:
             self._leave_out(what, "not run: the time was over")
+            return None
+        except NotRunError as error:
+            self._leave_out(what, f"not run: {error}")
             return None
         except torch.OutOfMemoryError:
             reason = "out of memory"
