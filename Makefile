@@ -5,7 +5,7 @@ BINDINGS := .venv-bindings
 BIN := $(VENV)/bin
 SOURCES := $(shell find sigrl_deploy -type f -not -name '*.pyc')
 
-.PHONY: demo test lint bench report demo-checkpoint clean
+.PHONY: demo test lint bench gpu report demo-checkpoint clean
 
 # Exports the model that ships with the package, tags pictures that it has never seen, and draws where it found what.
 demo: $(VENV)/ready
@@ -22,6 +22,11 @@ lint: $(VENV)/ready
 # About an hour on two cores that do nothing else; goes on where it was interrupted.
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/bench.py --out benchmarks/results/cpu.json
+	$(BIN)/python benchmarks/report.py
+
+# Ten minutes on a machine with a GPU.
+gpu: $(VENV)/ready
+	$(BIN)/python benchmarks/gpu_once.py --out benchmarks/results
 	$(BIN)/python benchmarks/report.py
 
 report: $(VENV)/ready

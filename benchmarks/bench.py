@@ -26,13 +26,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 from contenders import Cell, chosen
-from machine import floor_ms
 from measure import OUT_OF_MEMORY
 from random_weights import VARIANTS
+from records import timing
 from tqdm import tqdm
 from workload import load, prepare
 
-from sigrl_deploy.config import ModelConfig, Precision
+from sigrl_deploy.config import ModelConfig
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.files import replacing
 
@@ -199,22 +199,11 @@ class Bench:
         failed = [child["status"] for child in children if "status" in child]
         if failed:
             return record | {"status": failed[0]}
-        times = [milliseconds for child in children for milliseconds in child["times"]]
-        p50 = float(np.median([np.median(child["times"]) for child in children]))
-        p90, p99 = (max(p50, float(value)) for value in np.percentile(times, (90, 99)))
-        floor = floor_ms(self.config, cell.labels, cell.batch, Precision(cell.precision), self.results["machine"])
         starts = [child["cold_start_ms"] for child in children]
         return (
-            record
+            timing(self.config, cell, [child["times"] for child in children], self.results["machine"])
             | {
-                "runs": len(times),
-                "p50_ms": round(p50, 2),
-                "p90_ms": round(p90, 2),
-                "p99_ms": round(p99, 2),
-                "images_per_s": round(1000 * cell.batch / p50, 3),
                 "peak_bytes": max(child["peak_bytes"] for child in children),
-                "floor_ms": round(floor, 2),
-                "times_floor": round(p50 / floor, 2),
                 "cold_start_ms": {name: float(np.median([start[name] for start in starts])) for name in starts[0]},
                 "status": "ok",
             }

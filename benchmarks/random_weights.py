@@ -35,6 +35,7 @@ class Variant:
     patch: int = 16
     context: int = 77
     vocabulary: int = 49408
+    embed: int = EMBED
 
 
 VARIANTS = {
@@ -71,7 +72,7 @@ def vision_shapes(variant: Variant) -> Shapes:
     return {
         "class_embedding": (width,),
         "positional_embedding": ((variant.image_size // patch) ** 2 + 1, width),
-        "projection_dist": (width, EMBED),
+        "projection_dist": (width, variant.embed),
         "conv1.weight": (width, 3, patch, patch),
         "ln_pre.weight": (width,),
         "ln_pre.bias": (width,),
@@ -85,21 +86,21 @@ def sigrl_shapes(variant: Variant) -> Shapes:
     """Tensors of a SigRL checkpoint."""
     return {
         **vision_shapes(variant),
-        "projection.fc1.weight": (EMBED, variant.width),  # saved by the reference code, unused at inference
-        "projection.fc1.bias": (EMBED,),
-        "projection.fc2.weight": (EMBED, EMBED),
-        "projection.fc2.bias": (EMBED,),
-        "SemanticDecoupling.fc3.weight": (EMBED, EMBED),
-        "SemanticDecoupling.fc3.bias": (EMBED,),
-        "DecouplingSemantic.fc1.weight": (EMBED, 2 * EMBED),
-        "DecouplingSemantic.fc3.weight": (EMBED, EMBED),
-        "DecouplingSemantic.fc3.bias": (EMBED,),
-        "GATv2_1.layer1.linear_l.weight": (128, EMBED),
-        "GATv2_1.layer1.linear_r.weight": (128, EMBED),  # the same tensor as linear_l
+        "projection.fc1.weight": (variant.embed, variant.width),  # saved by the reference code, unused at inference
+        "projection.fc1.bias": (variant.embed,),
+        "projection.fc2.weight": (variant.embed, variant.embed),
+        "projection.fc2.bias": (variant.embed,),
+        "SemanticDecoupling.fc3.weight": (variant.embed, variant.embed),
+        "SemanticDecoupling.fc3.bias": (variant.embed,),
+        "DecouplingSemantic.fc1.weight": (variant.embed, 2 * variant.embed),
+        "DecouplingSemantic.fc3.weight": (variant.embed, variant.embed),
+        "DecouplingSemantic.fc3.bias": (variant.embed,),
+        "GATv2_1.layer1.linear_l.weight": (128, variant.embed),
+        "GATv2_1.layer1.linear_r.weight": (128, variant.embed),  # the same tensor as linear_l
         "GATv2_1.layer1.attn.weight": (1, 32),
-        "GATv2_1.output.linear_l.weight": (EMBED, 128),
-        "GATv2_1.output.linear_r.weight": (EMBED, 128),
-        "GATv2_1.output.attn.weight": (1, EMBED),
+        "GATv2_1.output.linear_l.weight": (variant.embed, 128),
+        "GATv2_1.output.linear_r.weight": (variant.embed, 128),
+        "GATv2_1.output.attn.weight": (1, variant.embed),
     }
 
 
@@ -112,7 +113,7 @@ def text_shapes(variant: Variant) -> Shapes:
         **block_shapes(variant.text_layers, width),
         "ln_final.weight": (width,),
         "ln_final.bias": (width,),
-        "text_projection": (width, EMBED),
+        "text_projection": (width, variant.embed),
     }
 
 
@@ -146,10 +147,10 @@ def tensors(shapes: Shapes, seed: int = 0) -> dict[str, NDArray[np.float32]]:
     return {name: draw(name, shape, seed) for name, shape in shapes.items()}
 
 
-def label_embeddings(count: int, seed: int) -> NDArray[np.float32]:
-    """[count, 512] stand-ins for CLIP text features, which are not normalised: norms from 6 to 10."""
+def label_embeddings(count: int, seed: int, embed: int = EMBED) -> NDArray[np.float32]:
+    """[count, embed] stand-ins for CLIP text features, which are not normalised: norms from 6 to 10."""
     rng = np.random.RandomState(seed)
-    values = rng.standard_normal((count, EMBED))
+    values = rng.standard_normal((count, embed))
     norms = rng.uniform(6, 10, (count, 1))
     return (values / np.linalg.norm(values, axis=1, keepdims=True) * norms).astype(np.float32)
 

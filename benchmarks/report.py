@@ -7,22 +7,24 @@ python benchmarks/report.py --check   # exit status 1 where README or page say s
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from gpu_page import GLOSSARY, ordered, readme_table, sections  # noqa: E402
+from tables import RESULTS, Record, caption, name_of, read, result_files, summary, table  # noqa: E402
+
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
-RESULTS = ROOT / "benchmarks" / "results"
 ON_CPU = "cpu.json"
 BEGIN, END = "<!-- benchmark table, by benchmarks/report.py -->\n", "<!-- end of benchmark table -->\n"
-MANY = 1006  # labels, at which memory and ratios are given
-Record = dict[str, Any]
+BEGIN_GPU, END_GPU = "<!-- table of GPUs, by benchmarks/report.py -->\n", "<!-- end of table of GPUs -->\n"
 INTRODUCTION = """# Benchmarks
 
-Written by `benchmarks/report.py` from `benchmarks/results/`; `make bench` measures. What is not in a table was not run: no GPU
-was at hand yet, so neither the fused kernels nor ONNX Runtime's CUDA provider have times.
+Written by `benchmarks/report.py` from `benchmarks/results/`; `make bench` measures, and `make gpu` a GPU. What is
+not in a table was not run{no_gpu}.
 
 - `eager-as-written`: the reference's operations in PyTorch, label graph in every forward. `eager`: the same with the label
   graph's result kept. `compile`: `eager` under torch.compile. `naive-onnx`: `eager` exported as it stands, in ONNX Runtime.
@@ -42,7 +44,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     readme = README.read_text(encoding="utf-8")
-    wanted = {README: with_table(readme, read(RESULTS / ON_CPU)), PAGE: page()}
+    wanted = {README: with_tables(readme), PAGE: page()}
     if args.check:
         old = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
         for path in old:
@@ -55,74 +57,26 @@ def main() -> int:
     return 0
 
 
-def result_files() -> list[Path]:
-    """One a machine; other files beside them hold accuracy."""
-    return [
-        path for path in sorted(RESULTS.glob("*.json")) if "machine" in read(path) and "gemm_gflops" in read(path)["machine"]
-    ]
+def with_tables(readme: str) -> str:
+    results = read(RESULTS / ON_CPU)
+    readme = between(readme, BEGIN, summary(results) + "\n" + caption(results) + "\n", END)
+    return between(readme, BEGIN_GPU, readme_table(), END_GPU)
 
 
-def read(path: Path) -> dict[str, Any]:
-    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return results
-
-
-def with_table(readme: str, results: dict[str, Any]) -> str:
-    before, rest = readme.split(BEGIN)
-    _, after = rest.split(END)
-    return before + BEGIN + summary(results) + "\n" + caption(results) + "\n" + END + after
-
-
-def caption(results: dict[str, Any]) -> str:
-    machine = results["machine"]
-    hardware = machine["gpu"]["name"] if "gpu" in machine else f"{machine['cpu']}, {machine['cores']} cores"
-    rates = ", ".join(f"{name} {rate:.0f}" for name, rate in machine["gemm_gflops"].items())
-    versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items() if name in ("torch", "onnxruntime"))
-    return (
-        f"{hardware} (matrix products in GFLOP/s: {rates}; copies {machine['copy_gb_per_s']:.0f} GB/s), {versions}, "
-        f"{machine['date']}; {results['variant']}, random weights, one picture, median in ms, warm.\n"
-    )
-
-
-def summary(results: dict[str, Any]) -> str:
-    """One row a contender, a column a label count; batch 1."""
-    records = [record for record in results["records"] if record["batch"] == 1]
-    counts = sorted({record["labels"] for record in records})
-    found = {(name_of(record), record["labels"]): record for record in records}
-    most = MANY if MANY in counts else counts[-1]
-    columns = " | ".join(f"{count} labels" for count in counts)
-    lines = [
-        f"| | {columns} | memory at {most} | faster than as written at {most} | than eager |",
-        f"| --- |{' ---: |' * (len(counts) + 3)}",
-    ]
-    peers = [found.get((name, most), {}).get("p50_ms") for name in peer_names(records)]
-    for name in dict.fromkeys(name_of(record) for record in records):
-        own = found.get((name, most), {"status": ""})
-        ratios = [f"{peer / own['p50_ms']:.1f}×" if peer and own["status"] == "ok" else "" for peer in peers]
-        cells = [cell(found.get((name, count), {"status": ""})) for count in counts]
-        memory = f"{own['peak_bytes'] / 1e9:.1f} GB" if own["status"] == "ok" else ""
-        lines.append(f"| {name} | {' | '.join(cells)} | {memory} | {ratios[0]} | {ratios[1]} |")
-    return "\n".join(lines) + "\n"
-
-
-def peer_names(records: list[Record]) -> list[str]:
-    """The two baselines, in the precision that comes first."""
-    return [next((name_of(r) for r in records if r["backend"] == peer), "") for peer in ("eager-as-written", "eager")]
-
-
-def name_of(record: Record) -> str:
-    return f"{record['backend']}, {record['precision']}"
-
-
-def cell(record: Record) -> str:
-    return f"{record['p50_ms']:.0f}" if record["status"] == "ok" else record["status"].partition(":")[0]
+def between(text: str, begin: str, inside: str, end: str) -> str:
+    """The text with what stands between two of its lines replaced."""
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    return before + begin + inside + end + after
 
 
 def page() -> str:
     """docs/benchmarks.md: every record of every machine."""
-    parts = [INTRODUCTION]
+    gpus = result_files(gpu=True)
+    no_gpu = ": no GPU's results are among them, so the fused kernels and ONNX Runtime's CUDA provider have no times"
+    parts = [INTRODUCTION.replace("{no_gpu}", "" if gpus else no_gpu) + (GLOSSARY if gpus else "")]
     for path in result_files():
-        results = read(path)
+        results = ordered(read(path)) if path in gpus else read(path)
         records = results["records"]
         parts += [
             f"## {path.stem}\n\n{caption(results)}\n![Latency, memory and distance to the floor](benchmarks-{path.stem}.svg)\n"
@@ -130,14 +84,11 @@ def page() -> str:
         parts += ["### Latency, one picture, ms\n", latency(records)]
         if any(record["batch"] > 1 for record in records):
             parts += ["### Several pictures at once, pictures/s\n", throughput(records)]
-        parts += ["### Stages of one picture, ms\n", stages(records), "### Cold start, ms\n", cold_start(records)]
+        if path not in gpus:
+            parts += ["### Stages of one picture, ms\n", stages(records), "### Cold start, ms\n", cold_start(records)]
         parts += ["### Scores against eager in fp32\n", drift(records)]
+        parts += sections(results) if path in gpus else []
     return "\n".join(parts)
-
-
-def table(header: list[str], rows: list[list[Any]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
 
 
 def latency(records: list[Record]) -> str:

@@ -133,10 +133,15 @@ def batch_of(count: int, size: int) -> Array:
 
 def real_pictures(size: int) -> Array:
     """[12, 3, size, size]: the package's photographs and scenes, for what is compared."""
-    import sigrl_deploy
     from sigrl_deploy.images import read_image
     from sigrl_deploy.preprocess import Contract, Preprocess
 
-    data = Path(sigrl_deploy.__file__).parent / "data"
     preprocess = Preprocess.for_contract(Contract.ZERO_SHOT, size)
-    return np.stack([preprocess(read_image(path)) for path in sorted(data.glob("*/*.jpg"))])
+    return np.stack([preprocess(read_image(path)) for path in real_files()])
+
+
+def real_files() -> list[Path]:
+    """The package's photographs and scenes."""
+    import sigrl_deploy
+
+    return sorted((Path(sigrl_deploy.__file__).parent / "data").glob("*/*.jpg"))

@@ -13,7 +13,7 @@ import pytest
 from bench import begun, drift_of, failure
 from contenders import chosen
 from machine import floor_ms, least_bytes, svfr_flop, vit_flop
-from report import cell, summary
+from tables import cell, summary
 
 from sigrl_deploy.config import Arch, ModelConfig, Precision, VisionConfig
 from sigrl_deploy.errors import UsageError

@@ -15,7 +15,7 @@ from sigrl_deploy.model.sigrl import GMC, LEAKY_SLOPE, SVFR, GraphAttention, Sig
 
 def graph_attention(layer: GraphAttention, h: Tensor) -> Tensor:
     """One GATv2 layer with its pairwise tensor [C·C, H, F] whole: h [C, F_in] → [C, H·F]."""
-    z = layer.nodes(h)
+    z = layer.nodes(h).to(h.dtype)  # in low precision all of it, as the reference's would be
     count = z.shape[0]
     pairs = (z.repeat(count, 1, 1) + z.repeat_interleave(count, dim=0)).view(count, count, *z.shape[1:])
     energy = F.leaky_relu(pairs, LEAKY_SLOPE) @ layer.attention

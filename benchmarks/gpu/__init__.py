@@ -1,0 +1,1 @@
+"""The sections of `gpu_once.py`: what it measures on a GPU, a file a subject."""

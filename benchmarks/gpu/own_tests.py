@@ -1,0 +1,39 @@
+"""`pytest -m gpu`, for as long as there is time, with its log."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from gpu.profile import beside
+from gpu.run import NotRunError, Run
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MARK = "mark.gpu"
+LEAST = 20.0  # seconds
+
+
+def own_tests(run: Run) -> None:
+    """Into `tests` what pytest's last line counts, and which tests fail."""
+    files = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if MARK in path.read_text(encoding="utf-8")]
+    files = files[:1] if run.small else files
+    options = ["-q", "-rfE", "--tb=short", "-p", "no:cacheprovider", "--continue-on-collection-errors", "-m", "gpu"]
+    if run.left < LEAST:
+        raise NotRunError(f"{max(0, run.left):.0f} s were left")
+    log, status = beside(run, "pytest.log"), "ran out of time"
+    with log.open("w", encoding="utf-8") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pytest", *options, *files], cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT
+        )
+        try:
+            status = f"exit status {process.wait(run.left - LEAST / 4)}"
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    text = log.read_text(encoding="utf-8", errors="replace")
+    found = re.findall(r"(\d+) (passed|failed|skipped|errors?|deselected)\b", text[-400:])
+    counts = {word: int(number) for number, word in found}
+    failed = sorted(set(re.findall(r"^(?:FAILED|ERROR) (\S+)", text, re.MULTILINE)))
+    run.results["tests"] = {"status": status, "counts": counts, "failed": failed}

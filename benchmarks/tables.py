@@ -1,0 +1,80 @@
+"""Results files, and what README and page both make of them: the table of one picture, its caption, rows in Markdown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+MANY = 1006  # labels, at which memory and ratios are given
+CPU_PEERS = ("eager-as-written", "eager")
+GPU_PEERS = (*CPU_PEERS, "compile-graph")
+PEER_NAMES = {"eager-as-written": "faster than as written at {}", "eager": "than eager", "compile-graph": "than compile-graph"}
+Record = dict[str, Any]
+
+
+def read(path: Path) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return results
+
+
+def result_files(gpu: bool | None = None) -> list[Path]:
+    """One a machine, of all, or of those with or without a GPU; other files beside them hold accuracy."""
+    machines = [(path, read(path).get("machine", {})) for path in sorted(RESULTS.glob("*.json"))]
+    return [path for path, machine in machines if "gemm_gflops" in machine and gpu in (None, "gpu" in machine)]
+
+
+def caption(results: dict[str, Any]) -> str:
+    machine = results["machine"]
+    rates = ", ".join(f"{name} {rate:.0f}" for name, rate in machine["gemm_gflops"].items())
+    hardware, unit, shown = f"{machine['cpu']}, {machine['cores']} cores", "GFLOP/s", ("torch", "onnxruntime")
+    if "gpu" in machine:
+        rates = ", ".join(f"{name} {rate / 1000:.0f}" for name, rate in machine["gemm_gflops"].items())
+        hardware, unit, shown = machine["gpu"]["name"], "TFLOP/s", ("torch", "triton")
+    versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items() if name in shown)
+    return (
+        f"{hardware} (matrix products in {unit}: {rates}; copies {machine['copy_gb_per_s']:.0f} GB/s), {versions}, "
+        f"{machine['date']}; {results['variant']}, random weights, one picture, median in ms, warm.\n"
+    )
+
+
+def summary(results: dict[str, Any], peers: tuple[str, ...] = CPU_PEERS) -> str:
+    """One row a contender, a column a label count; batch 1."""
+    records = [record for record in results["records"] if record["batch"] == 1]
+    counts = sorted({record["labels"] for record in records})
+    found = {(name_of(record), record["labels"]): record for record in records}
+    most = MANY if MANY in counts else counts[-1]
+    ratios_to = " | ".join(PEER_NAMES[peer].format(most) for peer in peers)
+    lines = [
+        f"| | {' | '.join(f'{count} labels' for count in counts)} | memory at {most} | {ratios_to} |",
+        f"| --- |{' ---: |' * (len(counts) + 1 + len(peers))}",
+    ]
+    times = [found.get((name, most), {}).get("p50_ms") for name in peer_names(records, peers)]
+    for name in dict.fromkeys(name_of(record) for record in records):
+        own = found.get((name, most), {"status": ""})
+        ratios = [f"{peer / own['p50_ms']:.1f}×" if peer and own["status"] == "ok" else "" for peer in times]
+        cells = [cell(found.get((name, count), {"status": ""})) for count in counts]
+        memory = f"{own['peak_bytes'] / 1e9:.1f} GB" if own["status"] == "ok" else ""
+        lines.append(f"| {name} | {' | '.join([*cells, memory, *ratios])} |")
+    return "\n".join(lines) + "\n"
+
+
+def peer_names(records: list[Record], peers: tuple[str, ...]) -> list[str]:
+    """The baselines, each in the precision that comes first."""
+    return [next((name_of(r) for r in records if r["backend"] == peer), "") for peer in peers]
+
+
+def name_of(record: Record) -> str:
+    return f"{record['backend']}, {record['precision']}"
+
+
+def cell(record: Record) -> str:
+    if record["status"] != "ok":
+        return str(record["status"]).partition(":")[0]
+    return f"{record['p50_ms']:.{0 if record['p50_ms'] >= 10 else 2}f}"
+
+
+def table(header: list[str], rows: list[list[Any]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
