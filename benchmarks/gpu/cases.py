@@ -62,7 +62,7 @@ def kernels(config: ModelConfig, model: Model, device: str) -> list[Kernel]:
     found = [
         Kernel(
             "svfr.decouple", ALL,
-            lambda dtype: svfr.candidates(patches, dim, dtype, accumulators=1),
+            lambda dtype: _svfr_candidates(patches, dim, dtype, 1),
             lambda labels, batch, dtype: stage(batch, dtype, labels),
             lambda x, t, w, count, how: svfr.decouple(x, t, w, count, how),
             lambda x, t, w, _: decouple(x, t, w),
@@ -70,7 +70,7 @@ def kernels(config: ModelConfig, model: Model, device: str) -> list[Kernel]:
         ),
         Kernel(
             "svfr.reconstruct", ALL,
-            lambda dtype: svfr.candidates(patches, dim, dtype, accumulators=2),
+            lambda dtype: _svfr_candidates(patches, dim, dtype, 2),
             lambda labels, batch, dtype: stage(batch, dtype, batch, labels),
             lambda x, v, w, count, how: svfr.reconstruct(x, v, w, count, how),
             lambda x, v, w, _: reconstruct(x, v, w),
@@ -91,6 +91,12 @@ def kernels(config: ModelConfig, model: Model, device: str) -> list[Kernel]:
     if find_spec("sigrl_deploy.kernels.vit"):
         found.append(_tower(import_module("sigrl_deploy.kernels.vit"), model, draw, config))
     return found
+
+
+def _svfr_candidates(patches: int, dim: int, dtype: Dtype, stage: int) -> Sequence[Launch]:
+    """Those for weights like these, whose energies are bounded, and those for all weights."""
+    found = (svfr.candidates(patches, dim, dtype, stage, bounded=bounded) for bounded in (True, False))
+    return list({how.name: how for hows in found for how in hows}.values())
 
 
 def _draw(device: str, dtype: Dtype, *shape: int) -> Tensor:
