@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sigrl_deploy.config import Arch, GraphConfig
-from sigrl_deploy.kernels import gmc, match, svfr, vit
+from sigrl_deploy.kernels import between, gmc, match, svfr, vit
 from sigrl_deploy.kernels.tuning import Case
 
 PICTURES = 4
@@ -29,8 +29,9 @@ class Sizes:
 
 
 def cases(sizes: Sizes, dtype: torch.dtype, device: torch.device, fused: Collection[str]) -> Iterator[Case]:
-    """A case for every kernel that the model needs for the ops in `fused`: "svfr.decouple", "svfr.reconstruct", "match",
-    "gmc F" for heads of F features, and "tower". Each holds some megabytes on the device while it lives.
+    """A case for every kernel that the model needs for the ops in `fused`: "svfr.decouple", "svfr.between",
+    "svfr.reconstruct", "match", "gmc F" for heads of F features, and "tower". Each holds some megabytes on the device while it
+    lives.
     """
     patches, dim = sizes.patches, sizes.dim
     size = f"P = {patches}, D = {dim}, {str(dtype).removeprefix('torch.')}"
@@ -43,6 +44,8 @@ def cases(sizes: Sizes, dtype: torch.dtype, device: torch.device, fused: Collect
         stage1, stage2 = (svfr.candidates(patches, dim, dtype, accumulators) for accumulators in (1, 2))
         yield Case("svfr.decouple", size, stage1, lambda how: svfr.decouple(x, t, weight, how=how))
         v = random(PICTURES, LABELS, dim)
+        semantic, wide, hows = v.float(), random(dim, 2 * dim), between.candidates(dim, dtype)
+        yield Case("svfr.between", size, hows, lambda how: between.between(semantic, t, t, wide, how=how))
         yield Case("svfr.reconstruct", size, stage2, lambda how: svfr.reconstruct(x, v, weight, how=how))
     if "match" in fused and sizes.arch.has_local:
         y, g, labels = random(PICTURES, patches, dim), random(PICTURES, dim), random(4 * LABELS, dim)
