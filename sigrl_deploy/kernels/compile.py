@@ -26,7 +26,7 @@ from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 from triton.runtime.errors import PTXASError
 
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.kernels import gmc, match, sass, svfr, svfr_hopper, vit
+from sigrl_deploy.kernels import between, gmc, match, sass, svfr, svfr_hopper, vit
 from sigrl_deploy.kernels.blocks import Launch, interpreted
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a program may use (CUDA C Programming Guide)
@@ -84,6 +84,7 @@ def variants(capability: int, untuned: bool = False) -> list[Variant]:
 def _cases(capability: tuple[int, int]) -> Iterator[list[Variant]]:
     for dtype, short in _TYPES.items():
         yield from _vit_cases(short)
+        yield from _between_cases(dtype)
         for tokens in PATCHES:
             case, x = f"P = {tokens}, {short}", f"*{short}"
             inputs = {"patches": x, "labels": x, "weight": x, "count": "*i32"}
@@ -107,6 +108,17 @@ def _cases(capability: tuple[int, int]) -> Iterator[list[Variant]]:
         tensors = dict.fromkeys(("nodes", "attention", "own", "out"), "*fp32") | {"rows": "i32"}
         case, kernel = f"{heads} × {width}, fp32", gmc.graph_attention_kernel
         yield _variants("gmc", case, kernel, tensors, gmc.candidates(width), HEADS=heads, ABSOLUTE=0.4)
+
+
+def _between_cases(dtype: torch.dtype) -> Iterator[list[Variant]]:
+    x, case, hows = f"*{_TYPES[dtype]}", f"D = {DIM}, {_TYPES[dtype]}", between.candidates(DIM, dtype)
+    inputs = {"semantic": "*fp32", "labels": x, "partial": "*fp32", "rows": "i32", "splits": "i32"}
+    yield _variants("between, Sᵀ T", case, between.relation_kernel, inputs, hows, CHUNK=between.CHUNK)
+    for parts in (1, between.MOST_SPLITS):
+        inputs = {"partial": "*fp32", "weight": x, "fused": "*fp32"}
+        yield _variants("between, R Waᵀ", case, between.fuse_kernel, inputs, hows, SPLITS=parts)
+    inputs = {"semantic": "*fp32", "fused": "*fp32", "projection": x, "v": x, "rows": "i32"}
+    yield _variants("between, V", case, between.combine_kernel, inputs, hows)
 
 
 def _vit_cases(dtype: str) -> Iterator[list[Variant]]:
