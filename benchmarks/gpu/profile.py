@@ -24,7 +24,7 @@ from sigrl_deploy.config import Precision
 SIZES = (81, 1006)
 SHOWN = 40  # kernels in the results; the file beside them has all
 NCU_SECONDS = 60.0
-STAGES = "regex:(decouple|reconstruct)_kernel"
+STAGES = "regex:(decouple|reconstruct|stage)_kernel"
 SECTIONS = ("SpeedOfLight", "ComputeWorkloadAnalysis", "WarpStateStats", "LaunchStats", "Occupancy")
 METRICS = ("Compute (SM) Throughput", "L2 Cache Throughput", "Duration", "Achieved Occupancy", "Registers Per Thread")
 SCRIPT = "from gpu.profile import both_stages; both_stages()"
@@ -86,14 +86,15 @@ def ncu(run: Run) -> None:
 
 
 def both_stages() -> None:
-    """Each stage once, at 1006 labels, as it is launched untuned."""
+    """Each stage once, at 1006 labels, as it is launched where nothing was measured."""
     from sigrl_deploy.kernels import svfr
 
     x, w = (torch.randn(*shape, device="cuda").bfloat16() for shape in ((1, 196, 512), (512, 512)))
     t = torch.randn(1, 1006, 512, device="cuda").bfloat16()
+    first, second = (svfr.candidates(196, 512, torch.bfloat16, stage, bounded=True)[0] for stage in (1, 2))
     with torch.inference_mode():
-        svfr.decouple(x, t[0], w / 512**0.5)
-        svfr.reconstruct(x, t, w / 512**0.5)
+        svfr.decouple(x, t[0], w / 512**0.5, how=first)
+        svfr.reconstruct(x, t, w / 512**0.5, how=second)
         torch.cuda.synchronize()
 
 
