@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BASE := .venv-base
+BINDINGS := .venv-bindings
 BIN := $(VENV)/bin
 SOURCES := $(shell find sigrl_deploy -type f -not -name '*.pyc')
 
@@ -10,8 +11,8 @@ SOURCES := $(shell find sigrl_deploy -type f -not -name '*.pyc')
 demo: $(VENV)/ready
 	$(BIN)/sigrl-deploy demo --out demo
 
-test: lint $(BASE)/ready
-	SIGRL_BASE_PYTHON=$(CURDIR)/$(BASE)/bin/python $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not gpu and not tensorrt"
+test: lint $(BASE)/ready $(BINDINGS)/ready
+	SIGRL_BASE_PYTHON=$(CURDIR)/$(BASE)/bin/python SIGRL_TENSORRT_BINDINGS=$(CURDIR)/$(BINDINGS) $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not gpu and not tensorrt"
 
 lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
@@ -36,7 +37,7 @@ demo-checkpoint: $(VENV)/ready
 	$(BIN)/python benchmarks/demo_checkpoint.py runs --ship
 
 clean:
-	rm -rf $(VENV) $(BASE) demo
+	rm -rf $(VENV) $(BASE) $(BINDINGS) demo
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -49,4 +50,9 @@ $(BASE)/ready: $(SOURCES) pyproject.toml
 	$(PYTHON) -m venv $(BASE)
 	$(BASE)/bin/python -m pip install --quiet --upgrade pip
 	$(BASE)/bin/python -m pip install --quiet --force-reinstall .
+	touch $@
+
+# TensorRT's Python bindings without its libraries, in a folder that only their test looks into.
+$(BINDINGS)/ready: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(BINDINGS) 'tensorrt-cu13-bindings==11.4.*'
 	touch $@

@@ -41,9 +41,11 @@ Rows = NDArray[np.float32]
 
 def default_cache_dir() -> Path:
     """$SIGRL_DEPLOY_CACHE, or the user's cache folder."""
+    if chosen := os.environ.get(ENVIRONMENT):
+        return Path(chosen)
     from platformdirs import user_cache_path
 
-    return Path(os.environ.get(ENVIRONMENT) or user_cache_path("sigrl-deploy"))
+    return user_cache_path("sigrl-deploy")
 
 
 def require_writable(folder: Path) -> None:

@@ -278,7 +278,7 @@ def add_text_tower(model: SigRL, checkpoint: Checkpoint, clip: ClipConfig | None
 
     Raises CheckpointError where the file has no text tower, or its embedding width is not the model's.
     """
-    from sigrl_deploy.model.towers import text_tower
+    from sigrl_deploy.model.text import TextTransformer
 
     if not checkpoint.has_text:
         raise CheckpointError(
@@ -293,7 +293,7 @@ def add_text_tower(model: SigRL, checkpoint: Checkpoint, clip: ClipConfig | None
         )
     recorded = checkpoint.record and checkpoint.record.config.text
     config = recorded or (clip.text if clip else _text_config(checkpoint))
-    tower = text_tower(config, model.config.embed_dim)
+    tower = TextTransformer(config, model.config.embed_dim)
     expected = {f"text.{name}": tensor for name, tensor in tower.state_dict().items()}
     tensors = _collect(checkpoint, expected)
     tower.load_state_dict({name.removeprefix("text."): tensor for name, tensor in tensors.items()})

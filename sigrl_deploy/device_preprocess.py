@@ -7,7 +7,9 @@ uint8. The same integers are computed here, for the rows and columns of the crop
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import PIL
@@ -36,16 +38,23 @@ class DevicePreprocess:
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """As `Preprocess.__call__`: an RGB picture → [3, S, S] float32 on the host. Raises ImageError for the same pictures."""
+        return self._run(prepare, self._preprocess, image)
+
+    def uint8(self, image: Image.Image) -> NDArray[np.uint8]:
+        """As `Preprocess.uint8`, on the host."""
+        return self._run(resize, self._preprocess.uint8, image)
+
+    def _run(
+        self, step: Callable[[Preprocess, Tensor], Tensor], pillow: Callable[[Image.Image], Any], image: Image.Image
+    ) -> Any:
         if image.mode != "RGB" or 0 in image.size:
             raise ImageError(f"picture of mode {image.mode}, size {image.size}: expected RGB pixels; use read_image")
         try:
             with torch.inference_mode(), torch.cuda.stream(self._stream):
-                pixels = prepare(self._preprocess, torch.from_numpy(np.array(image)).to(self._device))
-                result: NDArray[np.float32] = pixels.cpu().numpy()
-                return result
+                return step(self._preprocess, torch.from_numpy(np.array(image)).to(self._device)).cpu().numpy()
         except torch.OutOfMemoryError:
             log.warning("%s has no room to resize a picture of %d x %d pixels; Pillow does", self._device, *image.size)
-            return self._preprocess(image)
+            return pillow(image)
 
 
 def prepare(preprocess: Preprocess, picture: Tensor) -> Tensor:
@@ -53,10 +62,19 @@ def prepare(preprocess: Preprocess, picture: Tensor) -> Tensor:
 
     Raises ImageError for a picture too elongated to resize.
     """
+    pixels = Normalise(preprocess, picture.device)(resize(preprocess, picture))
+    return pixels if preprocess.ends_in_uint8 else _resize_bilinear(pixels, preprocess.image_size)
+
+
+def resize(preprocess: Preprocess, picture: Tensor) -> Tensor:
+    """RGB picture uint8 [H, W, 3] → uint8 [3, h, w] before normalisation, cropped to S x S where the contract crops.
+
+    Raises as `prepare`.
+    """
     height, width = picture.shape[:2]
     new_width, new_height = preprocess.resized_size(width, height)
     left, top, columns, rows = 0, 0, new_width, new_height
-    if preprocess.finish == "center-crop":
+    if preprocess.ends_in_uint8:
         columns = rows = preprocess.image_size
         left, top = crop_corner((new_width, new_height), preprocess.image_size)
     passes = [
@@ -65,9 +83,22 @@ def prepare(preprocess: Preprocess, picture: Tensor) -> Tensor:
     ]
     (axis, taps), (other_axis, other) = passes[::-1] if _vertical_first((width, height), (new_width, new_height)) else passes
     needed = picture.narrow(other_axis, other.first, other.last + 1 - other.first)
-    resized = _resize(_resize(needed, axis, taps), other_axis, other, other.first)
-    pixels = _normalise(preprocess, resized)
-    return pixels if preprocess.finish == "center-crop" else _resize_bilinear(pixels, preprocess.image_size)
+    return _resize(_resize(needed, axis, taps), other_axis, other, other.first).permute(2, 0, 1).contiguous()
+
+
+class Normalise:
+    """The last step of a contract that ends in uint8, on a device: pixels uint8 [..., 3, H, W] → fp32, (x / 255 - mean) / std.
+
+    Divisors are tensors: by a number, a GPU multiplies with its rounded inverse.
+    """
+
+    def __init__(self, preprocess: Preprocess, device: torch.device) -> None:
+        self._levels = torch.tensor(255, dtype=torch.float32, device=device)
+        self.statistics = torch.tensor([preprocess.mean, preprocess.std], dtype=torch.float32, device=device)  # [2, 3]
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        mean, std = self.statistics[:, :, None, None]
+        return (pixels.float() / self._levels - mean) / std
 
 
 def _vertical_first(source: tuple[int, int], size: tuple[int, int]) -> bool:
@@ -128,15 +159,6 @@ def _resize(picture: Tensor, axis: int, taps: _Taps, offset: int = 0) -> Tensor:
         total = picture.index_select(axis, index) * weight.view(shape) + total
     assert isinstance(total, Tensor)
     return (total >> _BITS).clamp(0, 255).to(torch.uint8)
-
-
-def _normalise(preprocess: Preprocess, picture: Tensor) -> Tensor:
-    """uint8 [H, W, 3] → fp32 [3, H, W]. Divisors are tensors: by a number, a GPU multiplies with its rounded inverse."""
-    levels, mean, std = (
-        torch.tensor(values, dtype=torch.float32, device=picture.device).view(-1, 1, 1)
-        for values in ([255.0], preprocess.mean, preprocess.std)
-    )
-    return ((picture.permute(2, 0, 1).contiguous().float() / levels) - mean) / std
 
 
 def _resize_bilinear(pixels: Tensor, size: int) -> Tensor:

@@ -9,7 +9,6 @@ import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from sigrl_deploy.errors import SigRLError
 from sigrl_deploy.gpu import OLDEST_FUSED, Gpu, NoGpuError, gpu_at_hand
 from sigrl_deploy.tensorrt.key import EngineRecord, version_tuple
 from sigrl_deploy.tensorrt.library import installed, open_library
+from sigrl_deploy.version import version_of
 
 if TYPE_CHECKING:
     from sigrl_deploy.bundle import Bundle
@@ -93,7 +93,7 @@ def _backends(gpu: Gpu | None) -> Iterator[Finding]:
             yield Finding(name, True, f"onnxruntime {version_of('onnxruntime') or version_of('onnxruntime-gpu')}")
     yield _backend("openvino", ["openvino", "onnx"], "'.[openvino]'", None)
     missing_gpu = None if gpu else "there is no GPU (on the CPU it runs unfused)"
-    yield _backend("torch", ["torch", "triton", "open_clip"], "'.[export]'", None if _torch_runs() else missing_gpu)
+    yield _backend("torch", ["torch", "triton", "safetensors"], "'.[export]'", None if _torch_runs() else missing_gpu)
     library = next(iter(installed()), "tensorrt")
     extra = "'.[tensorrt-rtx]'" if library == "tensorrt_rtx" else "'.[tensorrt]'"
     yield _backend(
@@ -113,14 +113,6 @@ def _backend(name: str, modules: list[str], extra: str, hindrance: str | None) -
     if hindrance:
         return Finding(name, False, hindrance)
     return Finding(name, True, f"{modules[0]} {version_of(modules[0]) or 'is installed'}")
-
-
-def version_of(package: str) -> str | None:
-    """The version of an installed distribution."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _providers() -> list[str] | str:

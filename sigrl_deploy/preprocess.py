@@ -127,13 +127,28 @@ class Preprocess:
 
         Raises ImageError for a picture of another mode, without a pixel, or too elongated to resize.
         """
+        if self.ends_in_uint8:
+            return self._normalise(self._crop(image))
+        return _resize_bilinear(self._normalise(self._resize(image)), self.image_size)
+
+    @property
+    def ends_in_uint8(self) -> bool:
+        """Whether the last step is normalisation, so that a quarter of the bytes may travel and be normalised elsewhere."""
+        return self.finish == "center-crop"
+
+    def uint8(self, image: Image.Image) -> NDArray[np.uint8]:
+        """As a call, but for the normalisation: uint8 pixels [3, S, S]. Only where `ends_in_uint8`. Raises as it does."""
+        return np.asarray(self._crop(image)).transpose(2, 0, 1).copy()
+
+    def _crop(self, image: Image.Image) -> Image.Image:
+        resized = self._resize(image)
+        left, top = crop_corner(resized.size, self.image_size)
+        return resized.crop((left, top, left + self.image_size, top + self.image_size))
+
+    def _resize(self, image: Image.Image) -> Image.Image:
         if image.mode != "RGB" or 0 in image.size:
             raise ImageError(f"picture of mode {image.mode}, size {image.size}: expected RGB pixels; use read_image")
-        resized = image.resize(self.resized_size(*image.size), _RESAMPLING[self.interpolation])
-        if self.finish == "center-crop":
-            left, top = crop_corner(resized.size, self.image_size)
-            return self._normalise(resized.crop((left, top, left + self.image_size, top + self.image_size)))
-        return _resize_bilinear(self._normalise(resized), self.image_size)
+        return image.resize(self.resized_size(*image.size), _RESAMPLING[self.interpolation])
 
     def source_box(self, width: int, height: int, extent: int) -> tuple[float, float, float, float]:
         """Where the upper left extent x extent of the S x S pixels come from, in a picture of width x height pixels.

@@ -17,6 +17,7 @@ from sigrl_deploy import matching
 from sigrl_deploy.bundle import TOKENIZER, VOCABULARY, Bundle
 from sigrl_deploy.cache import VocabularyCache, default_cache_dir, digest
 from sigrl_deploy.config import Precision
+from sigrl_deploy.engines import Pixels, Preparation
 from sigrl_deploy.engines.choice import open_engine
 from sigrl_deploy.errors import BundleError, ImageError, LabelError, UsageError
 from sigrl_deploy.files import DamagedFileError
@@ -84,9 +85,9 @@ class Recognizer:
         self.engine = open_engine(self.bundle, backend, device, asked, unfused, folder / "kernels" if folder else None, build)
         self._cache = self._open_cache(folder, {"gmc"} & set(unfused))
         log.info("engine: %s", self.engine.description)
-        self._preprocess: Callable[[Image.Image], NDArray[np.float32]] = self.bundle.manifest.preprocess
+        prepare: Preparation = self.engine.preprocess() if device_preprocess else self.bundle.manifest.preprocess
+        self._preprocess: Callable[[Image.Image], Pixels] = prepare.uint8 if self.engine.takes_uint8 else prepare
         if device_preprocess:
-            self._preprocess = self.engine.preprocess()
             log.info("preprocessing on %s: %s", self.engine.device, self._drift())
 
     def _drift(self) -> str:
@@ -161,8 +162,10 @@ class Recognizer:
             raise LabelError(f"{self.bundle.path}: carries no vocabulary of its own; give a label file (--labels)")
         return self.bundled_vocabulary
 
-    def pixels(self, image: ImageSource) -> NDArray[np.float32]:
+    def pixels(self, image: ImageSource) -> Pixels:
         """One picture (path, PIL image, array, file bytes; see `read_image`) → [3, H, W] as the bundle's contract says.
+
+        They are fp32, or uint8 where the engine takes the last step, normalisation, itself; `score_pixels` takes both there.
 
         Raises ImageError where it cannot be read.
         """
@@ -173,15 +176,17 @@ class Recognizer:
             raise ImageError(f"{name_of(image)}: {error}") from None
 
     def features(
-        self, pixels: NDArray[np.float32], vocabulary: Vocabulary
+        self, pixels: Pixels, vocabulary: Vocabulary
     ) -> Iterator[tuple[NDArray[np.float32] | None, NDArray[np.float32]]]:
         """pixels [B, 3, H, W] → each picture's local [P, D] (None where patches are not matched) and global [D] feature."""
-        self._check(vocabulary)
+        self._check(pixels, vocabulary)
         local, global_feature = self.engine.encode(pixels, vocabulary)
         for i, row in enumerate(global_feature):
             yield (None if local is None else local[i]), row
 
-    def _check(self, vocabulary: Vocabulary) -> None:
+    def _check(self, pixels: Pixels, vocabulary: Vocabulary) -> None:
+        if pixels.dtype == np.uint8 and not self.engine.takes_uint8:
+            raise UsageError("pixels: are uint8, which this engine does not take; make them with recognizer.pixels(image)")
         if not isinstance(vocabulary, Vocabulary):
             raise UsageError(f"vocabulary: is a {type(vocabulary).__name__}; make one with recognizer.vocabulary(labels)")
         if vocabulary.origin not in ("", self._cache.origin):
@@ -194,10 +199,23 @@ class Recognizer:
         rows = [self.score_pixels(self.pixels(image)[None], vocabulary) for image in _several(images)]
         return np.concatenate([np.zeros((0, len(vocabulary)), np.float32), *rows])
 
-    def score_pixels(self, pixels: NDArray[np.float32], vocabulary: Vocabulary) -> NDArray[np.float32]:
+    def score_pixels(self, pixels: Pixels, vocabulary: Vocabulary) -> NDArray[np.float32]:
         """pixels [B, 3, H, W] → scores [B, C] fp32."""
-        self._check(vocabulary)
+        self._check(pixels, vocabulary)
         return self.engine.score(pixels, vocabulary)
+
+    def score_batches(self, batches: Iterable[Pixels], vocabulary: Vocabulary) -> Iterator[NDArray[np.float32]]:
+        """`score_pixels` of each batch, in order.
+
+        A GPU gets a batch while the one before it runs: scores of one come when the next was taken from `batches`.
+        """
+
+        def checked() -> Iterator[Pixels]:
+            for pixels in batches:
+                self._check(pixels, vocabulary)
+                yield pixels
+
+        return self.engine.score_batches(checked(), vocabulary)
 
     def recognize(
         self,
@@ -225,23 +243,48 @@ class Recognizer:
 
     def tag_pixels(
         self,
-        pixels: NDArray[np.float32],
+        pixels: Pixels,
         vocabulary: Vocabulary,
         top: int = 5,
         threshold: float | None = None,
         evidence: bool = False,
     ) -> list[tuple[NDArray[np.float32], list[Tag]]]:
         """pixels [B, 3, H, W] → each picture's scores [C] fp32 and, as `recognize` gives them, its tags."""
-        if not evidence:
-            return [(scores, best_tags(scores, vocabulary, top, threshold)) for scores in self.score_pixels(pixels, vocabulary)]
-        self._check_evidence()
-        manifest, found = self.bundle.manifest, []
-        for local, global_feature in self.features(pixels, vocabulary):
-            assert local is not None
-            scores = matching.score(manifest.arch, local, global_feature, vocabulary.label_embedding, manifest.topk)
-            tags = best_tags(scores, vocabulary, top, threshold)
-            found.append((scores, [self._with_evidence(tag, local, vocabulary) for tag in tags]))
+        (found,) = self.tag_batches([pixels], vocabulary, top, threshold, evidence)
         return found
+
+    def tag_batches(
+        self,
+        batches: Iterable[Pixels],
+        vocabulary: Vocabulary,
+        top: int = 5,
+        threshold: float | None = None,
+        evidence: bool = False,
+    ) -> Iterator[list[tuple[NDArray[np.float32], list[Tag]]]]:
+        """`tag_pixels` of each batch, in order, which `score_batches` scores."""
+        if not evidence:
+            for batch in self.score_batches(batches, vocabulary):
+                yield [(scores, best_tags(scores, vocabulary, top, threshold)) for scores in batch]
+            return
+        self._check_evidence()
+        for pixels in batches:
+            yield [
+                self._tags_with_evidence(*features, vocabulary, top, threshold)
+                for features in self.features(pixels, vocabulary)
+            ]
+
+    def _tags_with_evidence(
+        self,
+        local: NDArray[np.float32] | None,
+        global_feature: NDArray[np.float32],
+        vocabulary: Vocabulary,
+        top: int,
+        threshold: float | None,
+    ) -> tuple[NDArray[np.float32], list[Tag]]:
+        assert local is not None
+        manifest = self.bundle.manifest
+        scores = matching.score(manifest.arch, local, global_feature, vocabulary.label_embedding, manifest.topk)
+        return scores, [self._with_evidence(tag, local, vocabulary) for tag in best_tags(scores, vocabulary, top, threshold)]
 
     def _check_evidence(self) -> None:
         arch = self.bundle.manifest.arch

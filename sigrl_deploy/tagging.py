@@ -14,11 +14,11 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from sigrl_deploy.engines import Pixels
 from sigrl_deploy.errors import ImageError, printable
 from sigrl_deploy.recognizer import Recognizer, Tag
 from sigrl_deploy.vocabulary import Vocabulary
 
-Pixels = NDArray[np.float32]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -51,15 +51,26 @@ def tag_pictures(
 
     Raises UsageError for `evidence` where the architecture matches no patches.
     """
-    for batch in batches(read_ahead(partial(_pixels, recognizer), paths, ahead=2 * batch_size), batch_size):
-        readable = [pixels for _, pixels in batch if not isinstance(pixels, str)]
-        found = iter(recognizer.tag_pixels(np.stack(readable), vocabulary, top, threshold, evidence) if readable else [])
+    read = batches(read_ahead(partial(_pixels, recognizer), paths, ahead=2 * batch_size), batch_size)
+    # A GPU gets the next batch before the tags of one come back.
+    ahead, behind = itertools.tee(read)
+    tagged = recognizer.tag_batches(_readable(ahead), vocabulary, top, threshold, evidence)
+    for batch in behind:
+        found = iter(next(tagged) if any(not isinstance(pixels, str) for _, pixels in batch) else [])
         for path, pixels in batch:
             if isinstance(pixels, str):
                 yield Record(path, error=pixels)
             else:
                 scores, tags = next(found)
                 yield Record(path, tuple(tags), scores)
+
+
+def _readable(read: Iterable[list[tuple[str, Pixels | str]]]) -> Iterator[Pixels]:
+    """The pictures [B, 3, H, W] of each batch that has some."""
+    for batch in read:
+        pictures = [pixels for _, pixels in batch if not isinstance(pixels, str)]
+        if pictures:
+            yield np.stack(pictures)
 
 
 def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[tuple[Item, Result]]:

@@ -88,9 +88,11 @@ def write_clip_tokenizer(path: str | os.PathLike[str]) -> None:
 
 
 def _clean(text: str) -> str:
-    import ftfy
+    if not (text.isascii() and text.isprintable()) or ";" in text:  # ftfy leaves other text as it is
+        import ftfy
 
-    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
+        text = ftfy.fix_text(text)
+    return " ".join(html.unescape(html.unescape(text)).split()).lower()
 
 
 def _load(path: str | os.PathLike[str]) -> Any:

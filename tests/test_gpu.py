@@ -5,20 +5,26 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import triton
 from random_weights import VARIANTS, save, sigrl_shapes, tensors, text_shapes
 
 from sigrl_deploy import Recognizer
-from sigrl_deploy.config import Precision
-from sigrl_deploy.engines import FUSED
+from sigrl_deploy.config import Arch, Precision
+from sigrl_deploy.engines import FUSED, resident
 from sigrl_deploy.engines.onnxruntime import CUDA, has_provider
 from sigrl_deploy.export.bundle import ExportOptions, export_bundle
+from sigrl_deploy.images import read_image
+from sigrl_deploy.kernels import cases, tuning
 from sigrl_deploy.kernels.match import match
 from sigrl_deploy.kernels.svfr import decouple
+from sigrl_deploy.vocabulary import Vocabulary
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 LABELS = ["cat", "cup", "person", "rocket", "sky"]
@@ -59,9 +65,9 @@ def test_a_replay_equals_the_plain_pass(exported: tuple[Path, Precision], photos
         vocabulary = recognizer.vocabulary(labels)
         for count in (4, 2):
             pixels = np.stack([recognizer.pixels(path) for path in photos[:count]])
-            with torch.inference_mode():
-                plain = engine.forward(torch.from_numpy(pixels).cuda(), engine.resident(vocabulary))
-            difference = engine.score(pixels, vocabulary) - plain[:, : len(labels)].cpu().numpy()
+            with engine.running():
+                plain = engine.forward(torch.from_numpy(pixels).cuda(), engine.resident(vocabulary)).cpu().numpy()
+            difference = engine.score(pixels, vocabulary) - plain[:, : len(labels)]
             assert np.abs(difference).max() < exported[1].tolerance / 10
 
 
@@ -73,6 +79,57 @@ def test_another_vocabulary_of_a_known_size_prepares_nothing(
         for labels in (LABELS, LABELS[:3], [f"{label} {i}" for label in LABELS for i in range(12)]):
             scores(recognizer, photos[:2], labels)
     assert caplog.text.count("prepared for 2 pictures and 64 labels") == 1
+
+
+def test_uint8_scores_as_fp32_does(exported: tuple[Path, Precision], photos: list[Path]) -> None:
+    """Within 1e-6 in fp32, where cuBLAS may choose another order of sums for no other reason than another graph."""
+    recognizer = Recognizer(exported[0], backend="torch", device="cuda")
+    vocabulary, preprocess = recognizer.vocabulary(LABELS), recognizer.bundle.manifest.preprocess
+    small = np.stack([recognizer.pixels(path) for path in photos[:3]])
+    wide = np.stack([preprocess(read_image(path)) for path in photos[:3]])
+    assert (small.dtype, wide.dtype) == (np.uint8, np.float32)
+    tolerance = 1e-6 if exported[1] is Precision.FP32 else exported[1].tolerance / 10
+    for count in (3, 1):
+        difference = recognizer.score_pixels(small[:count], vocabulary) - recognizer.score_pixels(wide[:count], vocabulary)
+        assert np.abs(difference).max() <= tolerance
+
+
+def test_batches_in_a_row_score_as_one_by_one(exported: tuple[Path, Precision], photos: list[Path]) -> None:
+    """Copied to the GPU while others run; from two threads with a vocabulary each; after a row that nobody ended."""
+    recognizer = Recognizer(exported[0], backend="torch", device="cuda")
+    pixels = np.stack([recognizer.pixels(path) for path in photos[:4]])
+    parts = [pixels[np.random.default_rng(seed).permutation(4)[: 1 + seed % 4]] for seed in range(40)]
+    vocabularies = [recognizer.vocabulary(labels) for labels in (LABELS, LABELS[::-1][:3])]
+    expected = [[recognizer.score_pixels(part, vocabulary) for part in parts] for vocabulary in vocabularies]
+    next(recognizer.score_batches(iter(parts), vocabularies[0]))
+
+    def in_a_row(vocabulary: Vocabulary) -> list[np.ndarray]:
+        return list(recognizer.score_batches(iter(parts), vocabulary))
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(in_a_row, vocabularies))
+    for mine, others in zip(found, expected, strict=True):
+        for scores, other in zip(mine, others, strict=True):
+            assert np.abs(scores - other).max() < exported[1].tolerance / 10
+
+
+def test_graphs_share_memory_and_go_together(
+    exported: tuple[Path, Precision], photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All on one stream, without which torch shares nothing; more sizes than are kept, each again after the others went."""
+    monkeypatch.setattr(resident, "MOST_GRAPHS", 3)
+    recognizer = Recognizer(exported[0], backend="torch", device="cuda")
+    vocabulary, pixels = recognizer.vocabulary(LABELS), np.stack([recognizer.pixels(path) for path in photos[:4]])
+    sizes = [np.concatenate([pixels] * 4)[:count] for count in (16, 8, 4, 2, 1)]
+    first = [recognizer.score_pixels(part, vocabulary) for part in sizes[:3]]
+    memory = recognizer.engine._pool.memory
+    segments = [part for part in torch.cuda.memory_snapshot() if tuple(part["segment_pool_id"]) == tuple(memory)]
+    assert len({part["stream"] for part in segments}) == 1
+    for _ in range(2):
+        again = [recognizer.score_pixels(part, vocabulary) for part in sizes]
+        for scores, other in zip(again, first, strict=False):
+            assert np.abs(scores - other).max() < exported[1].tolerance / 10
+    assert recognizer.engine._pool.memory != memory
 
 
 @pytest.mark.skipif(not has_provider(CUDA), reason="this onnxruntime has no CUDA provider")
@@ -136,6 +193,22 @@ def test_processes_share_what_was_tuned(exported: tuple[Path, Precision], photos
     assert "first run on this GPU" in first.stderr
     assert "tuned by an earlier run" in second.stderr
     assert first.stdout == second.stdout
+
+
+def test_what_was_compiled_ahead_is_compiled_no_more(tmp_path: Path) -> None:
+    """By several threads, for the sizes that are then measured."""
+    tuning.keep_compiled(tmp_path)
+    shape, compiled = cases.Shape(1, 64, 5), []
+    found = cases.cases(cases.Sizes(Arch.SIGRL, 25, 80, 4), torch.float16, torch.device("cuda"), FUSED, shape)
+    runs = [partial(case.run, how) for case in found for how in case.candidates]
+    tuning.compile_ahead(runs)
+    triton.knobs.compilation.listener = lambda **values: compiled.append(values)
+    try:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            assert all(tuning.milliseconds(run) > 0 for run in runs)
+    finally:
+        triton.knobs.compilation.listener = None
+    assert compiled == []
 
 
 def test_more_labels_than_a_grid_s_second_axis_has() -> None:

@@ -25,9 +25,10 @@ from sigrl_deploy.export.bundle import ExportOptions, export_bundle
 from sigrl_deploy.export.functions import svfr_function
 from sigrl_deploy.kernels import svfr
 from sigrl_deploy.model.sigrl import SVFR
-from sigrl_deploy.tensorrt.plugin import SPLITS, with_plugin, without_scratch
+from sigrl_deploy.tensorrt.plugin import with_plugin, without_scratch
 
 LABELS = (1, 7)
+SPLITS = 3
 
 
 @pytest.fixture(scope="module", params=[Precision.FP32, Precision.FP16])
@@ -160,7 +161,7 @@ def test_kernels_compile_to_ptx_with_the_parameters_that_tensorrt_passes(stage: 
     head, _, ptx = done.stdout.partition("\n")
     name, threads, shared = head.split()
     assert (name, threads) == ("decouple_kernel" if stage == 1 else "reconstruct_kernel", "256")
-    assert int(shared) < 99 * 1024  # of the smallest GPUs that have tensor cores for bf16
+    assert int(shared) <= 48 * 1024  # what a launch may have unasked (CUDA C Programming Guide)
     entry = ptx[ptx.index(".entry") : ptx.index(")", ptx.index(".entry"))]
     kinds = [line.split()[1] for line in entry.splitlines()[1:] if ".param" in line]
     assert kinds == [".u64"] * 4 + [".u32"] * stage + [".u64"]

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import ftfy
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -99,6 +100,14 @@ def test_words_of_the_vocabulary(tokenizer: Tokenizer) -> None:
 @given(st.lists(st.text(), max_size=4))
 def test_any_text(tokenizer: Tokenizer, texts: list[str]) -> None:
     assert_same_ids(tokenizer, texts)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126)))
+def test_any_plain_text(tokenizer: Tokenizer, text: str) -> None:
+    assert_same_ids(tokenizer, [text])
+    if ";" not in text:
+        assert ftfy.fix_text(text) == text
 
 
 @settings(max_examples=150, deadline=None)

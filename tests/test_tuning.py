@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,7 +21,7 @@ from sigrl_deploy.engines import FUSED
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.kernels import cases, gmc, match, svfr
 from sigrl_deploy.kernels.blocks import Launch
-from sigrl_deploy.kernels.tuning import FILE, Case, tune
+from sigrl_deploy.kernels.tuning import FILE, Case, compile_ahead, tune
 
 KEY = "a GPU, sm_90, driver 1, Triton 3, kernels abc"
 LAUNCHES = tuple(Launch({"DIM": 512, "BLOCK_O": side}, warps=8, stages=2) for side in (16, 32, 64))
@@ -67,6 +68,52 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest
     clock = Clock({16: 3.0, 32: 1.0, 64: 2.0})
     assert [tune([clock.case()], None, KEY, clock).measured for _ in range(2)] == [1, 1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_all_that_will_be_measured_is_compiled_before(tmp_path: Path) -> None:
+    """And nothing that an earlier run has measured."""
+    clock = Clock({16: 3.0, 32: 1.0, 64: 2.0})
+    tune([clock.case(size="P = 49")], tmp_path, KEY, clock)
+    clock.runs.clear()
+    compiled: list[int] = []
+
+    def ahead(runs: list[Callable[[], object]]) -> None:
+        for run in runs:
+            run()
+        compiled.extend(clock.runs)
+
+    tune(
+        [clock.case(op, size) for op in ("svfr.decouple", "match") for size in ("P = 49", "P = 196")],
+        tmp_path,
+        KEY,
+        clock,
+        ahead,
+    )
+    new = 3 * [16, 32, 64]
+    assert (compiled, clock.runs) == (new, new + new)
+
+
+def test_compiling_goes_on_beside_what_compiles_and_past_what_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two runs that wait for each other; between them one that fails, loudly."""
+    both, done = threading.Barrier(2, timeout=30), []
+
+    def fail() -> None:
+        print("all of the PTX")
+        raise RuntimeError("out of resource: shared memory")
+
+    compile_ahead([both.wait, fail, both.wait, lambda: done.append("last")])
+    assert not both.broken
+    assert done == ["last"]
+    assert capsys.readouterr().out == ""
+
+
+def test_sizes_that_share_a_choice() -> None:
+    """Pictures × labels with their padding, by powers of four; what is more than a GPU has room for at once is one class."""
+    classes = {work: cases.Shape(1, work, work).size_class for work in (1, 2, 64, 65, 128, 256, 1024, 2048, 8192)}
+    assert classes == {1: 1, 2: 4, 64: 64, 65: 256, 128: 256, 256: 256, 1024: 1024, 2048: 4096, 8192: 4096}
+    assert cases.Shape(8, 128, 81).size_class == cases.Shape(1, 1024, 1006).size_class
+    assert cases.Shape(64, 1024, 1006).cut == cases.Shape(4, 1024, 1006)
+    assert cases.Shape(2, 8192, 7586).cut == cases.Shape(1, 8192, 7586)
 
 
 def test_a_candidate_that_does_not_run_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,11 +195,16 @@ def test_compiled_kernels_go_beside_unless_the_user_said_where(tmp_path: Path) -
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOKENS = (49, 196, 577)  # one for each size of tile that has candidates
-ON_GPU = [pytest.mark.gpu] if DEVICE == "cuda" else []
 
 
+def on_gpu(test: Callable[..., None]) -> Callable[..., None]:
+    """Marks what runs there where there is one."""
+    return pytest.mark.gpu(test) if DEVICE == "cuda" else test
+
+
+@on_gpu
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("dtype", [pytest.param(t, marks=ON_GPU) for t in (torch.float32, torch.float16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_every_candidate_computes_the_same(tokens: int, dtype: torch.dtype) -> None:
     """As the first, which test_kernels.py holds against float64; sums may be in another order."""
@@ -173,11 +225,10 @@ def test_every_candidate_computes_the_same(tokens: int, dtype: torch.dtype) -> N
             assert (other - first).norm() <= tolerance * first.norm(), name
 
 
+@on_gpu
 @pytest.mark.filterwarnings("ignore")
-def test_every_kernel_of_a_model_is_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_kernel_of_a_model_is_tuned() -> None:
     """All that tuning runs, on less; what is not fused or not in the model is left out."""
-    monkeypatch.setattr(cases, "PICTURES", 1)
-    monkeypatch.setattr(cases, "LABELS", 2)
     graph = (GraphConfig(48, 2, 32), GraphConfig(64, 1, 48))
     sizes = cases.Sizes(Arch.SIGRL, 49, 48, 4, graph)
 
@@ -186,7 +237,7 @@ def test_every_kernel_of_a_model_is_tuned(monkeypatch: pytest.MonkeyPatch) -> No
             run()
             return 1.0
 
-        found = cases.cases(sizes, torch.float16, torch.device(DEVICE), fused)
+        found = cases.cases(sizes, torch.float16, torch.device(DEVICE), fused, cases.Shape(1, 3, 2))
         return set(tune(found, None, KEY, timer).launches)
 
     assert ops(sizes) == {"svfr.decouple", "svfr.reconstruct", "match", "gmc 32", "gmc 48"}
@@ -194,6 +245,7 @@ def test_every_kernel_of_a_model_is_tuned(monkeypatch: pytest.MonkeyPatch) -> No
     assert ops(cases.Sizes(Arch.CLIP, 49, 48, 4)) == set()
 
 
+@on_gpu
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("heads", "width"), [(4, 32), (1, 512)])
 def test_every_candidate_of_gmc_computes_the_same(heads: int, width: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -13,25 +13,42 @@ from sigrl_deploy.config import Precision
 from sigrl_deploy.vocabulary import Vocabulary
 
 Array = NDArray[np.float32]
+Pixels = NDArray[np.float32 | np.uint8]  # normalised, or before the contract's normalisation
 
-FUSED = ("svfr", "match", "gmc")  # ops that run as kernels on a GPU
+FUSED = ("tower", "svfr", "match", "gmc")  # ops that run as kernels on a GPU
+
+
+class Preparation(Protocol):
+    """A bundle's preprocessing contract, in Pillow or on a device; see `Preprocess`."""
+
+    def __call__(self, image: Image.Image, /) -> Array:
+        """An RGB picture → normalised pixels [3, S, S]."""
+
+    def uint8(self, image: Image.Image, /) -> NDArray[np.uint8]:
+        """The same before normalisation, where the contract ends in that."""
 
 
 class Engine(Protocol):
-    """Runs one bundle's model. All arrays are fp32 on the host; an engine may be called from several threads."""
+    """Runs one bundle's model. All arrays are fp32 on the host, pixels also uint8 where the engine takes them; an engine may be
+    called from several threads.
+    """
 
     description: str  # backend, device and why it was chosen; logged once
     device: str  # "cpu" or "cuda"
     precision: Precision  # of the variant that runs
+    takes_uint8: bool  # whether pixels may be uint8, as `Preparation.uint8` gives them, and are normalised on the device
 
-    def preprocess(self) -> Callable[[Image.Image], Array]:
+    def preprocess(self) -> Preparation:
         """The bundle's `Preprocess`, on the engine's device. Raises UsageError where the engine has none."""
 
-    def encode(self, pixels: Array, vocabulary: Vocabulary) -> tuple[Array | None, Array]:
+    def encode(self, pixels: Pixels, vocabulary: Vocabulary) -> tuple[Array | None, Array]:
         """pixels [B, 3, H, W] → local features [B, P, D] (None where patches are not matched), global feature [B, D]."""
 
-    def score(self, pixels: Array, vocabulary: Vocabulary) -> Array:
+    def score(self, pixels: Pixels, vocabulary: Vocabulary) -> Array:
         """pixels [B, 3, H, W] → scores [B, C] by the bundle's rule (see `Arch`)."""
+
+    def score_batches(self, batches: Iterable[Pixels], vocabulary: Vocabulary) -> Iterator[Array]:
+        """`score` of each batch, in order. On a GPU a batch is copied there while the one before it runs."""
 
     def encode_labels(self, token_ids: NDArray[np.int64]) -> Array:
         """token ids [N, L], L at most the context → label embeddings [N, D]."""

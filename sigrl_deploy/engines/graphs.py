@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sigrl_deploy import matching
 from sigrl_deploy.bundle import Bundle, Variant
 from sigrl_deploy.config import Precision
-from sigrl_deploy.engines import Array
+from sigrl_deploy.engines import Array, Pixels
 from sigrl_deploy.errors import BundleError, UsageError
 from sigrl_deploy.vocabulary import Vocabulary
 
@@ -74,6 +74,8 @@ class GraphEngine(TextGraphEngine):
     Raises BundleError where a graph cannot be opened or is not the one that the manifest describes.
     """
 
+    takes_uint8 = False
+
     def __init__(self, bundle: Bundle, precision: Precision) -> None:
         self.precision = precision
         self._bundle = bundle
@@ -85,7 +87,7 @@ class GraphEngine(TextGraphEngine):
         """See `Engine.preprocess`; there is none."""
         raise UsageError("--device-preprocess: this backend prepares none; use --backend torch, or leave it out")
 
-    def encode(self, pixels: Array, vocabulary: Vocabulary) -> tuple[Array | None, Array]:
+    def encode(self, pixels: Pixels, vocabulary: Vocabulary) -> tuple[Array | None, Array]:
         """See `Engine.encode`."""
         feeds: dict[str, Any] = {"pixels": pixels} | (self._rows(vocabulary) if self._bundle.manifest.arch.has_graph else {})
         if self.precision.takes_one_picture:
@@ -100,7 +102,7 @@ class GraphEngine(TextGraphEngine):
         assert vocabulary.graph_projection is not None
         return {"label_embedding": vocabulary.label_embedding, "graph_projection": vocabulary.graph_projection}
 
-    def score(self, pixels: Array, vocabulary: Vocabulary) -> Array:
+    def score(self, pixels: Pixels, vocabulary: Vocabulary) -> Array:
         """See `Engine.score`; matching runs in numpy."""
         local, global_feature = self.encode(pixels, vocabulary)
         manifest, rows = self._bundle.manifest, vocabulary.label_embedding
@@ -110,6 +112,10 @@ class GraphEngine(TextGraphEngine):
             for patches, g in zip(pictures, global_feature, strict=True)
         ]
         return np.stack(scores)
+
+    def score_batches(self, batches: Iterable[Pixels], vocabulary: Vocabulary) -> Iterator[Array]:
+        """See `Engine.score_batches`."""
+        return (self.score(pixels, vocabulary) for pixels in batches)
 
 
 def threads() -> int:

@@ -16,7 +16,7 @@ import onnxruntime as ort
 from sigrl_deploy.bundle import Bundle, Manifest
 from sigrl_deploy.cache import digest
 from sigrl_deploy.config import Precision
-from sigrl_deploy.engines import Array
+from sigrl_deploy.engines import Array, Pixels
 from sigrl_deploy.engines.graphs import GraphEngine, threads
 from sigrl_deploy.errors import BundleError, UsageError
 from sigrl_deploy.gpu import NoGpuError, gpu_at_hand
@@ -111,7 +111,7 @@ class OnnxRuntimeEngine(GraphEngine):
             return None
         return folder
 
-    def encode(self, pixels: Array, vocabulary: Vocabulary) -> tuple[Array | None, Array]:
+    def encode(self, pixels: Pixels, vocabulary: Vocabulary) -> tuple[Array | None, Array]:
         """See `Engine.encode`. In TensorRT within its engine's profile: larger batches are split, more labels refused."""
         if not self._tensorrt:
             return super().encode(pixels, vocabulary)

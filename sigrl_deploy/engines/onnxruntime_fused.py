@@ -22,6 +22,7 @@ from sigrl_deploy.cut import GLOBAL, PATCHES, tower
 from sigrl_deploy.engines.captured import Resident
 from sigrl_deploy.engines.graphs import TextGraphEngine, check_interface, inputs_of
 from sigrl_deploy.engines.onnxruntime import CUDA, OpenSession, choose_precision, open_session, providers_of
+from sigrl_deploy.engines.prepared import Prepared
 from sigrl_deploy.engines.resident import ResidentEngine, cut_svfr
 from sigrl_deploy.kernels.cases import Sizes
 
@@ -31,6 +32,7 @@ _ELEMENTS = {
     torch.bfloat16: onnx.TensorProto.BFLOAT16,
 }
 _IN_MEMORY = 2**31 - 2**26  # bytes of weights: what protobuf takes, less room for the graph
+MOST_BATCHES = 32  # of sizes
 _NO_MEMORY = re.compile("allocate memory|out of memory|ALLOC_FAILED|smaller than requested bytes")
 
 
@@ -54,15 +56,15 @@ class OnnxRuntimeFusedEngine(ResidentEngine, TextGraphEngine):
         on_gpu = device == "cuda"
         place = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         sizes = Sizes(manifest.arch, manifest.grid[0] * manifest.grid[1], manifest.embed_dim, manifest.topk)
-        super().__init__(bundle, sizes, dtype, place, frozenset(fused) - {"gmc"}, folder)
+        super().__init__(bundle, sizes, dtype, place, frozenset(fused) - {"gmc", "tower"}, folder)
         path = bundle.file(self._variant.visual)
         model = onnx.load(path)
         check_interface(inputs_of(model.graph), bundle, path.name)
         self._tower = self._open_tower(path, model)
-        self._buffers: dict[int, tuple[Tensor, Tensor]] = {}  # by batch: what the tower writes and the head reads
-        with self._running():
-            self._svfr = cut_svfr(model, path.parent, sizes.dim).to(place, dtype)
-        self._tune()
+        # By batch: what the tower writes and the head reads.
+        self._buffers: Prepared[tuple[Tensor, Tensor]] = self._keep(MOST_BATCHES)
+        with self.running():
+            self._keep_svfr(cut_svfr(model, path.parent, sizes.dim).to(place, dtype))
         name = torch.cuda.get_device_name() if on_gpu else "cpu"
         self.description = f"ONNX Runtime {ort.__version__} on {name}, {self.precision.value}, {self.kernels} behind it"
 
@@ -87,12 +89,9 @@ class OnnxRuntimeFusedEngine(ResidentEngine, TextGraphEngine):
         return OpenSession(open_session(path, providers_of(self.device, device_id=str(self.place.index or 0))))
 
     def _ahead(self, pixels: Tensor) -> None:
-        """The tower, enqueued: pixels [B, 3, H, W] fp32 → X [B, P, D] in `dtype` and g [B, D] fp32, in the buffers of B."""
-        batch, sizes = len(pixels), self.sizes
-        if batch not in self._buffers:
-            patches = torch.empty(batch, sizes.patches, sizes.dim, dtype=self.dtype, device=self.place)
-            self._buffers[batch] = patches, torch.empty(batch, sizes.dim, device=self.place)
-        patches, global_feature = self._buffers[batch]
+        """The tower, enqueued: pixels [B, 3, H, W] → X [B, P, D] in `dtype` and g [B, D] fp32, in the buffers of B."""
+        patches, global_feature = self._buffers_of(len(pixels))
+        pixels = self._normalised(pixels)
         binding, place = self._tower.io_binding(), (self.device, self.place.index or 0)
         for bind, name, tensor in (
             (binding.bind_input, "pixels", pixels),
@@ -106,6 +105,13 @@ class OnnxRuntimeFusedEngine(ResidentEngine, TextGraphEngine):
         elif self._stream is not None:
             self._stream.synchronize()
         self._run(binding, options)
+
+    def _buffers_of(self, batch: int) -> tuple[Tensor, Tensor]:
+        def make() -> tuple[Tensor, Tensor]:
+            patches = torch.empty(batch, self.sizes.patches, self.sizes.dim, dtype=self.dtype, device=self.place)
+            return patches, torch.empty(batch, self.sizes.dim, device=self.place)
+
+        return self._buffers.get(batch, make)
 
     def _run(self, binding: ort.IOBinding, options: ort.RunOptions) -> None:
         """Raises torch.OutOfMemoryError where the GPU has no room, even when torch has given back what it keeps for later."""
@@ -122,9 +128,5 @@ class OnnxRuntimeFusedEngine(ResidentEngine, TextGraphEngine):
                 torch.cuda.empty_cache()
 
     def _features(self, pixels: Tensor, vocabulary: Resident) -> tuple[Tensor, Tensor]:
-        patches, global_feature = self._buffers[len(pixels)]
-        return self._reconstructed(self._svfr, patches, vocabulary), global_feature.to(self.dtype)
-
-    def _forget_passes(self) -> None:
-        self._buffers.clear()
-        super()._forget_passes()
+        patches, global_feature = self._buffers_of(len(pixels))
+        return self._reconstructed(patches, vocabulary), global_feature.to(self.dtype)

@@ -2,7 +2,7 @@
 
 A forward pass is captured once for a bucket of pictures and labels and replayed for every batch that fits: labels are padded
 with zero rows, which the kernels skip. Vocabularies stay on the GPU as long as their owner keeps them, so that another
-vocabulary costs one copy on the GPU. Nothing between pixels and scores waits for the host.
+vocabulary costs one copy on the GPU. Nothing between pixels and scores waits for the host, and pixels may travel as uint8.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -24,15 +26,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sigrl_deploy.bundle import Bundle
-from sigrl_deploy.device_preprocess import DevicePreprocess
-from sigrl_deploy.engines import FUSED, Array
-from sigrl_deploy.engines.captured import CapturedPass, Resident, bucket
+from sigrl_deploy.device_preprocess import DevicePreprocess, Normalise
+from sigrl_deploy.engines import FUSED, Array, Pixels
+from sigrl_deploy.engines.captured import CapturedPass, GraphPool, Resident, bucket
+from sigrl_deploy.engines.launches import Launches
 from sigrl_deploy.engines.memory import check_room, pass_bytes
+from sigrl_deploy.engines.prepared import Prepared
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.gpu import OLDEST_FUSED
-from sigrl_deploy.kernels import match, svfr, tuning
-from sigrl_deploy.kernels.blocks import Launch
-from sigrl_deploy.kernels.cases import Sizes, cases
+from sigrl_deploy.kernels import match, svfr
+from sigrl_deploy.kernels.cases import Shape, Sizes
 from sigrl_deploy.model import sigrl
 from sigrl_deploy.vocabulary import Vocabulary
 
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SMALLEST_LABELS = 64  # of the label buckets
+MOST_GRAPHS = 64  # of sizes of batch and vocabulary; each holds buffers of its own
 
 Result = TypeVar("Result")
 
@@ -93,24 +97,37 @@ class ResidentEngine(ABC):
         self.device = place.type
         self.place, self.sizes, self.dtype, self.fused = place, sizes, dtype, frozenset(fused)
         self._preprocess = bundle.manifest.preprocess
+        self.takes_uint8 = self._preprocess.ends_in_uint8
+        self._normalise = Normalise(self._preprocess, place)
         self._resident: WeakKeyDictionary[Vocabulary, Resident] = WeakKeyDictionary()
-        self._graphs: dict[tuple[int, int], CapturedPass] = {}
-        self._pool = torch.cuda.graph_pool_handle() if self.device == "cuda" else None
+        self._prepared: list[Prepared[Any]] = []
+        self._graphs: Prepared[CapturedPass] = self._keep(MOST_GRAPHS)
         self._largest_batch: dict[int, int] = {}  # by label bucket, where memory ran out
         self._lock = threading.Lock()
-        self._stream = torch.cuda.Stream(place) if self.device == "cuda" else None
-        if self._stream is not None:  # weights may still be on their way
-            self._stream.wait_stream(torch.cuda.current_stream(place))
+        self._stream, self._pool = None, None
+        if self.device == "cuda":
+            # torch deals 32 streams of each priority out in turn. Few others ask for this one, so that engines get their own.
+            self._stream = torch.cuda.Stream(place, priority=-1)
+            self._stream.wait_stream(torch.cuda.current_stream(place))  # weights may still be on their way
+            with torch.cuda.device(place):
+                self._pool = GraphPool()
         self._folder = folder
-        self._launches: dict[str, Launch] = {}
+        self._launches = Launches(sizes, dtype, place, folder)
+        self._svfr: sigrl.SVFR | svfr.FusedSVFR | None = None
 
     @abstractmethod
     def _features(self, pixels: Tensor, vocabulary: Resident) -> tuple[Tensor, Tensor]:
-        """pixels [B, 3, H, W] fp32 on the device → local features [B, P, D] in `dtype`, global feature [B, D]."""
+        """pixels [B, 3, H, W] on the device, fp32 or what `_normalised` takes → local features [B, P, D] in `dtype`, global
+        feature [B, D].
+        """
 
     def _ahead(self, pixels: Tensor) -> None:
         """What a pass does before `_features` and no CUDA graph can hold; here nothing."""
         return
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        """pixels [B, 3, H, W], uint8 as the contract's crop or normalised fp32 → fp32."""
+        return self._normalise(pixels) if pixels.dtype is torch.uint8 else pixels
 
     @property
     def kernels(self) -> str:
@@ -122,31 +139,9 @@ class ResidentEngine(ABC):
         """Whether zero rows may follow the labels: tiled in PyTorch, or inside another engine, SVFR would count them."""
         return "svfr" in self.fused or not self.sizes.arch.has_graph
 
-    def _tune(self) -> None:
-        """Measure how each kernel is best launched on this GPU, where no earlier run has.
-
-        It may take minutes, so a subclass does it last, once all else is open.
-        """
-        if self.device == "cpu" or not self.fused:
-            return
-        folder, start = self._folder, time.perf_counter()
-        tuning.keep_compiled(folder)
-        with self._running():
-            found = tuning.tune(
-                cases(self.sizes, self.dtype, self.place, self.fused), folder, tuning.chip(), tuning.milliseconds
-            )
-        torch.cuda.empty_cache()
-        seconds = time.perf_counter() - start
-        if found.measured:
-            kept = f"later runs take that from {folder}" if folder else "without a cache folder, so the next run does it again"
-            log.info("first run on this GPU: %d kernels compiled and tuned in %.0f s; %s", found.measured, seconds, kept)
-        elif folder:
-            log.info("kernels: tuned by an earlier run, read from %s in %.1f s", folder, seconds)
-        self._launches = found.launches
-
     @contextmanager
-    def _running(self) -> Iterator[None]:
-        """One thread at a time, on this engine's GPU and stream whatever the thread's are."""
+    def running(self) -> Iterator[None]:
+        """One thread at a time, on this engine's GPU and stream whatever the thread's are, without gradients."""
         place = torch.cuda.device(self.place) if self.device == "cuda" else nullcontext()
         with self._lock, torch.inference_mode(), place, torch.cuda.stream(self._stream):
             yield
@@ -155,16 +150,17 @@ class ResidentEngine(ABC):
         """See `Engine.preprocess`."""
         return DevicePreprocess(self._preprocess, self.place)
 
-    def encode(self, pixels: Array, vocabulary: Vocabulary) -> tuple[Array | None, Array]:
+    def encode(self, pixels: Pixels, vocabulary: Vocabulary) -> tuple[Array | None, Array]:
         """See `Engine.encode`. Memory as in `score`."""
-        with self._running():
+        with self.running():
             resident = self.resident(vocabulary)
             parts = self._in_parts(partial(self._encode, vocabulary=resident), pixels, resident)
         local, global_feature = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return local if self.sizes.arch.has_local else None, global_feature
 
-    def _encode(self, pixels: Array, vocabulary: Resident) -> tuple[Array, Array]:
+    def _encode(self, pixels: Pixels, vocabulary: Resident) -> tuple[Array, Array]:
         count, filled = len(pixels), self._filled(pixels)
+        self.tune(len(filled), vocabulary)
         self._ahead(filled)
         local, global_feature = self._features(filled, vocabulary)
         return local[:count].float().cpu().numpy(), global_feature[:count].float().cpu().numpy()
@@ -172,22 +168,40 @@ class ResidentEngine(ABC):
     def _bucket(self, count: int) -> int:
         return max(self.batches[0], min(bucket(count), self.batches[-1]))
 
-    def _filled(self, pixels: Array) -> Tensor:
-        """Pixels on the device, contiguous and in fp32.
+    def _filled(self, pixels: Pixels) -> Tensor:
+        """Pixels on the device, contiguous, in uint8 or fp32.
 
         On a GPU black pictures fill the last bucket, since engines prepare for each size.
         """
         missing = self._bucket(len(pixels)) - len(pixels) if self.device == "cuda" else 0
         filled = np.pad(pixels, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else pixels
-        return torch.from_numpy(filled).to(self.place, torch.float32).contiguous()
+        return torch.from_numpy(filled).to(self.place, _dtype(pixels)).contiguous()
 
-    def score(self, pixels: Array, vocabulary: Vocabulary) -> Array:
+    def score(self, pixels: Pixels, vocabulary: Vocabulary) -> Array:
         """See `Engine.score`. A batch that the GPU has no room for is halved; raises UsageError where it has none for one."""
-        with self._running():
-            resident = self.resident(vocabulary)
-            return np.concatenate(self._in_parts(partial(self._score, vocabulary=resident), pixels, resident))
+        with self.running():
+            return _gathered(self._started(pixels, vocabulary))
 
-    def _in_parts(self, run: Callable[[Array], Result], pixels: Array, vocabulary: Resident) -> list[Result]:
+    def score_batches(self, batches: Iterable[Pixels], vocabulary: Vocabulary) -> Iterator[Array]:
+        """See `Engine.score_batches`. Others may use the engine between two batches."""
+        started: deque[list[Callable[[], Array]]] = deque()
+        for pixels in batches:
+            with self.running():
+                started.append(self._started(pixels, vocabulary))
+                scores = _gathered(started.popleft()) if len(started) > 1 else None
+            if scores is not None:
+                yield scores
+        for last in started:
+            with self.running():
+                scores = _gathered(last)
+            yield scores
+
+    def _started(self, pixels: Pixels, vocabulary: Vocabulary) -> list[Callable[[], Array]]:
+        """What gives the scores of each part of a batch, once the GPU has them."""
+        resident = self.resident(vocabulary)
+        return self._in_parts(partial(self._start, vocabulary=resident), pixels, resident)
+
+    def _in_parts(self, run: Callable[[Pixels], Result], pixels: Pixels, vocabulary: Resident) -> list[Result]:
         """What `run` makes of the pictures, in as many parts as a pass, and the GPU's memory, ask for."""
         rows = len(vocabulary.label_embedding)
         most = self._largest_batch.get(rows, self.batches[-1])
@@ -206,58 +220,96 @@ class ResidentEngine(ABC):
         self._forget_passes()
         return self._in_parts(run, pixels, vocabulary)
 
+    def _keep(self, most: int) -> Prepared[Any]:
+        """For what is made for a size and captured passes may hold."""
+        self._prepared.append(Prepared(most, self._forget_passes))
+        return self._prepared[-1]
+
     def _forget_passes(self) -> None:
-        """Give back the memory of all captured passes."""
-        self._graphs.clear()
-        if self.device == "cuda":
-            self._pool = torch.cuda.graph_pool_handle()
+        """Give back the memory of all captured passes, and of all that they hold."""
+        for captured in self._graphs.values():
+            captured.wait()
+        for prepared in self._prepared:
+            prepared.clear()
+        if self._pool is not None:
+            self._pool.renew()
             torch.cuda.empty_cache()
 
-    def _score(self, pixels: Array, vocabulary: Resident) -> Array:
+    def _start(self, pixels: Pixels, vocabulary: Resident) -> Callable[[], Array]:
         if self.device == "cpu" or not self.captures:
             filled = self._filled(pixels)
+            self.tune(len(filled), vocabulary)
             self._ahead(filled)
-            return self.forward(filled, vocabulary)[: len(pixels), : vocabulary.labels].cpu().numpy()
-        batch = self._bucket(len(pixels))
-        size = batch, len(vocabulary.label_embedding)
-        if size not in self._graphs:
+            scores: Array = self.forward(filled, vocabulary)[: len(pixels), : vocabulary.labels].cpu().numpy()
+            return lambda: scores
+        batch, dtype = self._bucket(len(pixels)), _dtype(pixels)
+        size = batch, len(vocabulary.label_embedding), dtype
+
+        def capture() -> CapturedPass:
+            assert self._pool is not None
+            self.tune(batch, vocabulary)
             start = time.perf_counter()
-            self._graphs[size] = CapturedPass(self._ahead, self.forward, pixels.shape[1:], batch, vocabulary, self._pool)
-            log.info("prepared for %d pictures and %d labels at once in %.1f s", *size, time.perf_counter() - start)
-        return self._graphs[size](pixels, vocabulary)
+            buffer = torch.zeros(batch, *pixels.shape[1:], dtype=dtype, device=self.place)
+            captured = CapturedPass(self._ahead, self.forward, buffer, vocabulary, self._pool)
+            log.info("prepared for %d pictures and %d labels at once in %.1f s", *size[:2], time.perf_counter() - start)
+            return captured
+
+        return self._graphs.get(size, capture).start(pixels, vocabulary)
+
+    def tune(self, batch: int, vocabulary: Resident) -> None:
+        """Have what a pass of so many pictures launches measured on this GPU, where no earlier run has; as `score` does."""
+        shape = Shape(batch, len(vocabulary.label_embedding), vocabulary.labels)
+        self._launches.tune(shape, self.fused - {"gmc"})
 
     def forward(self, pixels: Tensor, vocabulary: Resident) -> Tensor:
         """pixels [B, 3, H, W] on the device → scores [B, bucket] fp32; those behind the labels are 0. What a graph captures."""
-        local, global_feature = self._features(pixels, vocabulary)
+        return self._matched(*self._features(pixels, vocabulary), vocabulary)
+
+    def _matched(self, local: Tensor, global_feature: Tensor, vocabulary: Resident) -> Tensor:
         sizes, rows = self.sizes, vocabulary.label_embedding
         if "match" in self.fused and sizes.arch.has_local:
-            return match.match(local, global_feature, rows, sizes.topk, how=self._launches.get("match"))[0]
+            how = self._launches.of(len(local), len(rows)).get("match")
+            return match.match(local, global_feature, rows, sizes.topk, how=how)[0]
         return sigrl.match(sizes.arch, local.float(), global_feature.float(), rows.float(), sizes.topk)
 
-    def _reconstructed(self, module: sigrl.SVFR, patches: Tensor, vocabulary: Resident) -> Tensor:
-        """SVFR on the device: X [B, P, D] → Y [B, P, D]."""
-        projection = vocabulary.graph_projection
-        assert projection is not None
+    def _keep_svfr(self, module: sigrl.SVFR) -> None:
+        """Take SVFR's weights, on `place` in `dtype`, for `_reconstructed`."""
         if "svfr" not in self.fused:
-            return module(patches, vocabulary.label_embedding, projection)
-        stages = self._launches.get("svfr.decouple"), self._launches.get("svfr.reconstruct")
-        return svfr.svfr(module, patches, vocabulary.label_embedding, projection, vocabulary.count, *stages)
+            self._svfr = module
+            return
+        self._svfr = fused = svfr.FusedSVFR(module)
+        self.sizes = replace(self.sizes, bounded=fused.bounded)
+        self._launches = Launches(self.sizes, self.dtype, self.place, self._folder)
+
+    def _reconstructed(self, patches: Tensor, vocabulary: Resident) -> Tensor:
+        """SVFR on the device: X [B, P, D] → Y [B, P, D]."""
+        labels, projection = vocabulary.label_embedding, vocabulary.graph_projection
+        assert projection is not None
+        if isinstance(self._svfr, svfr.FusedSVFR):
+            launches = self._launches.of(len(patches), len(labels))
+            return self._svfr(patches, labels, projection, vocabulary.count, launches)
+        assert self._svfr is not None
+        return self._svfr(patches, labels, projection)
 
     def _check_room(self, labels: int, rows: int) -> None:
         sizes, parts = self.sizes, 1
         if "svfr" in self.fused and sizes.arch.has_graph:
-            how = self._launches.get("svfr.reconstruct") or svfr.launch(sizes.patches, sizes.dim, self.dtype, accumulators=2)
+            how = svfr.launch(sizes.patches, sizes.dim, self.dtype, accumulators=2)
             parts = svfr.splits(rows, 1, -(-sizes.dim // how.constants["BLOCK_O"]))
         needed = pass_bytes(rows, sizes.patches, sizes.dim, self.dtype.itemsize, parts=parts, graph=sizes.arch.has_graph)
         # What torch has reserved and does not use is free too.
         idle = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         check_room(labels, needed, torch.cuda.mem_get_info()[0] + idle)
 
+    def _rows(self, labels: int) -> int:
+        """Labels with their padding."""
+        return max(SMALLEST_LABELS, bucket(labels)) if self._pads else labels
+
     def resident(self, vocabulary: Vocabulary) -> Resident:
         """A vocabulary on the device, copied there once."""
         if vocabulary not in self._resident:
             labels = len(vocabulary)
-            rows = max(SMALLEST_LABELS, bucket(labels)) if self._pads else labels
+            rows = self._rows(labels)
             if self.device == "cuda":
                 self._check_room(labels, rows)
 
@@ -270,3 +322,12 @@ class ResidentEngine(ABC):
             count = torch.tensor(labels, dtype=torch.int32, device=self.place)
             self._resident[vocabulary] = Resident(padded(vocabulary.label_embedding), projection, count, labels)
         return self._resident[vocabulary]
+
+
+def _dtype(pixels: Pixels) -> torch.dtype:
+    """What pixels travel in."""
+    return torch.uint8 if pixels.dtype == np.uint8 else torch.float32
+
+
+def _gathered(started: list[Callable[[], Array]]) -> Array:
+    return np.concatenate([scores() for scores in started])

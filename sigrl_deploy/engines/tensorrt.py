@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import replace
 from functools import cached_property
@@ -22,6 +21,7 @@ from sigrl_deploy.bundle import Bundle
 from sigrl_deploy.config import Precision
 from sigrl_deploy.engines import Array
 from sigrl_deploy.engines.captured import Resident
+from sigrl_deploy.engines.prepared import Prepared
 from sigrl_deploy.engines.resident import ResidentEngine, cut_svfr
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.gpu import Gpu
@@ -79,16 +79,16 @@ class TensorRtEngine(ResidentEngine):
         # A Loop, which SVFR's standard ops hold, waits for the host.
         self.captures = self.key.ops is not Ops.INLINED or not manifest.arch.has_graph
         place = torch.device("cuda", torch.cuda.current_device())
-        fused = frozenset(fused) - {"gmc"} - (frozenset() if self.key.ops is Ops.FUSED else {"svfr"})
+        fused = frozenset(fused) - {"gmc", "tower"} - (frozenset() if self.key.ops is Ops.FUSED else {"svfr"})
         # Inside the engine labels are fp32 at its border, and patches come out so.
         dtype = getattr(torch, self.precision.torch_name) if self.key.ops is Ops.FUSED else torch.float32
         sizes = Sizes(manifest.arch, manifest.grid[0] * manifest.grid[1], manifest.embed_dim, manifest.topk)
         super().__init__(bundle, sizes, dtype, place, fused, folder)
         self._visual = self._load(self._records["visual"])
-        self._contexts: OrderedDict[tuple[int, int], Context] = OrderedDict()  # the one used last at the end
-        with self._running():
-            self._svfr = self._cut_svfr() if self.key.ops is Ops.FUSED else None
-        self._tune()
+        self._contexts: Prepared[Context] = self._keep(MOST_CONTEXTS)
+        with self.running():
+            if self.key.ops is Ops.FUSED:
+                self._keep_svfr(self._cut_svfr())
         self.description = (
             f"{library.full_name} on {gpu.name}, {self.precision.value}, SVFR {self.key.ops.value}, {self.kernels}"
         )
@@ -111,23 +111,15 @@ class TensorRtEngine(ResidentEngine):
     def _features(self, pixels: Tensor, vocabulary: Resident) -> tuple[Tensor, Tensor]:
         rows = len(vocabulary.label_embedding)
         size = len(pixels), 0 if self.key.ops is Ops.FUSED else rows
-        if size not in self._contexts:
-            while len(self._contexts) >= MOST_CONTEXTS:
-                self._graphs.pop(self._contexts.popitem(last=False)[0], None)
-            self._contexts[size] = self._visual.context()
-        self._contexts.move_to_end(size)
-        inputs = {"pixels": pixels.contiguous(), "label_embedding": vocabulary.label_embedding}
+        context = self._contexts.get(size, self._visual.context)
+        inputs = {"pixels": self._normalised(pixels).contiguous(), "label_embedding": vocabulary.label_embedding}
         if vocabulary.graph_projection is not None:
             inputs["graph_projection"] = vocabulary.graph_projection
-        outputs = self._contexts[size](inputs)
+        outputs = context(inputs)
         global_feature = outputs["global_feature"].to(self.dtype)
         if self._svfr is not None:
-            return self._reconstructed(self._svfr, outputs["patches"], vocabulary), global_feature
+            return self._reconstructed(outputs["patches"], vocabulary), global_feature
         return outputs.get("local_feature", global_feature[:, None]), global_feature
-
-    def _forget_passes(self) -> None:
-        self._contexts.clear()
-        super()._forget_passes()
 
     def resident(self, vocabulary: Vocabulary) -> Resident:
         """See `ResidentEngine.resident`. Raises UsageError for more labels than the engine takes."""
@@ -157,7 +149,7 @@ class TensorRtEngine(ResidentEngine):
 
     def _run_text(self, cached_embedding: Array, token_ids: NDArray[np.int64]) -> dict[str, Array]:
         given = {"cached_embedding": cached_embedding, "token_ids": token_ids}
-        with self._running():
+        with self.running():
             loaded, context = self._text
             inputs = {name: torch.from_numpy(given[name]).to(self.place) for name in loaded.inputs}
             return {name: tensor.float().cpu().numpy() for name, tensor in context(inputs).items()}

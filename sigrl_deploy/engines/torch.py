@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,9 @@ from sigrl_deploy.engines import Array
 from sigrl_deploy.engines.captured import Resident
 from sigrl_deploy.engines.resident import ResidentEngine
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.kernels import gmc
-from sigrl_deploy.kernels.cases import Sizes
-from sigrl_deploy.model.sigrl import encode_image
+from sigrl_deploy.kernels import gmc, vit
+from sigrl_deploy.kernels.cases import Shape, Sizes
+from sigrl_deploy.model.sigrl import GMC, encode_image
 from sigrl_deploy.model.towers import typed
 
 
@@ -55,21 +56,48 @@ class TorchEngine(ResidentEngine):
         _, _, model = load_model(bundle.file(weights), with_text=bundle.manifest.context_length is not None)
         self.model = typed(model, self.precision).to(place).eval().requires_grad_(False)
         config = self.model.config
-        sizes = Sizes(config.arch, config.vision.grid**2, config.embed_dim, config.topk, config.graph)
+        vision = config.vision
+        sizes = Sizes(config.arch, vision.grid**2, config.embed_dim, config.topk, config.graph, vision.width)
         super().__init__(bundle, sizes, self.model.visual.proj.dtype, place, fused, folder)
+        if self.model.svfr is not None:
+            with self.running():
+                self._keep_svfr(self.model.svfr)
         name = torch.cuda.get_device_name() if on_gpu else "cpu"
         self.description = f"PyTorch {torch.__version__} on {name}, {self.precision.value}, {self.kernels}"
-        self._tune()
 
     def _features(self, pixels: Tensor, vocabulary: Resident) -> tuple[Tensor, Tensor]:
-        patches, global_feature = encode_image(self.model.visual, pixels.to(self.dtype))
-        if self.model.svfr is not None and vocabulary.graph_projection is not None:
-            patches = self._reconstructed(self.model.svfr, patches, vocabulary)
-        return patches, global_feature
+        patches, global_feature = self._tower(pixels)
+        return self._local(patches, vocabulary), global_feature
+
+    def _tower(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """pixels [B, 3, H, W], uint8 or normalised fp32 → X [B, P, D], g [B, D]."""
+        if "tower" not in self.fused:
+            return encode_image(self.model.visual, self._normalised(pixels).to(self.dtype))
+        how = self._launches.of(len(pixels), 1).get("tower")
+        return vit.encode_image(
+            self.model.visual, pixels, self._normalise.statistics if pixels.dtype is torch.uint8 else None, how
+        )
+
+    def _local(self, patches: Tensor, vocabulary: Resident) -> Tensor:
+        """What labels are matched with: X [B, P, D] → Y [B, P, D], or X in a model without SVFR."""
+        return patches if vocabulary.graph_projection is None else self._reconstructed(patches, vocabulary)
+
+    def stages(self, pixels: Tensor, vocabulary: Resident) -> dict[str, Callable[[], object]]:
+        """The parts of `forward` in their order, each on what the ones before it made: to be run, or captured, alone and often.
+
+        Call it, and them, within `running`.
+        """
+        patches, global_feature = self._tower(pixels)
+        local = self._local(patches, vocabulary)
+        return {
+            "tower": partial(self._tower, pixels),
+            "svfr": partial(self._local, patches, vocabulary),
+            "match": partial(self._matched, local, global_feature, vocabulary),
+        }
 
     def encode_labels(self, token_ids: NDArray[np.int64]) -> Array:
         """See `Engine.encode_labels`."""
-        with self._running():
+        with self.running():
             rows: Array = self.model.encode_text(torch.from_numpy(token_ids).to(self.place)).float().cpu().numpy()
         return rows
 
@@ -78,8 +106,15 @@ class TorchEngine(ResidentEngine):
         module = self.model.gmc
         if module is None or self.model.svfr is None:
             return None
-        with self._running():
+        with self.running():
             rows = torch.from_numpy(label_embedding).to(self.place, self.dtype)
-            graph = gmc.gmc(module, rows, self._launches) if "gmc" in self.fused else module(rows)
+            graph = self._graph(module, rows) if "gmc" in self.fused else module(rows)
             projection: Array = self.model.svfr.graph_projection(graph).float().cpu().numpy()
         return projection
+
+    def _graph(self, module: GMC, label_embedding: Tensor) -> Tensor:
+        """GMC as kernels: T [C, D] → G [C, D]."""
+        labels = len(label_embedding)
+        # With the kernels of a pass of one picture, which most likely follows.
+        self._launches.tune(Shape(1, self._rows(labels), labels), self.fused)
+        return gmc.gmc(module, label_embedding, self._launches.of(1, self._rows(labels)))

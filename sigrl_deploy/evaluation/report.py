@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime, timezone
-from importlib.metadata import version
 from typing import Any
 
 from sigrl_deploy.errors import printable
 from sigrl_deploy.evaluation.evaluate import EvaluateOptions, Evaluation, LabelSetResult, ModelResult
 from sigrl_deploy.evaluation.metrics import TOP_K
-from sigrl_deploy.version import __version__
+from sigrl_deploy.version import tool_versions
 
 _PATH_WIDTH = 40
 _PACKAGES = ("numpy", "pillow", "scikit-learn")  # a model's description names its own backend
@@ -91,8 +89,7 @@ def as_json(evaluation: Evaluation, options: EvaluateOptions) -> dict[str, Any]:
         "split": options.split,
         "limit": options.limit,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {"sigrl-deploy": __version__, "python": platform.python_version()}
-        | {name: version(name) for name in _PACKAGES},
+        "versions": tool_versions(*_PACKAGES),
         "models": [
             {
                 "path": str(model.path),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from sigrl_deploy.images import ImageSource, name_of
 from sigrl_deploy.tagging import batches, read_ahead
 from sigrl_deploy.vocabulary import Vocabulary
 
-Pixels = NDArray[np.float32]
+Pixels = NDArray[Any]  # in the dtype that a scorer gives and takes
 
 
 class Scorer(Protocol):

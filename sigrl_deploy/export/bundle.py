@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import platform
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +28,12 @@ from sigrl_deploy.preprocess import Contract
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.tokenizer import write_clip_tokenizer
 from sigrl_deploy.trained import TrainedRecord, write_trained
+from sigrl_deploy.version import tool_versions
 from sigrl_deploy.vocabulary import read_labels
 
 log = logging.getLogger(__name__)
 
-_TOOLS = ("sigrl-deploy", "torch", "onnx", "onnxscript", "onnxruntime", "open_clip_torch")
+_TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "open_clip_torch")
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,7 @@ def _write_graphs(
         variants=_write_variants(options, model, record, folder),
         files={},
         source=sources,
-        tools={"python": platform.python_version()} | {name: version(name) for name in _TOOLS},
+        tools=tool_versions(*_TOOLS),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
 

@@ -100,8 +100,10 @@ def _attention(
     """Attention with its softmax in fp32 whatever the dtype of the products; PyTorch's own translation keeps the input's."""
     factor = op.CastLike(op.Constant(value_float=scale or 1 / math.sqrt(query.shape[-1])), query)
     energy = op.MatMul(op.Mul(query, factor), op.Transpose(key, perm=[0, 1, 3, 2]))
-    if attn_mask is not None:
-        energy = op.Add(energy, attn_mask)
+    if is_causal:
+        length = op.Shape(query, start=2, end=3)
+        later = op.Expand(op.CastLike(op.Constant(value_float=-math.inf), query), op.Concat(length, length, axis=0))
+        energy = op.Add(energy, op.Trilu(later, op.Constant(value_int=1), upper=1))
     weights = op.Softmax(op.Cast(energy, to=_FP32), axis=-1)
     return op.MatMul(op.CastLike(weights, value), value)
 

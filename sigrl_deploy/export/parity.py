@@ -85,7 +85,7 @@ class EagerScorer:
     @torch.inference_mode()
     def _encode(self, labels: tuple[str, ...]) -> Vocabulary:
         rows = torch.stack([self.rows[label] for label in labels])
-        if self.config.text is not None:
+        if self.text.text is not None:
             rows = torch.cat([encode_text(self.text.text, batch).float() for batch in rows.split(LABELS_PER_BATCH)])
         no_labels = torch.zeros(0, 8, dtype=torch.int64)
         given = {"cached_embedding": rows, "token_ids": no_labels}

@@ -13,6 +13,7 @@ from torch import Tensor
 from sigrl_deploy.errors import UsageError
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+PACKED_FROM = {torch.float16: (7, 5), torch.bfloat16: (9, 0)}  # compute capabilities with tanh of two values at a time
 MIN_BLOCK = 16  # of a matrix product's sides, in Triton
 
 
@@ -50,13 +51,19 @@ def depth_block(dim: int, block_p: int, dtype: torch.dtype) -> int:
     return block(dim, max(MIN_BLOCK, min(128, 65536 // block_p) // dtype.itemsize))
 
 
-def precision(dtype: torch.dtype) -> dict[str, Any]:
-    """Constants of a kernel for inputs of `dtype`, by where it runs.
+def precision(dtype: torch.dtype, capability: tuple[int, int] | None = None) -> dict[str, Any]:
+    """Constants of a kernel for inputs of `dtype`, by where it runs: a GPU of `capability`, by default the current one.
 
-    FAST_TANH is the GPU's own approximation, whose error of 2^-11 is that of rounding to fp16. WIDE_DOT widens the
-    operands of products, since the interpreter's bf16 product is wrong.
+    TANH is 0 for fp32's accuracy, 1 for the GPU's approximation of fp32 values, whose error of 2^-11 is that of rounding to
+    fp16, 2 for its approximation of two 16-bit values at a time. WIDE_DOT says that this is the interpreter, which knows no
+    PTX, and widens the operands of products, since its bf16 product is wrong.
     """
-    return {"FAST_TANH": dtype is not torch.float32 and not interpreted(), "WIDE_DOT": interpreted()}
+    if interpreted() or dtype is torch.float32:
+        tanh = 0
+    else:
+        packed = PACKED_FROM[dtype] <= (capability or torch.cuda.get_device_capability())
+        tanh = 2 if packed else 1
+    return {"TANH": tanh, "WIDE_DOT": interpreted()}
 
 
 def check(name: str, *tensors: Tensor) -> None:
@@ -72,20 +79,45 @@ def check(name: str, *tensors: Tensor) -> None:
 
 
 @triton.jit
-def tanh(x, FAST_TANH: tl.constexpr):
-    """tanh of fp32 values to fp32 accuracy, or the hardware's approximation."""
-    if FAST_TANH:
-        result = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+def tanh(x):
+    """tanh of fp32 values to fp32 accuracy."""
+    # Near 0 the quotient of exponentials cancels, so a series takes its place: x - x³/3 + 2x⁵/15 - …
+    square = x * x
+    tail = 0.021869488536155203 + square * (-0.008863235529902197 + square * 0.003592128036572481)
+    tail = -0.3333333333333333 + square * (0.13333333333333333 + square * (-0.05396825396825397 + square * tail))
+    series = x + x * square * tail
+    decay = tl.exp(-2.0 * tl.abs(x))
+    quotient = (1.0 - decay) / (1.0 + decay)
+    return tl.where(tl.abs(x) < 0.3, series, tl.where(x < 0, -quotient, quotient))
+
+
+@triton.jit
+def bounded_tanh(x, t, TANH: tl.constexpr):
+    """tanh(x ⊙ t) of the operands' dtype, t broadcast; `TANH` as `precision` gives it."""
+    if TANH == 2:
+        pair: tl.constexpr = "bf16x2" if x.dtype == tl.bfloat16 else "f16x2"
+        code: tl.constexpr = "mul.rn." + pair + " $0, $1, $2; tanh.approx." + pair + " $0, $0;"
+        t = tl.broadcast_to(t, x.shape)
+        value = tl.inline_asm_elementwise(code, "=r,r,r", [x, t], dtype=x.dtype, is_pure=True, pack=2)
+    elif TANH == 1:
+        wide = x.to(tl.float32) * t.to(tl.float32)
+        value = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [wide], dtype=tl.float32, is_pure=True, pack=1).to(
+            x.dtype
+        )
     else:
-        # Near 0 the quotient of exponentials cancels, so a series takes its place: x - x³/3 + 2x⁵/15 - …
-        square = x * x
-        tail = 0.021869488536155203 + square * (-0.008863235529902197 + square * 0.003592128036572481)
-        tail = -0.3333333333333333 + square * (0.13333333333333333 + square * (-0.05396825396825397 + square * tail))
-        series = x + x * square * tail
-        decay = tl.exp(-2.0 * tl.abs(x))
-        quotient = (1.0 - decay) / (1.0 + decay)
-        result = tl.where(tl.abs(x) < 0.3, series, tl.where(x < 0, -quotient, quotient))
-    return result
+        # One rounding less than in pairs, since the interpreter cuts values to bf16 where a GPU rounds them.
+        value = tanh(x.to(tl.float32) * t.to(tl.float32)).to(x.dtype)
+    return value
+
+
+@triton.jit
+def exp2(x, WIDE_DOT: tl.constexpr):
+    """2^x of fp32 values by one instruction; what is below 2^-126 is 0."""
+    if WIDE_DOT:
+        value = tl.exp2(x)
+    else:
+        value = tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+    return value
 
 
 @triton.jit

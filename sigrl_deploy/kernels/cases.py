@@ -1,58 +1,88 @@
-"""What tuning measures: each kernel at the size of a model, on random numbers of a small batch and vocabulary."""
+"""What tuning measures: each kernel at the size of a model and of what it serves, on random numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from sigrl_deploy.config import Arch, GraphConfig
-from sigrl_deploy.kernels import gmc, match, svfr
+from sigrl_deploy.kernels import gmc, match, svfr, vit
 from sigrl_deploy.kernels.tuning import Case
 
-PICTURES = 4
-LABELS = 256
+LARGEST = 4096  # pictures × labels, above which more of them change no choice: every multiprocessor has work for long
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What kernels need to know of a model: P patches, D, k, and the layers of GMC that run as kernels."""
+    """What kernels need of a model: P patches, D, k, the layers of GMC, and the ViT's width where it runs as kernels."""
 
     arch: Arch
     patches: int
     dim: int
     topk: int
     graph: tuple[GraphConfig, ...] = ()
+    width: int = 0  # of the ViT, where it runs as kernels
+    bounded: tuple[bool, bool] = (False, False)  # of SVFR's stages, see `svfr.bounded`
 
 
-def cases(sizes: Sizes, dtype: torch.dtype, device: torch.device, fused: Collection[str]) -> Iterator[Case]:
-    """A case for every kernel that the model needs for the ops in `fused`: "svfr.decouple", "svfr.reconstruct", "match", and
-    "gmc F" for heads of F features. Each holds some megabytes on the device while it lives.
+@dataclass(frozen=True)
+class Shape:
+    """What one pass serves: pictures, and labels with their padding (`rows`) and without."""
+
+    pictures: int
+    rows: int
+    labels: int
+
+    def __str__(self) -> str:
+        return f"at {self.pictures} pictures and {self.labels} labels"
+
+    @property
+    def size_class(self) -> int:
+        """The power of four that covers pictures × rows, LARGEST at most: what is tuned at one size serves all of its class."""
+        covered = (self.pictures * self.rows - 1).bit_length()
+        return min(LARGEST, 1 << (covered + covered % 2))
+
+    @property
+    def cut(self) -> Shape:
+        """As many pictures of it as LARGEST asks for."""
+        return replace(self, pictures=max(1, min(self.pictures, LARGEST // self.rows)))
+
+
+def cases(sizes: Sizes, dtype: torch.dtype, device: torch.device, fused: Collection[str], shape: Shape) -> Iterator[Case]:
+    """A case for every kernel that the model needs for the ops in `fused`: "svfr.decouple", "svfr.reconstruct", "match",
+    "gmc F" for heads of F features, and "tower". Each holds some megabytes on the device while it lives.
     """
-    patches, dim = sizes.patches, sizes.dim
-    size = f"P = {patches}, D = {dim}, {str(dtype).removeprefix('torch.')}"
+    patches, dim, served = sizes.patches, sizes.dim, shape.cut
+    size = f"P = {patches}, D = {dim}, {str(dtype).removeprefix('torch.')}, pictures × labels to {shape.size_class}"
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, device=device).to(dtype)
 
     if "svfr" in fused and sizes.arch.has_graph:
-        x, t, weight = random(PICTURES, patches, dim), random(LABELS, dim), random(dim, dim) / dim**0.5
-        stage1, stage2 = (svfr.candidates(patches, dim, dtype, accumulators) for accumulators in (1, 2))
-        yield Case("svfr.decouple", size, stage1, lambda how: svfr.decouple(x, t, weight, how=how))
-        v = random(PICTURES, LABELS, dim)
-        yield Case("svfr.reconstruct", size, stage2, lambda how: svfr.reconstruct(x, v, weight, how=how))
+        x, t, weight = random(served.pictures, patches, dim), random(served.rows, dim), random(dim, dim) / dim**0.5
+        count = torch.tensor(served.labels, dtype=torch.int32, device=device)
+        stage1, stage2 = (svfr.candidates(patches, dim, dtype, stage, bounded=sizes.bounded[stage - 1]) for stage in (1, 2))
+        yield Case("svfr.decouple", size, stage1, lambda how: svfr.decouple(x, t, weight, count=count, how=how))
+        v = random(served.pictures, served.rows, dim)
+        yield Case("svfr.reconstruct", size, stage2, lambda how: svfr.reconstruct(x, v, weight, count=count, how=how))
     if "match" in fused and sizes.arch.has_local:
-        y, g, labels = random(PICTURES, patches, dim), random(PICTURES, dim), random(4 * LABELS, dim)
+        y, g, labels = random(served.pictures, patches, dim), random(served.pictures, dim), random(served.rows, dim)
         hows = match.candidates(patches, dim, dtype)
         yield Case("match", size, hows, lambda how: match.match(y, g, labels, sizes.topk, how=how))
+    if "tower" in fused and sizes.width:
+        stream = random(served.pictures, patches + 1, sizes.width)
+        delta = torch.zeros_like(stream).view(-1, sizes.width)  # it is added to the stream with every run
+        norm, hows = torch.nn.LayerNorm(sizes.width, device=device), vit.candidates(sizes.width)
+        yield Case("tower", f"W = {sizes.width}, {size}", hows, lambda how: vit.add_norm(stream, delta, norm, how=how))
     if "gmc" in fused:
         for layer in sizes.graph:
-            yield _graph_case(layer.heads, layer.width_head, device)
+            yield _graph_case(layer.heads, layer.width_head, served.labels, f"labels to {shape.size_class}", device)
 
 
-def _graph_case(heads: int, width: int, device: torch.device) -> Case:
-    nodes, attention = torch.randn(4 * LABELS, heads, width, device=device), torch.randn(width, device=device)
+def _graph_case(heads: int, width: int, labels: int, size: str, device: torch.device) -> Case:
+    nodes, attention = torch.randn(labels, heads, width, device=device), torch.randn(width, device=device)
     hows = gmc.candidates(width)
-    return Case(f"gmc {width}", f"H = {heads}", hows, lambda how: gmc.graph_attention(nodes, attention, how))
+    return Case(f"gmc {width}", f"H = {heads}, {size}", hows, lambda how: gmc.graph_attention(nodes, attention, how))

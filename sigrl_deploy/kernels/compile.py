@@ -1,37 +1,41 @@
 """Compile the kernels ahead of time, without a GPU, and say what each needs of a chip.
 
-python -m sigrl_deploy.kernels.compile        # a table; exit status 1 where a kernel spills or needs more than a chip has
-python -m sigrl_deploy.kernels.compile --candidates      # with everything that tuning tries, which must fit sm_90
+    python -m sigrl_deploy.kernels.compile              # a table of everything that tuning tries
+    python -m sigrl_deploy.kernels.compile --untuned    # of what runs where nothing was measured
+
+Exit status 1 where a kernel needs more than a chip has or spills registers, and where on sm_90 a loop of SVFR has no warpgroup
+product, or waits for each before it starts the next.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
-import subprocess
-import tempfile
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 from triton.runtime.errors import PTXASError
 
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.kernels import gmc, match, svfr
+from sigrl_deploy.kernels import gmc, match, sass, svfr, svfr_hopper, vit
 from sigrl_deploy.kernels.blocks import Launch, interpreted
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a program may use (CUDA C Programming Guide)
 PATCHES = (49, 196, 256, 576, 577)  # of ViT-B/32, B/16 and L/14 at 224 px, B/16 at 384 px with 24², and with one more
 DIM = 512
+VIT_WIDTHS = (768, 1280)  # of ViT-B and ViT-H, whose rows fill 3/4 and 5/8 of a block
 GRAPH_WIDTHS = ((4, 32), (1, 512))  # heads and their features, of GMC's layers
+# A warpgroup's registers are at their limit in the specialised kernel: ptxas puts some of its addresses aside.
+SPILL_LIMIT = {"svfr stage 1, Hopper": 32, "svfr stage 2, Hopper": 32}  # bytes a thread
 _TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -47,32 +51,50 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Resources:
-    """What a compiled kernel takes: registers a thread, bytes spilled a thread, bytes of shared memory a program."""
+class Compiled:
+    """A kernel for one chip: its code, and the bytes of shared memory of a program."""
 
-    registers: int
-    spilled: int
+    variant: Variant
+    capability: int
+    code: sass.Code
     shared: int
 
-    def fits(self, capability: int) -> bool:
-        return self.spilled == 0 and self.shared <= SHARED_LIMIT[capability]
+    @property
+    def fault(self) -> str:
+        """What is wrong with it, or nothing."""
+        if self.shared > SHARED_LIMIT[self.capability]:
+            return "more shared memory than there is"
+        if self.code.spilled > SPILL_LIMIT.get(self.variant.name, 0):
+            return "spills"
+        if self.capability == 90 and self.variant.name.startswith("svfr") and not self.variant.case.endswith("fp32"):
+            if not self.code.loops or any(loop.warpgroup_products == 0 for loop in self.code.loops):
+                return "no warpgroup product in a loop"
+            if any(loop.waits_for_all for loop in self.code.loops):
+                return "waits for every product"
+        return ""
 
 
-def variants(candidates: bool = False) -> list[Variant]:
-    """Every kernel at every real size and dtype, as it runs untuned, and with all `candidates` of tuning if asked for."""
-    return [variant for variants in _cases() for variant in (variants if candidates else variants[:1])]
+def variants(capability: int, untuned: bool = False) -> list[Variant]:
+    """Every kernel at every real size and dtype, with all candidates of tuning, or as it runs `untuned`."""
+    return [variant for found in _cases(divmod(capability, 10)) for variant in (found[:1] if untuned else found)]
 
 
-def _cases() -> Iterator[list[Variant]]:
+def _cases(capability: tuple[int, int]) -> Iterator[list[Variant]]:
     for dtype, short in _TYPES.items():
+        yield from _vit_cases(short)
         for tokens in PATCHES:
             case, x = f"P = {tokens}, {short}", f"*{short}"
             inputs = {"patches": x, "labels": x, "weight": x, "count": "*i32"}
-            hows = svfr.candidates(tokens, DIM, dtype, accumulators=1)
-            yield _variants("svfr stage 1", case, svfr.decouple_kernel, inputs | {"semantic": "*fp32", "rows": "i32"}, hows)
-            hows = svfr.candidates(tokens, DIM, dtype, accumulators=2)
-            outputs = {"partial": "*fp32", "rows": "i32", "splits": "i32"}
-            yield _variants("svfr stage 2", case, svfr.reconstruct_kernel, inputs | outputs, hows)
+            for stage, kernel in ((1, svfr.decouple_kernel), (2, svfr.reconstruct_kernel)):
+                outputs = {"semantic": "*fp32", "rows": "i32", "partial": "*fp32", "splits": "i32"}
+                hows = svfr.candidates(tokens, DIM, dtype, stage, capability=capability)
+                yield _variants(f"svfr stage {stage}", case, kernel, inputs | outputs, hows)
+                hows = svfr.candidates(tokens, DIM, dtype, stage, bounded=True, capability=capability)
+                outputs = {"rows": "i32", "splits": "i32", "out": "*fp32"}
+                specialised = [how for how in hows if isinstance(how, svfr_hopper.HopperLaunch)]
+                yield _variants(
+                    f"svfr stage {stage}, Hopper", case, svfr_hopper.stage_kernel, inputs | outputs, specialised, STAGE=stage
+                )
             hows = match.candidates(tokens, DIM, dtype)
             features = {"local_feature": x, "global_feature": x, "labels": x}
             scores = {"local_score": "*fp32", "global_score": "*fp32", "evidence": "*fp32", "rows": "i32", "topk": "i32"}
@@ -85,79 +107,86 @@ def _cases() -> Iterator[list[Variant]]:
         yield _variants("gmc", case, kernel, tensors, gmc.candidates(width), HEADS=heads, ABSOLUTE=0.4)
 
 
+def _vit_cases(dtype: str) -> Iterator[list[Variant]]:
+    x, norm, flat = f"*{dtype}", {"weight": "*fp32", "bias": "*fp32"}, [Launch({"BLOCK": vit.ELEMENTS}, 4, 1)]
+    for pixels, patch in (("*fp32", 16), ("*u8", 14)):
+        inputs, normalise = {"pixels": pixels, "statistics": "*fp32", "rows": x}, pixels == "*u8"
+        kernel, case = vit.patches_kernel, f"p = {patch}, {dtype}"
+        yield _variants("vit patches", case, kernel, inputs, flat, SIZE=224, PATCH=patch, NORMALISE=normalise)
+    yield _variants("vit QuickGELU", dtype, vit.quick_gelu_kernel, {"x": x, "out": x, "size": "i32"}, flat)
+    for width in VIT_WIDTHS:
+        case, hows, constants = f"W = {width}, {dtype}", vit.candidates(width), {"TOKENS": 197, "EPS": 1e-5}
+        inputs = dict.fromkeys(("embedded", "class_token", "positions"), x) | {"pre_weight": "*fp32", "pre_bias": "*fp32"}
+        yield _variants("vit embedding", case, vit.embed_kernel, inputs | norm | {"x": x, "normed": x}, hows, **constants)
+        inputs = {"x": x, "delta": x} | norm | {"normed": x}
+        yield _variants("vit add, norm", case, vit.add_norm_kernel, inputs, hows, LAST=False, **constants)
+
+
 def _variants(
     name: str, case: str, kernel: Any, signature: dict[str, str], launches: Sequence[Launch], **constants: Any
 ) -> list[Variant]:
-    launches = [Launch(launch.constants | constants, launch.warps, launch.stages) for launch in launches]
+    launches = [replace(launch, constants=launch.constants | constants) for launch in launches]
     return [
         Variant(name, case, kernel, signature | dict.fromkeys(launch.constants, "constexpr"), launch) for launch in launches
     ]
 
 
-def compile_variant(variant: Variant, capability: int) -> Resources:
+def compile_variant(variant: Variant, capability: int) -> Compiled:
     """Compile for sm_`capability`. Raises UsageError in Triton's interpreter, which has no compiler."""
     if interpreted():
         raise UsageError("TRITON_INTERPRET is set, and the interpreter compiles nothing; unset it")
-    types = {name: variant.signature[name] for name in variant.kernel.arg_names}
+    names = variant.kernel.arg_names
+    types = {name: variant.signature[name] for name in names}
     # As Triton compiles for torch's tensors, which start at multiples of 16 bytes: only then are loads asynchronous, and the
     # pipeline's buffers take shared memory.
     aligned = {(i,): [["tt.divisibility", 16]] for i, type_ in enumerate(types.values()) if type_.startswith("*")}
-    source = ASTSource(variant.kernel, types, variant.launch.constants, aligned)
-    options = {"num_warps": variant.launch.warps, "num_stages": variant.launch.stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    usage = _resource_usage(compiled.asm["cubin"])
-    return Resources(usage["REG"], usage["STACK"] + usage["LOCAL"], compiled.metadata.shared)
-
-
-def _resource_usage(cubin: bytes) -> dict[str, int]:
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        done = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", done.stdout)}
-
-
-def _row(variant: Variant, capabilities: Sequence[int]) -> tuple[bool, str]:
-    """Whether one variant fits these chips, and its lines of the table."""
-    fit, lines = True, []
-    launch = variant.launch
-    side = next((launch.constants[name] for name in ("BLOCK_O", "BLOCK_C", "BLOCK_I") if name in launch.constants), "")
-    depth = next((launch.constants[name] for name in ("BLOCK_K", "BLOCK_J") if name in launch.constants), "")
-    for capability in capabilities:
-        try:
-            found = compile_variant(variant, capability)
-            fits, needs = found.fits(capability), f"{found.registers:9} {found.spilled:8} {found.shared:8}"
-        except PTXASError:  # too few registers for one of its instructions
-            fits, needs = False, f"{'none':>9} {'':8} {'':8}"
-        fit &= fits
-        lines.append(
-            f"{variant.name:14} {variant.case:16} {side:5} {depth:5} {launch.warps:5} {launch.stages:6} {capability:4} {needs}"
-            f"{'' if fits else '  too much'}"
+    options: dict[str, Any] = {"num_warps": variant.launch.warps}
+    if isinstance(variant.kernel, GluonJITFunction):
+        source: ASTSource = GluonASTSource(
+            variant.kernel, types, {(names.index(name),): value for name, value in variant.launch.constants.items()}, aligned
         )
-    return fit, "\n".join(lines)
+        options["maxnreg"] = svfr_hopper.REGISTERS
+    else:
+        source = ASTSource(variant.kernel, types, variant.launch.constants, aligned)
+        options["num_stages"] = variant.launch.stages
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return Compiled(variant, capability, sass.read(compiled.asm["cubin"]), compiled.metadata.shared)
+
+
+def _row(number: int, capability: int, untuned: bool) -> tuple[bool, str]:
+    """Whether one variant is as it should be, and its line of the table; by number, since kernels do not travel."""
+    variant = variants(capability, untuned)[number]
+    start = f"{variant.name:21} {variant.case:16} {capability:3}  {variant.launch.name:66}"
+    try:
+        found = compile_variant(variant, capability)
+    except PTXASError:  # too few registers for one of its instructions
+        return False, f"{start} does not assemble"
+    code = found.code
+    loops = "; ".join(
+        f"{loop.instructions} instructions, {loop.warpgroup_products} wgmma"
+        + "".join(f", {n} pending" for n in set(loop.pending))
+        for loop in code.loops
+    )
+    return (
+        not found.fault,
+        f"{start} {code.registers:4} {code.spilled:4} {found.shared:7}  {loops}{found.fault and f'  FAULT: {found.fault}'}",
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compile the kernels without a GPU, and say what each needs of a chip.")
-    parser.add_argument("--candidates", action="store_true", help="everything that tuning tries")
-    candidates = parser.parse_args().candidates
-    titles = f"{'side':>5} {'depth':>5} {'warps':>5} {'stages':>6} {'sm':>4} {'registers':>9} {'spilled':>8} {'shared':>8}"
-    print(f"{'kernel':14} {'case':16} {titles}")
-    fit = True
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        for fits, lines in pool.map(_numbered_row, range(len(variants(candidates))), repeat(candidates)):
-            fit &= fits
-            print(lines, flush=True)
-    raise SystemExit(0 if fit else 1)
-
-
-def _numbered_row(number: int, candidates: bool) -> tuple[bool, str]:
-    """By number, since kernels do not travel between processes. A candidate beside the first must fit one chip, sm_90."""
-    variant = variants(candidates)[number]
-    fit, lines = _row(variant, tuple(SHARED_LIMIT))
-    first = variant.launch in [untuned.launch for untuned in variants()]
-    return fit or (not first and _row(variant, (90,))[0]), lines
+    parser.add_argument("--untuned", action="store_true", help="only what runs where nothing was measured")
+    untuned = parser.parse_args().untuned
+    print(f"Triton {triton.__version__}")
+    print(f"{'kernel':21} {'case':16} {'sm':>3}  {'launch':66} {'regs':>4} {'spill':>4} {'shared':>6}  loops of products")
+    right = True
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
+        for capability in SHARED_LIMIT:
+            numbers = range(len(variants(capability, untuned)))
+            for fits, line in pool.map(_row, numbers, repeat(capability), repeat(untuned)):
+                right &= fits
+                print(line, flush=True)
+    raise SystemExit(0 if right else 1)
 
 
 if __name__ == "__main__":

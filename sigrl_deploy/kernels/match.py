@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sigrl_deploy.kernels.blocks import Launch, block, check, depth_block, precision, product
+from sigrl_deploy.kernels.blocks import Launch, block, check, depth_block, interpreted, product
 
 NORM_BLOCK = 1024
 
@@ -132,7 +132,7 @@ def launch(tokens: int, dim: int, dtype: torch.dtype) -> Launch:
         "BLOCK_C": block(16, max(16, 8192 // block_p)),
         "BLOCK_P": block_p,
         "BLOCK_K": depth_block(dim, block_p, dtype),
-        "WIDE_DOT": precision(dtype)["WIDE_DOT"],
+        "WIDE_DOT": interpreted(),
     }
     if block_p < 1024:
         return Launch(constants, warps=4 if block_p <= 64 else 8, stages=2)

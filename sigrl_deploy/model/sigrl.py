@@ -12,13 +12,13 @@ from collections.abc import Callable
 from functools import wraps
 
 import torch
-from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from sigrl_deploy.config import Arch, GraphConfig, ModelConfig
-from sigrl_deploy.model.towers import text_tower, vision_tower
+from sigrl_deploy.model.text import TextTransformer
+from sigrl_deploy.model.vit import VisionTransformer
 
 LEAKY_SLOPE = 0.2
 LABEL_TILE = 16
@@ -53,12 +53,8 @@ def full_precision(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def encode_image(visual: VisionTransformer, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """CLIP's ViT, `ln_post` and projection on every token: pixels [B, 3, H, W] → patches X [B, P, D], global g [B, D]."""
-    x = visual.conv1(pixels).flatten(2).transpose(1, 2)
-    class_token = visual.class_embedding.expand(x.shape[0], 1, -1)
-    x = torch.cat([class_token, x], dim=1) + visual.positional_embedding
-    x = visual.transformer(visual.ln_pre(x))
-    x = visual.ln_post(x) @ visual.proj
-    return x[:, 1:], x[:, 0]
+    tokens = visual(pixels)
+    return tokens[:, 1:], tokens[:, 0]
 
 
 def encode_text(text: TextTransformer, token_ids: Tensor) -> Tensor:
@@ -66,11 +62,9 @@ def encode_text(text: TextTransformer, token_ids: Tensor) -> Tensor:
 
     L may be less than the context: no token sees those after it, so columns behind the last end-of-text token change nothing.
     """
-    length = token_ids.shape[1]
-    x = text.token_embedding(token_ids) + text.positional_embedding[:length]
-    x = text.ln_final(text.transformer(x, attn_mask=text.attn_mask[:length, :length]))
+    tokens = text(token_ids)
     end_of_text = token_ids.argmax(dim=-1)  # it has the highest id
-    return x[torch.arange(x.shape[0]), end_of_text] @ text.text_projection
+    return tokens[torch.arange(tokens.shape[0], device=tokens.device), end_of_text] @ text.text_projection
 
 
 class GraphAttention(nn.Module):
@@ -197,8 +191,8 @@ class SigRL(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.visual = vision_tower(config.vision, config.embed_dim)
-        self.text: TextTransformer | None = text_tower(config.text, config.embed_dim) if config.text else None
+        self.visual = VisionTransformer(config.vision, config.embed_dim)
+        self.text = TextTransformer(config.text, config.embed_dim) if config.text else None
         self.gmc = GMC(config.graph) if config.arch.has_graph else None
         self.svfr = SVFR(config.embed_dim) if config.arch.has_graph else None
 

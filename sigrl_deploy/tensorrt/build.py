@@ -359,7 +359,7 @@ def _message(line: str) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _show(bar: Any, message: dict[str, Any]) -> None:
+def _show(bar: tqdm, message: dict[str, Any]) -> None:
     if "step" in message:
         bar.total, bar.n = message["of"], message["step"]
         bar.set_postfix_str(message["phase"], refresh=False)

@@ -35,7 +35,7 @@ def build(task: dict[str, Any]) -> None:
     if task["plugin"] is not None:
         _register_plugin(trt, task["plugin"])
     builder = trt.Builder(logger)
-    network = builder.create_network(_network_flags(trt))
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))  # types are the file's
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(task["onnx"]):
         raise BuildError(f"{Path(task['onnx']).name}: {_parser_errors(parser)}")
@@ -55,12 +55,6 @@ def _register_plugin(trt: Any, plugin: dict[str, Any]) -> None:
     from sigrl_deploy.tensorrt.plugin import register
 
     register(trt, plugin["patches"], plugin["dim"], Precision(plugin["precision"]), tuple(plugin["capability"]))
-
-
-def _network_flags(trt: Any) -> int:
-    """Types are the file's. TensorRT 11 knows nothing else, and has no flag for it then."""
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    return 0 if flag is None else 1 << int(flag)
 
 
 def _parser_errors(parser: Any) -> str:

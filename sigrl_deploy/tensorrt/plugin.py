@@ -1,24 +1,29 @@
 """SVFR's two kernels inside an engine of full TensorRT, compiled ahead of time: the engine needs neither Python nor Triton.
 
 `with_plugin` writes the graph: two plugin nodes, and the part between them as standard ops, in a model-local function like the
-bundle's own. `kernel_ptx` compiles, `register` tells TensorRT. Graph and PTX are tested; `register` was written against the
-documented API of `tensorrt.plugin` and has not run, since TensorRT could not be installed where it was written.
+bundle's own. `kernel_ptx` compiles, `register` tells TensorRT. Graph and PTX are tested, and `register` against the
+`tensorrt.plugin` of TensorRT 11.4; no engine with the plugin has been built, since TensorRT's libraries could not be installed
+where it was written.
 """
 
 from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sigrl_deploy.config import Precision
+from sigrl_deploy.tensorrt.key import MOST_LABELS
 
 if TYPE_CHECKING:
     from onnx import FunctionProto, ModelProto
 
+    from sigrl_deploy.kernels.blocks import Launch
+
 NAMESPACE = "sigrl"
-SPLITS = 16  # of stage 2's labels, whose sums the graph adds
+SHARED_UNASKED = 48 * 1024  # bytes of shared memory that a program may have without a launch that asks for more
 _ATTRIBUTES = f'<plugin_namespace = "{NAMESPACE}", plugin_version = "1", aot = 1>'
 
 _SVFR = """
@@ -82,28 +87,64 @@ def with_plugin(model: ModelProto) -> ModelProto:
 
 
 def kernel_ptx(stage: int, patches: int, dim: int, precision: Precision, capability: tuple[int, int]) -> Kernel:
-    """Compile stage 1 or 2 for P patches and D channels on a GPU of this compute capability, launched untuned.
+    """Compile stage 1 or 2 for P patches and D channels on a GPU of this compute capability.
 
-    Its parameters are what TensorRT passes: inputs, then int32 scalars, then the output.
+    Its parameters are what TensorRT passes: inputs, then int32 scalars, then the output. The launch is the untuned one, or the
+    nearest to it that spills no registers and needs no more than SHARED_UNASKED: whether TensorRT asks for more is not
+    documented.
     """
     import torch
+
+    from sigrl_deploy.kernels import svfr
+    from sigrl_deploy.kernels.compile import Variant, compile_variant
+
+    name = f"SVFR, stage {stage}"
+    kernel, types = _arguments(stage, precision)
+    needs: dict[tuple[int, int, int], Launch] = {}
+    for how in _smaller(svfr.launch(patches, dim, getattr(torch, precision.torch_name), stage, capability)):
+        variant = Variant(name, precision.value, kernel, types | dict.fromkeys(how.constants, "constexpr"), how)
+        found = compile_variant(variant, 10 * capability[0] + capability[1])
+        needs[max(found.shared, SHARED_UNASKED), found.code.spilled, len(needs)] = how
+        if found.code.spilled == 0 and found.shared <= SHARED_UNASKED:
+            break
+    return _compile(kernel, types, needs[min(needs)], capability)
+
+
+def _arguments(stage: int, precision: Precision) -> tuple[Any, dict[str, str]]:
+    """A stage's kernel, and the types of its arguments but constants, in their order."""
+    from sigrl_deploy.kernels import svfr
+
+    x = f"*{precision.value}"
+    kernel, scalars = (svfr.decouple_kernel, ["rows"]) if stage == 1 else (svfr.reconstruct_kernel, ["rows", "splits"])
+    types = {"patches": x, "labels": x, "weight": x, "count": "*i32"} | dict.fromkeys(scalars, "i32")
+    types[kernel.arg_names[len(types)]] = "*fp32"
+    return kernel, types
+
+
+def _smaller(how: Launch) -> Iterator[Launch]:
+    """A launch and those with smaller blocks, the one that repeats the least work first: a tanh is computed once for each block
+    of channels.
+    """
+    from sigrl_deploy.kernels.blocks import MIN_BLOCK
+
+    channels, depth = how.constants["BLOCK_O"], how.constants["BLOCK_K"]
+    while channels >= MIN_BLOCK:
+        for divisor in (1, 2):
+            yield how.altered(how.warps, how.stages, BLOCK_O=channels, BLOCK_K=max(MIN_BLOCK, depth // divisor))
+        channels //= 2
+
+
+def _compile(kernel: Any, types: dict[str, str], how: Launch, capability: tuple[int, int]) -> Kernel:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from sigrl_deploy.kernels import svfr
-
-    dtype = getattr(torch, precision.torch_name)
-    x = f"*{precision.value}"
-    how = svfr.launch(patches, dim, dtype, accumulators=stage)
-    kernel, scalars = (svfr.decouple_kernel, ["rows"]) if stage == 1 else (svfr.reconstruct_kernel, ["rows", "splits"])
-    types = {"patches": x, "labels": x, "weight": x, "count": "*i32"} | dict.fromkeys(scalars, "i32")
-    types[kernel.arg_names[len(types)]] = "*fp32"
-    signature = types | dict.fromkeys(how.constants, "constexpr")
+    # TensorRT wants its inputs at multiples of 256 bytes, and is taken to pass tensors on at multiples of 16 at least: only
+    # loads that are known to be aligned are asynchronous.
+    aligned = {(i,): [["tt.divisibility", 16]] for i, type_ in enumerate(types.values()) if type_.startswith("*")}
+    source = ASTSource(kernel, types | dict.fromkeys(how.constants, "constexpr"), how.constants, aligned)
     target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
-    # One buffer of each: more than 48 KB of shared memory a launch has to ask for, and whether TensorRT does is not documented.
-    options = {"num_warps": how.warps, "num_stages": 1}
-    compiled = triton.compile(ASTSource(kernel, signature, how.constants), target=target, options=options)
+    compiled = triton.compile(source, target=target, options={"num_warps": how.warps, "num_stages": how.stages})
     ptx = without_scratch(compiled.asm["ptx"], len(types))
     return Kernel(compiled.metadata.name, ptx, 32 * how.warps, compiled.metadata.shared, how.constants["BLOCK_O"])
 
@@ -127,7 +168,11 @@ def register(trt: Any, patches: int, dim: int, precision: Precision, capability:
     """Register both stages as plugins of TensorRT (`trt`), with kernels for one size of model and compute capability."""
     trtp = importlib.import_module("tensorrt.plugin")
 
+    from sigrl_deploy.kernels import svfr
+
     first, second = (kernel_ptx(stage, patches, dim, precision, capability) for stage in (1, 2))
+    # One number for every batch, since it is part of a shape: what fills a GPU with one picture, for which latency counts.
+    splits = svfr.splits(MOST_LABELS, 1, -(-dim // second.channels))
     Desc = trtp.TensorDesc
 
     # TensorRT reads annotations, which have to be classes: those of this module are text, and are replaced below.
@@ -135,7 +180,7 @@ def register(trt: Any, patches: int, dim: int, precision: Precision, capability:
         return trtp.from_shape_expr((patches.shape_expr[0], labels.shape_expr[0], dim), dtype=trt.float32)
 
     def describe_second(patches: Any, labels: Any, weight: Any, count: Any) -> Any:
-        return trtp.from_shape_expr((SPLITS, patches.shape_expr[0], patches.shape_expr[1], dim), dtype=trt.float32)
+        return trtp.from_shape_expr((splits, patches.shape_expr[0], patches.shape_expr[1], dim), dtype=trt.float32)
 
     def compile_first(patches: Any, labels: Any, weight: Any, count: Any, outputs: Any, tactic: Any) -> Any:
         launch = trtp.KernelLaunchParams()
@@ -146,9 +191,9 @@ def register(trt: Any, patches: int, dim: int, precision: Precision, capability:
     def compile_second(patches: Any, labels: Any, weight: Any, count: Any, outputs: Any, tactic: Any) -> Any:
         launch = trtp.KernelLaunchParams()
         launch.grid_x = -(-dim // second.channels)
-        launch.grid_y = SPLITS
+        launch.grid_y = splits
         launch.grid_z = patches.shape_expr[0]
-        return _compiled(trtp, second, launch, [labels.shape_expr[1], SPLITS])
+        return _compiled(trtp, second, launch, [labels.shape_expr[1], splits])
 
     for name, describe, compiled in (
         ("svfr_decouple", describe_first, compile_first),

@@ -42,7 +42,7 @@ class LoadedEngine:
         self.inputs = [name for name in names if is_input[name]]
         self.outputs = {name: _dtype(self.trt, self.engine.get_tensor_dtype(name)) for name in names if not is_input[name]}
         self._kept = b""
-        self._compiled = folder / f"{path.stem}.compiled" if folder and hasattr(self.engine, "create_runtime_config") else None
+        self._compiled = folder / f"{path.stem}.compiled" if folder else None
 
     def context(self) -> Context:
         """A context of its own: one worker's, or one captured pass's."""

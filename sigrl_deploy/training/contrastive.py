@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from sigrl_deploy.datasets.drawing import SHAPES, SIZE, TEXTURES, Thing
@@ -71,6 +70,8 @@ class ContrastiveTask(Task):
     """Both towers, all of them trained, with a scale and a bias for pictures and for places."""
 
     def __init__(self, model: SigRL) -> None:
+        from open_clip.tokenizer import SimpleTokenizer
+
         super().__init__()
         self.model = model.requires_grad_(True)
         self.pictures = Scale(10.0, -4.0)  # most captions are true of few pictures

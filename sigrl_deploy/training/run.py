@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ from sigrl_deploy.training.loop import Progress, Schedule, Validate, fit
 from sigrl_deploy.training.models import Start, new_clip, start_from
 from sigrl_deploy.training.recipes import RECIPES, Recipe, RecipeName, TrainOptions
 from sigrl_deploy.training.tasks import TaggingTask, Task
+from sigrl_deploy.version import tool_versions
 
 log = logging.getLogger(__name__)
 
@@ -291,8 +291,7 @@ def _check_record(record: TrainedRecord) -> None:
 
 
 def _provenance(settings: dict[str, Any]) -> dict[str, Any]:
-    tools = {name: version(name) for name in ("sigrl-deploy", "torch", "open_clip_torch", "lightning-fabric")}
-    return {"settings": settings, "tools": tools}
+    return {"settings": settings, "tools": tool_versions("torch", "open_clip_torch", "lightning-fabric")}
 
 
 def _validation(options: TrainOptions, start: Start, fabric: Fabric) -> Validate | None:
