@@ -32,10 +32,11 @@ _NO_MEMORY = re.compile(
 def main() -> None:
     task = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     cell, folder = Cell(**task["cell"]), Path(task["folder"])
-    limit_memory()
+    if cell.device == "cpu":  # on a GPU's machine the host's memory is not what runs out, and may still grow
+        limit_memory()
     try:
         if task["reference"]:
-            np.save(task["scores"], reference(folder, cell.labels, task["image_size"]))
+            np.save(task["scores"], reference(folder, cell, task["image_size"]))
         else:
             print(json.dumps(measure(cell, folder, task)))
     except Exception as error:  # each runtime has its own
@@ -135,17 +136,17 @@ def pictures_compared(labels: int, size: int) -> int:
     return max(1, min(len(real_pictures(size)), 12000 // labels))
 
 
-def reference(folder: Path, labels: int, size: int) -> Array:
+def reference(folder: Path, cell: Cell, size: int) -> Array:
     """Scores [n, C] of real pictures by the eager model in fp32, tiled over labels: what drift is measured against."""
     import torch
 
-    model = load(folder)
-    saved = np.load(vocabulary_file(folder, labels))
-    embedding, projection = (torch.from_numpy(saved[name]) for name in ("label_embedding", "graph_projection"))
+    model = load(folder).to(cell.device)
+    saved = np.load(vocabulary_file(folder, cell.labels))
+    inputs = [torch.from_numpy(saved[name]).to(cell.device) for name in ("label_embedding", "graph_projection")]
     with torch.inference_mode():
-        pictures = real_pictures(size)[: pictures_compared(labels, size)]
-        rows = [model(torch.from_numpy(picture[None]), embedding, projection) for picture in pictures]
-    scores: Array = torch.cat(rows).numpy()
+        pictures = real_pictures(size)[: pictures_compared(cell.labels, size)]
+        rows = [model(torch.from_numpy(picture[None]).to(cell.device), *inputs) for picture in pictures]
+    scores: Array = torch.cat(rows).cpu().numpy()
     return scores
 
 
