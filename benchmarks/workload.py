@@ -90,7 +90,7 @@ def _write_vocabulary(model: SigRL, labels: int, path: Path) -> None:
         projection = model.svfr.graph_projection(graph)
     with replacing(path) as temporary, temporary.open("wb") as stream:
         rows = {"label_embedding": embedding, "graph": graph, "graph_projection": projection}
-        np.savez(stream, **{name: tensor.cpu().numpy() for name, tensor in rows.items()})  # type: ignore[arg-type]
+        np.savez(stream, **{name: tensor.cpu().numpy() for name, tensor in rows.items()})
 
 
 def export_materialised(model: SigRL, path: Path) -> None:
