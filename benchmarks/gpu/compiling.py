@@ -14,6 +14,7 @@ from functools import cache
 from itertools import repeat
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -106,11 +107,16 @@ def _drive(
         if reason:
             failed[task] = reason
         if not goes_on:
-            process.kill()
+            _end(process)
             process = None
     if process is not None:
-        process.kill()
+        _end(process)
     return failed
+
+
+def _end(process: BaseProcess) -> None:
+    process.kill()
+    process.join()
 
 
 def _ask(connection: Connection, task: Any, seconds: float) -> tuple[str, bool]:
