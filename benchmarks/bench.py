@@ -52,7 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)) / args.variant
         folder.mkdir(parents=True, exist_ok=True)
-        prepare(folder, args.variant, args.labels, pairs)
+        prepare(folder, args.variant, args.labels, pairs, args.device)
         bench = Bench(folder, load(folder).config, results, args)
         for batch in args.batches:
             for labels in args.labels:

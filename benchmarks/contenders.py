@@ -4,7 +4,7 @@ eager-as-written   the materialised PyTorch model with GMC in every forward, as 
 eager              the same with GMC cached
 compile            `eager` under torch.compile
 naive-onnx         the materialised graph exported as it stands, in ONNX Runtime, GMC cached
-compile-tiled      our tiled PyTorch model under torch.compile
+compile-tiled      our tiled PyTorch model, what it does with one tile of labels under torch.compile
 onnxruntime        our exported bundle in ONNX Runtime under `Recognizer`, vocabulary cached
 openvino           the same bundle in OpenVINO
 torch              our PyTorch engine: fused kernels in one CUDA graph on a GPU, the tiled model on a CPU
@@ -63,7 +63,7 @@ def chosen(device: str, names: list[str] | None) -> list[tuple[str, str]]:
 
     Raises UsageError for a name that no contender of the device has.
     """
-    every = [pair for pair in (ON_CPU if device == "cpu" else ON_GPU) if _installed(pair[0])]
+    every = [pair for pair in (ON_CPU if device == "cpu" else ON_GPU) if _installed(pair[0], device)]
     known = dict.fromkeys(backend for backend, _ in every)
     for name in names or ():
         if name not in known:
@@ -71,7 +71,11 @@ def chosen(device: str, names: list[str] | None) -> list[tuple[str, str]]:
     return [pair for pair in every if not names or pair[0] in names]
 
 
-def _installed(backend: str) -> bool:
+def _installed(backend: str, device: str) -> bool:
+    if backend in ("naive-onnx", "onnxruntime") and device == "cuda":
+        from sigrl_deploy.engines.onnxruntime import CUDA, has_provider
+
+        return has_provider(CUDA)
     if backend == "onnxruntime-tensorrt":
         import onnxruntime
 
@@ -163,7 +167,12 @@ def eager_forward(backend: str, model: Any, saved: dict[str, Tensor]) -> Callabl
         "eager": lambda pixels: materialised.forward(model, pixels, embedding, graph),
         "tiled": lambda pixels: model(pixels, embedding, projection),
     }
-    if backend.startswith("compile"):
-        compiled: Callable[[Tensor], Tensor] = torch.compile(forms["tiled" if backend == "compile-tiled" else "eager"])
+    if backend == "compile":
+        compiled: Callable[[Tensor], Tensor] = torch.compile(forms["eager"])
         return compiled
+    if backend == "compile-tiled":
+        # The bodies of a tile: all tiles in one graph would be hundreds of them, and take longer to compile than they save.
+        for name in ("decoupled", "reconstructed"):
+            setattr(model.svfr, name, torch.compile(getattr(model.svfr, name), dynamic=False))
+        return forms["tiled"]
     return forms[backend]

@@ -9,8 +9,9 @@ from tables import GPU_PEERS, Record, caption, read, result_files, summary, tabl
 ORDER = ("eager-as-written", "eager", "compile", "compile-graph", "torch-from-host", "torch")
 NONE = "No GPU has been measured by `make gpu` yet.\n"
 KERNELS_SHOWN = 15  # of a pass
-GLOSSARY = """- On a GPU `torch` is this project's engine, pixels and scores on the GPU, the pass one CUDA graph, from its launch until it
-  is done; `torch-from-host` the same engine from pixels to scores in the host's memory, with several pictures from one batch's
+GLOSSARY = """
+- On a GPU `torch` is this project's engine, pixels and scores on the GPU, the pass one CUDA graph, from its launch until it is
+  done; `torch-from-host` the same engine from pixels to scores in the host's memory, with several pictures from one batch's
   scores to the next one's. Peers have pixels and scores on the GPU; `compile-graph` is `compile` in a CUDA graph too. Memory is
   what PyTorch had allocated at most, weights included. fp32 products of the floor are three of TF32, where that is faster.
   Errors of kernels are norms relative to a float64 reference, beside those of plain PyTorch in the same dtype; outputs were

@@ -83,9 +83,11 @@ def gemm_gflops(device: str) -> dict[str, float]:
     if device == "cpu":
         rates["int8"] = 2 * size**3 / _best_seconds(_int8_product(size), device) / 1e9
     elif torch.cuda.get_device_capability() >= (8, 0):
-        torch.backends.cuda.matmul.allow_tf32 = True  # three of these make one of fp32, which the kernels do
         a = torch.randn(size, size, device=device)
-        rates["fp32"] = max(rates["fp32"], 2 * size**3 / _best_seconds(lambda: a @ a, device) / 1e9 / 3)
+        torch.set_float32_matmul_precision("high")
+        rates["tf32"] = 2 * size**3 / _best_seconds(lambda: a @ a, device) / 1e9
+        torch.set_float32_matmul_precision("highest")
+        rates["fp32"] = max(rates["fp32"], rates["tf32"] / 3)  # three of these make one of fp32, which the kernels do
     return {name: round(rate, 1) for name, rate in rates.items()}
 
 

@@ -22,6 +22,7 @@ from contenders import Cell, open_pass, saved_vocabulary
 from workload import OURS, Array, batch_of, bundle_of, load, real_pictures, vocabulary_file
 
 OUT_OF_MEMORY = 71
+TURNS = 7
 MEMORY_SHARE = 0.9  # of what is free: a contender that wants more gets an error, not the machine's out-of-memory killer
 # numpy, PyTorch on CPU and GPU, ONNX Runtime, OpenVINO, and this project's own GPU engine.
 _NO_MEMORY = re.compile(
@@ -32,10 +33,11 @@ _NO_MEMORY = re.compile(
 def main() -> None:
     task = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     cell, folder = Cell(**task["cell"]), Path(task["folder"])
-    limit_memory()
+    if cell.device == "cpu":  # on a GPU's machine the host's memory is not what runs out, and may still grow
+        limit_memory()
     try:
         if task["reference"]:
-            np.save(task["scores"], reference(folder, cell.labels, task["image_size"]))
+            np.save(task["scores"], reference(folder, cell, task["image_size"]))
         else:
             print(json.dumps(measure(cell, folder, task)))
     except Exception as error:  # each runtime has its own
@@ -71,7 +73,7 @@ def measure(cell: Cell, folder: Path, task: dict[str, Any]) -> dict[str, Any]:
     }
     if task["scores"]:
         np.save(task["scores"], scores_of(cell, folder, run, task["image_size"]))
-    if task["stages"] and cell.backend == "onnxruntime":
+    if task["stages"] and cell.backend in ("onnxruntime", "torch"):
         result["stages_ms"] = stages(cell, folder, opened, pixels, float(np.median(times)))
     return result
 
@@ -135,22 +137,25 @@ def pictures_compared(labels: int, size: int) -> int:
     return max(1, min(len(real_pictures(size)), 12000 // labels))
 
 
-def reference(folder: Path, labels: int, size: int) -> Array:
+def reference(folder: Path, cell: Cell, size: int) -> Array:
     """Scores [n, C] of real pictures by the eager model in fp32, tiled over labels: what drift is measured against."""
     import torch
 
-    model = load(folder)
-    saved = np.load(vocabulary_file(folder, labels))
-    embedding, projection = (torch.from_numpy(saved[name]) for name in ("label_embedding", "graph_projection"))
+    model = load(folder).to(cell.device)
+    saved = np.load(vocabulary_file(folder, cell.labels))
+    inputs = [torch.from_numpy(saved[name]).to(cell.device) for name in ("label_embedding", "graph_projection")]
     with torch.inference_mode():
-        pictures = real_pictures(size)[: pictures_compared(labels, size)]
-        rows = [model(torch.from_numpy(picture[None]), embedding, projection) for picture in pictures]
-    scores: Array = torch.cat(rows).numpy()
+        pictures = real_pictures(size)[: pictures_compared(cell.labels, size)]
+        rows = [model(torch.from_numpy(picture[None]).to(cell.device), *inputs) for picture in pictures]
+    scores: Array = torch.cat(rows).cpu().numpy()
     return scores
 
 
 def stages(cell: Cell, folder: Path, recognizer: Any, pixels: Array, whole: float) -> dict[str, float]:
-    """Medians of the stages of a batch: decoding and resizing a photograph, the tower (the graph cut at SVFR), SVFR, match."""
+    """Medians of the stages of a batch: decoding and resizing a photograph, the tower, SVFR, match.
+
+    Of ONNX Runtime the tower is the graph cut at SVFR, and SVFR what is left of `whole`.
+    """
     import sigrl_deploy
     from sigrl_deploy import matching
     from sigrl_deploy.images import read_image
@@ -158,21 +163,46 @@ def stages(cell: Cell, folder: Path, recognizer: Any, pixels: Array, whole: floa
     photo = Path(sigrl_deploy.__file__).parent / "data" / "photos" / "cat.jpg"
     picture = read_image(photo)
     vocabulary, manifest = saved_vocabulary(folder, cell.labels), recognizer.bundle.manifest
-    local, global_feature = recognizer.engine.encode(pixels[:1], vocabulary)
-    parts: dict[str, Callable[[], Any]] = {
-        "decode": lambda: read_image(photo).load(),
-        "preprocess": lambda: manifest.preprocess(picture),
-        "match": lambda: matching.score(manifest.arch, local[0], global_feature[0], vocabulary.label_embedding, manifest.topk),
-        "tower": tower_pass(cell, folder, pixels),
+    found = {
+        "decode": cell.batch * median_ms(lambda: read_image(photo).load()),
+        "preprocess": cell.batch * median_ms(lambda: manifest.preprocess(picture)),
     }
-    found = {}
-    for name, run in parts.items():
-        run()
-        found[name] = float(np.median(timed(run, 5, 0.5)))
-    for name in ("decode", "preprocess", "match"):
-        found[name] *= cell.batch
-    found["svfr"] = whole - found["tower"] - found["match"]
-    return {name: round(ms, 2) for name, ms in found.items()}
+    if cell.backend == "torch":
+        found |= engine_stages(recognizer.engine, pixels, vocabulary)
+    else:
+        local, global_feature = recognizer.engine.encode(pixels[:1], vocabulary)
+        rows = vocabulary.label_embedding
+        found["match"] = cell.batch * median_ms(
+            lambda: matching.score(manifest.arch, local[0], global_feature[0], rows, manifest.topk)
+        )
+        run = lambda: recognizer.score_pixels(pixels, vocabulary)  # noqa: E731
+        found["tower"] = whole * share(tower_pass(cell, folder, pixels), run)
+        found["svfr"] = whole - found["tower"] - found["match"]
+    return {name: round(ms, 3 if cell.device == "cuda" else 2) for name, ms in found.items()}
+
+
+def median_ms(run: Callable[[], Any]) -> float:
+    run()
+    return float(np.median(timed(run, 5, 0.5)))
+
+
+def share(part: Callable[[], Any], whole: Callable[[], Any]) -> float:
+    """What a part takes of the whole, measured in turn: a slow moment of the machine then falls on both."""
+    part()
+    return float(np.median([timed(part, 1, 0)[0] / timed(whole, 1, 0)[0] for _ in range(TURNS)]))
+
+
+def engine_stages(engine: Any, pixels: Array, vocabulary: Any) -> dict[str, float]:
+    """Milliseconds of the PyTorch engine's own stages: on a GPU there alone, each as a CUDA graph."""
+    import torch
+    from gpu.timing import microseconds
+
+    with engine.running():
+        resident = engine.resident(vocabulary)
+        # The engine's stream is for its own graphs.
+        with torch.cuda.stream(torch.cuda.Stream() if engine.device == "cuda" else None):
+            parts = engine.stages(torch.from_numpy(pixels).to(engine.place), resident)
+            return {name: microseconds([part], engine.device) / 1000 for name, part in parts.items()}
 
 
 def tower_pass(cell: Cell, folder: Path, pixels: Array) -> Callable[[], Any]:

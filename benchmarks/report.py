@@ -74,7 +74,7 @@ def page() -> str:
     """docs/benchmarks.md: every record of every machine."""
     gpus = result_files(gpu=True)
     no_gpu = ": no GPU's results are among them, so the fused kernels and ONNX Runtime's CUDA provider have no times"
-    parts = [INTRODUCTION.replace("{no_gpu}", "" if gpus else no_gpu) + (GLOSSARY if gpus else "")]
+    parts = [INTRODUCTION.replace("{no_gpu}", "" if gpus else no_gpu) + (GLOSSARY.lstrip() if gpus else "")]
     for path in result_files():
         results = ordered(read(path)) if path in gpus else read(path)
         records = results["records"]

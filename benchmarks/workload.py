@@ -19,7 +19,7 @@ OURS = ("onnxruntime", "onnxruntime-tensorrt", "openvino", "torch", "tensorrt") 
 Array = NDArray[np.float32]
 
 
-def prepare(folder: Path, variant: str, labels: Sequence[int], pairs: Sequence[tuple[str, str]]) -> None:
+def prepare(folder: Path, variant: str, labels: Sequence[int], pairs: Sequence[tuple[str, str]], device: str) -> None:
     """Everything that deployments of these backends and precisions have before their first picture.
 
     What an interrupted run has left in the folder is used again.
@@ -32,6 +32,7 @@ def prepare(folder: Path, variant: str, labels: Sequence[int], pairs: Sequence[t
             _export(folder, precision, weights=("torch", precision) in pairs)
     if any(backend == "naive-onnx" for backend, _ in pairs) and not (folder / NAIVE).exists():
         export_materialised(model, folder / NAIVE)
+    model = model.to(device)  # where the label graph of thousands takes a second
     for count in labels:
         if not vocabulary_file(folder, count).exists():
             _write_vocabulary(model, count, vocabulary_file(folder, count))
@@ -81,14 +82,15 @@ def _write_vocabulary(model: SigRL, labels: int, path: Path) -> None:
 
     from sigrl_deploy.files import replacing
 
-    embedding = torch.from_numpy(label_embeddings(labels, seed=1))
+    embedding = torch.from_numpy(label_embeddings(labels, seed=1)).to(model.visual.proj.device)
     assert model.gmc is not None
     assert model.svfr is not None
     with torch.inference_mode():
         graph = model.gmc(embedding)
         projection = model.svfr.graph_projection(graph)
     with replacing(path) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, label_embedding=embedding.numpy(), graph=graph.numpy(), graph_projection=projection.numpy())
+        rows = {"label_embedding": embedding, "graph": graph, "graph_projection": projection}
+        np.savez(stream, **{name: tensor.cpu().numpy() for name, tensor in rows.items()})
 
 
 def export_materialised(model: SigRL, path: Path) -> None:

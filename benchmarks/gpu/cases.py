@@ -59,10 +59,14 @@ def kernels(config: ModelConfig, model: Model, device: str) -> list[Kernel]:
         x, rows, w = draw(dtype, batch, patches, dim), draw(dtype, *labels, dim), draw(dtype, dim, dim) / dim**0.5
         return x, rows, w, torch.tensor(labels[-1], dtype=torch.int32, device=device)
 
+    def stage_launches(dtype: Dtype, stage: int) -> list[Launch]:
+        """Those for weights whose energies are bounded, as these are, and those for any."""
+        return [how for bounded in (True, False) for how in svfr.candidates(patches, dim, dtype, stage, bounded=bounded)]
+
     found = [
         Kernel(
             "svfr.decouple", ALL,
-            lambda dtype: _svfr_candidates(patches, dim, dtype, 1),
+            lambda dtype: stage_launches(dtype, 1),
             lambda labels, batch, dtype: stage(batch, dtype, labels),
             lambda x, t, w, count, how: svfr.decouple(x, t, w, count, how),
             lambda x, t, w, _: decouple(x, t, w),
@@ -70,7 +74,7 @@ def kernels(config: ModelConfig, model: Model, device: str) -> list[Kernel]:
         ),
         Kernel(
             "svfr.reconstruct", ALL,
-            lambda dtype: _svfr_candidates(patches, dim, dtype, 2),
+            lambda dtype: stage_launches(dtype, 2),
             lambda labels, batch, dtype: stage(batch, dtype, batch, labels),
             lambda x, v, w, count, how: svfr.reconstruct(x, v, w, count, how),
             lambda x, v, w, _: reconstruct(x, v, w),
@@ -93,10 +97,9 @@ def kernels(config: ModelConfig, model: Model, device: str) -> list[Kernel]:
     return found
 
 
-def _svfr_candidates(patches: int, dim: int, dtype: Dtype, stage: int) -> Sequence[Launch]:
-    """Those for weights like these, whose energies are bounded, and those for all weights."""
-    found = (svfr.candidates(patches, dim, dtype, stage, bounded=bounded) for bounded in (True, False))
-    return list({how.name: how for hows in found for how in hows}.values())
+def shown(how: Launch | None) -> str:
+    """A launch's name, one for each of a kernel's candidates."""
+    return "" if how is None else how.name + ", bounded" * bool(how.constants.get("BOUNDED"))
 
 
 def _draw(device: str, dtype: Dtype, *shape: int) -> Tensor:

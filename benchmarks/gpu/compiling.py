@@ -14,12 +14,13 @@ from functools import cache
 from itertools import repeat
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
 
-from gpu.cases import BEHIND_ENGINE, ERRORS, PRECISIONS, REHEARSED, TIMES, Kernel, kernels
+from gpu.cases import BEHIND_ENGINE, ERRORS, PRECISIONS, REHEARSED, TIMES, Kernel, kernels, shown
 from gpu.run import Run
 from sigrl_deploy.config import ModelConfig
 from sigrl_deploy.model.sigrl import SigRL
@@ -52,11 +53,11 @@ def compiling(run: Run) -> None:
     """Into `compiled` how many candidates there are, and those that fail."""
     tasks, names = [], {}
     for kernel in kernels(run.setup.config, run.setup.typed, run.device):
-        for precision, (dtype, shown) in enumerate(PRECISIONS.items()):
-            for number, launch in enumerate(kernel.launches(dtype) if dtype in kernel.dtypes else ()):
-                task = Task(kernel.name, precision, number)
+        for number, (dtype, precision) in enumerate(PRECISIONS.items()):
+            for place, launch in enumerate(kernel.launches(dtype) if dtype in kernel.dtypes else ()):
+                task = Task(kernel.name, number, place)
                 tasks.append(task)
-                names[task] = {"kernel": kernel.name, "precision": shown.value, "launch": launch.name if launch else ""}
+                names[task] = {"kernel": kernel.name, "precision": precision.value, "launch": shown(launch)}
     tasks.sort(key=lambda task: task.precision)
     work = Work(run.setup.config, run.device, tuple(dict.fromkeys((*ERRORS[:3], *TIMES, *BEHIND_ENGINE))))
     if run.small:  # the interpreter compiles nothing; one task shows that children do their work
@@ -71,8 +72,7 @@ def compiling(run: Run) -> None:
 def usable(run: Run, kernel: Kernel, dtype: torch.dtype) -> list[Any]:
     """The candidates of a kernel that did not fail in a child; what was not compiled there is compiled when it is used."""
     failed = {tuple(entry.values())[:3] for entry in run.results.get("compiled", {}).get("failed", ())}
-    shown = PRECISIONS[dtype].value
-    return [how for how in kernel.launches(dtype) if (kernel.name, shown, how.name if how else "") not in failed]
+    return [how for how in kernel.launches(dtype) if (kernel.name, PRECISIONS[dtype].value, shown(how)) not in failed]
 
 
 def in_children(
@@ -107,11 +107,16 @@ def _drive(
         if reason:
             failed[task] = reason
         if not goes_on:
-            process.kill()
+            _end(process)
             process = None
     if process is not None:
-        process.kill()
+        _end(process)
     return failed
+
+
+def _end(process: BaseProcess) -> None:
+    process.kill()
+    process.join()
 
 
 def _ask(connection: Connection, task: Any, seconds: float) -> tuple[str, bool]:

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpu.cases import ERRORS, PRECISIONS, REHEARSED, Kernel, kernels
+from gpu.cases import ERRORS, PRECISIONS, REHEARSED, Kernel, kernels, shown
 from gpu.compiling import usable
 from gpu.run import Run
 
 REPEATS = 6
+# Errors that are nothing, whatever plain PyTorch's is: half a rounding of the result; in fp32 what products of three TF32 keep.
+FLOORS = {torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float32: 1e-6}
 MANY = 5000  # labels from which on one candidate does
 
 
@@ -42,7 +44,7 @@ def errors(run: Run, kernel: Kernel, dtype: torch.dtype, batch: int, labels: int
     }  # fmt: skip
     hows = usable(run, kernel, dtype)
     for how in hows[:1] if labels > MANY or run.small else hows:
-        name = how.name if how else ""
+        name = shown(how)
         found = run.attempt(f"{kernel.name}, {name}", partial(repeated, kernel, inputs, how, 2 if run.small else REPEATS))
         if found is None:
             record["failed"][name] = run.reason()
@@ -52,8 +54,7 @@ def errors(run: Run, kernel: Kernel, dtype: torch.dtype, batch: int, labels: int
         record["candidates"] += 1
         record |= {"error": error, "worst": name} if error >= record["error"] else {}
         record["differ"] += [] if same else [name]
-    # Half a rounding of the result is nothing: below it one of the two is luckier.
-    limit = max(2 * plain, torch.finfo(dtype).eps / 2)
+    limit = max(2 * plain, FLOORS[dtype])
     record["within twice plain"] = bool(record["candidates"] and record["error"] <= limit)
     run.add("errors", record | {key: float(f"{min(record[key], 1e9):.3g}") for key in ("plain", "error")})
 

@@ -30,6 +30,6 @@ def read_again(source, out, SIZE: tl.constexpr, REPEATS: tl.constexpr, BLOCK: tl
     total = tl.zeros([BLOCK], tl.float32)
     place = tl.program_id(0) * BLOCK
     for _ in range(REPEATS * (SIZE // BLOCK)):
-        total += tl.load(source + place % SIZE + lane, cache_modifier=".cg")
+        total += tl.load(source + tl.multiple_of(place % SIZE, BLOCK) + lane, cache_modifier=".cg")
         place += BLOCK
     tl.store(out + tl.program_id(0) * BLOCK + lane, total)
