@@ -66,17 +66,16 @@ class TorchEngine(ResidentEngine):
         self.description = f"PyTorch {torch.__version__} on {name}, {self.precision.value}, {self.kernels}"
 
     def _features(self, pixels: Tensor, vocabulary: Resident) -> tuple[Tensor, Tensor]:
-        patches, global_feature = self._tower(pixels)
+        patches, global_feature = self._tower(pixels, vocabulary)
         return self._local(patches, vocabulary), global_feature
 
-    def _tower(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def _tower(self, pixels: Tensor, vocabulary: Resident) -> tuple[Tensor, Tensor]:
         """pixels [B, 3, H, W], uint8 or normalised fp32 → X [B, P, D], g [B, D]."""
         if "tower" not in self.fused:
             return encode_image(self.model.visual, self._normalised(pixels).to(self.dtype))
-        how = self._launches.of(len(pixels), 1).get("tower")
-        return vit.encode_image(
-            self.model.visual, pixels, self._normalise.statistics if pixels.dtype is torch.uint8 else None, how
-        )
+        how = self._launches.of(len(pixels), len(vocabulary.label_embedding)).get("tower")
+        statistics = self._normalise.statistics if pixels.dtype is torch.uint8 else None
+        return vit.encode_image(self.model.visual, pixels, statistics, how)
 
     def _local(self, patches: Tensor, vocabulary: Resident) -> Tensor:
         """What labels are matched with: X [B, P, D] → Y [B, P, D], or X in a model without SVFR."""
@@ -87,10 +86,10 @@ class TorchEngine(ResidentEngine):
 
         Call it, and them, within `running`.
         """
-        patches, global_feature = self._tower(pixels)
+        patches, global_feature = self._tower(pixels, vocabulary)
         local = self._local(patches, vocabulary)
         return {
-            "tower": partial(self._tower, pixels),
+            "tower": partial(self._tower, pixels, vocabulary),
             "svfr": partial(self._local, patches, vocabulary),
             "match": partial(self._matched, local, global_feature, vocabulary),
         }
