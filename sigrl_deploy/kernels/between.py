@@ -7,12 +7,10 @@
 (design, "Image side"). S R Waᵀ = S (R Waᵀ), so labels are an axis of two products only: 4·C·D² + 2·D³ FLOP a picture. Shapes: S
 [B, C, D] fp32, T and G Wbᵀ [C, D], Wf = [Wa, Wb] [D, 2·D] → V [B, C, D] of T's dtype. The labels of Sᵀ T are split over
 programs where there are many and few pictures; the second product adds the parts, takes the relu and sums the squares of each
-row that it reads, so that nothing is added in an order that chance decides. Operands of fp16 and bf16 models are rounded to
-TF32, which holds T and Wa as they are and rounds S, A and M by at most 2^-11; cut to TF32, as tensor cores take them, S alone
-would err five times as much as an fp16 V. Operands of fp32 models are three numbers of TF32. Emulated on random numbers with G = 0
-and D = 512, for 1 to 7,586 labels, the error is at most 1.03 times that of plain bf16, 2.2 of fp16, 1.3 of fp32; where terms have
-one sign, and where G Wbᵀ is as large as the rest, less.
-The plain form is `SVFR.between` of `model/sigrl.py`.
+row that it reads, so that nothing is added in an order that chance decides. Operands of bf16 models are rounded to TF32, which
+holds T and Wa as they are and rounds S, A and M by at most 2^-11; those of fp16 and fp32 models are three numbers of TF32:
+rounded to one, an fp16 V would err more than twice as much. Emulated on random numbers, G = 0, D = 512, 1 to 7,586 labels, the
+error of bf16 is at most 1.03 times, that of fp32 1.3 times the plain one. The plain form is `SVFR.between` of `model/sigrl.py`.
 """
 
 from __future__ import annotations
@@ -28,10 +26,10 @@ PROGRAMS = 256  # what labels are split for: two a multiprocessor of the largest
 MOST_SPLITS = 2  # each is read again by every program of the second product
 CHUNK = 256  # labels whose products are added on the tensor cores, which cut where fp32 rounds
 
-# As in svfr.py, by the dtype's bytes: (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages).
+# As in svfr.py, by SINGLE: (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages).
 CANDIDATES = {
-    2: ((32, 32, 64, 4, 2), (32, 32, 32, 4, 4), (64, 64, 64, 8, 3), (64, 128, 32, 8, 3)),
-    4: ((32, 32, 32, 4, 3), (32, 64, 32, 4, 3)),
+    True: ((32, 32, 64, 4, 2), (32, 32, 32, 4, 4), (64, 64, 64, 8, 3), (64, 128, 32, 8, 3)),
+    False: ((32, 32, 32, 4, 3), (32, 64, 32, 8, 3)),
 }
 
 
@@ -149,19 +147,19 @@ def launch(dim: int, dtype: torch.dtype) -> Launch:
     """Block sizes of all three products, for a width of D."""
     constants = {
         "DIM": dim,
-        "SINGLE": dtype is not torch.float32,
+        "SINGLE": dtype is torch.bfloat16,
         "BLOCK_M": block(dim, 64),
         "BLOCK_N": block(dim, 64),
         "BLOCK_K": block(dim, 32),
     }
     # What needs no more registers than there are, as compile.py found.
-    return Launch(constants, warps=8, stages=2) if dtype is torch.float32 else Launch(constants, warps=4, stages=3)
+    return Launch(constants, warps=4, stages=3) if constants["SINGLE"] else Launch(constants, warps=8, stages=2)
 
 
 def candidates(dim: int, dtype: torch.dtype) -> tuple[Launch, ...]:
     """What tuning chooses from, `launch`'s own choice first."""
     first = launch(dim, dtype)
-    others = CANDIDATES[dtype.itemsize]
+    others = CANDIDATES[first.constants["SINGLE"]]
     return first, *(first.altered(warps, stages, BLOCK_M=m, BLOCK_N=n, BLOCK_K=k) for m, n, k, warps, stages in others)
 
 
