@@ -1,9 +1,9 @@
 """SVFR's stages for Hopper (compute capability 9.0): what `svfr.py` computes, as long-lived programs of specialised warps.
 
 A program keeps 128 output channels of W in shared memory and goes through its share of a picture's labels. Two warpgroups
-produce tanh(X ⊙ t) in turn, a step of input channels at a time, into a ring in shared memory. Two consume it, each for 64 of the
-output channels: the tensor cores read W and the ring from there, and the exponentials are taken from the accumulators. So the
-special-function units, which compute tanh, and the tensor cores work at the same time, W is read once, and X once a label.
+produce tanh(X ⊙ t) in turn, a step of input channels at a time, into a ring in shared memory. Two consume it, each for 64 of
+the output channels: the tensor cores read W and the ring from there, and the exponentials are taken from the accumulators. So
+the special-function units, which compute tanh, and the tensor cores work at the same time, W is read once, and X once a label.
 Energies are transposed [channels, patches]: patches are the product's columns, which come in eights, so 196 take 200 where a
 power of two would be 256. Three powers of two make up the columns, the sides that Gluon's tensors have.
 
