@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BASE := .venv-base
 BINDINGS := .venv-bindings
+TRITON := .venv-triton
 BIN := $(VENV)/bin
 SOURCES := $(shell find sigrl_deploy -type f -not -name '*.pyc')
 
@@ -11,8 +12,9 @@ SOURCES := $(shell find sigrl_deploy -type f -not -name '*.pyc')
 demo: $(VENV)/ready
 	$(BIN)/sigrl-deploy demo --out demo
 
-test: lint $(BASE)/ready $(BINDINGS)/ready
-	SIGRL_BASE_PYTHON=$(CURDIR)/$(BASE)/bin/python SIGRL_TENSORRT_BINDINGS=$(CURDIR)/$(BINDINGS) $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not gpu and not tensorrt"
+test: lint $(BASE)/ready $(BINDINGS)/ready $(TRITON)/ready
+	SIGRL_BASE_PYTHON=$(CURDIR)/$(BASE)/bin/python SIGRL_TENSORRT_BINDINGS=$(CURDIR)/$(BINDINGS) SIGRL_TRITON=$(CURDIR)/$(TRITON) \
+		$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not gpu and not tensorrt"
 
 lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
@@ -37,7 +39,7 @@ demo-checkpoint: $(VENV)/ready
 	$(BIN)/python benchmarks/demo_checkpoint.py runs --ship
 
 clean:
-	rm -rf $(VENV) $(BASE) $(BINDINGS) demo
+	rm -rf $(VENV) $(BASE) $(BINDINGS) $(TRITON) demo
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -55,4 +57,9 @@ $(BASE)/ready: $(SOURCES) pyproject.toml
 # TensorRT's Python bindings without its libraries, in a folder that only their test looks into.
 $(BINDINGS)/ready: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(BINDINGS) 'tensorrt-cu13-bindings==11.4.*'
+	touch $@
+
+# The Triton of torch 2.11, for which kernels must compile as well; nothing imports it but the test of that.
+$(TRITON)/ready: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(TRITON) triton==3.6.0
 	touch $@

@@ -59,15 +59,15 @@ def test_no_graph_outlives_the_context_that_it_was_captured_in() -> None:
         graphs.clear()
         contexts.clear()
 
-    graphs: Prepared[Graph] = Prepared(64, forget)
-    contexts: Prepared[Context] = Prepared(3, forget)
+    graphs: Prepared[Graph] = Prepared(64)
+    contexts: Prepared[Context] = Prepared(3)
     sizes = random.Random(0)
     for step in range(200):
         batch, labels = sizes.randrange(5), sizes.randrange(7)
-        graph = graphs.get((batch, labels), lambda b=batch: Graph(contexts.get(b, Context)))  # type: ignore[misc]
+        graph = graphs.get((batch, labels), lambda b=batch: Graph(contexts.get(b, Context, forget)), forget)  # type: ignore[misc]
         assert graph.memory() is not None, step
         assert all(kept.memory() is not None for kept in graphs.values()), step
-        assert graphs.get((batch, labels), lambda: pytest.fail("made twice")) is graph
+        assert graphs.get((batch, labels), lambda: pytest.fail("made twice"), forget) is graph
         assert len(list(contexts)) <= 3
 
 
@@ -75,10 +75,10 @@ def test_what_cannot_be_made_is_not_kept() -> None:
     def fail() -> int:
         raise torch.OutOfMemoryError("out of memory")
 
-    kept: Prepared[int] = Prepared(2, lambda: kept.clear())
+    kept: Prepared[int] = Prepared(2)
     with pytest.raises(torch.OutOfMemoryError):
-        kept.get(1, fail)
-    assert [kept.get(1, lambda: 7), kept.get(1, fail)] == [7, 7]
+        kept.get(1, fail, kept.clear)
+    assert [kept.get(1, lambda: 7, kept.clear), kept.get(1, fail, kept.clear)] == [7, 7]
 
 
 def test_an_engine_goes_on_after_it_has_dropped_what_it_kept(

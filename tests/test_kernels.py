@@ -7,10 +7,6 @@ elements, since the largest of a few elements is luck. `model/materialised.py` a
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -183,12 +179,3 @@ def test_what_the_kernels_cannot_take_is_said() -> None:
         reconstruct(patches, labels.half(), weight)
     with pytest.raises(UsageError, match="1025 patches: the SVFR kernels take 1024 at most"):
         reconstruct(torch.zeros(1, 1025, 16, device=DEVICE), labels.to(DEVICE), weight.to(DEVICE))
-
-
-def test_every_kernel_compiles_for_every_chip(show: Callable[[str], None]) -> None:
-    """For sm_80, sm_90 and sm_100, without register spills and within their shared memory; prints what each kernel takes."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "sigrl_deploy.kernels.compile"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    show(done.stdout)
-    assert done.returncode == 0, done.stdout + done.stderr

@@ -240,8 +240,9 @@ def test_every_kernel_of_a_model_is_tuned() -> None:
         found = cases.cases(sizes, torch.float16, torch.device(DEVICE), fused, cases.Shape(1, 3, 2))
         return set(tune(found, None, KEY, timer).launches)
 
-    assert ops(sizes) == {"svfr.decouple", "svfr.reconstruct", "match", "gmc 32", "gmc 48"}
+    assert ops(sizes) == {"svfr.decouple", "svfr.between", "svfr.reconstruct", "match", "gmc 32", "gmc 48"}
     assert ops(sizes, ("match",)) == {"match"}
+    assert ops(replace(sizes, width=24), ("tower",)) == {"tower"}
     assert ops(cases.Sizes(Arch.CLIP, 49, 48, 4)) == set()
 
 

@@ -111,7 +111,7 @@ class OnnxRuntimeFusedEngine(ResidentEngine, TextGraphEngine):
             patches = torch.empty(batch, self.sizes.patches, self.sizes.dim, dtype=self.dtype, device=self.place)
             return patches, torch.empty(batch, self.sizes.dim, device=self.place)
 
-        return self._buffers.get(batch, make)
+        return self._buffers.get(batch, make, self._forget_passes)
 
     def _run(self, binding: ort.IOBinding, options: ort.RunOptions) -> None:
         """Raises torch.OutOfMemoryError where the GPU has no room, even when torch has given back what it keeps for later."""

@@ -9,21 +9,24 @@ Thing = TypeVar("Thing")
 
 
 class Prepared(Generic[Thing]):
-    """Things by size, made once; before there are more than `most`, `forget` drops them, and whatever refers to them.
+    """Things by size, made once, and at most so many of them.
 
     None goes alone. A CUDA graph replays on the memory of what was captured in it, so it must not outlive that; and with a
     graph go the workspaces of cuBLAS that others captured on its stream still use (pytorch/pytorch#193402).
     """
 
-    def __init__(self, most: int, forget: Callable[[], None]) -> None:
-        self._most, self._forget = most, forget
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._things: dict[Hashable, Thing] = {}
 
-    def get(self, size: Hashable, make: Callable[[], Thing]) -> Thing:
-        """The thing of a size. What `make` raises leaves nothing behind."""
+    def get(self, size: Hashable, make: Callable[[], Thing], forget: Callable[[], None]) -> Thing:
+        """The thing of a size. Before one too many is made, `forget` must clear this, and whatever refers to what is here.
+
+        What `make` raises leaves nothing behind.
+        """
         if size not in self._things:
             if len(self._things) >= self._most:
-                self._forget()
+                forget()
             self._things[size] = make()
         return self._things[size]
 

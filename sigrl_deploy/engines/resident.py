@@ -222,7 +222,7 @@ class ResidentEngine(ABC):
 
     def _keep(self, most: int) -> Prepared[Any]:
         """For what is made for a size and captured passes may hold."""
-        self._prepared.append(Prepared(most, self._forget_passes))
+        self._prepared.append(Prepared(most))
         return self._prepared[-1]
 
     def _forget_passes(self) -> None:
@@ -254,7 +254,7 @@ class ResidentEngine(ABC):
             log.info("prepared for %d pictures and %d labels at once in %.1f s", *size[:2], time.perf_counter() - start)
             return captured
 
-        return self._graphs.get(size, capture).start(pixels, vocabulary)
+        return self._graphs.get(size, capture, self._forget_passes).start(pixels, vocabulary)
 
     def tune(self, batch: int, vocabulary: Resident) -> None:
         """Have what a pass of so many pictures launches measured on this GPU, where no earlier run has; as `score` does."""

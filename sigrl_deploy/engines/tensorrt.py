@@ -111,7 +111,7 @@ class TensorRtEngine(ResidentEngine):
     def _features(self, pixels: Tensor, vocabulary: Resident) -> tuple[Tensor, Tensor]:
         rows = len(vocabulary.label_embedding)
         size = len(pixels), 0 if self.key.ops is Ops.FUSED else rows
-        context = self._contexts.get(size, self._visual.context)
+        context = self._contexts.get(size, self._visual.context, self._forget_passes)
         inputs = {"pixels": self._normalised(pixels).contiguous(), "label_embedding": vocabulary.label_embedding}
         if vocabulary.graph_projection is not None:
             inputs["graph_projection"] = vocabulary.graph_projection

@@ -29,7 +29,8 @@ class Launch:
     def name(self) -> str:
         """Tells a kernel's launches at one size apart."""
         blocks = [f"{name} {value}" for name, value in self.constants.items() if name.startswith("BLOCK_")]
-        return ", ".join([*blocks, f"{self.warps} warps", f"{self.stages} stages"])
+        bounded = ["no maximum"] if self.constants.get("BOUNDED") else []
+        return ", ".join([*blocks, f"{self.warps} warps", f"{self.stages} stages", *bounded])
 
     def altered(self, warps: int, stages: int, **constants: int) -> Launch:
         """The same with other blocks."""

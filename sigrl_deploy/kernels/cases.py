@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sigrl_deploy.config import Arch, GraphConfig
-from sigrl_deploy.kernels import gmc, match, svfr, vit
+from sigrl_deploy.kernels import between, gmc, match, svfr, vit
 from sigrl_deploy.kernels.tuning import Case
 
 LARGEST = 4096  # pictures × labels, above which more of them change no choice: every multiprocessor has work for long
@@ -52,8 +52,9 @@ class Shape:
 
 
 def cases(sizes: Sizes, dtype: torch.dtype, device: torch.device, fused: Collection[str], shape: Shape) -> Iterator[Case]:
-    """A case for every kernel that the model needs for the ops in `fused`: "svfr.decouple", "svfr.reconstruct", "match",
-    "gmc F" for heads of F features, and "tower". Each holds some megabytes on the device while it lives.
+    """A case for every kernel that the model needs for the ops in `fused`: "svfr.decouple", "svfr.between",
+    "svfr.reconstruct", "match", "gmc F" for heads of F features, and "tower". Each holds some megabytes on the device while it
+    lives.
     """
     patches, dim, served = sizes.patches, sizes.dim, shape.cut
     size = f"P = {patches}, D = {dim}, {str(dtype).removeprefix('torch.')}, pictures × labels to {shape.size_class}"
@@ -67,6 +68,8 @@ def cases(sizes: Sizes, dtype: torch.dtype, device: torch.device, fused: Collect
         stage1, stage2 = (svfr.candidates(patches, dim, dtype, stage, bounded=sizes.bounded[stage - 1]) for stage in (1, 2))
         yield Case("svfr.decouple", size, stage1, lambda how: svfr.decouple(x, t, weight, count=count, how=how))
         v = random(served.pictures, served.rows, dim)
+        semantic, fuse, hows = v.float(), random(dim, 2 * dim), between.candidates(dim, dtype)
+        yield Case("svfr.between", size, hows, lambda how: between.between(semantic, t, t, fuse, how=how))
         yield Case("svfr.reconstruct", size, stage2, lambda how: svfr.reconstruct(x, v, weight, count=count, how=how))
     if "match" in fused and sizes.arch.has_local:
         y, g, labels = random(served.pictures, patches, dim), random(served.pictures, dim), random(served.rows, dim)

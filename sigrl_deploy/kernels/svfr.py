@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.kernels import svfr_hopper
+from sigrl_deploy.kernels import between, svfr_hopper
 from sigrl_deploy.kernels.blocks import Launch, block, bounded_tanh, check, exp2, interpreted, precision, product
 from sigrl_deploy.kernels.svfr_hopper import HopperLaunch
 from sigrl_deploy.model.sigrl import SVFR
@@ -39,13 +39,13 @@ WEIGH_SPLITS, WEIGH_BLOCK = 16, 256  # partial sums in flight at once, and value
 BLOCKS = {
     (1, 64, 2): ((64, 64, 4, 3), (128, 64, 8, 3)),
     (1, 256, 2): ((64, 64, 8, 2), (64, 64, 8, 3), (64, 32, 8, 4)),
-    (1, 1024, 2): ((32, 32, 8, 2), (16, 32, 8, 2)),
+    (1, 1024, 2): ((16, 32, 8, 2), (16, 32, 8, 3)),
     (1, 64, 4): ((64, 32, 8, 2), (32, 32, 4, 2)),
     (1, 256, 4): ((64, 32, 8, 2), (32, 32, 8, 2)),
     (1, 1024, 4): ((16, 16, 8, 2), (16, 16, 16, 2)),
     (2, 64, 2): ((64, 64, 4, 3), (128, 64, 8, 3)),
     (2, 256, 2): ((64, 64, 8, 2), (64, 64, 8, 3)),
-    (2, 1024, 2): ((16, 32, 8, 2), (16, 32, 16, 2)),
+    (2, 1024, 2): ((16, 32, 16, 2), (16, 16, 16, 3)),
     (2, 64, 4): ((64, 32, 8, 2), (32, 32, 4, 2)),
     (2, 256, 4): ((32, 32, 8, 2), (32, 16, 8, 2)),
     (2, 1024, 4): ((16, 16, 16, 2), (16, 16, 16, 1)),
@@ -330,8 +330,8 @@ class FusedSVFR:
     ) -> Tensor:
         """X [B, P, D], T [C, D], G Wbᵀ [C, D] → Y [B, P, D], all of the module's dtype.
 
-        Rows of T behind `count` must be 0, so that they add nothing to Sᵀ T. `launches` are those of "svfr.decouple" and
-        "svfr.reconstruct", by default the first of `candidates`.
+        Rows of T behind `count` must be 0, so that they add nothing to Sᵀ T. `launches` are those of "svfr.decouple",
+        "svfr.between" and "svfr.reconstruct", by default the first of their candidates.
         """
         module, (_, tokens, dim) = self._module, patches.shape
         first, second = (
@@ -339,5 +339,6 @@ class FusedSVFR:
             for stage, name in ((1, "svfr.decouple"), (2, "svfr.reconstruct"))
         )
         semantic = decouple(patches, label_embedding, module.decouple.weight, count, first)
-        v = module.between(semantic, label_embedding, graph_projection).to(patches.dtype)
+        how = (launches or {}).get("svfr.between")
+        v = between.between(semantic, label_embedding, graph_projection, module.fuse.weight, how)
         return reconstruct(patches, v, module.reconstruct.weight, count, second)

@@ -1,11 +1,11 @@
 """SVFR's stages for Hopper (compute capability 9.0): what `svfr.py` computes, as long-lived programs of specialised warps.
 
-A program keeps 128 output channels of W in shared memory and goes through its share of the labels of a picture. Two warpgroups
-produce tanh(X ⊙ t), each for half of the patches, a step of input channels at a time, into a ring in shared memory. Two consume
-it, each for 64 of the output channels: the tensor cores read W and the ring from shared memory, and the exponentials are taken
-from the accumulators. So the special-function units, which compute tanh, and the tensor cores work at the same time, W is read
-once, and X once a label. Energies are transposed [channels, patches]: patches are the product's columns, which come in eights,
-so 196 take 200 where a power of two would be 256. Three powers of two make up the columns, the sides that Gluon's tensors have.
+A program keeps 128 output channels of W in shared memory and goes through its share of a picture's labels. Two warpgroups
+produce tanh(X ⊙ t) in turn, a step of input channels at a time, into a ring in shared memory. Two consume it, each for 64 of the
+output channels: the tensor cores read W and the ring from there, and the exponentials are taken from the accumulators. So the
+special-function units, which compute tanh, and the tensor cores work at the same time, W is read once, and X once a label.
+Energies are transposed [channels, patches]: patches are the product's columns, which come in eights, so 196 take 200 where a
+power of two would be 256. Three powers of two make up the columns, the sides that Gluon's tensors have.
 
 fp16 and bf16, P ≤ 200, D a multiple of 128 up to 512, and only weights whose energies are bounded (`svfr.bounded`), since no
 maximum is subtracted. Everything else is `svfr.py`'s. Gluon is Triton's lower level; the interpreter does not run it.
@@ -29,7 +29,11 @@ MOST_PATCHES = 200  # whose energies and sums of 64 channels fit a warpgroup's r
 MOST_CHANNELS = 512  # of which 128 rows of W leave shared memory room for the ring
 PROGRAMS = 132  # one for each multiprocessor of an H100 or H200
 REGISTERS = 128  # a thread's share, of 512, before the warpgroups divide them anew
-CANDIDATES = ((64, 3, 56), (32, 7, 48))  # (STEP, SLOTS, PRODUCER_REGISTERS): what fits shared memory
+STEP, SLOTS = (
+    64,
+    3,
+)  # input channels of a step, whose 128 bytes are the widest rows that tensor cores read, and steps in the ring
+CANDIDATES = ((32, 56), (16, 48))  # (ROWS, PRODUCER_REGISTERS)
 LOG2_E = gl.constexpr(1.4426950408889634)
 HALF = gl.constexpr(64)  # output channels of a consumer: the rows of one product
 COPY = gl.constexpr(getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared)  # named so before 3.7
@@ -71,19 +75,24 @@ def _store_tanh(place, x, t, HALF_PRECISION: gl.constexpr):
 
 
 @gluon.jit
-def _produce(WHICH: gl.constexpr, arguments, ring, barriers, TOKENS: gl.constexpr, DIM: gl.constexpr, STEP: gl.constexpr):
-    """Half of the patches' tanh, for every step of every label of this program. What the next step needs is on its way."""
-    patches, labels, _weight, count, rows, splits, _out = arguments
+def _produce(
+    WHICH: gl.constexpr,
+    arguments,
+    ring,
+    barriers,
+    TOKENS: gl.constexpr,
+    DIM: gl.constexpr,
+    STEP: gl.constexpr,
+    ROWS: gl.constexpr,
+):
+    """tanh of every second step of all labels of this program, ROWS patches at a time, with two groups of them on their way."""
+    patches, labels, _weight, count, _rows, splits, _out = arguments
     ring_a, ring_b, ring_c = ring
     ready, empty = barriers
     half_precision: gl.constexpr = patches.dtype.element_ty == gl.float16
     slots: gl.constexpr = ring_a.type.shape[0]
-    half_a: gl.constexpr = ring_a.type.shape[1] // 2
-    half_b: gl.constexpr = ring_b.type.shape[1] // 2
-    last: gl.constexpr = ring_c.type.shape[1]
-    first_a: gl.constexpr = WHICH * half_a
-    first_b: gl.constexpr = 2 * half_a + WHICH * half_b
-    first_c: gl.constexpr = 2 * half_a + 2 * half_b
+    columns_a: gl.constexpr = ring_a.type.shape[1]
+    even: gl.constexpr = columns_a + ring_b.type.shape[1]
     pairs: gl.constexpr = DIM // 2
     steps: gl.constexpr = DIM // STEP
     patches = patches.to(gl.pointer_type(gl.int32), bitcast=True)
@@ -92,28 +101,28 @@ def _produce(WHICH: gl.constexpr, arguments, ring, barriers, TOKENS: gl.constexp
     k = gl.arange(0, STEP // 2, gl.SliceLayout(0, layout))
     split = gl.program_id(1)
     total = gl.maximum(gl.load(count) - split + splits - 1, 0) // splits * steps
-    a = _load(patches, k, first_a, half_a, TOKENS, pairs, layout)
-    b = _load(patches, k, first_b, half_b, TOKENS, pairs, layout)
-    if WHICH == 1:
-        c = _load(patches, k, first_c, last, TOKENS, pairs, layout)
-    t = gl.load(labels + split * pairs + k)
-    for i in range(total):
+    for i in range(WHICH, total, 2):
         slot = i % slots
-        after = i + 1
-        start = after % steps * (STEP // 2)
-        row = gl.minimum(split + after // steps * splits, rows - 1)
-        following = gl.load(labels + row * pairs + start + k)
+        x = patches + i % steps * (STEP // 2)
+        t = gl.load(labels + (split + i // steps * splits) * pairs + i % steps * (STEP // 2) + k)
+        now = _load(x, k, 0, ROWS, TOKENS, pairs, layout)
+        soon = _load(x, k, ROWS, ROWS, TOKENS, pairs, layout)
         mbarrier.wait(empty.index(slot), (i // slots & 1) ^ 1)
-        _store_tanh(ring_a.index(slot).slice(first_a, half_a, 0), a, t, half_precision)
-        a = _load(patches + start, k, first_a, half_a, TOKENS, pairs, layout)
-        _store_tanh(ring_b.index(slot).slice(WHICH * half_b, half_b, 0), b, t, half_precision)
-        b = _load(patches + start, k, first_b, half_b, TOKENS, pairs, layout)
-        if WHICH == 1:
-            _store_tanh(ring_c.index(slot), c, t, half_precision)
-            c = _load(patches + start, k, first_c, last, TOKENS, pairs, layout)
+        for group in gl.static_range(even // ROWS):
+            this = now
+            now = soon
+            if (group + 2) * ROWS < even:
+                soon = _load(x, k, (group + 2) * ROWS, ROWS, TOKENS, pairs, layout)
+            elif (group + 2) * ROWS == even:
+                last = _load(x, k, even, ring_c.type.shape[1], TOKENS, pairs, layout)
+            if group * ROWS < columns_a:
+                place = ring_a.index(slot).slice(group * ROWS, ROWS, 0)
+            else:
+                place = ring_b.index(slot).slice(group * ROWS - columns_a, ROWS, 0)
+            _store_tanh(place, this, t, half_precision)
+        _store_tanh(ring_c.index(slot), last, t, half_precision)
         fence_async_shared()
         mbarrier.arrive(ready.index(slot), count=1)
-        t = following
 
 
 @gluon.jit
@@ -201,12 +210,10 @@ def _consume(
             a = warpgroup_mma(w, ring_a.index(slot).permute((1, 0)), a, is_async=True)
             b = warpgroup_mma(w, ring_b.index(slot).permute((1, 0)), b, is_async=True)
             c = warpgroup_mma(w, ring_c.index(slot).permute((1, 0)), c, is_async=True)
-            a, b, c = warpgroup_mma_wait(3, (a, b, c))
-            # These three go on; those of the step before are done, and what they read is free.
-            mbarrier.arrive(empty.index((i + slots - 1) % slots), count=1, pred=step > 0)
+            # The other consumer's products go on meanwhile.
+            a, b, c = warpgroup_mma_wait(0, (a, b, c))
+            mbarrier.arrive(empty.index(slot), count=1)
             i += 1
-        a, b, c = warpgroup_mma_wait(0, (a, b, c))
-        mbarrier.arrive(empty.index((i + slots - 1) % slots), count=1)
         a = _exponentials(a, 0, TOKENS, layout_a)
         b = _exponentials(b, columns_a, TOKENS, layout_b)
         c = _exponentials(c, columns_a + columns_b, TOKENS, layout_c)
@@ -232,30 +239,62 @@ def _consume(
 
 @gluon.jit
 def _consume_first(
-    arguments, weights, ring, barriers, TOKENS: gl.constexpr, DIM: gl.constexpr, STEP: gl.constexpr, STAGE: gl.constexpr
+    arguments,
+    weights,
+    ring,
+    barriers,
+    TOKENS: gl.constexpr,
+    DIM: gl.constexpr,
+    STEP: gl.constexpr,
+    ROWS: gl.constexpr,
+    STAGE: gl.constexpr,
 ):
     _consume(0, arguments, weights, ring, barriers, TOKENS, DIM, STEP, STAGE)
 
 
 @gluon.jit
 def _consume_second(
-    arguments, weights, ring, barriers, TOKENS: gl.constexpr, DIM: gl.constexpr, STEP: gl.constexpr, STAGE: gl.constexpr
+    arguments,
+    weights,
+    ring,
+    barriers,
+    TOKENS: gl.constexpr,
+    DIM: gl.constexpr,
+    STEP: gl.constexpr,
+    ROWS: gl.constexpr,
+    STAGE: gl.constexpr,
 ):
     _consume(1, arguments, weights, ring, barriers, TOKENS, DIM, STEP, STAGE)
 
 
 @gluon.jit
 def _produce_first(
-    arguments, weights, ring, barriers, TOKENS: gl.constexpr, DIM: gl.constexpr, STEP: gl.constexpr, STAGE: gl.constexpr
+    arguments,
+    weights,
+    ring,
+    barriers,
+    TOKENS: gl.constexpr,
+    DIM: gl.constexpr,
+    STEP: gl.constexpr,
+    ROWS: gl.constexpr,
+    STAGE: gl.constexpr,
 ):
-    _produce(0, arguments, ring, barriers, TOKENS, DIM, STEP)
+    _produce(0, arguments, ring, barriers, TOKENS, DIM, STEP, ROWS)
 
 
 @gluon.jit
 def _produce_second(
-    arguments, weights, ring, barriers, TOKENS: gl.constexpr, DIM: gl.constexpr, STEP: gl.constexpr, STAGE: gl.constexpr
+    arguments,
+    weights,
+    ring,
+    barriers,
+    TOKENS: gl.constexpr,
+    DIM: gl.constexpr,
+    STEP: gl.constexpr,
+    ROWS: gl.constexpr,
+    STAGE: gl.constexpr,
 ):
-    _produce(1, arguments, ring, barriers, TOKENS, DIM, STEP)
+    _produce(1, arguments, ring, barriers, TOKENS, DIM, STEP, ROWS)
 
 
 @gluon.jit(do_not_specialize=["rows", "splits"])
@@ -275,6 +314,7 @@ def stage_kernel(
     COLUMNS_C: gl.constexpr,
     STEP: gl.constexpr,
     SLOTS: gl.constexpr,
+    ROWS: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
 ):
@@ -295,17 +335,17 @@ def stage_kernel(
     ready = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(SLOTS):
-        mbarrier.init(ready.index(i), count=2)
+        mbarrier.init(ready.index(i), count=1)
         mbarrier.init(empty.index(i), count=2)
     arguments = (patches, labels, weight, count, rows, splits, out)
     ring = (ring_a, ring_b, ring_c)
     barriers = (ready, empty)
     gl.warp_specialize(
         [
-            (_consume_first, (arguments, weights, ring, barriers, TOKENS, DIM, STEP, STAGE)),
-            (_consume_second, (arguments, weights, ring, barriers, TOKENS, DIM, STEP, STAGE)),
-            (_produce_first, (arguments, weights, ring, barriers, TOKENS, DIM, STEP, STAGE)),
-            (_produce_second, (arguments, weights, ring, barriers, TOKENS, DIM, STEP, STAGE)),
+            (_consume_first, (arguments, weights, ring, barriers, TOKENS, DIM, STEP, ROWS, STAGE)),
+            (_consume_second, (arguments, weights, ring, barriers, TOKENS, DIM, STEP, ROWS, STAGE)),
+            (_produce_first, (arguments, weights, ring, barriers, TOKENS, DIM, STEP, ROWS, STAGE)),
+            (_produce_second, (arguments, weights, ring, barriers, TOKENS, DIM, STEP, ROWS, STAGE)),
         ],
         [4, 4, 4],
         [CONSUMER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
@@ -319,9 +359,7 @@ class HopperLaunch(Launch):
     @property
     def name(self) -> str:
         """See `Launch.name`."""
-        constants = self.constants
-        registers = f"{constants['CONSUMER_REGISTERS']} and {constants['PRODUCER_REGISTERS']} registers"
-        return f"Hopper, {constants['SLOTS']} steps of {constants['STEP']}, {registers}"
+        return f"Hopper, {self.constants['ROWS']} rows, {self.constants['PRODUCER_REGISTERS']} registers for producers"
 
 
 def columns(tokens: int) -> tuple[int, int, int]:
@@ -337,12 +375,11 @@ def candidates(tokens: int, dim: int, dtype: torch.dtype, capability: tuple[int,
     if not fits or capability != CAPABILITY:
         return ()
     a, b, c = columns(tokens)
-    model = {"TOKENS": tokens, "DIM": dim, "COLUMNS_A": a, "COLUMNS_B": b, "COLUMNS_C": c}
+    model = {"TOKENS": tokens, "DIM": dim, "COLUMNS_A": a, "COLUMNS_B": b, "COLUMNS_C": c, "STEP": STEP, "SLOTS": SLOTS}
+    tried = dict.fromkeys((min(rows, b), producer) for rows, producer in CANDIDATES)
     return tuple(
-        HopperLaunch(
-            model | {"STEP": step, "SLOTS": slots, "CONSUMER_REGISTERS": 256 - producer, "PRODUCER_REGISTERS": producer}, 4, 1
-        )
-        for step, slots, producer in CANDIDATES
+        HopperLaunch(model | {"ROWS": rows, "CONSUMER_REGISTERS": 256 - producer, "PRODUCER_REGISTERS": producer}, 4, 1)
+        for rows, producer in tried
     )
 
 

@@ -102,6 +102,8 @@ def compile_ahead(runs: Iterable[Run]) -> None:
         with suppress(Exception), torch.inference_mode(), torch.cuda.device(gpu), torch.cuda.stream(stream):
             run()
 
+    if on_gpu:
+        _ = triton.runtime.driver.active  # made once, before threads ask for it
     # Where ptxas refuses a kernel, Triton prints all of it.
     with redirect_stdout(io.StringIO()), ThreadPoolExecutor(thread_name_prefix="compile") as pool:
         for _ in pool.map(launch, runs):
