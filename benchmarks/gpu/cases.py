@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sigrl_deploy.config import Arch, ModelConfig, Precision
-from sigrl_deploy.kernels import gmc, match, svfr
+from sigrl_deploy.kernels import between, gmc, match, svfr, vit
 from sigrl_deploy.kernels.blocks import Launch
 from sigrl_deploy.model import sigrl
 
@@ -36,13 +34,13 @@ BEHIND_ENGINE = ((1, 64), (1, 128), (1, 1024), (4, 256), (4, 1024))  # its bucke
 class Kernel:
     """`inputs(labels, batch, dtype)` are what `run(*inputs, how)` and `plain(*inputs)` take; `plain` serves float64 too.
 
-    `launches(dtype)` are the candidates, one None where there is no choice. `flop(labels, batch)` are those of matrix products,
+    `launches(dtype)` are the candidates. `flop(labels, batch)` are those of matrix products,
     0 where there are none. `labelled` is False where no label is in it.
     """
 
     name: str
     dtypes: Sequence[Dtype]
-    launches: Callable[[Dtype], Sequence[Launch | None]]
+    launches: Callable[[Dtype], Sequence[Launch]]
     inputs: Callable[[int, int, Dtype], tuple[Any, ...]]
     run: Callable[..., Tensor]
     plain: Callable[..., Tensor]
@@ -63,7 +61,7 @@ def kernels(config: ModelConfig, model: Model, device: str) -> list[Kernel]:
         """Those for weights whose energies are bounded, as these are, and those for any."""
         return [how for bounded in (True, False) for how in svfr.candidates(patches, dim, dtype, stage, bounded=bounded)]
 
-    found = [
+    return [
         Kernel(
             "svfr.decouple", ALL,
             lambda dtype: stage_launches(dtype, 1),
@@ -88,18 +86,10 @@ def kernels(config: ModelConfig, model: Model, device: str) -> list[Kernel]:
             lambda y, g, t: sigrl.match(Arch.MKT, y, g, t, topk),
             lambda labels, batch: 2 * batch * (patches + 1) * labels * dim,
         ),
+        _between(draw, dim),
         *(_graph(layer.heads, layer.width_head, draw) for layer in config.graph),
+        _tower(model, draw, config),
     ]  # fmt: skip
-    if find_spec("sigrl_deploy.kernels.between"):
-        found.append(_between(import_module("sigrl_deploy.kernels.between"), draw, dim))
-    if find_spec("sigrl_deploy.kernels.vit"):
-        found.append(_tower(import_module("sigrl_deploy.kernels.vit"), model, draw, config))
-    return found
-
-
-def shown(how: Launch | None) -> str:
-    """A launch's name, one for each of a kernel's candidates."""
-    return "" if how is None else how.name + ", bounded" * bool(how.constants.get("BOUNDED"))
 
 
 def _draw(device: str, dtype: Dtype, *shape: int) -> Tensor:
@@ -117,27 +107,27 @@ def _graph(heads: int, width: int, draw: Callable[..., Tensor]) -> Kernel:
     )  # fmt: skip
 
 
-def _between(module: Any, draw: Callable[..., Tensor], dim: int) -> Kernel:
+def _between(draw: Callable[..., Tensor], dim: int) -> Kernel:
     return Kernel(
         "svfr.between", ALL,
-        lambda dtype: module.candidates(dim, dtype),
+        lambda dtype: between.candidates(dim, dtype),
         lambda labels, batch, dtype: (
             draw(torch.float32, batch, labels, dim), draw(dtype, labels, dim), draw(dtype, labels, dim),
             draw(dtype, dim, 2 * dim) / dim**0.5,
         ),
-        lambda s, t, p, w, how: module.between(s, t, p, w, how),
-        between,
-        lambda labels, batch: 6 * batch * labels * dim**2,
+        lambda s, t, p, w, how: between.between(s, t, p, w, how),
+        plain_between,
+        lambda labels, batch: batch * dim**2 * min(6 * labels, 4 * labels + 2 * dim),
     )  # fmt: skip
 
 
-def _tower(module: Any, model: Model, draw: Callable[..., Tensor], config: ModelConfig) -> Kernel:
+def _tower(model: Model, draw: Callable[..., Tensor], config: ModelConfig) -> Kernel:
     size = config.vision.image_size
     return Kernel(
         "vit.encode_image", ALL,
-        lambda _: module.candidates(config.vision.width),
+        lambda _: vit.candidates(config.vision.width),
         lambda _, batch, dtype: (model(PRECISIONS[dtype]).visual, draw(dtype, batch, 3, size, size)),
-        lambda visual, pixels, how: _joined(module.encode_image(visual, pixels, how=how)),
+        lambda visual, pixels, how: _joined(vit.encode_image(visual, pixels, how=how)),
         lambda visual, pixels: _joined(sigrl.encode_image(visual, pixels)),
         lambda _, batch: batch * vit_flop(config),
         labelled=False,
@@ -176,7 +166,7 @@ def reconstructed(x: Tensor, rows: Tensor, w: Tensor) -> Tensor:
     return attention(x, rows, w).sum(1)
 
 
-def between(s: Tensor, t: Tensor, projection: Tensor, w: Tensor) -> Tensor:
+def plain_between(s: Tensor, t: Tensor, projection: Tensor, w: Tensor) -> Tensor:
     """S [B, C, D], T and G Wbᵀ [C, D], Wf [D, 2·D] → V [B, C, D] of T's dtype, computed in fp32 or wider."""
     relation = sigrl.unit_rows(F.relu(s.transpose(1, 2) @ t.to(s.dtype)))
     return (F.linear(s @ relation, w[:, : s.shape[-1]].to(s.dtype)) + projection).to(t.dtype)

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from gpu.cases import BEHIND_ENGINE, ERRORS, PRECISIONS, REHEARSED, TIMES, Kernel, kernels, shown
+from gpu.cases import BEHIND_ENGINE, ERRORS, PRECISIONS, REHEARSED, TIMES, Kernel, kernels
 from gpu.run import Run
 from sigrl_deploy.config import ModelConfig
 from sigrl_deploy.model.sigrl import SigRL
@@ -57,7 +57,7 @@ def compiling(run: Run) -> None:
             for place, launch in enumerate(kernel.launches(dtype) if dtype in kernel.dtypes else ()):
                 task = Task(kernel.name, number, place)
                 tasks.append(task)
-                names[task] = {"kernel": kernel.name, "precision": precision.value, "launch": shown(launch)}
+                names[task] = {"kernel": kernel.name, "precision": precision.value, "launch": launch.name}
     tasks.sort(key=lambda task: task.precision)
     work = Work(run.setup.config, run.device, tuple(dict.fromkeys((*ERRORS[:3], *TIMES, *BEHIND_ENGINE))))
     if run.small:  # the interpreter compiles nothing; one task shows that children do their work
@@ -72,7 +72,7 @@ def compiling(run: Run) -> None:
 def usable(run: Run, kernel: Kernel, dtype: torch.dtype) -> list[Any]:
     """The candidates of a kernel that did not fail in a child; what was not compiled there is compiled when it is used."""
     failed = {tuple(entry.values())[:3] for entry in run.results.get("compiled", {}).get("failed", ())}
-    return [how for how in kernel.launches(dtype) if (kernel.name, PRECISIONS[dtype].value, shown(how)) not in failed]
+    return [how for how in kernel.launches(dtype) if (kernel.name, PRECISIONS[dtype].value, how.name) not in failed]
 
 
 def in_children(

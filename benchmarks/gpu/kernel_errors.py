@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpu.cases import ERRORS, PRECISIONS, REHEARSED, Kernel, kernels, shown
+from gpu.cases import ERRORS, PRECISIONS, REHEARSED, Kernel, kernels
 from gpu.compiling import usable
 from gpu.run import Run
 
@@ -44,7 +44,7 @@ def errors(run: Run, kernel: Kernel, dtype: torch.dtype, batch: int, labels: int
     }  # fmt: skip
     hows = usable(run, kernel, dtype)
     for how in hows[:1] if labels > MANY or run.small else hows:
-        name = shown(how)
+        name = how.name
         found = run.attempt(f"{kernel.name}, {name}", partial(repeated, kernel, inputs, how, 2 if run.small else REPEATS))
         if found is None:
             record["failed"][name] = run.reason()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpu.cases import PRECISIONS, REHEARSED, TIMES, Kernel, decouple, decoupled, kernels, reconstruct, reconstructed, shown
+from gpu.cases import PRECISIONS, REHEARSED, TIMES, Kernel, decouple, decoupled, kernels, reconstruct, reconstructed
 from gpu.compiling import usable
 from gpu.run import Run
 from gpu.timing import microseconds
@@ -54,11 +54,11 @@ def times(run: Run, kernel: Kernel, dtype: torch.dtype, batch: int, labels: int)
     hows = usable(run, kernel, dtype)
     for how in hows[:1] if run.small else hows:
         us = run.attempt(
-            f"{kernel.name}, {shown(how)}, {PRECISIONS[dtype].value}, {labels} labels, batch {batch}",
+            f"{kernel.name}, {how.name}, {PRECISIONS[dtype].value}, {labels} labels, batch {batch}",
             partial(microseconds, [partial(kernel.run, *values, how) for values in inputs], run.device),
         )
         if us is not None:
-            found[shown(how)] = round(us, 2)
+            found[how.name] = round(us, 2)
     if found:
         best = min(found, key=found.__getitem__)
         record(run, kernel, dtype, batch, labels, found[best], {"form": "kernel", "launch": best, "candidates": found})
