@@ -48,7 +48,9 @@ def main() -> None:
     path = args.out / f"{card(args.device)}.json"
     with torch.inference_mode():
         run = Run(args.device, args.variant, path, args.seconds - (time.monotonic() - begun), earlier(path, args))
-        for name in args.sections:
+        # All others give floors, which are of its rates.
+        first = [] if run.results["machine"] or "machine" in args.sections else ["machine"]
+        for name in [*first, *args.sections]:
             try:
                 run.section(name, MEASURES[name])
             except GpuLostError as error:
@@ -100,7 +102,7 @@ def go_on_afresh(run: Run, name: str, args: argparse.Namespace, reason: str) -> 
     """The sections behind `name` in a new process: in this one a kernel has broken the GPU's context."""
     run.add("left_out", {"section": name, "what": "the rest of it", "reason": f"the GPU was lost: {reason[:200]}"})
     run.write()
-    rest = args.sections[args.sections.index(name) + 1 :]
+    rest = args.sections[args.sections.index(name) + 1 :] if name in args.sections else args.sections
     if rest:
         sys.stderr.flush()
         options = ["--out", str(args.out), "--device", args.device, "--variant", args.variant, "--seconds", f"{run.left:.0f}"]

@@ -199,6 +199,8 @@ def engine_stages(engine: Any, pixels: Array, vocabulary: Any) -> dict[str, floa
 
     with engine.running():
         resident = engine.resident(vocabulary)
+        if engine.device == "cuda":
+            torch.cuda.synchronize()
         # The engine's stream is for its own graphs.
         with torch.cuda.stream(torch.cuda.Stream() if engine.device == "cuda" else None):
             parts = engine.stages(torch.from_numpy(pixels).to(engine.place), resident)

@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from bench import begun, drift_of, failure
-from contenders import chosen
+from checkpoints import loaded, saved, sigrl
+from contenders import chosen, eager_forward
 from machine import floor_ms, least_bytes, svfr_flop, vit_flop
+from random_weights import label_embeddings
 from tables import cell, summary
 
 from sigrl_deploy.config import Arch, ModelConfig, Precision, VisionConfig
+from sigrl_deploy.engines.onnxruntime import CUDA, has_provider
 from sigrl_deploy.errors import UsageError
+from sigrl_deploy.model.sigrl import LABEL_TILE
 
 ROOT = Path(__file__).resolve().parent.parent
 VIT_B16 = ModelConfig(Arch.SIGRL, 512, 16, VisionConfig(image_size=224, patch_size=16, width=768, layers=12, heads=12))
@@ -57,6 +63,29 @@ def test_results_of_another_machine_are_not_gone_on_with(tmp_path: Path) -> None
 def test_a_contender_that_is_not_there_is_refused() -> None:
     with pytest.raises(UsageError, match=r"--backends onnx: expected some of eager-as-written, eager, compile"):
         chosen("cpu", ["eager", "onnx"])
+
+
+@pytest.mark.skipif(has_provider(CUDA), reason="this onnxruntime has a CUDA provider")
+def test_no_contender_needs_a_provider_that_is_not_there() -> None:
+    backends = {backend for backend, _ in chosen("cuda", None)}
+    assert backends >= {"eager", "compile", "compile-tiled", "torch"}
+    assert not backends & {"naive-onnx", "onnxruntime"}
+
+
+def test_of_the_tiled_model_one_tile_is_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The bodies of both stages for a whole tile and for the last one, however many labels there are."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = loaded(saved(tmp_path / "sigrl.pth", sigrl()))
+    labels, pixels = torch.from_numpy(label_embeddings(3 * LABEL_TILE + 5, seed=1)), torch.zeros(1, 3, 48, 48)
+    with torch.inference_mode():
+        projection = model.graph_projection(labels)
+        vocabulary = {"label_embedding": labels, "graph": labels, "graph_projection": projection}
+        plain = model(pixels, labels, projection)
+        compiled = eager_forward("compile-tiled", model, vocabulary)(pixels)
+    assert torch.allclose(compiled, plain, atol=1e-6)
+    assert 1 < torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
 
 
 def test_every_record_has_what_the_schema_asks(results: dict[str, Any]) -> None:

@@ -101,6 +101,31 @@ def test_sections_are_added_to_a_file(tmp_path: Path, results: dict[str, Any]) -
     assert [entry["section"] for entry in found["left_out"]] == ["ncu"]
 
 
+def test_what_follows_a_lost_gpu_runs_in_another_process(tmp_path: Path) -> None:
+    script = """
+import sys
+sys.path.insert(0, "benchmarks")
+import gpu_once, gpu.sections
+from gpu.run import GpuLostError
+
+def lose(run):
+    run.add("records", {"backend": "torch"})
+    raise GpuLostError("an illegal memory access")
+
+gpu.sections.SECTIONS["passes"] = lose
+gpu_once.main()
+"""
+    options = ["--out", str(tmp_path), "--device", "cpu", "--variant", "tiny", "--sections", "passes", "ncu"]
+    done = subprocess.run([sys.executable, "-c", script, *options], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "rehearsal.json").read_text())
+    assert found["records"] == [{"backend": "torch"}]
+    assert [(entry["section"], entry["reason"]) for entry in found["left_out"]] == [
+        ("passes", "the GPU was lost: an illegal memory access"),
+        ("ncu", "not run: only on a GPU"),
+    ]
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     return Run("cpu", "tiny", tmp_path / "results.json", 30, {"left_out": [], "sections": {}})

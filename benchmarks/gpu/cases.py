@@ -35,7 +35,7 @@ class Kernel:
     """`inputs(labels, batch, dtype)` are what `run(*inputs, how)` and `plain(*inputs)` take; `plain` serves float64 too.
 
     `launches(dtype)` are the candidates. `flop(labels, batch)` are those of matrix products,
-    0 where there are none. `labelled` is False where no label is in it.
+    0 where there are none. `labelled` is False where no label is in it, `pictured` where no picture is.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Kernel:
     plain: Callable[..., Tensor]
     flop: Callable[[int, int], float]
     labelled: bool = True
+    pictured: bool = True
 
 
 def kernels(config: ModelConfig, model: Model, device: str) -> list[Kernel]:
@@ -104,6 +105,7 @@ def _graph(heads: int, width: int, draw: Callable[..., Tensor]) -> Kernel:
         lambda z, a, how: gmc.graph_attention(z, a, how),
         graph_attention,
         lambda labels, _: 2 * labels**2 * heads * width,  # of Σ_j α z[j]; the energies are no matrix product
+        pictured=False,
     )  # fmt: skip
 
 

@@ -26,7 +26,8 @@ def kernel_times(run: Run) -> None:
     sizes = (REHEARSED,) if run.small else TIMES
     for dtype, precision in PRECISIONS.items():
         for batch, labels in sizes if dtype is torch.bfloat16 else sizes[:FIRST]:
-            for kernel in (k for k in table if dtype in k.dtypes and (k.labelled or labels == sizes[0][1])):
+            wanted = (k for k in table if (k.labelled or labels == sizes[0][1]) and (k.pictured or batch == 1))
+            for kernel in (k for k in wanted if dtype in k.dtypes):
                 what = f"{kernel.name}, {precision.value}, {labels} labels, batch {batch}"
                 run.attempt(what, partial(times, run, kernel, dtype, batch, labels))
     for kernel in (k for k in table if k.name in BODIES):

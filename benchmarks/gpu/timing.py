@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 Call = Callable[[], object]
-IN_A_GRAPH = 0.02  # seconds of calls in one graph
+IN_A_GRAPH = 0.008  # seconds of calls in one graph
 REPLAYS = 5
 
 
