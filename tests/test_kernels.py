@@ -23,6 +23,7 @@ from sigrl_deploy.model.sigrl import match as plain_match
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+FP32_FLOOR = 1e-6  # of the largest value
 ON_GPU = [pytest.mark.gpu] if DEVICE == "cuda" else []
 pytestmark = [pytest.mark.filterwarnings("ignore"), *ON_GPU]
 
@@ -41,9 +42,12 @@ def distance(got: Tensor, exact: Tensor) -> float:
 
 def check(got: Tensor, plain: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
     assert got.isfinite().all()
-    # Half a rounding of the result: below it one of the two being luckier says nothing. In fp32 eight: products of three TF32
-    # keep 21 bits of each operand, not 24.
-    floor = torch.finfo(dtype).eps * (8 if dtype is torch.float32 else 0.5)
+    # A product of three TF32 keeps 21 bits of its operands where fp32 keeps 24: of short sums it errs by some 1e-7 of the
+    # largest, which is more than twice plain fp32 and far below what a score needs.
+    if dtype is torch.float32 and float((got.double() - exact).abs().max() / exact.abs().max()) <= FP32_FLOOR:
+        return
+    # Half a rounding of the result: below it one of the two being luckier says nothing.
+    floor = torch.finfo(dtype).eps / 2
     assert distance(got, exact) <= max(2 * distance(plain, exact), floor), (distance(got, exact), distance(plain, exact))
 
 
@@ -126,9 +130,17 @@ def test_match(batch: int, tokens: int, labels: int, dim: int, topk: int, dtype:
     exact = plain_match(Arch.MKT, *wide, topk)
     check(score, plain_match(Arch.MKT, local, global_feature, label_embedding, topk), exact, dtype)
     assert evidence is not None
-    grid = wide[2] @ wide[0].transpose(1, 2)
-    assert distance(evidence, grid) <= max(2 * distance(label_embedding @ local.transpose(1, 2), grid), torch.finfo(dtype).eps)
+    check(evidence, label_embedding @ local.transpose(1, 2), wide[2] @ wide[0].transpose(1, 2), dtype)
     assert torch.equal(match(local, global_feature, label_embedding, topk)[0], score)
+
+
+@pytest.mark.parametrize("tokens", [196, 1030])
+def test_one_label_a_program_scores_as_several(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As GPUs have it; the interpreter, which takes long for a program, has several."""
+    features = [draw(*shape, dtype=torch.float32) for shape in ((2, tokens, 24), (2, 24), (5, 24))]
+    score, _ = match(*features, 16)
+    monkeypatch.setattr("sigrl_deploy.kernels.match.LABELS_A_PROGRAM", 1)
+    assert torch.equal(match(*features, 16)[0], score)
 
 
 def test_the_mean_of_the_largest_counts_ties_and_signs_right() -> None:

@@ -12,13 +12,17 @@ from gpu.profile import beside
 from gpu.run import NotRunError, Run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-MARK = "mark.gpu"
+MARKS = ("mark.gpu", "ON_GPU")
 LEAST = 20.0  # seconds
 
 
 def own_tests(run: Run) -> None:
     """Into `tests` what pytest's last line counts, and which tests fail."""
-    files = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if MARK in path.read_text(encoding="utf-8")]
+    files = [
+        str(path)
+        for path in sorted((ROOT / "tests").glob("test_*.py"))
+        if any(mark in path.read_text(encoding="utf-8") for mark in MARKS)
+    ]
     files = files[:1] if run.small else files
     options = ["-q", "-rfE", "--tb=short", "-p", "no:cacheprovider", "--continue-on-collection-errors", "-m", "gpu"]
     if run.left < LEAST:

@@ -106,9 +106,11 @@ def _cases(capability: tuple[int, int]) -> Iterator[list[Variant]]:
                     f"svfr stage {stage}, Hopper", case, svfr_hopper.stage_kernel, inputs | outputs, specialised, STAGE=stage
                 )
             hows = match.candidates(tokens, DIM, dtype)
-            features = {"local_feature": x, "global_feature": x, "labels": x}
-            scores = {"local_score": "*fp32", "global_score": "*fp32", "evidence": "*fp32", "rows": "i32", "topk": "i32"}
-            yield _variants("match", case, match.match_kernel, features | scores, hows, WITH_EVIDENCE=False)
+            inputs = {"local_feature": x, "labels": x, "similarity": "*fp32", "rows": "i32"}
+            yield _variants("match", case, match.similarity_kernel, inputs, hows)
+            scores = {"similarity": "*fp32", "local_score": "*fp32", "global_score": "*fp32", "rows": "i32", "topk": "i32"}
+            inputs = {"global_feature": x, "labels": x} | scores
+            yield _variants("match, best", case, match.select_kernel, inputs, [match.select_launch(tokens, DIM)])
     mix = dict.fromkeys(("local_score", "global_score", "score"), "*fp32") | {"rows": "i32"}
     yield _variants("match, norms", "fp32", match.mix_kernel, mix, [Launch({"BLOCK": match.NORM_BLOCK}, 4, 2)])
     for heads, width in GRAPH_WIDTHS:

@@ -1,12 +1,14 @@
-"""Local and global matching, fused: the [P, C] similarities leave the chip only where the evidence grid is asked for.
+"""Local and global matching in three kernels: similarities, the best patches of every label, norms over labels.
 
     local[c]  = mean of the k largest of { Y[n] · T[c] : n }
     global[c] = g · T[c]
     score     = (local / ‖local‖ + global / ‖global‖) / 2, norms over the labels of a picture
 
-(design, "Matching"). Shapes: Y [B, P, D], g [B, D], T [C, D] → scores [B, C] fp32. Cost: 2·P·C·D FLOP a picture. The k-th
-largest similarity of a label is found exactly, whatever k is, by 32 counts over its patches: one bit of an ordered integer a
-count. Ties at the k-th place count as often as the k places leave room for. The plain form is `match` of `model/sigrl.py`.
+(design, "Matching"). Shapes: Y [B, P, D], g [B, D], T [C, D] → scores [B, C] fp32. Cost: 2·P·C·D FLOP a picture, and the
+similarities [B, C, P] fp32, which stay in L2 for a picture of some thousand labels. The k-th largest similarity of a label is
+found exactly, whatever k is, by 32 counts over its patches: one bit of an ordered integer a count. One warp does that for a
+label, so that no count waits for other warps, and there are as many programs as labels. Ties at the k-th place count as often
+as the k places leave room for. The plain form is `match` of `model/sigrl.py`.
 """
 
 from __future__ import annotations
@@ -16,18 +18,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sigrl_deploy.kernels.blocks import Launch, block, check, depth_block, interpreted, product
+from sigrl_deploy.kernels.blocks import Launch, block, check, interpreted, product
 
 NORM_BLOCK = 1024
+PATCHES_A_WARP = 1024  # that a warp holds of a label, 32 a thread
+LABELS_A_PROGRAM = 16 if interpreted() else 1  # the interpreter takes long for every program
 
-# As in svfr.py, by (BLOCK_P, bytes of the dtype): (BLOCK_C, BLOCK_K, warps, stages).
+# As in svfr.py, by the dtype's bytes: (BLOCK_C, BLOCK_P, BLOCK_K, warps, stages).
 CANDIDATES = {
-    (64, 2): ((32, 64, 8, 3), (64, 64, 16, 2)),
-    (256, 2): ((16, 64, 4, 3), (32, 64, 8, 3), (32, 64, 16, 3), (64, 64, 16, 2)),
-    (1024, 2): ((16, 32, 8, 3), (32, 32, 8, 2), (32, 32, 16, 3)),
-    (64, 4): ((32, 32, 8, 3), (64, 32, 16, 2)),
-    (256, 4): ((32, 32, 8, 3), (32, 32, 16, 3)),
-    (1024, 4): ((32, 16, 8, 2), (16, 16, 16, 3)),
+    2: ((16, 32, 128, 4, 3), (16, 64, 128, 4, 3), (32, 64, 64, 4, 4), (64, 64, 64, 4, 3), (128, 64, 64, 8, 3)),
+    4: ((16, 32, 64, 4, 3), (32, 64, 32, 4, 3), (64, 64, 32, 8, 3)),
 }
 
 
@@ -46,53 +46,69 @@ def _mean_of_largest(values, inside, topk):
         bit = bit >> 1
     above = key > kth[:, None]
     room = topk - tl.sum(above.to(tl.int32), 1)
-    return (tl.sum(tl.where(above, _value(key), 0.0), 1) + room * _value(kth)) / topk
+    return (tl.sum(tl.where(above, values, 0.0), 1) + room * _value(kth)) / topk
 
 
 @triton.jit
 def _value(key):
-    """The fp32 number that an ordered integer stands for. Decoding saves the registers that the numbers would take."""
+    """The fp32 number that an ordered integer stands for."""
     bits = key.to(tl.int32, bitcast=True)
     return tl.where(bits < 0, bits ^ -2147483648, bits ^ -1).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def match_kernel(
+def similarity_kernel(
     local_feature,  # Y [B, P, D]
+    labels,  # T [C, D]
+    similarity,  # out: [B, C, P] fp32
+    rows,  # C
+    TOKENS: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    WIDE_DOT: tl.constexpr,
+):
+    # Patches are on the first axis with labels, since the others end at 65,535.
+    picture = tl.program_id(1).to(tl.int64)
+    blocks: tl.constexpr = (TOKENS + BLOCK_P - 1) // BLOCK_P
+    row = tl.program_id(0) // blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    patch = tl.program_id(0) % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
+    local_feature += picture * TOKENS * DIM
+    total = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
+    for start in range(0, DIM, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        t = tl.load(labels + row[:, None] * DIM + k[None, :], (row < rows)[:, None] & (k < DIM)[None, :], 0.0)
+        y = tl.load(local_feature + patch[None, :] * DIM + k[:, None], (patch < TOKENS)[None, :] & (k < DIM)[:, None], 0.0)
+        total = product(t, y, total, WIDE_DOT)
+    out = similarity + (picture * rows + row)[:, None] * TOKENS + patch[None, :]
+    tl.store(out, total, (row < rows)[:, None] & (patch < TOKENS)[None, :])
+
+
+@triton.jit
+def select_kernel(
+    similarity,  # [B, C, P] fp32
     global_feature,  # g [B, D]
     labels,  # T [C, D]
     local_score,  # out: [B, C] fp32
     global_score,  # out: [B, C] fp32
-    evidence,  # out: [B, C, P] fp32, where WITH_EVIDENCE
     rows,  # C
     topk,
     TOKENS: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    WITH_EVIDENCE: tl.constexpr,
-    WIDE_DOT: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
-    row = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    picture = tl.program_id(1).to(tl.int64)
-    local_feature += picture * TOKENS * DIM
-    patch = tl.arange(0, BLOCK_P)
-    similarity = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
-    whole = tl.zeros([BLOCK_C], tl.float32)
-    for start in range(0, DIM, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        t = tl.load(labels + row[:, None] * DIM + k[None, :], (row < rows)[:, None] & (k < DIM)[None, :], 0.0)
-        y = local_feature + patch[None, :] * DIM + k[:, None]
-        similarity = product(t, tl.load(y, (patch < TOKENS)[None, :] & (k < DIM)[:, None], 0.0), similarity, WIDE_DOT)
-        g = tl.load(global_feature + picture * DIM + k, k < DIM, 0.0)
-        whole += tl.sum(t.to(tl.float32) * g.to(tl.float32)[None, :], 1)
+    row, picture = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C), tl.program_id(1).to(tl.int64)
+    channel, patch = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_P)
+    out, own = picture * rows + row, (row < rows)[:, None]
     inside = tl.broadcast_to((patch < TOKENS)[None, :], [BLOCK_C, BLOCK_P])
-    out = picture * rows + row
-    tl.store(local_score + out, _mean_of_largest(similarity, inside, topk), row < rows)
-    tl.store(global_score + out, whole, row < rows)
-    if WITH_EVIDENCE:
-        tl.store(evidence + out[:, None] * TOKENS + patch[None, :], similarity, inside & (row < rows)[:, None])
+    values = tl.load(similarity + out[:, None] * TOKENS + patch[None, :], inside & own, 0.0)
+    t = tl.load(labels + row[:, None] * DIM + channel[None, :], own & (channel < DIM)[None, :], 0.0).to(tl.float32)
+    g = tl.load(global_feature + picture * DIM + channel, channel < DIM, 0.0).to(tl.float32)
+    tl.store(global_score + out, tl.sum(t * g[None, :], 1), row < rows)
+    tl.store(local_score + out, _mean_of_largest(values, inside, topk), row < rows)
 
 
 @triton.jit
@@ -124,27 +140,30 @@ def mix_kernel(
 
 
 def launch(tokens: int, dim: int, dtype: torch.dtype) -> Launch:
-    """Block sizes for P patches."""
-    block_p = block(tokens)
+    """Block sizes of the similarities of P patches."""
     constants = {
         "TOKENS": tokens,
         "DIM": dim,
-        "BLOCK_C": block(16, max(16, 8192 // block_p)),
-        "BLOCK_P": block_p,
-        "BLOCK_K": depth_block(dim, block_p, dtype),
+        "BLOCK_C": 32,
+        "BLOCK_P": block(tokens, 64),
+        "BLOCK_K": block(dim, 128 // dtype.itemsize),
         "WIDE_DOT": interpreted(),
     }
-    if block_p < 1024:
-        return Launch(constants, warps=4 if block_p <= 64 else 8, stages=2)
-    # What keeps the largest tiles in registers, as compile.py found.
-    return Launch(constants, warps=8, stages=1) if dtype is torch.float32 else Launch(constants, warps=16, stages=2)
+    return Launch(constants, warps=4, stages=3)
 
 
 def candidates(tokens: int, dim: int, dtype: torch.dtype) -> tuple[Launch, ...]:
     """What tuning chooses from, `launch`'s own choice first."""
     first = launch(tokens, dim, dtype)
-    others = CANDIDATES.get((first.constants["BLOCK_P"], dtype.itemsize), ())
-    return first, *(first.altered(warps, stages, BLOCK_C=c, BLOCK_K=k) for c, k, warps, stages in others)
+    others = CANDIDATES[dtype.itemsize]
+    return first, *(first.altered(warps, stages, BLOCK_C=c, BLOCK_P=p, BLOCK_K=k) for c, p, k, warps, stages in others)
+
+
+def select_launch(tokens: int, dim: int) -> Launch:
+    """How the best of P patches are found: by one warp where it can hold them."""
+    block_p = block(tokens)
+    constants = {"TOKENS": tokens, "DIM": dim, "BLOCK_C": LABELS_A_PROGRAM, "BLOCK_P": block_p, "BLOCK_D": block(dim)}
+    return Launch(constants, warps=max(1, min(8, block_p // PATCHES_A_WARP)), stages=1)
 
 
 def match(
@@ -162,14 +181,18 @@ def match(
     """
     check("match", local_feature, global_feature, label_embedding)
     (batch, tokens, dim), rows = local_feature.shape, label_embedding.shape[0]
-    how = how or launch(tokens, dim, local_feature.dtype)
+    how, select = how or launch(tokens, dim, local_feature.dtype), select_launch(tokens, dim)
+    global_feature, label_embedding = global_feature.contiguous(), label_embedding.contiguous()
+    similarity = torch.empty(batch, rows, tokens, device=local_feature.device)
     local_score, global_score, score = (torch.empty(batch, rows, device=local_feature.device) for _ in range(3))
-    evidence = torch.empty((batch, rows, tokens) if with_evidence else (1,), device=local_feature.device)
-    grid = (triton.cdiv(rows, how.constants["BLOCK_C"]), batch)
-    match_kernel[grid](
-        local_feature.contiguous(), global_feature.contiguous(), label_embedding.contiguous(),
-        local_score, global_score, evidence, rows, min(topk, tokens),
-        WITH_EVIDENCE=with_evidence, **how.constants, num_warps=how.warps, num_stages=how.stages,
+    blocks = triton.cdiv(rows, how.constants["BLOCK_C"]) * triton.cdiv(tokens, how.constants["BLOCK_P"])
+    similarity_kernel[blocks, batch](
+        local_feature.contiguous(), label_embedding, similarity, rows,
+        **how.constants, num_warps=how.warps, num_stages=how.stages,
+    )  # fmt: skip
+    select_kernel[triton.cdiv(rows, select.constants["BLOCK_C"]), batch](
+        similarity, global_feature, label_embedding, local_score, global_score, rows, min(topk, tokens),
+        **select.constants, num_warps=select.warps,
     )  # fmt: skip
     mix_kernel[(batch,)](local_score, global_score, score, rows, BLOCK=NORM_BLOCK, num_warps=4)
-    return score, evidence if with_evidence else None
+    return score, similarity if with_evidence else None
