@@ -12,7 +12,7 @@ from gpu.profile import beside
 from gpu.run import NotRunError, Run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-MARKS = ("mark.gpu", "ON_GPU")
+MARKS = ("mark.gpu", "ON_GPU")  # of a file with such tests
 LEAST = 20.0  # seconds
 
 
