@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from gpu.profile import beside
@@ -14,6 +15,7 @@ from gpu.run import NotRunError, Run
 ROOT = Path(__file__).resolve().parent.parent.parent
 MARKS = ("mark.gpu", "ON_GPU")  # of a file with such tests
 LEAST = 20.0  # seconds
+WORKERS = 8
 
 
 def own_tests(run: Run) -> None:
@@ -25,6 +27,8 @@ def own_tests(run: Run) -> None:
     ]
     files = files[:1] if run.small else files
     options = ["-q", "-rfE", "--tb=short", "-p", "no:cacheprovider", "--continue-on-collection-errors", "-m", "gpu"]
+    if not run.small and find_spec("xdist"):  # most of the time goes into compiling
+        options += ["-n", str(WORKERS)]
     if run.left < LEAST:
         raise NotRunError(f"{max(0, run.left):.0f} s were left")
     log, status = beside(run, "pytest.log"), "ran out of time"
