@@ -22,7 +22,7 @@ from sigrl_deploy.model.towers import typed
 from sigrl_deploy.model.transformer import LayerNorm
 from sigrl_deploy.model.vit import PatchEmbedding, VisionTransformer
 
-# Of a feature's norm: the same formula in another order of sums. In fp32 open_clip itself is 4e-7 off the exact value.
+# Of a feature's norm: the same formula in another order of sums. In fp32 either is up to 2e-7 off its value in float64.
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}
 MODELS = ["ViT-B-32-quickgelu", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14"]
 VOCABULARY = 300
@@ -161,8 +161,8 @@ def test_a_layer_computes_nothing_beside_its_formula(quick_gelu: bool) -> None:
         layer = counts[1] - counts[0]
         attention = [name for name in layer if "scaled_dot_product" in name]
         assert [layer.pop(name) for name in attention] == [1]
+        assert counts[0]["clone"] == (encode is encode_image)  # pixels put into patches
         assert layer == {"native_layer_norm": 2, "_to_copy": 4, "addmm": 4, "add": 2} | gelu
-    assert counts[0]["clone"] == 0
 
 
 @torch.inference_mode()
