@@ -229,8 +229,8 @@ def candidates(
 ) -> tuple[Launch, ...]:
     """What tuning chooses from. Arguments and errors as of `launch`.
 
-    Where `svfr_hopper` has a form, only its own: on an H100 it was 1.9 to 2.9 times as fast as the best other, at 20 to 1006 labels
-    and 1 to 64 pictures (benchmarks/results/h100.json).
+    Where `svfr_hopper` has a form, only its own: on an H100 it was 1.9 to 2.9 times as fast as the best other, at 20 to 1006
+    labels and 1 to 64 pictures (benchmarks/results/h100.json).
     """
     first = launch(tokens, dim, dtype, accumulators, capability, bounded)
     if bounded and not interpreted():
