@@ -63,8 +63,9 @@ def encode_text(text: TextTransformer, token_ids: Tensor) -> Tensor:
     L may be less than the context: no token sees those after it, so columns behind the last end-of-text token change nothing.
     """
     tokens = text(token_ids)
-    end_of_text = token_ids.argmax(dim=-1)  # it has the highest id
-    return tokens[torch.arange(tokens.shape[0], device=tokens.device), end_of_text] @ text.text_projection
+    end_of_text = token_ids.argmax(dim=-1, keepdim=True)[:, :, None]  # it has the highest id
+    # Gathered, not indexed: torch 2.11 exports that pair of indices to a graph that does not run.
+    return tokens.gather(1, end_of_text.expand(-1, -1, tokens.shape[2]))[:, 0] @ text.text_projection
 
 
 class GraphAttention(nn.Module):
