@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy as np
 
 from sigrl_deploy.config import ModelConfig, Precision
 from sigrl_deploy.engines.graphs import threads
+from sigrl_deploy.version import version_of
 
 PACKAGES = ("torch", "triton", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "open_clip_torch", "numpy")
 REPEATS = 5
@@ -39,18 +39,11 @@ def describe(device: str) -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "python": platform.python_version(),
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": {name: found for name in PACKAGES if (found := version_of(name))},
         **({} if device == "cpu" else {"gpu": _gpu()}),
         "gemm_gflops": gemm_gflops(device),
         "copy_gb_per_s": copy_gb_per_s(device),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _processor() -> str:

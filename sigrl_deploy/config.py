@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+FUSED = ("tower", "svfr", "match", "gmc")  # ops that run as kernels on a GPU
 BACKENDS = ("auto", "onnxruntime", "onnxruntime-tensorrt", "torch", "tensorrt", "openvino")
 
 

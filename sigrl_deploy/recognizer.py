@@ -185,6 +185,9 @@ class Recognizer:
             yield (None if local is None else local[i]), row
 
     def _check(self, pixels: Pixels, vocabulary: Vocabulary) -> None:
+        side = self.bundle.manifest.image_size
+        if pixels.ndim != 4 or pixels.shape[1:] != (3, side, side) or not len(pixels):
+            raise UsageError(f"pixels: are {list(pixels.shape)}; expected [B, 3, {side}, {side}] of at least one picture")
         if pixels.dtype == np.uint8 and not self.engine.takes_uint8:
             raise UsageError("pixels: are uint8, which this engine does not take; make them with recognizer.pixels(image)")
         if not isinstance(vocabulary, Vocabulary):

@@ -44,12 +44,12 @@ def main(weights: Path, text: Path, tokenizer: Path, out: Path, labels: Sequence
     import sigrl_deploy
     from sigrl_deploy import Recognizer
     from sigrl_deploy.bundle import MANIFEST, TOKENIZER, Manifest, Variant
-    from sigrl_deploy.config import Precision
+    from sigrl_deploy.config import FUSED, Precision
     from sigrl_deploy.eager import load_model
-    from sigrl_deploy.engines import FUSED
     from sigrl_deploy.engines.torch import TorchEngine
     from sigrl_deploy.export.parity import PHOTOS
     from sigrl_deploy.files import sha256_file
+    from sigrl_deploy.images import read_image
     from sigrl_deploy.preprocess import Contract, Preprocess
     from sigrl_deploy.trained import TrainedRecord, write_trained
     from sigrl_deploy.version import tool_versions
@@ -86,7 +86,7 @@ def main(weights: Path, text: Path, tokenizer: Path, out: Path, labels: Sequence
 
     recognizer = Recognizer(folder, backend="torch", device="cpu")
     vocabulary = recognizer.vocabulary(labels)
-    pixels = recognizer.pixels(PHOTOS / "cat.jpg")[None]
+    pixels = preprocess(read_image(PHOTOS / "cat.jpg"))[None]  # normalised, as the model takes them
     fused = TorchEngine(recognizer.bundle, "cpu", fused=FUSED)
     np.savez(
         out,

@@ -14,8 +14,8 @@ import torch
 
 from sigrl_deploy import Recognizer
 from sigrl_deploy.bundle import MANIFEST, Bundle
-from sigrl_deploy.config import Precision
-from sigrl_deploy.engines import FUSED, choice
+from sigrl_deploy.config import FUSED, Precision
+from sigrl_deploy.engines import choice
 from sigrl_deploy.engines.onnxruntime import NoCudaError, OnnxRuntimeEngine
 from sigrl_deploy.engines.onnxruntime_fused import OnnxRuntimeFusedEngine
 from sigrl_deploy.errors import BundleError, UsageError

@@ -158,6 +158,28 @@ def test_batches_in_a_row_score_as_one_by_one(recognizer: Recognizer, photos: li
     assert list(recognizer.score_batches([], vocabulary)) == []
 
 
+def test_a_batch_that_fails_loses_only_itself(recognizer: Recognizer, photos: list[Path]) -> None:
+    vocabulary = recognizer.vocabulary(LABELS)
+    pixels = recognizer.pixels(photos[0])[None]
+
+    def batches() -> Iterator[np.ndarray]:
+        yield pixels
+        raise OSError("the disk is gone")
+
+    found = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        found.extend(recognizer.score_batches(batches(), vocabulary))
+    np.testing.assert_array_equal(found, [recognizer.score_pixels(pixels, vocabulary)])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 80, 80), (1, 3, 64, 64), (1, 3, 112, 112), (3, 80, 80), (0, 3, 80, 80)])
+def test_pixels_of_another_shape_are_refused(recognizer: Recognizer, shape: tuple[int, ...]) -> None:
+    """The kernels, and a captured pass, take what they get for pictures of the model's size."""
+    vocabulary, dtype = recognizer.vocabulary(LABELS), np.uint8 if recognizer.engine.takes_uint8 else np.float32
+    with pytest.raises(UsageError, match=r"expected \[B, 3, 80, 80\]"):
+        recognizer.score_pixels(np.zeros(shape, dtype), vocabulary)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_pictures_that_cannot_be_read_shift_no_scores(
     recognizer: Recognizer, photos: list[Path], tmp_path: Path, batch_size: int

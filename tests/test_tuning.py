@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sigrl_deploy.config import Arch, GraphConfig
-from sigrl_deploy.engines import FUSED
+from sigrl_deploy.config import FUSED, Arch, GraphConfig
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.kernels import cases, gmc, match, svfr
 from sigrl_deploy.kernels.blocks import Launch

@@ -61,11 +61,7 @@ def test_encode_image(config: VisionConfig, dtype: torch.dtype) -> None:
 
 
 def exact_features(visual: torch.nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    exact = in_float64(visual)
-    for module in exact.modules():  # open_clip's norm of low-precision weights computes in fp32 whatever comes
-        if isinstance(module, torch.nn.LayerNorm):
-            module.__class__ = torch.nn.LayerNorm
-    return encode_image(exact, pixels.double())
+    return encode_image(in_float64(visual), pixels.double())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -146,3 +142,9 @@ def test_what_the_kernels_cannot_take_is_said() -> None:
         vit.encode_image(visual, draw(1, 3, 16, 24, dtype=torch.float32))
     with pytest.raises(UsageError, match=r"weights are torch\.float64; expected fp32, fp16 or bf16"):
         vit.encode_image(visual.double(), draw(1, 3, 16, 16, dtype=torch.float32))
+
+
+def test_pixels_of_another_size_are_refused() -> None:
+    visual = tower(VisionConfig(32, 16, 32, 1, 2), torch.float32)
+    with pytest.raises(UsageError, match="9 patches; the model has 4"):
+        vit.encode_image(visual, draw(1, 3, 48, 48, dtype=torch.float32))

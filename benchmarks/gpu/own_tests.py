@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -45,6 +47,9 @@ def own_tests(run: Run) -> None:
         try:
             status = f"exit status {process.wait(run.left - LEAST / 4)}"
         except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)  # so that it says what it found
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(LEAST / 5)
             process.kill()
             process.wait()
     text = log.read_text(encoding="utf-8", errors="replace")

@@ -17,9 +17,9 @@ from workload import Array, real_files
 from gpu.cases import PRECISIONS
 from sigrl_deploy.bundle import MANIFEST, VOCABULARY, Bundle, Manifest, Variant
 from sigrl_deploy.checkpoint import Checkpoint, build_model, model_config
-from sigrl_deploy.config import ModelConfig, Precision
+from sigrl_deploy.config import FUSED, ModelConfig, Precision
 from sigrl_deploy.device_preprocess import Normalise
-from sigrl_deploy.engines import FUSED, Pixels
+from sigrl_deploy.engines import Pixels
 from sigrl_deploy.engines.torch import TorchEngine
 from sigrl_deploy.files import sha256_file
 from sigrl_deploy.images import read_image

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sigrl_deploy.config import BACKENDS, Precision
+from sigrl_deploy.config import BACKENDS, FUSED, Precision
 
 PATH = click.Path(path_type=Path)
 bundle_argument = click.argument("bundle", type=PATH)
@@ -33,7 +33,7 @@ precision_option = click.option(
 unfused_option = click.option(
     "--unfused",
     multiple=True,
-    type=click.Choice(["svfr", "match", "gmc"]),
+    type=click.Choice(FUSED),
     help="On a GPU, run this op in its plain form, not as a kernel; repeatable.",
 )
 build_option = click.option(

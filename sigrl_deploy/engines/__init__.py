@@ -15,8 +15,6 @@ from sigrl_deploy.vocabulary import Vocabulary
 Array = NDArray[np.float32]
 Pixels = NDArray[np.float32 | np.uint8]  # normalised, or before the contract's normalisation
 
-FUSED = ("tower", "svfr", "match", "gmc")  # ops that run as kernels on a GPU
-
 
 class Preparation(Protocol):
     """A bundle's preprocessing contract, in Pillow or on a device; see `Preprocess`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,7 +83,7 @@ class CapturedPass:
         buffers, other = self._buffers
         self._buffers.reverse()
         buffers.wait()
-        buffers.pixels[:count].copy_(torch.from_numpy(pixels))
+        np.copyto(buffers.pixels[:count].numpy(), pixels)  # whatever their strides
         self._copy(buffers, count, beside=other.is_busy)
         self._take(vocabulary)
         self._ahead(self._pixels)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sigrl_deploy.bundle import Bundle
-from sigrl_deploy.config import BACKENDS, Precision
-from sigrl_deploy.engines import FUSED, Engine
+from sigrl_deploy.config import BACKENDS, FUSED, Precision
+from sigrl_deploy.engines import Engine
 from sigrl_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -97,8 +97,9 @@ def _onnxruntime_fused(
     bundle: Bundle, device: str, precision: Precision | None, unfused: Collection[str], cache_folder: Path | None
 ) -> Engine | None:
     """ONNX Runtime's CUDA provider with the fused SVFR behind it; None where the whole graph is to run in ONNX Runtime."""
-    if "gmc" in unfused:
-        raise UsageError("--unfused gmc: ONNX Runtime runs the label graph in standard ops; leave it out")
+    for op, what in (("gmc", "the label graph"), ("tower", "the tower")):
+        if op in unfused:
+            raise UsageError(f"--unfused {op}: ONNX Runtime runs {what} in standard ops; leave it out")
     if "svfr" in unfused:
         return None
     from sigrl_deploy.engines.onnxruntime import NoCudaError
@@ -121,6 +122,8 @@ def _tensorrt(
 
     if device == "cpu":
         raise UsageError("--device cpu: TensorRT runs on GPUs; leave it out, or use another --backend")
+    if "tower" in unfused:
+        raise UsageError("--unfused tower: TensorRT runs the tower itself; leave it out")
     library = _library(bundle)
     try:
         gpu = gpu_at_hand()

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sigrl_deploy.bundle import Bundle
+from sigrl_deploy.config import FUSED
 from sigrl_deploy.device_preprocess import DevicePreprocess, Normalise
-from sigrl_deploy.engines import FUSED, Array, Pixels
+from sigrl_deploy.engines import Array, Pixels
 from sigrl_deploy.engines.captured import CapturedPass, GraphPool, Resident, bucket
 from sigrl_deploy.engines.launches import Launches
 from sigrl_deploy.engines.memory import check_room, pass_bytes
@@ -112,7 +113,6 @@ class ResidentEngine(ABC):
             with torch.cuda.device(place):
                 self._pool = GraphPool()
         self._folder = folder
-        self._launches = Launches(sizes, dtype, place, folder)
         self._svfr: sigrl.SVFR | svfr.FusedSVFR | None = None
 
     @abstractmethod
@@ -120,6 +120,10 @@ class ResidentEngine(ABC):
         """pixels [B, 3, H, W] on the device, fp32 or what `_normalised` takes → local features [B, P, D] in `dtype`, global
         feature [B, D].
         """
+
+    @cached_property
+    def _launches(self) -> Launches:
+        return Launches(self.sizes, self.dtype, self.place, self._folder)
 
     def _ahead(self, pixels: Tensor) -> None:
         """What a pass does before `_features` and no CUDA graph can hold; here nothing."""
@@ -175,7 +179,7 @@ class ResidentEngine(ABC):
         """
         missing = self._bucket(len(pixels)) - len(pixels) if self.device == "cuda" else 0
         filled = np.pad(pixels, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else pixels
-        return torch.from_numpy(filled).to(self.place, _dtype(pixels)).contiguous()
+        return torch.from_numpy(np.ascontiguousarray(filled)).to(self.place, _dtype(pixels))
 
     def score(self, pixels: Pixels, vocabulary: Vocabulary) -> Array:
         """See `Engine.score`. A batch that the GPU has no room for is halved; raises UsageError where it has none for one."""
@@ -185,15 +189,22 @@ class ResidentEngine(ABC):
     def score_batches(self, batches: Iterable[Pixels], vocabulary: Vocabulary) -> Iterator[Array]:
         """See `Engine.score_batches`. Others may use the engine between two batches."""
         started: deque[list[Callable[[], Array]]] = deque()
-        for pixels in batches:
+        under_way = 1 if self.device == "cuda" and self.captures else 0
+        try:
+            for pixels in batches:
+                with self.running():
+                    started.append(self._started(pixels, vocabulary))
+                yield from self._ended(started, under_way)
+        except Exception:
+            yield from self._ended(started, 0)  # a batch that fails loses only itself
+            raise
+        yield from self._ended(started, 0)
+
+    def _ended(self, started: deque[list[Callable[[], Array]]], under_way: int) -> Iterator[Array]:
+        """The scores of the oldest batches, until so many are left."""
+        while len(started) > under_way:
             with self.running():
-                started.append(self._started(pixels, vocabulary))
-                scores = _gathered(started.popleft()) if len(started) > 1 else None
-            if scores is not None:
-                yield scores
-        for last in started:
-            with self.running():
-                scores = _gathered(last)
+                scores = _gathered(started.popleft())
             yield scores
 
     def _started(self, pixels: Pixels, vocabulary: Vocabulary) -> list[Callable[[], Array]]:
@@ -279,7 +290,6 @@ class ResidentEngine(ABC):
             return
         self._svfr = fused = svfr.FusedSVFR(module)
         self.sizes = replace(self.sizes, bounded=fused.bounded)
-        self._launches = Launches(self.sizes, self.dtype, self.place, self._folder)
 
     def _reconstructed(self, patches: Tensor, vocabulary: Resident) -> Tensor:
         """SVFR on the device: X [B, P, D] → Y [B, P, D]."""

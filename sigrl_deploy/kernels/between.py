@@ -36,7 +36,10 @@ CANDIDATES = {
 @triton.jit
 def _tf32(x, SINGLE: tl.constexpr):
     """The nearest number of TF32, which tensor cores would cut x to; all of x where a product is three of TF32."""
-    return ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True) if SINGLE else x
+    if SINGLE:  # NaN stays NaN, which the sum could make another number
+        rounded = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+        x = tl.where(x == x, rounded, x)
+    return x
 
 
 @triton.jit

@@ -66,11 +66,12 @@ def cases(sizes: Sizes, dtype: torch.dtype, device: torch.device, fused: Collect
         x, t, weight = random(served.pictures, patches, dim), random(served.rows, dim), random(dim, dim) / dim**0.5
         count = torch.tensor(served.labels, dtype=torch.int32, device=device)
         stage1, stage2 = (svfr.candidates(patches, dim, dtype, stage, bounded=sizes.bounded[stage - 1]) for stage in (1, 2))
-        yield Case("svfr.decouple", size, stage1, lambda how: svfr.decouple(x, t, weight, count=count, how=how))
+        sizes1, sizes2 = (f"{size}{', bounded' if bounded else ''}" for bounded in sizes.bounded)
+        yield Case("svfr.decouple", sizes1, stage1, lambda how: svfr.decouple(x, t, weight, count=count, how=how))
         v = random(served.pictures, served.rows, dim)
         semantic, fuse, hows = v.float(), random(dim, 2 * dim), between.candidates(dim, dtype)
         yield Case("svfr.between", size, hows, lambda how: between.between(semantic, t, t, fuse, how=how))
-        yield Case("svfr.reconstruct", size, stage2, lambda how: svfr.reconstruct(x, v, weight, count=count, how=how))
+        yield Case("svfr.reconstruct", sizes2, stage2, lambda how: svfr.reconstruct(x, v, weight, count=count, how=how))
     if "match" in fused and sizes.arch.has_local:
         y, g, labels = random(served.pictures, patches, dim), random(served.pictures, dim), random(served.rows, dim)
         hows = match.candidates(patches, dim, dtype)

@@ -3,8 +3,9 @@
     python -m sigrl_deploy.kernels.compile         # a table of everything that tuning tries, for all chips
     python -m sigrl_deploy.kernels.compile 90      # for sm_90
 
-Exit status 1 where a kernel needs more than a chip has or spills registers, and where on sm_90 a loop of SVFR has no warpgroup
-product, or waits for each before it starts the next.
+Exit status 1 where a kernel needs more than a chip has or spills registers (more than SPILL_LIMIT and LARGE_ON_SM_100 allow),
+and where on sm_90 a loop of SVFR has no warpgroup product, or waits for each before it starts the next (but for the specialised
+kernel, where another warpgroup's go on meanwhile).
 """
 
 from __future__ import annotations

@@ -229,14 +229,14 @@ def candidates(
 ) -> tuple[Launch, ...]:
     """What tuning chooses from. Arguments and errors as of `launch`.
 
-    Where `svfr_hopper` has a form, only its own: on an H100 it was 1.9 to 2.9 times as fast as the best other, at 20 to 1006
-    labels and 1 to 64 pictures (benchmarks/results/h100.json).
+    Where `svfr_hopper` has a form, its own, which on an H100 were 1.9 to 2.9 times as fast as the best other, at 20 to 1006
+    labels and 1 to 64 pictures (benchmarks/results/h100.json), and one other, for a Triton that cannot compile them.
     """
     first = launch(tokens, dim, dtype, accumulators, capability, bounded)
     if bounded and not interpreted():
         found = svfr_hopper.candidates(tokens, dim, dtype, capability or torch.cuda.get_device_capability())
         if found:
-            return found
+            return *found, first
     others = _blocks(accumulators, first.constants["BLOCK_P"], dtype)[1:]
     return first, *(first.altered(warps, stages, BLOCK_O=o, BLOCK_K=k) for o, k, warps, stages in others)
 

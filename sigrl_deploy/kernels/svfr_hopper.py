@@ -27,7 +27,6 @@ from sigrl_deploy.kernels.blocks import Launch
 CAPABILITY = (9, 0)
 MOST_PATCHES = 200  # whose energies and sums of 64 channels fit a warpgroup's registers
 MOST_CHANNELS = 512  # of which 128 rows of W leave shared memory room for the ring
-PROGRAMS = 132  # one for each multiprocessor of an H100 or H200
 REGISTERS = 128  # a thread's share, of 512, before the warpgroups divide them anew
 STEP, SLOTS = (
     64,
@@ -385,7 +384,8 @@ def candidates(tokens: int, dim: int, dtype: torch.dtype, capability: tuple[int,
 
 def splits(rows: int, batch: int, dim: int) -> int:
     """Into how many programs the C labels of a picture are divided, for each block of output channels."""
-    return max(1, min(rows, PROGRAMS // (dim // (2 * HALF.value) * batch)))
+    multiprocessors = torch.cuda.get_device_properties().multi_processor_count  # one program fills each
+    return max(1, min(rows, multiprocessors // (dim // (2 * HALF.value) * batch)))
 
 
 def run(stage: int, patches: Tensor, labels: Tensor, weight: Tensor, count: Tensor, out: Tensor, how: Launch) -> None:

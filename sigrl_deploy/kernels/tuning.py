@@ -185,6 +185,8 @@ def _fastest(case: Case, timer: Timer) -> tuple[Launch, float]:
         try:
             with redirect_stdout(io.StringIO()):  # where ptxas refuses a kernel, Triton prints all of it
                 times.append((timer(lambda launch=candidate: case.run(launch)), candidate))  # type: ignore[misc]
+        except torch.OutOfMemoryError:  # which fewer pictures mend, not another candidate
+            raise
         except Exception as error:  # the compiler, ptxas and the driver each have their own
             reason = reason or (str(error).strip() or type(error).__name__).splitlines()[0]
             log.debug("%s: %s does not run (%s)", case.name, candidate.name, reason)

@@ -217,6 +217,8 @@ def _embedded(visual: Any, pixels: Tensor, statistics: Tensor | None, how: Launc
     embedded = F.linear(cut(pixels, weight.shape[-1], weight.dtype, statistics), weight.flatten(1))
     check("vit.encode_image", embedded, visual.class_embedding, visual.positional_embedding)
     (tokens, width), batch = visual.positional_embedding.shape, len(pixels)
+    if embedded.shape[1] != tokens - 1:
+        raise UsageError(f"pixels are {list(pixels.shape)}, {embedded.shape[1]} patches; the model has {tokens - 1}")
     how = how or launch(width)
     x = torch.empty(batch, tokens, width, dtype=weight.dtype, device=pixels.device)
     normed = torch.empty_like(x).view(-1, width)
@@ -230,9 +232,8 @@ def _embedded(visual: Any, pixels: Tensor, statistics: Tensor | None, how: Launc
 
 def _attention(attention: Any, normed: Tensor, batch: int) -> Tensor:
     """LN_1(x) [B·N, W] → its attention's output [B·N, W]. Heads are views of the product, before and after."""
-    heads = getattr(attention, "heads", None) or attention.num_heads
     qkv = F.linear(normed, attention.in_proj_weight, attention.in_proj_bias)
-    q, k, v = qkv.view(batch, -1, 3, heads, normed.shape[1] // heads).permute(2, 0, 3, 1, 4)
+    q, k, v = qkv.view(batch, -1, 3, attention.heads, normed.shape[1] // attention.heads).permute(2, 0, 3, 1, 4)
     mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(normed.shape)
     return F.linear(mixed, attention.out_proj.weight, attention.out_proj.bias)
 
@@ -240,5 +241,4 @@ def _attention(attention: Any, normed: Tensor, batch: int) -> Tensor:
 def _activated(block: Any, normed: Tensor) -> Tensor:
     """LN_2(x) [B·N, W] → the hidden layer of the MLP [B·N, 4·W]."""
     hidden = F.linear(normed, block.mlp.c_fc.weight, block.mlp.c_fc.bias)
-    is_quick = block.quick_gelu if hasattr(block, "quick_gelu") else type(block.mlp.gelu).__name__ == "QuickGELU"
-    return quick_gelu(hidden) if is_quick else F.gelu(hidden)
+    return quick_gelu(hidden) if block.quick_gelu else F.gelu(hidden)
