@@ -1,8 +1,9 @@
 """What the engines of a GPU share: vocabularies that stay on it, one CUDA graph for each size, batches that fit its memory.
 
 A forward pass is captured once for a bucket of pictures and labels and replayed for every batch that fits: labels are padded
-with zero rows, which the kernels skip. Vocabularies stay on the GPU as long as their owner keeps them, so that another
-vocabulary costs one copy on the GPU. Nothing between pixels and scores waits for the host, and pixels may travel as uint8.
+with zero rows, which the kernels skip. Vocabularies stay on the GPU as long as their owner, or the pass that had them last,
+keeps them, so that another vocabulary costs one copy on the GPU. Nothing between pixels and scores waits for the host, and
+pixels may travel as uint8.
 """
 
 from __future__ import annotations
