@@ -75,7 +75,7 @@ class Compiled:
         )
         if self.code.spilled > (LARGE_ON_SM_100 if large else SPILL_LIMIT.get(self.variant.name, 0)):
             return "spills"
-        if self.capability == 90 and self.variant.name.startswith("svfr") and not self.variant.case.endswith("fp32"):
+        if reads_loops(self.variant, self.capability) and not self.variant.case.endswith("fp32"):
             if not self.code.loops or any(loop.warpgroup_products == 0 for loop in self.code.loops):
                 return "no warpgroup product in a loop"
             # In the specialised kernel another warpgroup's products go on meanwhile.
@@ -155,6 +155,11 @@ def _variants(
     ]
 
 
+def reads_loops(variant: Variant, capability: int) -> bool:
+    """Whether a kernel's loops are read: SVFR's, which take nearly all the time, on the chip that they are made for."""
+    return capability == 90 and variant.name.startswith("svfr")
+
+
 def compile_variant(variant: Variant, capability: int) -> Compiled:
     """Compile for sm_`capability`. Raises UsageError in Triton's interpreter, which has no compiler."""
     if interpreted():
@@ -174,7 +179,8 @@ def compile_variant(variant: Variant, capability: int) -> Compiled:
         source = ASTSource(variant.kernel, types, variant.launch.constants, aligned)
         options["num_stages"] = variant.launch.stages
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    return Compiled(variant, capability, sass.read(compiled.asm["cubin"]), compiled.metadata.shared)
+    code = sass.read(compiled.asm["cubin"], reads_loops(variant, capability))
+    return Compiled(variant, capability, code, compiled.metadata.shared)
 
 
 def _row(number: int, capability: int) -> tuple[bool, str]:

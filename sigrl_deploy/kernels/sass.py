@@ -41,13 +41,13 @@ class Code:
     loops: tuple[Loop, ...]
 
 
-def read(cubin: bytes) -> Code:
-    """Disassemble a kernel with the tools that come with Triton."""
+def read(cubin: bytes, with_loops: bool = True) -> Code:
+    """What a kernel's code says, by Triton's tools. Without loops it is not disassembled, which takes longest."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         usage = _run("cuobjdump", "--dump-resource-usage", file.name)
-        lines = _run("nvdisasm", "-c", file.name).splitlines()
+        lines = _run("nvdisasm", "-c", file.name).splitlines() if with_loops else []
     found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     return Code(found["REG"], found["STACK"] + found["LOCAL"], tuple(_loops(lines)))
 
