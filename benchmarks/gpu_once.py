@@ -55,7 +55,7 @@ def main() -> None:
                 run.section(name, MEASURES[name])
             except GpuLostError as error:
                 go_on_afresh(run, name, args, str(error))
-    print(f"{path}: {len(run.results['left_out'])} measurements left out", file=sys.stderr)
+    print(f"{path}: written; what was left out, and why, in `left_out`: {len(run.results['left_out'])}", file=sys.stderr)
 
 
 def parse() -> argparse.Namespace:

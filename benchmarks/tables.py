@@ -41,20 +41,23 @@ def caption(results: dict[str, Any]) -> str:
 
 def summary(results: dict[str, Any], peers: tuple[str, ...] = CPU_PEERS) -> str:
     """One row a contender, a column a label count; batch 1."""
-    records = [record for record in results["records"] if record["batch"] == 1]
+    records, missing = [record for record in results["records"] if record["batch"] == 1], {"status": "not measured"}
     counts = sorted({record["labels"] for record in records})
     found = {(name_of(record), record["labels"]): record for record in records}
     most = MANY if MANY in counts else counts[-1]
-    ratios_to = " | ".join(PEER_NAMES[peer].format(most) for peer in peers)
+    baselines = peer_names(records, peers)
+    ratios_to = " | ".join(
+        f"{PEER_NAMES[peer].format(most)} ({name.rpartition(', ')[2]})" for peer, name in zip(peers, baselines, strict=True)
+    )
     lines = [
         f"| | {' | '.join(f'{count} labels' for count in counts)} | memory at {most} | {ratios_to} |",
         f"| --- |{' ---: |' * (len(counts) + 1 + len(peers))}",
     ]
-    times = [found.get((name, most), {}).get("p50_ms") for name in peer_names(records, peers)]
+    times = [found.get((name, most), {}).get("p50_ms") for name in baselines]
     for name in dict.fromkeys(name_of(record) for record in records):
-        own = found.get((name, most), {"status": ""})
+        own = found.get((name, most), missing)
         ratios = [f"{peer / own['p50_ms']:.1f}×" if peer and own["status"] == "ok" else "" for peer in times]
-        cells = [cell(found.get((name, count), {"status": ""})) for count in counts]
+        cells = [cell(found.get((name, count), missing)) for count in counts]
         memory = f"{own['peak_bytes'] / 1e9:.1f} GB" if own["status"] == "ok" else ""
         lines.append(f"| {name} | {' | '.join([*cells, memory, *ratios])} |")
     return "\n".join(lines) + "\n"
