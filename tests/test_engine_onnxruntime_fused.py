@@ -144,9 +144,11 @@ def test_where_both_have_a_gpu_the_kernels_run_behind_onnx_runtimes_tower(bundle
     held = Bundle(bundle)
     for device, unfused in (("auto", ()), ("cuda", ("match",)), ("cuda", ("svfr",)), ("cpu", ())):
         choice.open_engine(held, "onnxruntime", device, unfused=unfused)
-    assert gpu == ["fused gmc match svfr", "fused gmc svfr", "whole cuda", "whole cpu"]
+    assert gpu == ["fused gmc match svfr tower", "fused gmc svfr tower", "whole cuda", "whole cpu"]
     with pytest.raises(UsageError, match="--unfused gmc: ONNX Runtime runs the label graph in standard ops"):
         choice.open_engine(held, "onnxruntime", "cuda", unfused=("gmc",))
+    with pytest.raises(UsageError, match="--unfused tower: ONNX Runtime runs the tower in standard ops"):
+        choice.open_engine(held, "onnxruntime", "cuda", unfused=("tower",))
     with pytest.raises(UsageError, match="--unfused svfr: nothing is fused here"):
         choice.open_engine(held, "onnxruntime", "cpu", unfused=("svfr",))
 

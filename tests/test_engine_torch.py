@@ -171,7 +171,7 @@ def test_switches_of_the_command_line(with_weights: Path, bundle: Path, photos: 
         Recognizer(with_weights, device="cpu", precision="int8")
     with pytest.raises(UsageError, match="--precision int8: PyTorch runs no int8"):
         Recognizer(with_weights, backend="torch", device="cpu", precision="int8")
-    with pytest.raises(UsageError, match="unfused 'svd': expected some of svfr, match, gmc"):
+    with pytest.raises(UsageError, match="unfused 'svd': expected some of tower, svfr, match, gmc"):
         Recognizer(with_weights, backend="torch", device="cpu", unfused=["svd"])
 
 

@@ -49,6 +49,7 @@ def test_every_section_gives_results_or_a_reason(results: dict[str, Any]) -> Non
     assert len(results["files"]) <= 6
     assert results["ceilings"]
     assert results["tests"]["status"] == "exit status 0"
+    assert results["tests"]["counts"]["passed"] > 0
 
 
 def test_kernels_are_as_exact_as_the_rule_asks(results: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 MARKS = ("mark.gpu", "ON_GPU")  # of a file with such tests
 LEAST = 20.0  # seconds
 WORKERS = 8
+REHEARSED = "test_device_preprocess.py"  # on a CPU, which runs the rest of this file
 
 
 def own_tests(run: Run) -> None:
@@ -27,10 +28,11 @@ def own_tests(run: Run) -> None:
         for path in sorted((ROOT / "tests").glob("test_*.py"))
         if any(mark in path.read_text(encoding="utf-8") for mark in MARKS)
     ]
-    files = files[:1] if run.small else files
-    options = ["-q", "-rfE", "--tb=short", "-p", "no:cacheprovider", "--continue-on-collection-errors", "-m", "gpu"]
-    if not run.small and find_spec("xdist"):  # most of the time goes into compiling
-        options += ["-n", str(WORKERS)]
+    options = ["-q", "-rfE", "--tb=short", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    if run.small:
+        files = [str(ROOT / "tests" / REHEARSED)]
+    else:
+        options += ["-m", "gpu", *(["-n", str(WORKERS)] if find_spec("xdist") else [])]  # most of the time goes into compiling
     if run.left < LEAST:
         raise NotRunError(f"{max(0, run.left):.0f} s were left")
     log, status = beside(run, "pytest.log"), "ran out of time"
