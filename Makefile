@@ -6,7 +6,7 @@ TRITON := .venv-triton
 BIN := $(VENV)/bin
 SOURCES := $(shell find sigrl_deploy -type f -not -name '*.pyc')
 
-.PHONY: demo test lint bench gpu report demo-checkpoint clean
+.PHONY: demo test lint bench gpu gpu-rehearsal report demo-checkpoint clean
 
 # Exports the model that ships with the package, tags pictures that it has never seen, and draws where it found what.
 demo: $(VENV)/ready
@@ -30,6 +30,10 @@ bench: $(VENV)/ready
 gpu: $(VENV)/ready
 	$(BIN)/python benchmarks/gpu_once.py --out benchmarks/results
 	$(BIN)/python benchmarks/report.py
+
+# The same on a CPU, at sizes that take no time, to see that it works.
+gpu-rehearsal: $(VENV)/ready
+	$(BIN)/python benchmarks/gpu_once.py --device cpu --variant tiny --out runs
 
 report: $(VENV)/ready
 	$(BIN)/python benchmarks/report.py
