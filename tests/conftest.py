@@ -57,6 +57,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     del os.environ["SIGRL_DEPLOY_CACHE"]
 
 
+@pytest.fixture
+def no_gradients() -> Iterator[None]:
+    """Inference, on numbers that are the same every time."""
+    torch.manual_seed(0)
+    torch.set_grad_enabled(False)
+    yield
+    torch.set_grad_enabled(True)
+
+
 @pytest.fixture(scope="session")
 def photos() -> list[Path]:
     return sorted(PHOTOS.glob("*.jpg"))

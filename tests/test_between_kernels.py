@@ -1,24 +1,16 @@
-"""The fused products between SVFR's stages against float64 and the plain ones, by the rule of test_kernels.py."""
+"""The fused products between SVFR's stages against float64 and the plain ones, by the rule of kernel_rule.py."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from test_kernels import DEVICE, DTYPES, ON_GPU, check, draw, in_float64
+from kernel_rule import DEVICE, DTYPES, MARKS, check, draw, in_float64
 from torch import Tensor
 
 from sigrl_deploy.kernels.between import between, candidates, splits
 from sigrl_deploy.model.sigrl import SVFR
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), *ON_GPU]
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients() -> None:
-    torch.manual_seed(0)
-    torch.set_grad_enabled(False)
-    yield
-    torch.set_grad_enabled(True)
+pytestmark = MARKS
 
 
 def inputs(batch: int, labels: int, dim: int, dtype: torch.dtype) -> tuple[SVFR, Tensor, Tensor, Tensor]:

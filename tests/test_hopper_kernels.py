@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_kernels import check, draw
+from kernel_rule import check, draw
 
 from sigrl_deploy.kernels import svfr, svfr_hopper
 

@@ -1,16 +1,13 @@
 """The fused ops against float64, in Triton's interpreter or, where there is one, on a GPU.
 
-The rule: the error against float64 is at most twice that of plain PyTorch at the same dtype. Errors are norms over all
-elements, since the largest of a few elements is luck. `model/materialised.py` and `model/sigrl.py` are the plain forms.
+`model/materialised.py` and `model/sigrl.py` are the plain forms, kernel_rule.py has the rule.
 """
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
-from torch import Tensor
+from kernel_rule import DEVICE, DTYPES, MARKS, check, draw, in_float64
 
 from sigrl_deploy.config import Arch, GraphConfig
 from sigrl_deploy.errors import UsageError
@@ -21,43 +18,7 @@ from sigrl_deploy.model import materialised
 from sigrl_deploy.model.sigrl import GMC, SVFR
 from sigrl_deploy.model.sigrl import match as plain_match
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-FP32_FLOOR = 1e-6  # of the largest value
-ON_GPU = [pytest.mark.gpu] if DEVICE == "cuda" else []
-pytestmark = [pytest.mark.filterwarnings("ignore"), *ON_GPU]
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients() -> None:
-    torch.manual_seed(0)
-    torch.set_grad_enabled(False)
-    yield
-    torch.set_grad_enabled(True)
-
-
-def distance(got: Tensor, exact: Tensor) -> float:
-    return float((got.double() - exact).norm() / exact.norm())
-
-
-def check(got: Tensor, plain: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
-    assert got.isfinite().all()
-    # A product of three TF32 keeps 21 bits of its operands where fp32 keeps 24: of short sums it errs by some 1e-7 of the
-    # largest, which is more than twice plain fp32 and far below what a score needs.
-    if dtype is torch.float32 and float((got.double() - exact).abs().max() / exact.abs().max()) <= FP32_FLOOR:
-        return
-    # Half a rounding of the result: below it one of the two being luckier says nothing.
-    floor = torch.finfo(dtype).eps / 2
-    assert distance(got, exact) <= max(2 * distance(plain, exact), floor), (distance(got, exact), distance(plain, exact))
-
-
-def draw(*shape: int, dtype: torch.dtype) -> Tensor:
-    return torch.randn(*shape, device=DEVICE).to(dtype)
-
-
-def in_float64(module: torch.nn.Module) -> torch.nn.Module:
-    return copy.deepcopy(module).double()
-
+pytestmark = MARKS
 
 # Batch, patches, labels, width: one of each, sizes that fill no block, many labels, many patches, the real width.
 SVFR_CASES = [(1, 1, 1, 16), (2, 49, 7, 40), (1, 25, 81, 32), (1, 9, 1006, 16), (1, 577, 3, 48), (1, 196, 2, 512)]
@@ -156,15 +117,6 @@ def test_the_mean_of_the_largest_counts_ties_and_signs_right() -> None:
         means = best[:, :topk].double().mean(1)
         expected = means / means.norm() / 2
         assert torch.allclose(score[0].double(), expected, atol=1e-6), topk
-
-
-@pytest.mark.skipif(DEVICE == "cuda", reason="a GPU runs no other form")
-def test_a_label_a_program_as_on_a_gpu_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter takes sixteen labels a program otherwise."""
-    local, global_feature, labels = (draw(*shape, dtype=torch.float32) for shape in ((2, 21, 16), (2, 16), (19, 16)))
-    together = match(local, global_feature, labels, 5)[0]
-    monkeypatch.setattr("sigrl_deploy.kernels.match.LABELS_A_PROGRAM", 1)
-    assert torch.allclose(match(local, global_feature, labels, 5)[0], together, atol=1e-6)
 
 
 def test_zero_features_and_zero_labels_score_zero() -> None:

@@ -1,4 +1,4 @@
-"""The fused ViT against float64 and the plain one, by the rule of test_kernels.py; and how many kernels it takes."""
+"""The fused ViT against float64 and the plain one, by the rule of kernel_rule.py; and how many kernels it takes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_kernels import DEVICE, DTYPES, ON_GPU, check, draw, in_float64
+from kernel_rule import DEVICE, DTYPES, MARKS, check, draw, in_float64
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -17,15 +17,7 @@ from sigrl_deploy.model.sigrl import SigRL, encode_image
 from sigrl_deploy.model.towers import typed
 
 PRECISIONS = {torch.float32: Precision.FP32, torch.float16: Precision.FP16, torch.bfloat16: Precision.BF16}
-pytestmark = [pytest.mark.filterwarnings("ignore"), *ON_GPU]
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients() -> None:
-    torch.manual_seed(0)
-    torch.set_grad_enabled(False)
-    yield
-    torch.set_grad_enabled(True)
+pytestmark = MARKS
 
 
 def tower(config: VisionConfig, dtype: torch.dtype, dim: int = 40) -> torch.nn.Module:

@@ -15,7 +15,7 @@ from gpu.profile import beside
 from gpu.run import NotRunError, Run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-MARKS = ("mark.gpu", "ON_GPU")  # of a file with such tests
+MARKS = ("mark.gpu", "kernel_rule")  # of a file with such tests
 LEAST = 20.0  # seconds
 WORKERS = 8
 REHEARSED = "test_device_preprocess.py"  # on a CPU, which runs the rest of this file
