@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_rule import DEVICE, DTYPES, MARKS, check, draw, in_float64
+from kernel_rule import DEVICE, DTYPES, MARKS, check, distance, draw, in_float64
 
 from sigrl_deploy.config import Arch, GraphConfig
 from sigrl_deploy.errors import UsageError
@@ -49,8 +49,8 @@ def test_svfr_on_both_sides_of_the_bound_below_which_no_maximum_is_subtracted(fa
     patches[0, 0] = 100 * module.decouple.weight[0].sign() * label_embedding[0].sign()
     got = FusedSVFR(module)(patches, label_embedding, module.graph_projection(graph))
     exact = materialised.svfr_stages(in_float64(module), *(x.double() for x in (patches, label_embedding, graph)))[1]
-    plain = materialised.svfr_stages(module, patches, label_embedding, graph)[1]
-    check(got, plain, exact, torch.float32)
+    # Rounding an energy E in fp32 moves its exponential by E · eps, as it does in plain PyTorch, one way or another.
+    assert distance(got, exact) <= factor * LARGEST_ENERGY * torch.finfo(torch.float32).eps
 
 
 def test_rows_behind_the_count_change_nothing() -> None:

@@ -305,8 +305,8 @@ class ResidentEngine(ABC):
     def _check_room(self, labels: int, rows: int) -> None:
         sizes, parts = self.sizes, 1
         if "svfr" in self.fused and sizes.arch.has_graph:
-            how = svfr.launch(sizes.patches, sizes.dim, self.dtype, accumulators=2)
-            parts = svfr.splits(rows, 1, -(-sizes.dim // how.constants["BLOCK_O"]))
+            hows = svfr.candidates(sizes.patches, sizes.dim, self.dtype, accumulators=2, bounded=sizes.bounded[1])
+            parts = max(svfr.parts_of(how, rows, 1, sizes.dim) for how in hows)
         needed = pass_bytes(rows, sizes.patches, sizes.dim, self.dtype.itemsize, parts=parts, graph=sizes.arch.has_graph)
         # What torch has reserved and does not use is free too.
         idle = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()

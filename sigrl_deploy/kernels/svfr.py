@@ -279,6 +279,13 @@ def splits(rows: int, batch: int, channel_blocks: int) -> int:
     return max(1, min(rows // LABELS_A_PROGRAM, PROGRAMS // (channel_blocks * batch)))
 
 
+def parts_of(how: Launch, rows: int, batch: int, dim: int) -> int:
+    """The splits of stage 2 as it is launched for C labels, B pictures and D channels."""
+    if isinstance(how, HopperLaunch):
+        return svfr_hopper.splits(rows, batch, dim)
+    return splits(rows, batch, triton.cdiv(dim, how.constants["BLOCK_O"]))
+
+
 def reconstruct(
     patches: Tensor, labels: Tensor, weight: Tensor, count: Tensor | None = None, how: Launch | None = None
 ) -> Tensor:
@@ -286,9 +293,7 @@ def reconstruct(
     check("svfr.reconstruct", patches, labels, weight)
     (batch, tokens, dim), rows = patches.shape, labels.shape[1]
     how = how or launch(tokens, dim, patches.dtype, accumulators=2)
-    specialised = isinstance(how, HopperLaunch)
-    channel_blocks = 0 if specialised else triton.cdiv(dim, how.constants["BLOCK_O"])
-    parts = svfr_hopper.splits(rows, batch, dim) if specialised else splits(rows, batch, channel_blocks)
+    parts = parts_of(how, rows, batch, dim)
     patches, labels, weight, count = (
         patches.contiguous(),
         labels.contiguous(),
@@ -296,10 +301,10 @@ def reconstruct(
         _count(count, rows, patches),
     )
     partial = torch.empty(parts, batch, tokens, dim, dtype=torch.float32, device=patches.device)
-    if specialised:
+    if isinstance(how, HopperLaunch):
         svfr_hopper.run(2, patches, labels, weight, count, partial, how)
     else:
-        reconstruct_kernel[channel_blocks, parts, batch](
+        reconstruct_kernel[triton.cdiv(dim, how.constants["BLOCK_O"]), parts, batch](
             patches, labels, weight, count, rows, parts, partial, **how.constants, num_warps=how.warps, num_stages=how.stages
         )
     out, size = torch.empty_like(patches), patches.numel()
