@@ -6,6 +6,7 @@ A bundle is all that a deployment needs: no checkpoint, no torch, no network.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,15 +16,23 @@ from filelock import FileLock
 
 from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.errors import BundleError, ExportError, UsageError
-from sigrl_deploy.files import replacing, sha256_file
+from sigrl_deploy.external_data import external_files
+from sigrl_deploy.files import read_bounded, replacing, sha256_file
 from sigrl_deploy.preprocess import Preprocess
 from sigrl_deploy.tensorrt.key import EngineRecord
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 VOCABULARY = "vocabulary.npz"
 LOCK = ".lock"  # begins the names of lock files, which may stay in a bundle
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_MOST_MANIFEST_BYTES = 1 << 24
+_MOST_BYTES = 1 << 36  # of any other file, which is read once to be hashed
+# Of what would take much memory, or mean nothing; `Preprocess` bounds the image size.
+_LARGEST = {"embed_dim": 1 << 14, "image_size": 1 << 12, "patch_size": 1 << 12, "topk": 1 << 16}
+_LONGEST_CONTEXT = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -44,9 +53,8 @@ class Variant:
 class Manifest:
     """What a bundle holds and how to use it.
 
-    `text_identity` is a digest of the text tower's weights, `graph_identity` of GMC's and of the projection that follows it
-    (None without a label graph): with the template, the keys of the vocabulary cache. `context_length` is None where the bundle
-    has no text tower and so only its own vocabulary. `files` maps every file's name to its sha256. What came after the export:
+    `context_length` is None where the bundle has no text tower and so only its own vocabulary. `files` maps the name of every
+    file that may be read to its sha256, but for what came after the export and brings its own:
     `engines` of TensorRT, each with its own sha256, since one that is damaged can be built again; and what `verify` measured.
     """
 
@@ -58,8 +66,6 @@ class Manifest:
     template: str
     context_length: int | None
     preprocess: Preprocess
-    text_identity: str
-    graph_identity: str | None
     variants: dict[Precision, Variant]  # the one that runs by default first
     files: dict[str, str]
     source: dict[str, Any]
@@ -70,23 +76,33 @@ class Manifest:
 
     def check(self) -> None:
         """Raise ValueError for values that mean nothing: a damaged manifest is found here, not at the first picture."""
-        for name in ("embed_dim", "image_size", "patch_size", "topk"):
+        for name, largest in _LARGEST.items():
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} is {value!r}, expected a whole number above 0")
+            if type(value) is not int or not 1 <= value <= largest:
+                raise ValueError(f"{name} is {value!r}, expected a whole number from 1 to {largest}")
         if self.image_size != self.preprocess.image_size or self.image_size < self.patch_size:
             raise ValueError(f"image_size {self.image_size} fits neither preprocessing nor patch_size {self.patch_size}")
-        if type(self.context_length) is not int and not (self.context_length is None and VOCABULARY in self.files):
-            raise ValueError(f"context_length is {self.context_length!r}, expected a whole number, or a {VOCABULARY}")
+        if self.context_length is not None and (
+            type(self.context_length) is not int or not 3 <= self.context_length <= _LONGEST_CONTEXT
+        ):
+            raise ValueError(f"context_length is {self.context_length!r}, expected a whole number from 3 to {_LONGEST_CONTEXT}")
         if not isinstance(self.template, str) or "{label}" not in self.template:
             raise ValueError(f"template is {self.template!r}, expected text with {{label}} in it")
-        if not isinstance(self.text_identity, str) or isinstance(self.graph_identity, str) is not self.arch.has_graph:
-            raise ValueError("text_identity and graph_identity are not those of the architecture")
+        self._check_files()
+
+    def _check_files(self) -> None:
         if not self.variants or not all(isinstance(v.visual, str) for v in self.variants.values()):
             raise ValueError("it holds no variant")
         needs_text = self.context_length is not None or self.arch.has_graph
         if needs_text and not all(isinstance(v.text, str) for v in self.variants.values()):
             raise ValueError("a variant has no text graph")
+        parts = [name for v in self.variants.values() for name in (v.visual, v.text, v.weights) if name is not None]
+        for name in (*self.files, *(record.file for record in self.engines)):
+            if not _FILE_NAME.fullmatch(name):
+                raise ValueError(f"{name[:100]!r} is no name of a bundle's file")
+        for name in (VOCABULARY if self.context_length is None else TOKENIZER, *parts):
+            if name not in self.files:
+                raise ValueError(f"{name} is missing from its files")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -113,27 +129,42 @@ class Bundle:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.manifest = _read_manifest(self.path)
+        self._external: dict[str, set[str]] = {}
         for name, digest in self.manifest.files.items():
-            if sha256_file(self.file(name)) != digest:
-                raise BundleError(
-                    f"{self.path / name}: differs from the manifest's sha256; copy the bundle again, or export it again"
-                )
+            path = self.file(name)
+            if sha256_file(path) != digest:
+                raise BundleError(f"{path}: differs from the manifest's sha256; copy the bundle again, or export it again")
+            if path.suffix == ".onnx":
+                self._external[name] = self._external_files(path)
 
     def file(self, name: str) -> Path:
-        """The path of one of the bundle's files. Raises BundleError where it is missing or its name leads out of the folder."""
-        path = self._inside(name)
+        """The path of one of the bundle's files. Raises BundleError where it is missing, or is no file."""
+        path = self.path / name
         if name not in self.manifest.files or not path.is_file():
             raise BundleError(f"{path}: missing from the bundle; copy the whole folder again, or export it again")
+        if path.stat().st_size > _MOST_BYTES:
+            raise BundleError(f"{path}: has more than {_MOST_BYTES >> 30} GB; copy the bundle again, or export it again")
         return path
 
-    def engine_path(self, record: EngineRecord) -> Path:
-        """Where a TensorRT engine lies; whether it is whole its user finds out. Raises BundleError as `file` does."""
-        return self._inside(record.file)
+    def digests(self, name: str) -> tuple[str, ...]:
+        """The sha256 of one of the bundle's files, and of those that hold its weights."""
+        return tuple(self.manifest.files[part] for part in (name, *sorted(self._external.get(name, ()))))
 
-    def _inside(self, name: str) -> Path:
-        if name in ("", ".", "..") or "\0" in name or Path(name).name != name or "\\" in name:
-            raise BundleError(f"{self.path / MANIFEST}: names {name!r}, a file outside the bundle; do not use this bundle")
-        return self.path / name
+    def _external_files(self, path: Path) -> set[str]:
+        """Files that an ONNX file names are read by whoever opens it, so they must be hashed too."""
+        try:
+            locations = external_files(path)
+        except ValueError as error:
+            raise BundleError(f"{path}: is no ONNX file ({error}); export the bundle again") from None
+        for location in locations - set(self.manifest.files):
+            raise BundleError(
+                f"{path}: takes weights from {location!r}, which the manifest does not list; do not use this bundle"
+            )
+        return locations
+
+    def engine_path(self, record: EngineRecord) -> Path:
+        """Where a TensorRT engine lies; whether it is there and whole its user finds out."""
+        return self.path / record.file
 
     def precisions(self, asked: Precision | None) -> list[Precision]:
         """The precision asked for, or all, the default first. Raises UsageError where the bundle was exported without it."""
@@ -166,7 +197,7 @@ def change_manifest(folder: Path, change: Callable[[Manifest], Manifest]) -> Non
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_bounded(path, _MOST_MANIFEST_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(
             f"{folder}: no {MANIFEST} there, so it is no bundle; give the folder that export/to_onnx.py wrote"

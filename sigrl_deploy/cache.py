@@ -11,82 +11,57 @@ same thing write the same thing. A damaged file is reported and rebuilt.
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
 import logging
-import os
-import re
-import tempfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sigrl_deploy.errors import UsageError
-from sigrl_deploy.files import DamagedFileError, read_arrays
+from sigrl_deploy.cache_folder import ABOUT, make_private
+from sigrl_deploy.errors import BundleError
+from sigrl_deploy.files import DamagedFileError, replacing
 from sigrl_deploy.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
-ENVIRONMENT = "SIGRL_DEPLOY_CACHE"
+LABELS_PER_BATCH = 64  # bounds the text encoder's memory
 _VOCABULARIES_IN_MEMORY = 16
-_OWN_FILE = re.compile(r"[0-9a-f]{32}/\.?(labels|vocabulary)-[0-9a-f]{32}\.npz(\.[0-9a-f]+\.tmp)?")
-_LAYOUT = "1"  # part of every key: a change of what is stored makes old files unseen, not wrong
+_LAYOUT = "2"  # part of every key: a change of what is stored makes old files unseen, not wrong
 
 Rows = NDArray[np.float32]
 
 
-def default_cache_dir() -> Path:
-    """$SIGRL_DEPLOY_CACHE, or the user's cache folder."""
-    if chosen := os.environ.get(ENVIRONMENT):
-        return Path(chosen)
-    from platformdirs import user_cache_path
-
-    return user_cache_path("sigrl-deploy")
-
-
-def require_writable(folder: Path) -> None:
-    """Create a cache folder where it is missing. Raises UsageError where nothing can be kept in it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UsageError(f"--cache-dir {folder}: cannot be written ({error.strerror}); choose another folder") from None
-
-
 def digest(*parts: str) -> str:
     """A short name for what a file was made from."""
-    return hashlib.sha256("\0".join((_LAYOUT, *parts)).encode()).hexdigest()[:32]
-
-
-@dataclass(frozen=True)
-class CachedFile:
-    """One file of the cache: `kind` is "labels" (tier 1) or "vocabulary" (tier 2)."""
-
-    path: Path
-    kind: str
-    labels: tuple[str, ...]
+    return hashlib.sha256(json.dumps([_LAYOUT, *parts]).encode()).hexdigest()[:32]
 
 
 class VocabularyCache:
     """The cache of one text side: a text tower with a template, and a label graph where there is one.
 
-    `encode` maps labels to T [N, D] in batches, each kept as it comes; `project` maps T [C, D] to G Wbᵀ [C, D] or None.
-    `text_key` and `graph_key` are `digest`s of what those two depend on, `graph_key` empty without a label graph. `folder`
-    None keeps to memory. It may be shared between threads.
+    `encode` maps a batch of labels to T [N, D], `project` maps T [C, D] to G Wbᵀ [C, D] or None. `text_key` and `graph_key` are
+    `digest`s of what those two depend on, `graph_key` empty without a label graph. `width` is D, and `about` describes the text
+    side to people. `folder` None keeps to memory. It may be shared between threads: whoever encodes lets others in after
+    every batch.
     """
+
+    labels_per_batch = LABELS_PER_BATCH
 
     def __init__(
         self,
         folder: Path | None,
         text_key: str,
         graph_key: str,
-        encode: Callable[[Sequence[str]], Iterator[Rows]],
+        encode: Callable[[Sequence[str]], Rows],
         project: Callable[[Rows], Rows | None],
+        width: int,
+        about: str = "",
     ) -> None:
         self._folder = folder / text_key if folder else None
         self._text_key = text_key
@@ -94,24 +69,47 @@ class VocabularyCache:
         self._graph_key = graph_key
         self._encode = encode
         self._project = project
+        self._width = width
+        self._about = about
         self._rows: dict[str, Rows] = {}
         self._vocabularies: OrderedDict[str, Vocabulary] = OrderedDict()
         self._packs_read = False
         self._writable = True
-        self._lock = Lock()
+        self._in_memory = Lock()  # held for a moment only
+        self._encoding = Lock()  # held for a batch
+        self._building: defaultdict[str, Lock] = defaultdict(Lock)  # held while one vocabulary is built
 
     def vocabulary(self, labels: tuple[str, ...]) -> Vocabulary:
-        """The vocabulary of these labels in this order, from the fastest tier that has it."""
+        """The vocabulary of these labels in this order, from the fastest tier that has it.
+
+        Raises BundleError where the text graph gives rows of another width, or rows that are no finite numbers.
+        """
         ordered = tuple(sorted(labels))
         name = self._vocabulary_name(ordered)
-        with self._lock:
-            found = self._vocabularies.get(name) or self._read(name, self._vocabulary_name, graph=bool(self._graph_key))
-            found = found or self._build(ordered)
-            self._vocabularies[name] = found
+        found = self._remembered(name)
+        if found is None:
+            with self._in_memory:
+                building = self._building[name]
+            with building:
+                found = self._remembered(name) or self._read(name, self._vocabulary_name, graph=bool(self._graph_key))
+                found = found or self._build(ordered)
+                self._remember(name, found)
+        return _reordered(found, labels, self.origin)
+
+    def _remembered(self, name: str) -> Vocabulary | None:
+        with self._in_memory:
+            found = self._vocabularies.get(name)
+            if found is not None:
+                self._vocabularies.move_to_end(name)
+            return found
+
+    def _remember(self, name: str, vocabulary: Vocabulary) -> None:
+        with self._in_memory:
+            self._vocabularies[name] = vocabulary
             self._vocabularies.move_to_end(name)
             while len(self._vocabularies) > _VOCABULARIES_IN_MEMORY:
                 self._vocabularies.popitem(last=False)
-        return _reordered(found, labels, self.origin)
+            self._building.pop(name, None)
 
     def _vocabulary_name(self, labels: Sequence[str]) -> str:
         return f"vocabulary-{digest(self._text_key, self._graph_key, *labels)}.npz"
@@ -120,18 +118,28 @@ class VocabularyCache:
         return f"labels-{digest(self._text_key, *labels)}.npz"
 
     def _build(self, labels: tuple[str, ...]) -> Vocabulary:
-        self._read_packs()
-        missing = [label for label in labels if label not in self._rows]
-        done = 0
-        for rows in self._encode(missing) if missing else ():
-            batch = missing[done : done + len(rows)]
-            self._rows.update(zip(batch, rows, strict=True))
-            self._write(self._pack_name(batch), Vocabulary(tuple(batch), rows))
-            done += len(rows)
+        while self._encode_some(labels):
+            pass
         embedding = np.stack([self._rows[label] for label in labels])
-        vocabulary = Vocabulary(labels, embedding, self._project(embedding))
+        vocabulary = Vocabulary(labels, embedding, self._checked_projection(embedding))
         self._write(self._vocabulary_name(labels), vocabulary)
         return vocabulary
+
+    def _encode_some(self, labels: tuple[str, ...]) -> bool:
+        """Encode a batch of the labels that have no row yet; whether there was one."""
+        with self._encoding:
+            self._read_packs()
+            batch = tuple(itertools.islice((label for label in labels if label not in self._rows), self.labels_per_batch))
+            if not batch:
+                return False
+            rows = _checked(self._encode(batch), (len(batch), self._width))
+            self._rows.update(zip(batch, rows, strict=True))
+            self._write(self._pack_name(batch), Vocabulary(batch, rows))
+            return True
+
+    def _checked_projection(self, embedding: Rows) -> Rows | None:
+        projection = self._project(embedding)
+        return None if projection is None else _checked(projection, embedding.shape)
 
     def _read_packs(self) -> None:
         if self._folder is None or self._packs_read:
@@ -148,7 +156,7 @@ class VocabularyCache:
             return None
         path = self._folder / name
         try:
-            found = Vocabulary.read(path, graph)
+            found = Vocabulary.read(path, graph, self._width)
             if name_of(found.labels) != name:
                 raise DamagedFileError(f"{path}: holds other labels than its name stands for")
         except (FileNotFoundError, NotADirectoryError):
@@ -167,7 +175,11 @@ class VocabularyCache:
         if self._folder is None or not self._writable:
             return
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_private(self._folder.parent)
+            make_private(self._folder)
+            if self._about and not (self._folder / ABOUT).exists():
+                with replacing(self._folder / ABOUT) as temporary:
+                    temporary.write_text(self._about, encoding="utf-8")
             vocabulary.write(self._folder / name)
         except OSError as error:
             reason = error.strerror or error
@@ -175,37 +187,16 @@ class VocabularyCache:
             self._writable = False
 
 
+def _checked(rows: Rows, shape: tuple[int, ...]) -> Rows:
+    if rows.shape != shape:
+        raise BundleError(f"the text graph gave rows {list(rows.shape)}, expected {list(shape)}; export the bundle again")
+    if not np.isfinite(rows).all():
+        raise BundleError("the text graph gave rows that are no finite numbers; take another --precision, or export again")
+    return rows
+
+
 def _reordered(vocabulary: Vocabulary, labels: tuple[str, ...], origin: str) -> Vocabulary:
     row = {label: i for i, label in enumerate(vocabulary.labels)}
     order = [row[label] for label in labels]
     graph = vocabulary.graph_projection
     return Vocabulary(labels, vocabulary.label_embedding[order], None if graph is None else graph[order], origin)
-
-
-def cached_files(folder: Path) -> Iterator[CachedFile]:
-    """Every readable file of a cache folder."""
-    for path in _own_files(folder):
-        if path.suffix != ".npz":
-            continue
-        try:
-            labels = read_arrays(path, ("labels",))["labels"]
-        except (OSError, DamagedFileError):
-            continue
-        if labels.ndim == 1:
-            yield CachedFile(path, path.name.partition("-")[0], tuple(labels.tolist()))
-
-
-def clear_cache(folder: Path) -> int:
-    """Remove every cached file, and nothing else from the folder; returns how many files went."""
-    paths = _own_files(folder)
-    for path in paths:
-        path.unlink(missing_ok=True)
-    for sub in {path.parent for path in paths}:
-        with suppress(OSError):  # somebody else's file in it keeps it
-            sub.rmdir()
-    return len(paths)
-
-
-def _own_files(folder: Path) -> list[Path]:
-    """Files that this cache wrote, and those that a killed process left half-written; a folder may hold others' files too."""
-    return [path for path in sorted(folder.glob("*/*")) if _OWN_FILE.fullmatch(f"{path.parent.name}/{path.name}")]

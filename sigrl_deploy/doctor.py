@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sigrl_deploy.cache import ENVIRONMENT, cached_files
+from sigrl_deploy.cache_folder import ENVIRONMENT, cached_files
 from sigrl_deploy.errors import SigRLError
 from sigrl_deploy.gpu import OLDEST_FUSED, Gpu, NoGpuError, gpu_at_hand
 from sigrl_deploy.tensorrt.key import EngineRecord, version_tuple

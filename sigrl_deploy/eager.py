@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sigrl_deploy.cache import LABELS_PER_BATCH
 from sigrl_deploy.checkpoint import Checkpoint, add_text_tower, build_model, load_checkpoint, load_pretrained, model_config
 from sigrl_deploy.clip_config import ClipConfig
 from sigrl_deploy.clip_config import clip_config as parse_clip_config
@@ -21,7 +22,6 @@ from sigrl_deploy.errors import CheckpointError, UsageError
 from sigrl_deploy.images import ImageSource, read_image
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.preprocess import Contract, Preprocess
-from sigrl_deploy.recognizer import LABELS_PER_BATCH
 from sigrl_deploy.vocabulary import Vocabulary, check_labels, read_labels
 
 log = logging.getLogger(__name__)

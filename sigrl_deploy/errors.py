@@ -25,6 +25,10 @@ class ImageError(SigRLError):
     """One picture cannot be read. In a run over many it becomes an error record, and the others go on."""
 
 
+class ScoreError(SigRLError):
+    """A picture's scores are no finite numbers. In a run over many it becomes an error record, and the others go on."""
+
+
 class DatasetError(UsageError):
     """A data set's files are missing, damaged or contradict each other."""
 

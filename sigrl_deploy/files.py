@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import math
 import os
+import stat
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +17,21 @@ from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The bytes of a regular file of `most` bytes at most.
+
+    Raises OSError for what is larger, and for a folder, pipe or device: a pipe would hang, and /dev/zero fill the memory.
+    """
+    # Without waiting: opening a pipe that nobody writes to would never return.
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "is a folder, pipe or device, expected a file", os.fspath(path))
+        if status.st_size > most:
+            raise OSError(errno.EFBIG, f"has {status.st_size:,} bytes, expected {most:,} at most", os.fspath(path))
+        return file.read(most)
 
 
 def sha256_file(path: Path) -> str:
@@ -28,15 +47,19 @@ def sha256_file(path: Path) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed onto it when the block ends well and removed when it does not."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
-    # Not tempfile's 0600, which would lock other users out of a shared folder: what the umask leaves of 0666.
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
+        # Not tempfile's 0600, which would lock other users out of a shared folder: what the umask leaves of 0666.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
         with temporary.open("rb") as file:  # or a power cut could keep the name and lose the content
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+MOST_ARRAY_BYTES = 1 << 32  # of a file of arrays: a million labels, at a width of 512
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class DamagedFileError(Exception):
@@ -52,14 +75,28 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
     """The named arrays of a file by `write_arrays`.
 
-    Raises OSError or MemoryError where it cannot be read at present, DamagedFileError where what it holds is not whole.
+    Nothing is built that its bytes do not fill. Raises OSError or MemoryError where the file cannot be read at present,
+    DamagedFileError where what it holds is not whole.
     """
-    content = io.BytesIO(path.read_bytes())
+    content = read_bounded(path, MOST_ARRAY_BYTES)
     try:
-        with np.load(content, allow_pickle=False) as file:
-            return {name: file[name] for name in names}
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return {name: _array(archive, f"{name}.npy") for name in names}
     except MemoryError:
         raise
     except Exception as error:  # numpy and zipfile have many ways to fail on a damaged file
         reason = str(error) or type(error).__name__
         raise DamagedFileError(f"{path}: cannot be read ({reason})") from None
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    member = archive.getinfo(name)
+    # A compressed one may be a thousand times as large as the file.
+    if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+        raise ValueError(f"{name} is compressed")
+    data = io.BytesIO(archive.read(member))
+    shape, _, dtype = _HEADERS[np.lib.format.read_magic(data)](data)
+    if math.prod(shape) * dtype.itemsize != member.file_size - data.tell():
+        raise ValueError(f"{name} is not as large as its header says")
+    data.seek(0)
+    return np.lib.format.read_array(data, allow_pickle=False)

@@ -1,4 +1,4 @@
-"""Local and global matching on the CPU, in numpy: features of one picture against a vocabulary (design, "Matching")."""
+"""Local and global matching on the CPU, in numpy: features of one picture against a vocabulary."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _blas = ThreadpoolController()
 
 def _unit_rows(x: Array) -> Array:
     norm = np.linalg.norm(x, axis=-1, keepdims=True)
-    unit: Array = np.divide(x, norm, out=np.zeros_like(x), where=norm > 0)
+    unit: Array = np.divide(x, norm, out=np.zeros_like(x), where=norm != 0)  # what is no number stays none
     return unit
 
 

@@ -15,19 +15,18 @@ from PIL import Image
 
 from sigrl_deploy import matching
 from sigrl_deploy.bundle import TOKENIZER, VOCABULARY, Bundle
-from sigrl_deploy.cache import VocabularyCache, default_cache_dir, digest
+from sigrl_deploy.cache import VocabularyCache, digest
+from sigrl_deploy.cache_folder import default_cache_dir, require_private
 from sigrl_deploy.config import Precision
 from sigrl_deploy.engines import Pixels, Preparation
 from sigrl_deploy.engines.choice import open_engine
-from sigrl_deploy.errors import BundleError, ImageError, LabelError, UsageError
+from sigrl_deploy.errors import BundleError, ImageError, LabelError, ScoreError, UsageError
 from sigrl_deploy.files import DamagedFileError
 from sigrl_deploy.images import ImageSource, name_of, read_image
 from sigrl_deploy.tokenizer import Tokenizer
 from sigrl_deploy.vocabulary import Vocabulary, check_labels, read_labels
 
 log = logging.getLogger(__name__)
-
-LABELS_PER_BATCH = 64  # bounds the text encoder's memory
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Recognizer:
             where it has a GPU, else onnxruntime.
         precision: of the bundle's variants, by default its first that the device can run.
         cache_dir: where label embeddings are kept between runs; None for $SIGRL_DEPLOY_CACHE or the user's cache folder,
-            False for memory alone. Compiled kernels are kept there too.
+            False for memory alone. Compiled kernels are kept there too, so nobody else may be able to write to it.
         unfused: ops among "svfr", "match" and "gmc" that run in their plain form, not as kernels.
         device_preprocess: resize pictures on the device instead of in Pillow (torch only); what that changes of the scores,
             which export measured, is logged.
@@ -62,7 +61,8 @@ class Recognizer:
 
     Raises:
         BundleError: the bundle is damaged, of another format version, or has no file that the device can run.
-        UsageError: the device is not there, or the backend has no fused ops or no preprocessing.
+        UsageError: the device is not there, the backend has no fused ops or no preprocessing, or others can write to the
+            cache folder.
     """
 
     def __init__(
@@ -79,6 +79,8 @@ class Recognizer:
     ) -> None:
         self.bundle = Bundle(bundle)
         folder = None if cache_dir is False else Path(cache_dir) if isinstance(cache_dir, (str, Path)) else default_cache_dir()
+        if folder is not None:
+            require_private(folder)
         if precision is not None and precision not in [known.value for known in Precision]:
             raise UsageError(f"precision {precision!r}: expected one of {', '.join(known.value for known in Precision)}")
         asked = Precision(precision) if precision else None
@@ -104,13 +106,18 @@ class Recognizer:
         return {"arch": manifest.arch.value, "topk": manifest.topk, "template": manifest.template, "preprocess": preprocess}
 
     def _open_cache(self, folder: Path | None, unfused: set[str]) -> VocabularyCache:
-        manifest, precision = self.bundle.manifest, self.engine.precision.torch_name
+        manifest = self.bundle.manifest
+        rows = manifest.files[TOKENIZER if manifest.context_length else VOCABULARY]
+        # What the files say, not what the manifest says of them: two bundles that differ must never share a row.
+        text_key = digest(*self.engine.text_digests, rows, manifest.template, str(manifest.context_length))
         return VocabularyCache(
             folder,
-            text_key=digest(manifest.text_identity, precision, manifest.template),
-            graph_key=digest(manifest.graph_identity, precision, *unfused) if manifest.graph_identity else "",
+            text_key=text_key,
+            graph_key=digest("graph", *unfused) if manifest.arch.has_graph else "",
             encode=self._encode_labels if manifest.context_length else self._embed_known_labels,
             project=self.engine.project_graph,
+            width=manifest.embed_dim,
+            about=f"{self.bundle.path.absolute()}, {self.engine.precision.torch_name}, template {manifest.template!r}",
         )
 
     @cached_property
@@ -119,15 +126,14 @@ class Recognizer:
         assert length is not None
         return Tokenizer(self.bundle.file(TOKENIZER), length)
 
-    def _encode_labels(self, labels: Sequence[str]) -> Iterator[NDArray[np.float32]]:
+    def _encode_labels(self, labels: Sequence[str]) -> NDArray[np.float32]:
+        """A batch of labels → T [N, D]."""
         template = self.bundle.manifest.template
-        for start in range(0, len(labels), LABELS_PER_BATCH):
-            batch = labels[start : start + LABELS_PER_BATCH]
-            token_ids = self._tokenizer([template.replace("{label}", label) for label in batch])
-            # Columns behind the last end-of-text token, the highest id, change nothing and cost most of the time.
-            yield self.engine.encode_labels(token_ids[:, : int(token_ids.argmax(axis=1).max()) + 1])
+        token_ids = self._tokenizer([template.replace("{label}", label) for label in labels])
+        # Columns behind the last end-of-text token, the highest id, change nothing and cost most of the time.
+        return self.engine.encode_labels(token_ids[:, : int(token_ids.argmax(axis=1).max()) + 1])
 
-    def _embed_known_labels(self, labels: Sequence[str]) -> Iterator[NDArray[np.float32]]:
+    def _embed_known_labels(self, labels: Sequence[str]) -> NDArray[np.float32]:
         own = self.bundled_vocabulary
         assert own is not None
         row = {label: i for i, label in enumerate(own.labels)}
@@ -137,7 +143,7 @@ class Recognizer:
                 f"label {unknown[0]!r}: the bundle has no text encoder and knows its own {len(own)} labels only; "
                 "leave the label out, or export with --text-tower"
             )
-        yield own.label_embedding[[row[label] for label in labels]]
+        return own.label_embedding[[row[label] for label in labels]]
 
     @cached_property
     def bundled_vocabulary(self) -> Vocabulary | None:
@@ -145,12 +151,14 @@ class Recognizer:
         if not self.bundle.has(VOCABULARY):
             return None
         try:
-            own = Vocabulary.read(self.bundle.file(VOCABULARY), graph=self.bundle.manifest.arch.has_graph)
+            manifest = self.bundle.manifest
+            own = Vocabulary.read(self.bundle.file(VOCABULARY), graph=manifest.arch.has_graph, width=manifest.embed_dim)
+            check_labels(own.labels)
             return replace(own, origin=self._cache.origin)
-        except (OSError, DamagedFileError) as error:
+        except (LabelError, OSError, DamagedFileError) as error:
             raise BundleError(f"{error}; export the bundle again") from None
 
-    def vocabulary(self, labels: str | Path | Sequence[str] | None = None) -> Vocabulary:
+    def vocabulary(self, labels: str | Path | Iterable[str] | None = None) -> Vocabulary:
         """Labels, or a label file (one a line), with everything that scoring needs; cached, so a second call does no text work.
 
         None takes the vocabulary that the bundle was exported with. Raises LabelError for labels that cannot be used: an empty,
@@ -186,10 +194,14 @@ class Recognizer:
 
     def _check(self, pixels: Pixels, vocabulary: Vocabulary) -> None:
         side = self.bundle.manifest.image_size
+        if not isinstance(pixels, np.ndarray):
+            raise UsageError(f"pixels: is a {type(pixels).__name__}, expected an array; make it with recognizer.pixels(image)")
         if pixels.ndim != 4 or pixels.shape[1:] != (3, side, side) or not len(pixels):
             raise UsageError(f"pixels: are {list(pixels.shape)}; expected [B, 3, {side}, {side}] of at least one picture")
         if pixels.dtype == np.uint8 and not self.engine.takes_uint8:
             raise UsageError("pixels: are uint8, which this engine does not take; make them with recognizer.pixels(image)")
+        if pixels.dtype not in (np.uint8, np.float32):
+            raise UsageError(f"pixels: are {pixels.dtype}, expected float32; make them with recognizer.pixels(image)")
         if not isinstance(vocabulary, Vocabulary):
             raise UsageError(f"vocabulary: is a {type(vocabulary).__name__}; make one with recognizer.vocabulary(labels)")
         if vocabulary.origin not in ("", self._cache.origin):
@@ -198,17 +210,31 @@ class Recognizer:
             )
 
     def scores(self, images: Iterable[ImageSource], vocabulary: Vocabulary) -> NDArray[np.float32]:
-        """Scores [N, C] fp32 of every label, in the vocabulary's order. Raises ImageError where a picture cannot be read."""
+        """Scores [N, C] fp32 of every label, in the vocabulary's order.
+
+        Raises ImageError where a picture cannot be read, ScoreError where its scores are no finite numbers.
+        """
         rows = [self.score_pixels(self.pixels(image)[None], vocabulary) for image in _several(images)]
         return np.concatenate([np.zeros((0, len(vocabulary)), np.float32), *rows])
 
     def score_pixels(self, pixels: Pixels, vocabulary: Vocabulary) -> NDArray[np.float32]:
-        """pixels [B, 3, H, W] → scores [B, C] fp32."""
+        """pixels [B, 3, H, W] → scores [B, C] fp32. Raises ScoreError where one is no finite number."""
         self._check(pixels, vocabulary)
-        return self.engine.score(pixels, vocabulary)
+        scores = self.engine.score(pixels, vocabulary)
+        self._require_finite(scores)
+        return scores
+
+    def _require_finite(self, scores: NDArray[np.float32]) -> None:
+        if not np.isfinite(scores).all():
+            raise ScoreError(self.not_finite)
+
+    @property
+    def not_finite(self) -> str:
+        """What is said of a picture whose scores are no finite numbers."""
+        return f"its scores are no finite numbers in {self.engine.precision.value}; try another precision, or export again"
 
     def score_batches(self, batches: Iterable[Pixels], vocabulary: Vocabulary) -> Iterator[NDArray[np.float32]]:
-        """`score_pixels` of each batch, in order.
+        """`score_pixels` of each batch, in order, but for the check that scores are finite.
 
         A GPU gets a batch while the one before it runs: scores of one come when the next was taken from `batches`.
         """
@@ -231,13 +257,11 @@ class Recognizer:
     ) -> list[list[Tag]]:
         """The best labels of every picture, best first: at most `top`, and none that scores below `threshold`.
 
-        Raises ImageError for the first picture that cannot be read (`sigrl-deploy infer` goes on with the others), UsageError
-        for `evidence` where the architecture matches no patches, and for a `top` below 1.
+        Raises ImageError for the first picture that cannot be read, and ScoreError for one whose scores are no finite numbers
+        (`sigrl-deploy infer` goes on with the others), UsageError for `evidence` where the architecture matches no patches, and
+        for a `top` below 1.
         """
-        if top < 1:
-            raise UsageError(f"top is {top}, expected at least 1")
-        if evidence:
-            self._check_evidence()
+        self._check_choice(top, threshold, evidence)
         found = []
         for image in _several(images):
             ((_, tags),) = self.tag_pixels(self.pixels(image)[None], vocabulary, top, threshold, evidence)
@@ -252,8 +276,10 @@ class Recognizer:
         threshold: float | None = None,
         evidence: bool = False,
     ) -> list[tuple[NDArray[np.float32], list[Tag]]]:
-        """pixels [B, 3, H, W] → each picture's scores [C] fp32 and, as `recognize` gives them, its tags."""
+        """pixels [B, 3, H, W] → each picture's scores [C] fp32 and, as `recognize` gives them, its tags. Raises as it does."""
         (found,) = self.tag_batches([pixels], vocabulary, top, threshold, evidence)
+        for scores, _ in found:
+            self._require_finite(scores)
         return found
 
     def tag_batches(
@@ -264,12 +290,12 @@ class Recognizer:
         threshold: float | None = None,
         evidence: bool = False,
     ) -> Iterator[list[tuple[NDArray[np.float32], list[Tag]]]]:
-        """`tag_pixels` of each batch, in order, which `score_batches` scores."""
+        """`tag_pixels` of each batch, in order, which `score_batches` scores: it does not ask whether scores are finite."""
+        self._check_choice(top, threshold, evidence)
         if not evidence:
             for batch in self.score_batches(batches, vocabulary):
                 yield [(scores, best_tags(scores, vocabulary, top, threshold)) for scores in batch]
             return
-        self._check_evidence()
         for pixels in batches:
             yield [
                 self._tags_with_evidence(*features, vocabulary, top, threshold)
@@ -289,9 +315,13 @@ class Recognizer:
         scores = matching.score(manifest.arch, local, global_feature, vocabulary.label_embedding, manifest.topk)
         return scores, [self._with_evidence(tag, local, vocabulary) for tag in best_tags(scores, vocabulary, top, threshold)]
 
-    def _check_evidence(self) -> None:
+    def _check_choice(self, top: int, threshold: float | None, evidence: bool) -> None:
+        if not isinstance(top, (int, np.integer)) or top < 1:
+            raise UsageError(f"top is {top!r}, expected a whole number above 0")
+        if threshold is not None and not (isinstance(threshold, (int, float, np.number)) and np.isfinite(threshold)):
+            raise UsageError(f"threshold is {threshold!r}, expected a finite number or None")
         arch = self.bundle.manifest.arch
-        if not arch.has_local:
+        if evidence and not arch.has_local:
             raise UsageError(f"evidence: {arch.value} scores whole pictures, so there is none by patch; leave evidence out")
 
     def _with_evidence(self, tag: Tag, local: NDArray[np.float32], vocabulary: Vocabulary) -> Tag:

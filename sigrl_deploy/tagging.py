@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Record:
-    """What a run says of one picture: its scores [C] and tags, or why it could not be read.
+    """What a run says of one picture: its scores [C] and tags, or why it has none.
 
     `heatmaps`, where asked for: the file drawn for each tag, None where the picture could not be read a second time.
     """
@@ -60,9 +60,12 @@ def tag_pictures(
         for path, pixels in batch:
             if isinstance(pixels, str):
                 yield Record(path, error=pixels)
-            else:
-                scores, tags = next(found)
+                continue
+            scores, tags = next(found)
+            if np.isfinite(scores).all():
                 yield Record(path, tuple(tags), scores)
+            else:
+                yield Record(path, error=recognizer.not_finite)
 
 
 def _readable(read: Iterable[list[tuple[str, Pixels | str]]]) -> Iterator[Pixels]:

@@ -9,16 +9,19 @@ classes gives the same ids whichever engine reads it.
 import html
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sigrl_deploy.errors import BundleError
+from sigrl_deploy.files import read_bounded
 
 if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer
 
+_MOST_BYTES = 1 << 26  # of a tokenizer's file
 _END_OF_WORD = "</w>"
 _START_OF_TEXT = "<start_of_text>"
 _END_OF_TEXT = "<end_of_text>"
@@ -100,7 +103,7 @@ def _load(path: str | os.PathLike[str]) -> Any:
 
     remedy = "expected the tokenizer.json of a sigrl-deploy bundle; export the bundle again or restore the file"
     try:
-        tokenizer = Tokenizer.from_file(os.fspath(path))
+        tokenizer = Tokenizer.from_buffer(read_bounded(Path(path), _MOST_BYTES))
     except Exception as error:  # the library raises nothing narrower
         reason = " ".join(str(error).split())
         raise BundleError(f"cannot read tokenizer {os.fspath(path)}: {reason}; {remedy}") from error

@@ -193,7 +193,9 @@ class _Restricted:
 def _own_labels(bundle: Bundle) -> tuple[str, ...]:
     if not bundle.has(VOCABULARY):
         raise LabelError(f"{bundle.path}: carries no vocabulary of its own; give a label file (--labels)")
-    return Vocabulary.read(bundle.file(VOCABULARY), graph=bundle.manifest.arch.has_graph).labels
+    return Vocabulary.read(
+        bundle.file(VOCABULARY), graph=bundle.manifest.arch.has_graph, width=bundle.manifest.embed_dim
+    ).labels
 
 
 def _models(options: VerifyOptions, bundle: Bundle) -> tuple[list[Model], dict[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sigrl_deploy.errors import LabelError
-from sigrl_deploy.files import DamagedFileError, read_arrays, write_arrays
+from sigrl_deploy.files import DamagedFileError, read_arrays, read_bounded, write_arrays
 
 MAX_LABEL_LENGTH = 256  # characters; CLIP's context of 77 tokens ends long before
+_MOST_LABEL_BYTES = 1 << 26  # of a label file: a quarter of a million of the longest labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,16 +49,18 @@ class Vocabulary:
         write_arrays(path, arrays)
 
     @classmethod
-    def read(cls, path: Path, graph: bool) -> Vocabulary:
-        """Read what `write` wrote; `graph` says whether it must have a graph projection.
+    def read(cls, path: Path, graph: bool, width: int) -> Vocabulary:
+        """Read what `write` wrote; `graph` says whether it must have a graph projection, `width` is D.
 
-        Raises FileNotFoundError, or DamagedFileError where the file is not whole.
+        Raises OSError or MemoryError where the file cannot be read at present, DamagedFileError where it is not whole.
         """
         arrays = read_arrays(path, ("labels", "label_embedding") + ("graph_projection",) * graph)
         labels, embedding, *graphs = arrays.values()
         whole = labels.ndim == 1 and labels.dtype.kind == "U" and embedding.ndim == 2 and len(labels) == len(embedding) > 0
         if not whole or any(rows.shape != embedding.shape for rows in graphs):
             raise DamagedFileError(f"{path}: its arrays are not labels with a row each")
+        if embedding.shape[1] != width:
+            raise DamagedFileError(f"{path}: its rows have {embedding.shape[1]} numbers, expected {width}")
         if any(rows.dtype != np.float32 or not np.isfinite(rows).all() for rows in (embedding, *graphs)):
             raise DamagedFileError(f"{path}: its rows are not finite fp32 numbers")
         return cls(tuple(arrays["labels"].tolist()), arrays["label_embedding"], arrays.get("graph_projection"))
@@ -69,9 +72,10 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
     Raises LabelError with the line number where the file cannot be read, is empty, or has a label that `check_labels` refuses.
     """
     try:
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise LabelError(f"{path}: cannot be read ({error.strerror}); expected a text file with one label a line") from None
+        raw = read_bounded(Path(path), _MOST_LABEL_BYTES)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise LabelError(f"{path}: cannot be read ({reason}); expected a text file with one label a line") from None
     numbered = []
     for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
         try:
@@ -83,12 +87,16 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
     return _checked(numbered, str(path))
 
 
-def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
+def check_labels(labels: Iterable[str]) -> tuple[str, ...]:
     """Labels given in code, stripped. Raises LabelError for none at all, an empty, repeated, overlong or unprintable one."""
+    if not isinstance(labels, Iterable) or isinstance(labels, (bytes, Mapping)):
+        raise LabelError(f"labels: is a {type(labels).__name__}, expected a list of text, or the path of a label file")
+    numbered = []
     for i, label in enumerate(labels):
         if not isinstance(label, str):
             raise LabelError(f"labels[{i}]: is a {type(label).__name__}, expected text")
-    return _checked([(f"labels[{i}]", label.strip()) for i, label in enumerate(labels)], "labels")
+        numbered.append((f"labels[{i}]", label.strip()))
+    return _checked(numbered, "labels")
 
 
 def _checked(numbered: Iterable[tuple[str, str]], source: str) -> tuple[str, ...]:

@@ -74,8 +74,6 @@ def main(weights: Path, text: Path, tokenizer: Path, out: Path, labels: Sequence
         template=template,
         context_length=77,
         preprocess=preprocess,
-        text_identity="text",
-        graph_identity="graph",
         variants={Precision.FP32: Variant("visual.onnx", "text.onnx", "weights.safetensors")},  # graphs that are never opened
         files={path.name: sha256_file(path) for path in folder.iterdir()},
         source={},

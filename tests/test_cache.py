@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sigrl_deploy.cache import Rows, VocabularyCache, cached_files, clear_cache, default_cache_dir, digest
+from sigrl_deploy.cache import Rows, VocabularyCache, digest
+from sigrl_deploy.cache_folder import cached_files, clear_cache, default_cache_dir
 from sigrl_deploy.files import write_arrays
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.vocabulary import Vocabulary
@@ -34,27 +36,30 @@ def project(embedding: Rows) -> Rows:
     return embedding + embedding.sum(0)
 
 
+class SmallBatches(VocabularyCache):
+    labels_per_batch = 4
+
+
 class Encoder:
-    """Encodes in batches of 4 and keeps what it was asked for."""
+    """Keeps what it was asked for."""
 
     def __init__(self, fail_after: int | None = None) -> None:
         self.asked: list[str] = []
         self.projected = 0
         self.fail_after = fail_after
 
-    def encode(self, labels: Sequence[str]) -> Iterator[Rows]:
-        for start in range(0, len(labels), 4):
-            if self.fail_after is not None and start >= self.fail_after:
-                raise KeyboardInterrupt
-            self.asked += labels[start : start + 4]
-            yield np.stack([row(label) for label in labels[start : start + 4]])
+    def encode(self, labels: Sequence[str]) -> Rows:
+        if self.fail_after is not None and len(self.asked) >= self.fail_after:
+            raise KeyboardInterrupt
+        self.asked += labels
+        return np.stack([row(label) for label in labels])
 
     def project(self, embedding: Rows) -> Rows:
         self.projected += 1
         return project(embedding)
 
     def cache(self, folder: Path | None, text_key: str = TEXT, graph_key: str = GRAPH) -> VocabularyCache:
-        return VocabularyCache(folder, text_key, graph_key, self.encode, self.project if graph_key else lambda _: None)
+        return SmallBatches(folder, text_key, graph_key, self.encode, self.project if graph_key else lambda _: None, DIM)
 
 
 def names(count: int) -> tuple[str, ...]:
@@ -180,6 +185,34 @@ def other_labels(path: Path) -> None:
     Vocabulary(("x", "y"), np.zeros((2, DIM), np.float32), np.zeros((2, DIM), np.float32)).write(path)
 
 
+def another_width(path: Path) -> None:
+    labels = tuple(Vocabulary.read(path, graph=False, width=DIM).labels)
+    rows = np.zeros((len(labels), DIM + 1), np.float32)
+    Vocabulary(labels, rows, rows).write(path)
+
+
+def compressed(path: Path) -> None:
+    """4 MB of zeros in 4 kB; a thousand times as much is as easily had."""
+    with path.open("wb") as file:
+        np.savez_compressed(file, labels=np.array(names(8)), label_embedding=np.zeros((8, 1 << 17), np.float32))
+
+
+def larger_than_it_is(path: Path) -> None:
+    """A header that announces 2 TB."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in (("labels", np.array(names(8))), ("label_embedding", np.zeros((8, DIM), np.float32))):
+            with archive.open(f"{name}.npy", "w") as file:
+                shape = (8, 1 << 36) if name == "label_embedding" else array.shape
+                header = {"descr": array.dtype.str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                file.write(array.tobytes())
+
+
+def a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def an_array(path: Path) -> None:
     with path.open("wb") as file:
         np.save(file, np.zeros(3))
@@ -200,6 +233,9 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a single array": an_array,
     "a pickle": a_pickle,
     "text": lambda path: path.write_text("hello"),
+    "another width": another_width,
+    "compressed": compressed,
+    "larger than it is": larger_than_it_is,
 }
 
 

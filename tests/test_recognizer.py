@@ -99,7 +99,7 @@ def test_no_picture_and_a_lone_picture(recognizer: Recognizer, photos: list[Path
 
 
 def test_a_vocabulary_belongs_to_its_bundle(recognizer: Recognizer, copied: Path, photos: list[Path]) -> None:
-    edit(copied, text_identity="another tower")
+    edit(copied, template="a picture of a {label}")
     other = Recognizer(copied, cache_dir=False)
     with pytest.raises(UsageError, match="made by another bundle"):
         recognizer.scores(photos, other.vocabulary(["cat", "cup"]))
@@ -191,26 +191,32 @@ def edit(folder: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 99}, "format version 99, this release reads version 2"),
-        ({"files": {"../outside.onnx": "0" * 64}}, "a file outside the bundle"),
-        ({"files": {"/etc/hostname": "0" * 64}}, "a file outside the bundle"),
+        ({"format_version": 99}, "format version 99, this release reads version 3"),
+        ({"files": {"../outside.onnx": "0" * 64}}, "is no name of a bundle's file"),
+        ({"files": {"/etc/hostname": "0" * 64}}, "is no name of a bundle's file"),
         ({"arch": "resnet"}, "not a complete manifest"),
         ({"preprocess": {"resize": 3}}, "preprocess"),
         ({"unknown": 1}, "not a complete manifest"),
         ({"variants": {}}, "holds no variant"),
-        ({"files": {"a\0b": "0" * 64}}, "a file outside the bundle"),
+        ({"files": {"a\0b": "0" * 64}}, "is no name of a bundle's file"),
         ({"files": ["visual.onnx"]}, "no mapping"),
         ({"topk": 0}, "topk is 0"),
         ({"topk": "16"}, "topk is '16'"),
         ({"patch_size": 0}, "patch_size is 0"),
         ({"image_size": 160}, "image_size 160"),
         ({"embed_dim": 256}, "visual.onnx: its inputs are not those"),
-        ({"arch": "mkt", "graph_identity": None}, "visual.onnx: its inputs are not those"),
-        ({"graph_identity": None}, "not a complete manifest"),
-        ({"context_length": None}, "context_length is None"),
+        ({"arch": "mkt"}, "visual.onnx: its inputs are not those"),
+        ({"text_identity": "free text"}, "not a complete manifest"),
+        ({"files": {"x" * 300: "0" * 64}}, "is no name of a bundle's file"),
+        ({"context_length": -1}, "context_length is -1"),
+        ({"context_length": 10**6}, "context_length is 1000000"),
+        ({"context_length": 2**33}, "context_length is 8589934592"),
+        ({"context_length": True}, "context_length is True"),
+        ({"embed_dim": 2**33}, "embed_dim is 8589934592"),
+        ({"context_length": None}, "vocabulary.npz is missing from its files"),
         ({"template": "x"}, "template is 'x'"),
         ({"variants": {"fp32": {"visual": "text.onnx", "text": "visual.onnx"}}}, "text.onnx: its inputs are not those"),
-        ({"variants": {"fp32": {"visual": "other.onnx", "text": "text.onnx"}}}, "other.onnx: missing"),
+        ({"variants": {"fp32": {"visual": "other.onnx", "text": "text.onnx"}}}, "other.onnx is missing from its files"),
     ],
 )
 def test_a_manifest_that_means_nothing_is_refused(copied: Path, changes: dict[str, object], message: str) -> None:

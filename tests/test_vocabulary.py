@@ -86,7 +86,7 @@ def test_vocabulary_file_reads_back(tmp_path: Path) -> None:
     path = tmp_path / "v.npz"
     wanted = Vocabulary(("犬", "dog"), ROWS, ROWS + 1)
     wanted.write(path)
-    found = Vocabulary.read(path, graph=True)
+    found = Vocabulary.read(path, graph=True, width=3)
     assert found.labels == wanted.labels
     assert np.array_equal(found.label_embedding, ROWS)
     assert np.array_equal(found.graph_projection, ROWS + 1)
@@ -114,7 +114,7 @@ WRONG = {
 def test_file_of_something_else(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
     write_arrays(tmp_path / "v.npz", arrays)
     with pytest.raises(DamagedFileError, match=r"v\.npz"):
-        Vocabulary.read(tmp_path / "v.npz", graph=True)
+        Vocabulary.read(tmp_path / "v.npz", graph=True, width=3)
 
 
 def test_every_cut_and_every_flipped_byte_is_seen(tmp_path: Path) -> None:
@@ -124,13 +124,13 @@ def test_every_cut_and_every_flipped_byte_is_seen(tmp_path: Path) -> None:
     for end in range(0, len(whole), 7):
         path.write_bytes(whole[:end])
         with pytest.raises(DamagedFileError):
-            Vocabulary.read(path, graph=True)
+            Vocabulary.read(path, graph=True, width=3)
     for position in range(0, len(whole), 3):
         broken = bytearray(whole)
         broken[position] ^= 0xFF
         path.write_bytes(broken)
         try:
-            found = Vocabulary.read(path, graph=True)
+            found = Vocabulary.read(path, graph=True, width=3)
         except DamagedFileError:
             continue
         # what zip leaves unchecked (dates, attributes) holds none of the arrays
@@ -151,5 +151,5 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> No
     Vocabulary(("a", "b"), ROWS).write(path)
     with pytest.raises(ValueError, match="pickle"):
         write_arrays(path, {"labels": np.array([{}], dtype=object)})
-    assert Vocabulary.read(path, graph=False).labels == ("a", "b")
+    assert Vocabulary.read(path, graph=False, width=3).labels == ("a", "b")
     assert list(tmp_path.iterdir()) == [path]

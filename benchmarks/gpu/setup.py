@@ -127,7 +127,7 @@ class Setup:
         Vocabulary(("0",), np.zeros((1, config.embed_dim), np.float32)).write(folder / VOCABULARY)
         manifest = Manifest(
             config.arch, config.embed_dim, config.vision.image_size, config.vision.patch_size, config.topk, TEMPLATE,
-            context_length=None, preprocess=preprocess, text_identity="seeded", graph_identity="seeded",
+            context_length=None, preprocess=preprocess,
             variants={precision: Variant("visual.onnx", "text.onnx", WEIGHTS) for precision in PRECISIONS.values()},
             files={name: sha256_file(folder / name) for name in (WEIGHTS, VOCABULARY)},
             source={}, tools={}, created="",

@@ -15,7 +15,7 @@ from sigrl_deploy.cli.options import PATH, cache_option
 @cache_option
 def doctor(bundle: Path | None, as_json: bool, cache_dir: Path | None) -> None:
     """Say what runs here and why not the rest, with the command that mends it; and which engines of BUNDLE fit."""
-    from sigrl_deploy.cache import default_cache_dir
+    from sigrl_deploy.cache_folder import default_cache_dir
     from sigrl_deploy.doctor import examine
 
     report = examine(cache_dir or default_cache_dir(), bundle)

@@ -36,6 +36,10 @@ class Engine(Protocol):
     precision: Precision  # of the variant that runs
     takes_uint8: bool  # whether pixels may be uint8, as `Preparation.uint8` gives them, and are normalised on the device
 
+    @property
+    def text_digests(self) -> tuple[str, ...]:
+        """The sha256 of every file that label embeddings and graph projections are computed from."""
+
     def preprocess(self) -> Preparation:
         """The bundle's `Preprocess`, on the engine's device. Raises UsageError where the engine has none."""
 

@@ -47,6 +47,11 @@ class TextGraphEngine(ABC):
     def _open(self, path: Path) -> OpenGraph:
         """Raises BundleError where the runtime cannot open the file."""
 
+    @property
+    def text_digests(self) -> tuple[str, ...]:
+        """See `Engine`."""
+        return self._bundle.digests(self._variant.text) if self._variant.text else ()
+
     @cached_property
     def _text(self) -> OpenGraph:
         assert self._variant.text is not None
@@ -58,7 +63,7 @@ class TextGraphEngine(ABC):
 
     def project_graph(self, label_embedding: Array) -> Array | None:
         """See `Engine.project_graph`."""
-        if self._bundle.manifest.graph_identity is None:
+        if not self._bundle.manifest.arch.has_graph:
             return None
         no_labels = np.zeros((0, self._bundle.manifest.context_length or 0), np.int64)
         return self._run_text(label_embedding, no_labels)["graph_projection"]
@@ -95,7 +100,21 @@ class GraphEngine(TextGraphEngine):
             outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         else:
             outputs = self._visual(feeds)
+        self._check_features(outputs, len(pixels))
         return outputs.get("local_feature"), outputs["global_feature"]
+
+    def _check_features(self, outputs: Mapping[str, Array], batch: int) -> None:
+        """Raise BundleError for features of other sizes than the manifest's: a graph's output shapes may be left open."""
+        manifest = self._bundle.manifest
+        expected: dict[str, tuple[int, ...]] = {"global_feature": (batch, manifest.embed_dim)}
+        if manifest.arch.has_local:
+            rows, columns = manifest.grid
+            expected["local_feature"] = (batch, rows * columns, manifest.embed_dim)
+        for name, shape in expected.items():
+            found = outputs[name].shape if name in outputs else None
+            if found != shape:
+                place = self._bundle.path / self._variant.visual
+                raise BundleError(f"{place}: gave {name} {found}, expected {shape}; export the bundle again")
 
     def _rows(self, vocabulary: Vocabulary) -> dict[str, Any]:
         """A vocabulary as the visual graph's inputs."""

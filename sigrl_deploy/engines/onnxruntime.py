@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from sigrl_deploy.cache import digest
 from sigrl_deploy.config import Precision
 from sigrl_deploy.engines import Array, Pixels
 from sigrl_deploy.engines.graphs import GraphEngine, threads
-from sigrl_deploy.errors import BundleError, UsageError
+from sigrl_deploy.errors import BundleError, SigRLError, UsageError
 from sigrl_deploy.gpu import NoGpuError, gpu_at_hand
 from sigrl_deploy.tensorrt.key import DEFAULT_BATCH, MOST_LABELS, Profile, Range
 from sigrl_deploy.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
+NO_MEMORY = re.compile("allocate memory|out of memory|bad_alloc|bad allocation|ALLOC_FAILED|smaller than requested bytes")
 _TENSORRT = "TensorrtExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
@@ -92,7 +94,7 @@ class OnnxRuntimeEngine(GraphEngine):
             manifest = self._bundle.manifest
             providers.insert(0, (_TENSORRT, tensorrt_options(manifest, self._engine_folder(manifest.files[path.name]))))
             log.info("ONNX Runtime's TensorRT provider builds its engine when it first runs a bundle, which may take minutes")
-        return OpenSession(open_session(path, providers))
+        return OpenSession(open_session(path, providers), path)
 
     def _engine_folder(self, graph: str) -> Path | None:
         """Where the TensorRT provider keeps the engine of a graph for this GPU; None where nothing can be kept."""
@@ -161,7 +163,7 @@ def open_session(path: Path, providers: list[Any], model: bytes | Path | None = 
     try:
         session = ort.InferenceSession(model or path, options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions have no common base
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BundleError(f"{path}: ONNX Runtime {ort.__version__} cannot open it ({reason}); export it again") from None
     # ONNX Runtime goes on without a provider that it cannot start.
     first = providers[0][0] if isinstance(providers[0], tuple) else providers[0]
@@ -178,8 +180,8 @@ def _short(provider: str) -> str:
 class OpenSession:
     """See `OpenGraph`. Inputs are arrays on the host, or values of ONNX Runtime's own where they stay on a device."""
 
-    def __init__(self, session: ort.InferenceSession) -> None:
-        self._session = session
+    def __init__(self, session: ort.InferenceSession, path: Path) -> None:
+        self._session, self._path = session, path
         self.inputs: dict[str, list[int | str]] = {node.name: node.shape[1:] for node in session.get_inputs()}
         self._outputs = [node.name for node in session.get_outputs()]
 
@@ -192,8 +194,22 @@ class OpenSession:
                 binding.bind_cpu_input(name, value)
         for name in self._outputs:
             binding.bind_output(name, "cpu")
-        self._session.run_with_iobinding(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            raise self._explained(error, feeds) from None
         return dict(zip(self._outputs, binding.copy_outputs_to_cpu(), strict=True))
+
+    def _explained(self, error: Exception, feeds: Mapping[str, Any]) -> SigRLError:
+        if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+            sizes = ", ".join(f"{name} {list(_shape(value))}" for name, value in feeds.items())
+            return UsageError(f"{self._path}: no memory for {sizes}; take a smaller --batch-size, or fewer labels")
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return BundleError(f"{self._path}: ONNX Runtime {ort.__version__} cannot run it ({reason}); export it again")
+
+
+def _shape(value: Any) -> Sequence[int]:
+    return value.shape() if isinstance(value, ort.OrtValue) else value.shape
 
 
 def tensorrt_options(manifest: Manifest, folder: Path | None) -> dict[str, Any]:

@@ -6,7 +6,6 @@ ONNX Runtime's CUDA provider, whose options are used as they are documented.
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
@@ -21,7 +20,7 @@ from sigrl_deploy.config import Precision
 from sigrl_deploy.cut import GLOBAL, PATCHES, tower
 from sigrl_deploy.engines.captured import Resident
 from sigrl_deploy.engines.graphs import TextGraphEngine, check_interface, inputs_of
-from sigrl_deploy.engines.onnxruntime import CUDA, OpenSession, choose_precision, open_session, providers_of
+from sigrl_deploy.engines.onnxruntime import CUDA, NO_MEMORY, OpenSession, choose_precision, open_session, providers_of
 from sigrl_deploy.engines.prepared import Prepared
 from sigrl_deploy.engines.resident import ResidentEngine, cut_svfr
 from sigrl_deploy.kernels.cases import Sizes
@@ -33,7 +32,6 @@ _ELEMENTS = {
 }
 _IN_MEMORY = 2**31 - 2**26  # bytes of weights: what protobuf takes, less room for the graph
 MOST_BATCHES = 32  # of sizes
-_NO_MEMORY = re.compile("allocate memory|out of memory|ALLOC_FAILED|smaller than requested bytes")
 
 
 class OnnxRuntimeFusedEngine(ResidentEngine, TextGraphEngine):
@@ -86,7 +84,7 @@ class OnnxRuntimeFusedEngine(ResidentEngine, TextGraphEngine):
         return session
 
     def _open(self, path: Path) -> OpenSession:
-        return OpenSession(open_session(path, providers_of(self.device, device_id=str(self.place.index or 0))))
+        return OpenSession(open_session(path, providers_of(self.device, device_id=str(self.place.index or 0))), path)
 
     def _ahead(self, pixels: Tensor) -> None:
         """The tower, enqueued: pixels [B, 3, H, W] → X [B, P, D] in `dtype` and g [B, D] fp32, in the buffers of B."""
@@ -120,7 +118,7 @@ class OnnxRuntimeFusedEngine(ResidentEngine, TextGraphEngine):
                 self._tower.run_with_iobinding(binding, options)
                 return
             except Exception as error:  # onnxruntime's exceptions have no common base
-                if not _NO_MEMORY.search(str(error)):
+                if not NO_MEMORY.search(str(error)):
                     raise
                 if last:
                     raise torch.OutOfMemoryError(str(error)) from None

@@ -56,7 +56,7 @@ class OpenVinoEngine(GraphEngine):
             raise BundleError(f"{path}: OpenVINO {_VERSION} cannot open it ({reason}); export it again") from None
         # The setting is a hint, which a CPU without bf16 may not follow.
         self._floats = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        return _Compiled(compiled, graph)
+        return _Compiled(compiled, graph, path)
 
 
 @cache
@@ -70,14 +70,20 @@ def _core() -> ov.Core:
 class _Compiled:
     """See `OpenGraph`. Names are the file's: OpenVINO adds those of nodes that it has removed."""
 
-    def __init__(self, compiled: ov.CompiledModel, graph: onnx.GraphProto) -> None:
-        self._compiled = compiled
+    def __init__(self, compiled: ov.CompiledModel, graph: onnx.GraphProto, path: Path) -> None:
+        self._compiled, self._path = compiled, path
         self.inputs = inputs_of(graph)
         self._outputs = [output.name for output in graph.output]
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
         request = self._compiled.create_infer_request()  # one cannot be shared between threads; it costs microseconds
-        return dict(zip(self._outputs, request.infer(dict(feeds)).to_tuple(), strict=True))
+        try:
+            return dict(zip(self._outputs, request.infer(dict(feeds)).to_tuple(), strict=True))
+        except Exception as error:  # OpenVINO's exceptions have no common base
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise BundleError(
+                f"{self._path}: OpenVINO {_VERSION} cannot run it ({reason}); export it again, or take a smaller --batch-size"
+            ) from None
 
 
 def _choose_precision(bundle: Bundle, asked: Precision | None) -> Precision:

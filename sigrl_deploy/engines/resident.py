@@ -85,6 +85,7 @@ class ResidentEngine(ABC):
     """
 
     batches = range(1, 1 << 30)  # of pictures, that one pass takes
+    text_digests: tuple[str, ...]
     captures = True  # whether a pass can be captured in a CUDA graph
 
     def __init__(

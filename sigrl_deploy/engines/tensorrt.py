@@ -75,6 +75,7 @@ class TensorRtEngine(ResidentEngine):
         self.bundle, manifest = bundle, bundle.manifest
         self._records = {search.fits.key.graph: search.fits for search in found if search.fits is not None}
         self.key = self._records["visual"].key
+        self.text_digests = (self._records["text"].sha256,) if "text" in self._records else ()
         self.batches = range(self.key.profile.batch.least, self.key.profile.batch.most + 1)
         # A Loop, which SVFR's standard ops hold, waits for the host.
         self.captures = self.key.ops is not Ops.INLINED or not manifest.arch.has_graph

@@ -53,6 +53,7 @@ class TorchEngine(ResidentEngine):
         on_gpu = device != "cpu" and torch.cuda.is_available()
         # The current GPU of another thread may be another one.
         place = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        self.text_digests = bundle.digests(weights)
         _, _, model = load_model(bundle.file(weights), with_text=bundle.manifest.context_length is not None)
         self.model = typed(model, self.precision).to(place).eval().requires_grad_(False)
         config = self.model.config

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -186,8 +184,6 @@ def _write_graphs(
         template=template,
         context_length=text.context_length if text else None,
         preprocess=preprocess,
-        text_identity=_text_identity(model, rows),
-        graph_identity=_graph_identity(model),
         variants=_write_variants(options, model, record, folder),
         files={},
         source=sources,
@@ -214,29 +210,6 @@ def _write_variants(options: ExportOptions, model: SigRL, record: TrainedRecord,
             write_trained(folder / held, record, cast.state_dict())
         variants[precision] = Variant(visual, texts[precision.torch_name], held)
     return variants
-
-
-def _text_identity(model: SigRL, rows: dict[str, torch.Tensor]) -> str:
-    """What label embeddings depend on beside the template: the tower's weights and config, or each label's given row."""
-    if model.text is None:
-        return _identity(rows.items())
-    config = torch.frombuffer(bytearray(repr(model.config.text).encode()), dtype=torch.uint8)
-    return _identity([*model.text.state_dict().items(), ("config", config)])
-
-
-def _graph_identity(model: SigRL) -> str | None:
-    if model.gmc is None or model.svfr is None:
-        return None
-    return _identity([*model.gmc.state_dict().items(), ("fuse", model.svfr.fuse.weight)])
-
-
-def _identity(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """A digest of weights by name, whatever file they came in."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
-        digest.update(f"{name}{list(tensor.shape)}".encode())
-        digest.update(tensor.detach().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _write_vocabulary(

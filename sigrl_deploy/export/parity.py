@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from sigrl_deploy.bundle import Bundle
+from sigrl_deploy.cache import LABELS_PER_BATCH
 from sigrl_deploy.config import Precision
 from sigrl_deploy.device_preprocess import DevicePreprocess
 from sigrl_deploy.evaluation.agreement import agreement
@@ -19,7 +20,7 @@ from sigrl_deploy.export.graphs import TextGraph, VisualGraph
 from sigrl_deploy.images import read_image
 from sigrl_deploy.model.sigrl import SigRL, encode_text, match
 from sigrl_deploy.model.towers import typed
-from sigrl_deploy.recognizer import LABELS_PER_BATCH, Recognizer
+from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.vocabulary import Vocabulary
 
 PHOTOS = Path(__file__).parent.parent / "data" / "photos"

@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 import sigrl_deploy
 from sigrl_deploy.bundle import LOCK, VOCABULARY, Bundle, Manifest, change_manifest
+from sigrl_deploy.cache import LABELS_PER_BATCH
 from sigrl_deploy.config import Precision
 from sigrl_deploy.errors import ExportError, UsageError
 from sigrl_deploy.files import read_arrays, sha256_file
 from sigrl_deploy.gpu import Gpu, NoGpuError, gpu_at_hand
-from sigrl_deploy.recognizer import LABELS_PER_BATCH
 from sigrl_deploy.tensorrt.key import (
     DEFAULT_BATCH,
     MOST_LABELS,

@@ -1,0 +1,124 @@
+"""The cache's folder on disk: where it is, who may write to it, what it holds."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sigrl_deploy.errors import UsageError
+from sigrl_deploy.files import DamagedFileError, read_arrays, read_bounded
+
+ENVIRONMENT = "SIGRL_DEPLOY_CACHE"
+ABOUT = "about.txt"
+_MOST_ABOUT_BYTES = 1 << 12
+_OWN_FILE = re.compile(r"[0-9a-f]{32}/\.?((labels|vocabulary)-[0-9a-f]{32}\.npz|about\.txt)(\.[0-9a-f]+\.tmp)?")
+
+
+def default_cache_dir() -> Path:
+    """$SIGRL_DEPLOY_CACHE, or the user's cache folder."""
+    if chosen := os.environ.get(ENVIRONMENT):
+        return Path(chosen)
+    from platformdirs import user_cache_path
+
+    return user_cache_path("sigrl-deploy")
+
+
+def make_private(folder: Path) -> None:
+    """Create a folder where it is missing, for others to read at most, whatever the umask. Raises OSError."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o755, exist_ok=True)
+
+
+def require_private(folder: Path) -> None:
+    """Raise UsageError for a cache folder that others can write to: what they put there would be run, or change scores."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return  # not there yet, or not to be read: whoever needs it will say so
+    if not hasattr(os, "getuid"):  # on Windows modes say nothing of other users
+        return
+    remedy = "or choose another folder with --cache-dir"
+    if status.st_uid not in (0, os.getuid()):
+        raise UsageError(f"--cache-dir {folder}: belongs to another user, who could change results; make it yours, {remedy}")
+    shared = stat.S_IWOTH if _is_own_group(status.st_gid) else stat.S_IWOTH | stat.S_IWGRP
+    if status.st_mode & shared:
+        command = f"chmod go-w {shlex.quote(str(folder))}"
+        raise UsageError(f"--cache-dir {folder}: other users can write to it, and so change results; run {command}, {remedy}")
+
+
+def _is_own_group(gid: int) -> bool:
+    """Whether a group is a user's private one, as most Linux systems make them, which then let it write by default."""
+    import grp
+    import pwd
+
+    try:
+        group, user = grp.getgrgid(gid), pwd.getpwuid(os.getuid())
+    except KeyError:
+        return False
+    return user.pw_gid == gid and group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
+
+
+def require_writable(folder: Path) -> None:
+    """Create a cache folder where it is missing. Raises UsageError where nothing can be kept in it."""
+    try:
+        make_private(folder)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"--cache-dir {folder}: cannot be written ({error.strerror}); choose another folder") from None
+
+
+@dataclass(frozen=True)
+class CachedFile:
+    """One file of the cache: `kind` is "labels" (tier 1) or "vocabulary" (tier 2)."""
+
+    path: Path
+    kind: str
+    labels: tuple[str, ...]
+
+
+def cached_files(folder: Path) -> Iterator[CachedFile]:
+    """Every readable file of a cache folder that holds labels."""
+    for path in _own_files(folder):
+        if path.suffix != ".npz":
+            continue
+        try:
+            labels = read_arrays(path, ("labels",))["labels"]
+        except (OSError, DamagedFileError):
+            continue
+        if labels.ndim == 1 and labels.dtype.kind == "U":
+            yield CachedFile(path, path.name.partition("-")[0], tuple(labels.tolist()))
+
+
+def about(folder: Path) -> str:
+    """What a folder of one text side says of it; empty where it says nothing."""
+    try:
+        return read_bounded(folder / ABOUT, _MOST_ABOUT_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def clear_cache(folder: Path) -> int:
+    """Remove every cached file, and nothing else from the folder; returns how many files went."""
+    paths = _own_files(folder)
+    for path in paths:
+        path.unlink(missing_ok=True)
+    for sub in {path.parent for path in paths}:
+        with suppress(OSError):  # somebody else's file in it keeps it
+            sub.rmdir()
+    return sum(path.suffix != ".txt" for path in paths)
+
+
+def _own_files(folder: Path) -> list[Path]:
+    """Files that this cache wrote, and those that a killed process left half-written; a folder may hold others' files too."""
+    # Not behind links, which lead to what is no cache.
+    folders = [path for path in sorted(folder.glob("*")) if not path.is_symlink()]
+    paths = [path for sub in folders for path in sorted(sub.glob("*"))]
+    return [path for path in paths if _OWN_FILE.fullmatch(f"{path.parent.name}/{path.name}")]

@@ -1,0 +1,84 @@
+"""Which other files an ONNX file takes tensors from, read off its bytes: the runtime does without the onnx package.
+
+The protobuf schema is that of onnx.proto3. Nothing is decoded but the way to the names, so that weights cost no memory.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+# Message → number of a field → the message in it. These lead to every tensor that a model may hold.
+_SCHEMA: dict[str, dict[int, str]] = {
+    "Model": {7: "Graph", 20: "Training", 25: "Function"},
+    "Training": {1: "Graph", 2: "Graph"},
+    "Graph": {1: "Node", 5: "Tensor", 15: "Sparse"},
+    "Function": {7: "Node", 11: "Attribute"},
+    "Node": {5: "Attribute"},
+    "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "Sparse", 23: "Sparse"},
+    "Sparse": {1: "Tensor", 2: "Tensor"},
+    "Tensor": {13: "External"},
+    "External": {},
+}
+_DEEPEST = 100  # messages within messages; protobuf's own limit
+_KEY, _VALUE = 1, 2  # fields of an entry of a tensor's external data
+_VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5  # how a field is encoded
+
+
+def external_files(path: Path) -> set[str]:
+    """The locations that tensors of an ONNX file name, as they stand there: relative to its folder, if they are honest.
+
+    Raises OSError where it cannot be read, ValueError where it is no whole ONNX file.
+    """
+    if path.stat().st_size == 0:
+        return set()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return set(_locations(content, 0, len(content), "Model", 0))
+
+
+def _locations(content: mmap.mmap, start: int, end: int, message: str, depth: int) -> Iterator[str]:
+    if depth > _DEEPEST:
+        raise ValueError(f"more than {_DEEPEST} messages within messages")
+    inner, entry = _SCHEMA[message], {}
+    for number, first, last in _fields(content, start, end):
+        if message == "External":
+            entry[number] = content[first:last]
+        elif number in inner:
+            yield from _locations(content, first, last, inner[number], depth + 1)
+    if entry.get(_KEY) == b"location":
+        yield entry.get(_VALUE, b"").decode("utf-8")
+
+
+def _fields(content: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Number, start and end of every field that holds bytes."""
+    position = start
+    while position < end:
+        tag, position = _varint(content, position, end)
+        number, kind = tag >> 3, tag & 7
+        if kind == _VARINT:
+            _, position = _varint(content, position, end)
+        elif kind in (_EIGHT_BYTES, _FOUR_BYTES):
+            position += 8 if kind == _EIGHT_BYTES else 4
+        elif kind == _BYTES:
+            length, position = _varint(content, position, end)
+            if position + length <= end:
+                yield number, position, position + length
+            position += length
+        else:
+            raise ValueError(f"a field of kind {kind} at byte {position}")
+    if position != end:
+        raise ValueError(f"cut short at byte {end}")
+
+
+def _varint(content: mmap.mmap, position: int, end: int) -> tuple[int, int]:
+    """A number in groups of seven bits, the lowest first, and the position behind it."""
+    value = 0
+    for i in range(10):
+        if position + i >= end:
+            break
+        byte = content[position + i]
+        value |= (byte & 0x7F) << 7 * i
+        if byte < 0x80:
+            return value, position + i + 1
+    raise ValueError(f"no number at byte {position}")
