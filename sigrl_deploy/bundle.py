@@ -203,7 +203,8 @@ def _read_manifest(folder: Path) -> Manifest:
             f"{folder}: no {MANIFEST} there, so it is no bundle; give the folder that export/to_onnx.py wrote"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{path}: cannot be read ({error}); copy the bundle again, or export it again") from None
+        reason = getattr(error, "strerror", None) or error
+        raise BundleError(f"{path}: cannot be read ({reason}); copy the bundle again, or export it again") from None
     version = values.pop("format_version", None) if isinstance(values, dict) else None
     if version != FORMAT_VERSION:
         raise BundleError(

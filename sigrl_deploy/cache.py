@@ -23,7 +23,7 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from sigrl_deploy.cache_folder import ABOUT, make_private
+from sigrl_deploy.cache_folder import ABOUT, entries, make_private
 from sigrl_deploy.errors import BundleError
 from sigrl_deploy.files import DamagedFileError, replacing
 from sigrl_deploy.vocabulary import Vocabulary
@@ -76,7 +76,7 @@ class VocabularyCache:
         self._packs_read = False
         self._writable = True
         self._in_memory = Lock()  # held for a moment only
-        self._encoding = Lock()  # held for a batch
+        self._next, self._encoding = Lock(), Lock()  # held by who encodes next, and for a batch
         self._building: defaultdict[str, Lock] = defaultdict(Lock)  # held while one vocabulary is built
 
     def vocabulary(self, labels: tuple[str, ...]) -> Vocabulary:
@@ -127,7 +127,10 @@ class VocabularyCache:
 
     def _encode_some(self, labels: tuple[str, ...]) -> bool:
         """Encode a batch of the labels that have no row yet; whether there was one."""
-        with self._encoding:
+        # Two locks: of one, whoever lets it go takes it again before a thread that waits wakes up.
+        with self._next:
+            self._encoding.acquire()
+        try:
             self._read_packs()
             batch = tuple(itertools.islice((label for label in labels if label not in self._rows), self.labels_per_batch))
             if not batch:
@@ -136,6 +139,8 @@ class VocabularyCache:
             self._rows.update(zip(batch, rows, strict=True))
             self._write(self._pack_name(batch), Vocabulary(batch, rows))
             return True
+        finally:
+            self._encoding.release()
 
     def _checked_projection(self, embedding: Rows) -> Rows | None:
         projection = self._project(embedding)
@@ -145,7 +150,9 @@ class VocabularyCache:
         if self._folder is None or self._packs_read:
             return
         self._packs_read = True
-        for path in sorted(self._folder.glob("labels-*.npz")):
+        for path in entries(self._folder):
+            if not (path.name.startswith("labels-") and path.suffix == ".npz"):
+                continue
             pack = self._read(path.name, self._pack_name, graph=False)
             if pack is not None:
                 self._rows.update(zip(pack.labels, pack.label_embedding, strict=True))
@@ -162,7 +169,8 @@ class VocabularyCache:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, MemoryError) as error:  # no reason to remove what may be whole
-            log.warning("%s: cannot be read at present (%s); its labels are computed again", path, error)
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            log.warning("%s: cannot be read at present (%s); its labels are computed again", path, reason)
             return None
         except DamagedFileError as error:
             log.warning("%s; its labels are computed again", error)

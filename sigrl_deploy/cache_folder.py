@@ -119,6 +119,14 @@ def clear_cache(folder: Path) -> int:
 def _own_files(folder: Path) -> list[Path]:
     """Files that this cache wrote, and those that a killed process left half-written; a folder may hold others' files too."""
     # Not behind links, which lead to what is no cache.
-    folders = [path for path in sorted(folder.glob("*")) if not path.is_symlink()]
-    paths = [path for sub in folders for path in sorted(sub.glob("*"))]
+    folders = [sub for sub in entries(folder) if not sub.is_symlink()]
+    paths = [path for sub in folders for path in entries(sub)]
     return [path for path in paths if _OWN_FILE.fullmatch(f"{path.parent.name}/{path.name}")]
+
+
+def entries(folder: Path) -> list[Path]:
+    """What is in a folder, by name; nothing where it cannot be listed."""
+    try:
+        return [folder / name for name in sorted(os.listdir(folder))]
+    except OSError:
+        return []

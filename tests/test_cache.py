@@ -3,12 +3,13 @@
 import hashlib
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from sigrl_deploy.cache import Rows, VocabularyCache, digest
-from sigrl_deploy.cache_folder import cached_files, clear_cache, default_cache_dir
+from sigrl_deploy.errors import BundleError
 from sigrl_deploy.files import write_arrays
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.vocabulary import Vocabulary
@@ -310,6 +311,50 @@ def test_threads_share_a_cache(folder: Path) -> None:
     assert len(encoder.asked) == len(set(encoder.asked)) == 39
 
 
+def test_encoding_many_labels_blocks_no_other_vocabulary(folder: Path) -> None:
+    """One that is known comes at once; one that is new comes between two batches, not behind all of them."""
+    known, waiting, encoder = ("cat", "dog"), threading.Event(), Encoder()
+    cache = encoder.cache(folder)
+    cache.vocabulary(known)
+    started, order = threading.Event(), []
+    encode = encoder.encode
+
+    def slow(labels: Sequence[str]) -> Rows:
+        started.set()
+        assert waiting.wait(60)
+        time.sleep(0.001)
+        return encode(labels)
+
+    cache._encode = slow
+    with ThreadPoolExecutor(2) as pool:
+        large = pool.submit(cache.vocabulary, names(2000))
+        large.add_done_callback(lambda _: order.append("large"))
+        assert started.wait(60)
+        assert_right(pool.submit(cache.vocabulary, known).result(timeout=60), known)
+        new = pool.submit(cache.vocabulary, ("new",))
+        new.add_done_callback(lambda _: order.append("new"))
+        waiting.set()
+        assert_right(new.result(timeout=60), ("new",))
+        assert_right(large.result(timeout=60), names(2000))
+    assert order == ["new", "large"]
+
+
+def test_rows_that_mean_nothing_are_not_kept(folder: Path) -> None:
+    for wrong, message in (
+        (np.zeros((1, DIM + 1), np.float32), r"gave rows \[1, 9\], expected \[1, 8\]"),
+        (np.full((1, DIM), np.nan, np.float32), "no finite numbers"),
+    ):
+        cache = Encoder().cache(folder / message[:8])
+        cache._encode = lambda _, wrong=wrong: wrong
+        with pytest.raises(BundleError, match=message):
+            cache.vocabulary(("cat",))
+        cache = Encoder().cache(folder / message[:8])
+        cache._project = lambda _, wrong=wrong: wrong
+        with pytest.raises(BundleError, match=message):
+            cache.vocabulary(("cat",))
+        assert_right(Encoder().cache(folder / message[:8]).vocabulary(("cat",)), ("cat",))
+
+
 def test_processes_share_a_folder(folder: Path) -> None:
     script = textwrap.dedent(
         """
@@ -333,33 +378,3 @@ def test_processes_share_a_folder(folder: Path) -> None:
     assert not list(folder.glob("**/*.tmp"))
     assert not list(folder.glob("**/.*"))
     assert_right(Encoder(fail_after=0).cache(folder).vocabulary(names(59)), names(59))
-
-
-def test_list_and_clear_touch_own_files_only(folder: Path) -> None:
-    Encoder().cache(folder).vocabulary(names(5))
-    mine = sorted(folder.glob("*/*.npz"))
-    half_written = folder / TEXT / f".{mine[0].name}.0123456789ab.tmp"
-    shutil.copy(mine[0], half_written)
-    others = [folder / "labels-1.npz", folder / "data" / mine[0].name, folder / TEXT / "labels-mine.npz"]
-    for path in others:
-        path.parent.mkdir(exist_ok=True)
-        shutil.copy(mine[0], path)
-    (folder / "empty").mkdir()
-    listed = list(cached_files(folder))
-    assert [file.path for file in listed] == mine
-    assert sorted((file.kind, len(file.labels)) for file in listed) == [("labels", 1), ("labels", 4), ("vocabulary", 5)]
-    assert clear_cache(folder) == 4
-    assert all(path.exists() for path in [*others, folder / "empty"])
-    others[-1].unlink()
-    assert_right(Encoder().cache(folder).vocabulary(names(5)), names(5))
-    clear_cache(folder)
-    assert not (folder / TEXT).exists()
-    assert clear_cache(folder / "missing") == 0
-    assert not list(cached_files(folder / "missing"))
-
-
-def test_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("SIGRL_DEPLOY_CACHE", os.fspath(tmp_path))
-    assert default_cache_dir() == tmp_path
-    monkeypatch.delenv("SIGRL_DEPLOY_CACHE")
-    assert default_cache_dir().name == "sigrl-deploy"

@@ -19,7 +19,7 @@ from torchvision import transforms
 import sigrl_deploy
 from sigrl_deploy import Recognizer, SigRLError, read_labels
 from sigrl_deploy.checkpoint import add_text_tower, build_model, load_checkpoint, model_config
-from sigrl_deploy.errors import BundleError, LabelError, UsageError
+from sigrl_deploy.errors import BundleError, LabelError, ScoreError, UsageError
 from sigrl_deploy.export.parity import LABELS
 from sigrl_deploy.model import materialised
 
@@ -252,3 +252,74 @@ print(int(line.split()[1]) / 1024)
         peak[labels] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     # T and G Wbᵀ are 6 MB each; some copies of them and of the [3000, 25] similarity, but nothing of order P·C·D or C²·F.
     assert peak[3000] - peak[100] < 120
+
+
+def test_labels_may_come_one_by_one(recognizer: Recognizer) -> None:
+    assert recognizer.vocabulary(name for name in ("cat", "cup")).labels == ("cat", "cup")
+    for labels, message in (
+        (5, "labels: is a int, expected a list of text"),
+        (b"cat", "labels: is a bytes"),
+        ({"cat": 1}, "labels: is a dict"),
+        (["cat", 5], r"labels\[1\]: is a int"),
+        (["cat\0"], "holds a control character"),
+        ((), "holds no labels"),
+    ):
+        with pytest.raises(LabelError, match=message):
+            recognizer.vocabulary(labels)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("top", [0, -1, 1.5, None, "5"])
+def test_a_top_that_is_no_count(recognizer: Recognizer, photos: list[Path], top: object) -> None:
+    vocabulary = recognizer.vocabulary(["cat", "cup"])
+    pixels = recognizer.pixels(photos[0])[None]
+    with pytest.raises(UsageError, match=rf"top is {top!r}, expected a whole number above 0"):
+        recognizer.recognize(photos[:1], vocabulary, top=top)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=rf"top is {top!r}"):
+        recognizer.tag_pixels(pixels, vocabulary, top)  # type: ignore[arg-type]
+    ((_, tags),) = recognizer.tag_pixels(pixels, vocabulary, np.int64(2))  # type: ignore[arg-type]
+    assert len(tags) == 2
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.zeros((0, 3, 80, 80), np.float32), "of at least one picture"),
+        (np.zeros((1, 3, 80, 81), np.float32), r"expected \[B, 3, 80, 80\]"),
+        (np.zeros((3, 80, 80), np.float32), r"expected \[B, 3, 80, 80\]"),
+        (np.zeros((1, 3, 80, 80)), "are float64, expected float32"),
+        (np.zeros((1, 3, 80, 80), np.float16), "are float16, expected float32"),
+        (np.zeros((1, 3, 80, 80), np.uint8), "are uint8, which this engine does not take"),
+        ([[1.0]], "is a list, expected an array"),
+    ],
+)
+def test_pixels_that_no_engine_takes(recognizer: Recognizer, pixels: object, message: str) -> None:
+    vocabulary = recognizer.vocabulary(["cat", "cup"])
+    for use in (recognizer.score_pixels, recognizer.tag_pixels):
+        with pytest.raises(UsageError, match=message):
+            use(pixels, vocabulary)  # type: ignore[arg-type]
+    with pytest.raises(ScoreError):
+        recognizer.score_pixels(np.full((1, 3, 80, 80), np.nan, np.float32), vocabulary)
+
+
+def test_a_batch_that_does_not_fit_the_memory(bundle: Path) -> None:
+    """In a process that may have 3 GB; a batch of 30,000 pictures asks for more at once."""
+    script = """
+import resource, sys
+import numpy as np
+from sigrl_deploy import Recognizer, SigRLError
+recognizer = Recognizer(sys.argv[1], device="cpu", cache_dir=False)
+vocabulary = recognizer.vocabulary(["cat", "cup"])
+one = recognizer.score_pixels(np.zeros((1, 3, 80, 80), np.float32), vocabulary)
+pixels = np.zeros((30_000, 3, 80, 80), np.float32)
+used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) << 10
+resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20),) * 2)
+try:
+    recognizer.score_pixels(pixels, vocabulary)
+except SigRLError as error:
+    print(error)
+assert np.array_equal(recognizer.score_pixels(pixels[:1], vocabulary), one)
+"""
+    run = subprocess.run([sys.executable, "-c", script, str(bundle)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "no memory for pixels [30000, 3, 80, 80]" in run.stdout
+    assert "smaller --batch-size" in run.stdout

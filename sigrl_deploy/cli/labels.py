@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +54,18 @@ def build(
 @labels.command("list")
 @cache_option
 def list_(cache_dir: Path | None) -> None:
-    """Show what is cached: kind, number of labels, size, first labels."""
-    from sigrl_deploy.cache_folder import cached_files, default_cache_dir
+    """Show what is cached, by bundle: kind, number of labels, size, first labels."""
+    from sigrl_deploy.cache_folder import about, cached_files, default_cache_dir
+    from sigrl_deploy.errors import printable
 
     folder = cache_dir or default_cache_dir()
     click.echo(f"{folder}:")
-    for file in cached_files(folder):
-        shown = ", ".join(file.labels[:3]) + (", …" if len(file.labels) > 3 else "")
-        size = file.path.stat().st_size / 1e6
-        click.echo(f"  {file.kind:<10}  {len(file.labels):>6} labels  {size:8.1f} MB  {shown}")
+    for side, files in groupby(cached_files(folder), lambda file: file.path.parent):
+        click.echo(f"  {printable(about(side) or side.name)}")
+        for file in files:
+            shown = printable(", ".join(file.labels[:3])) + (", …" if len(file.labels) > 3 else "")
+            size = max(1, round(file.path.stat().st_size / 1e3))
+            click.echo(f"    {file.kind:<10}  {len(file.labels):>6} labels  {size:>9,} kB  {shown}")
 
 
 @labels.command()
