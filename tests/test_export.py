@@ -19,10 +19,9 @@ import torch
 from random_weights import VARIANTS, save, sigrl_shapes, tensors, vision_shapes
 
 from sigrl_deploy import Recognizer
-from sigrl_deploy.checkpoint import add_text_tower, build_model, load_checkpoint, model_config
 from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.errors import CheckpointError, ExportError, SigRLError, UsageError
-from sigrl_deploy.export.bundle import ExportOptions, _text_identity, export_bundle
+from sigrl_deploy.export.bundle import ExportOptions, export_bundle
 from sigrl_deploy.export.folder import replaced_folder
 from sigrl_deploy.preprocess import Contract
 
@@ -263,7 +262,7 @@ def test_a_replacement_that_fails_at_the_last_step_keeps_the_old_bundle(
 def test_embeddings_of_other_labels_or_towers_never_come_from_the_cache(
     weights: Path, tmp_path: Path, photos: list[Path]
 ) -> None:
-    """The same numbers mean something else under other labels, the same weights under another activation."""
+    """The same numbers mean something else under other labels."""
     torch.save(torch.randn(3, 512, generator=torch.Generator().manual_seed(0)), tmp_path / "e.pt")
     found = []
     for name, labels in (("a", ["cat", "dog", "cup"]), ("b", ["dog", "cat", "cup"])):
@@ -277,12 +276,6 @@ def test_embeddings_of_other_labels_or_towers_never_come_from_the_cache(
         own = recognizer.scores(photos, recognizer.vocabulary())[:, np.argsort(labels)]
         assert np.abs(found[-1] - own).max() < 1e-5  # one fp32 graph, its labels in another order
     assert np.abs(found[0] - found[1]).max() > 1e-2
-
-    model = build_model(load_checkpoint(weights / "sigrl.pth"), model_config(load_checkpoint(weights / "sigrl.pth")))
-    add_text_tower(model, load_checkpoint(weights / "text.pth"))
-    quick = _text_identity(model, {})
-    model.config = replace(model.config, text=replace(model.config.text, quick_gelu=False))
-    assert _text_identity(model, {}) != quick
 
 
 @pytest.mark.parametrize(
