@@ -86,8 +86,9 @@ class Manifest:
             type(self.context_length) is not int or not 3 <= self.context_length <= _LONGEST_CONTEXT
         ):
             raise ValueError(f"context_length is {self.context_length!r}, expected a whole number from 3 to {_LONGEST_CONTEXT}")
-        if not isinstance(self.template, str) or "{label}" not in self.template:
-            raise ValueError(f"template is {self.template!r}, expected text with {{label}} in it")
+        template = self.template
+        if not isinstance(template, str) or "{label}" not in template or len(template) > 1000 or not template.isprintable():
+            raise ValueError(f"template is {str(template)[:100]!r}, expected a line of text with {{label}} in it")
         self._check_files()
 
     def _check_files(self) -> None:
@@ -155,7 +156,7 @@ class Bundle:
         try:
             locations = external_files(path)
         except ValueError as error:
-            raise BundleError(f"{path}: is no ONNX file ({error}); export the bundle again") from None
+            raise BundleError(f"{path}: cannot be used ({error}); export the bundle again") from None
         for location in locations - set(self.manifest.files):
             raise BundleError(
                 f"{path}: takes weights from {location!r}, which the manifest does not list; do not use this bundle"

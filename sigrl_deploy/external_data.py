@@ -22,6 +22,7 @@ _SCHEMA: dict[str, dict[int, str]] = {
     "External": {},
 }
 _DEEPEST = 100  # messages within messages; protobuf's own limit
+_OP_TYPE = 4  # field of a node
 _KEY, _VALUE = 1, 2  # fields of an entry of a tensor's external data
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5  # how a field is encoded
 
@@ -29,7 +30,8 @@ _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5  # how a field is encode
 def external_files(path: Path) -> set[str]:
     """The locations that tensors of an ONNX file name, as they stand there: relative to its folder, if they are honest.
 
-    Raises OSError where it cannot be read, ValueError where it is no whole ONNX file.
+    Raises OSError where it cannot be read, ValueError where it is no whole ONNX file, or holds an EPContext node: the providers
+    that know it run the code that is in it, or in the file that it names.
     """
     if path.stat().st_size == 0:
         return set()
@@ -42,6 +44,8 @@ def _locations(content: mmap.mmap, start: int, end: int, message: str, depth: in
         raise ValueError(f"more than {_DEEPEST} messages within messages")
     inner, entry = _SCHEMA[message], {}
     for number, first, last in _fields(content, start, end):
+        if message == "Node" and number == _OP_TYPE and content[first:last] == b"EPContext":
+            raise ValueError("it holds an EPContext node, which is compiled code")
         if message == "External":
             entry[number] = content[first:last]
         elif number in inner:

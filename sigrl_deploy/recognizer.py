@@ -94,7 +94,7 @@ class Recognizer:
 
     def _drift(self) -> str:
         drift = self.bundle.manifest.variants[self.engine.precision].parity.get("device_preprocess_drift")
-        if drift is None:
+        if not isinstance(drift, float):
             return "how far scores are from Pillow's was not measured at export; export again with --weights"
         return f"scores within {drift:.1e} of those with Pillow, as export measured on its CPU"
 

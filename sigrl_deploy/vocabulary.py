@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sigrl_deploy.errors import LabelError
-from sigrl_deploy.files import DamagedFileError, read_arrays, read_bounded, write_arrays
+from sigrl_deploy.files import DamagedFileError, read_arrays, write_arrays
 
 MAX_LABEL_LENGTH = 256  # characters; CLIP's context of 77 tokens ends long before
 _MOST_LABEL_BYTES = 1 << 26  # of a label file: a quarter of a million of the longest labels
@@ -72,10 +72,13 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
     Raises LabelError with the line number where the file cannot be read, is empty, or has a label that `check_labels` refuses.
     """
     try:
-        raw = read_bounded(Path(path), _MOST_LABEL_BYTES)
+        with open(path, "rb") as file:  # which may be a pipe: <(command) is one
+            raw = file.read(_MOST_LABEL_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise LabelError(f"{path}: cannot be read ({reason}); expected a text file with one label a line") from None
+    if len(raw) > _MOST_LABEL_BYTES:
+        raise LabelError(f"{path}: has more than {_MOST_LABEL_BYTES >> 20} MB; expected a text file with one label a line")
     numbered = []
     for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
         try:

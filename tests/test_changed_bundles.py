@@ -202,6 +202,17 @@ def test_every_place_of_a_tensor_is_looked_at(tmp_path: Path, place: Callable[[o
         external_files(tmp_path / "m.onnx")
 
 
+def test_compiled_code_in_a_graph(copied: Path) -> None:
+    def add(model: onnx.ModelProto) -> None:
+        model.graph.node.append(
+            helper.make_node("EPContext", [], ["unused"], domain="com.microsoft", embed_mode=0, ep_cache_context="engine.bin")
+        )
+
+    change_graph(copied, "visual.onnx", add)
+    with pytest.raises(BundleError, match=r"visual\.onnx: cannot be used \(it holds an EPContext node"):
+        Recognizer(copied, cache_dir=False)
+
+
 def test_no_bundle_names_what_it_does_not_list(bundle: Path) -> None:
     """The graphs that export writes, which have initializers, functions and loops."""
     for path in bundle.glob("*.onnx"):

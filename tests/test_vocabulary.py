@@ -1,5 +1,6 @@
 """Label files as people write them, and the file that a vocabulary is kept in."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -153,3 +154,15 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> No
         write_arrays(path, {"labels": np.array([{}], dtype=object)})
     assert Vocabulary.read(path, graph=False, width=3).labels == ("a", "b")
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_labels_from_a_pipe_and_from_what_never_ends(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"cat\ndog\n")
+    os.close(writing)
+    assert read_labels(f"/dev/fd/{reading}") == ("cat", "dog")
+    os.close(reading)
+    with pytest.raises(LabelError, match="has more than 64 MB"):
+        read_labels("/dev/zero")
+    with pytest.raises(LabelError, match="cannot be read"):
+        read_labels("a\0b")
