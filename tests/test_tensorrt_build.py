@@ -304,7 +304,7 @@ def test_engines_outside_the_bundle_are_refused(own: Path) -> None:
     manifest = json.loads((own / "manifest.json").read_text())
     manifest["engines"][0]["file"] = "../visual.engine"
     (own / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match="'../visual.engine' is no name of a bundle's file"):
+    with pytest.raises(BundleError, match=r"'\.\./visual\.engine' is no name of a bundle's file"):
         Bundle(own)
 
 
