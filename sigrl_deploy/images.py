@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, _imaging
 from PIL.Image import Transpose
 
 from sigrl_deploy.errors import ImageError, printable
@@ -82,10 +82,10 @@ def read_image(source: ImageSource, name: str | None = None) -> Image.Image:
     Samples of 16 bits keep their upper 8, as Pillow does with 16-bit colour; 32-bit integers count as 16-bit ones.
 
     Raises ImageError, one line, when there is no such file, it cannot be opened, it is none of the formats read here,
-    is damaged or truncated, holds samples of no known range, or would cost too much. A file has at most 1 GiB, 128 megapixels and
-    65,535 pixels a side; WebP, AVIF and HEIC 64 MiB and 50 megapixels; PNG 320 MB and TIFF 800 MB of samples; and no more
-    scans, strips, chunks or metadata than `sigrl_deploy.structure` allows. So none takes more than about 5 seconds of a core or
-    1 GiB of memory.
+    is damaged or truncated, holds samples of no known range, or would cost too much. A file has at most 1 GiB, 128 megapixels
+    and 65,535 pixels a side; WebP, AVIF and HEIC 64 MiB and 50 megapixels; PNG 320 MB and TIFF 800 MB of samples; and no more
+    scans, strips, chunks or metadata than `sigrl_deploy.structure` allows. So none takes more than about 5 seconds of a core
+    or 1 GiB of memory.
     """
     label = printable(name if name is not None else name_of(source))
     if isinstance(source, (np.ndarray, Image.Image)):
@@ -179,7 +179,9 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_rgb(image: Image.Image, label: str) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
-        image = _eight_bit(image, label)
+        grey = _eight_bit(image, label)
+        Image.Image.close(image)
+        image = grey
     image = image.convert("LA") if image.mode == "La" else image
     # Transparency is dropped, not blended with a background: the training pipelines read pictures with this very call.
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -265,7 +267,7 @@ def _silence_libtiff() -> None:
     they cannot be reached, and it goes on printing.
     """
     with suppress(OSError, AttributeError):
-        library = ctypes.CDLL(Image.core.__file__)
+        library = ctypes.CDLL(_imaging.__file__)
         for set_handler in (library.TIFFSetWarningHandler, library.TIFFSetErrorHandler):
             set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
             set_handler(None)

@@ -14,10 +14,10 @@ _SEQUENCE_HEADER, _FRAME_HEADER, _FRAME = 1, 3, 6
 
 def pixels(data: bytes, at: int = 0, end: int | None = None) -> int:
     """Width x height x frames of the coded picture in data[at:end], 0 where there is none. Raises Refused."""
-    largest, frames, units = 0, 0, 0
-    for kind, begin, stop in _units(data, at, len(data) if end is None else min(end, len(data))):
-        units += 1
-        require(units <= MAX_UNITS, f"has more than {MAX_UNITS:,} units in a picture")
+    largest, frames = 0, 0
+    units = _units(data, at, len(data) if end is None else min(end, len(data)))
+    for number, (kind, begin, stop) in enumerate(units):
+        require(number < MAX_UNITS, f"has more than {MAX_UNITS:,} units in a picture")
         if kind == _SEQUENCE_HEADER:
             with suppress(EOFError):  # no decoder takes a header that ends too early
                 largest = max(largest, _largest_frame(data[begin : min(stop, begin + 1024)]))

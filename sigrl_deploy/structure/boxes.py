@@ -13,7 +13,7 @@ from itertools import islice
 from typing import BinaryIO
 
 from sigrl_deploy.structure import av1
-from sigrl_deploy.structure.limits import MAX_BYTES_WHOLE, MAX_EXIF_BYTES, read, require
+from sigrl_deploy.structure.limits import MAX_BYTES_WHOLE, MAX_EXIF_BYTES, require
 
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 _AVIF = {b"avif", b"avis"}
@@ -181,7 +181,7 @@ class _Items:
     def _read_references(self) -> defaultdict[int, list[int]]:
         cursor, version = self._box(b"iref")
         size = 4 if version >> 24 else 2
-        made_of = defaultdict(list)
+        made_of: defaultdict[int, list[int]] = defaultdict(list)
         for kind, at, end in _boxes(self._data, cursor.at, cursor.end):
             if kind == b"dimg":
                 entry = _Cursor(self._data, at, end)

@@ -13,9 +13,9 @@ MAX_SEGMENTS = 20_000
 MAX_HEADER_BYTES = 32 * 2**20  # depth maps and second views travel in XMP segments of several megabytes
 MAX_JUNK_BYTES = 2**20  # Pillow passes over what lies between segments byte by byte
 MAX_SCAN_BYTES = 128 * 2**20
-# Of all scans and their components. A progressive picture usually has ten scans, an optimised one some more: 128 megapixels
-# in 30 component scans, 12 megapixels in 300.
-MAX_SCAN_PIXELS = 4_000_000_000
+# Of all scans and their components. The usual ten scans of a progressive picture go over its pixels 8 to 14 times, those of an
+# optimised one some more; this is 23 times for 128 megapixels, 250 times for 12.
+MAX_SCAN_PIXELS = 3_000_000_000
 
 _MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd7])")  # not a byte of data, padding or a restart
 _EOI, _SOS, _APP1, _APP13 = 0xD9, 0xDA, 0xE1, 0xED

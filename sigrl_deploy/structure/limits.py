@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import BinaryIO
 
-# Together they keep every file below 5 seconds of one core and 1 GiB beside the process's own memory, on a server's CPU of 2023.
+# Together they keep every file below 5 seconds of one core, on a server's CPU of 2023, and below 1 GiB of memory.
 MAX_FILE_BYTES = 2**30
 MAX_MEMORY = 2**30
 MAX_SIDE = 65_535  # JPEG's and GIF's own

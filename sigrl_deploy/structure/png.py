@@ -49,5 +49,7 @@ def _raw_bytes(header: bytes) -> int:
     width, height, depth, colour = struct.unpack(">IIBB", header[:10])
     require_pixels(width, height)
     raw = int(height * (1 + (width * depth * _CHANNELS.get(colour, 4) + 7) // 8))
-    require(raw <= MAX_RAW_BYTES, f"{width} x {height} pixels of {depth} bits: {raw:,} bytes, expected {MAX_RAW_BYTES:,} at most")
+    require(
+        raw <= MAX_RAW_BYTES, f"{width} x {height} pixels of {depth} bits: {raw:,} bytes, expected {MAX_RAW_BYTES:,} at most"
+    )
     return raw

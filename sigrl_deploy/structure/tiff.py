@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import BinaryIO
 
 import numpy as np
@@ -18,10 +19,11 @@ MAX_NUMBERS = 200_000  # in one tag: offsets of the strips of 65,535 rows in thr
 MAX_RAW_BYTES = 800_000_000  # before compression: 128 megapixels of 16-bit colour
 MAX_LZMA_PIXELS = 16_000_000
 MAX_JPEG_PARTS = 20_000
+MAX_READS = 500_000
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _SAMPLES = 256, 257, 258, 259, 277
-_TILE_WIDTH, _TILE_HEIGHT = 322, 323
-_PARTS = ((273, 279), (324, 325))  # offsets and byte counts, of strips and of tiles
+_ROWS, _TILE_WIDTH, _TILE_HEIGHT = 278, 322, 323
+_PLACES = ((273, 279), (324, 325))  # offsets and byte counts, of strips and of tiles
 _DIRECTORIES = (34665, 34853, 40965)  # EXIF, GPS and interoperability, which Pillow loads with the picture
 _RAW, _LZMA = 1, 34925
 _JPEG = (6, 7)
@@ -84,36 +86,45 @@ def check(stream: BinaryIO, length: int) -> None:
     width, height = tags.first(_WIDTH, 0), tags.first(_HEIGHT, 0)
     require_pixels(width, height)
     others = [_Tags(stream, order, big, at) for code in _DIRECTORIES for at in tags.values(code)[:1] if at < length]
-    # Pillow reads a directory's values three times, and joins their blocks; values that do not fit the file it leaves out.
-    beside = 3 * sum(min(each.bytes, length) for each in [tags, *others])
-    _check_samples(tags, width, height)
+    part = _part_bytes(tags, width, height)
     compression = tags.first(_COMPRESSION, _RAW)
     require(compression != _LZMA or width * height <= MAX_LZMA_PIXELS, f"is LZMA of more than {MAX_LZMA_PIXELS:,} pixels")
-    parts = [_parts(tags, offsets, counts) for offsets, counts in _PARTS]
+    places = {place for offsets, counts in _PLACES for place in _values_of_parts(tags, offsets, counts)}
     if compression == _RAW:
-        offsets = sorted(offset for part in parts for offset, _ in part if offset < length)
-        # Pillow reads up to the next strip in one go.
-        beside += max((after - offset for offset, after in zip(offsets, offsets[1:], strict=False)), default=0)
-    require_memory(2 * PIXEL_BYTES * width * height + beside)
+        part = _check_raw(sorted({offset for offset, _ in places if offset < length}), part)
     if compression in _JPEG:
-        _check_jpeg(stream, length, {part for group in parts for part in group})
+        _check_jpeg(stream, length, places)
+    # Pillow reads a directory's values three times, and joins their blocks; values that do not fit the file it leaves out.
+    tag_bytes = 3 * sum(min(each.bytes, length) for each in [tags, *others])
+    decoded = PIXEL_BYTES * width * height
+    require_memory(tag_bytes + decoded + max(decoded, part))
 
 
-def _check_samples(tags: _Tags, width: int, height: int) -> None:
+def _part_bytes(tags: _Tags, width: int, height: int) -> int:
+    """Of one strip or tile, once it is decompressed."""
     samples, bits = tags.first(_SAMPLES, 1), max(tags.values(_BITS), default=1)
     require(samples <= _MAX_SAMPLES, f"has {samples:,} samples a pixel, expected {_MAX_SAMPLES} at most")
-    tile_width, tile_height = tags.first(_TILE_WIDTH, width), tags.first(_TILE_HEIGHT, height)
-    if tile_width and tile_height:
-        padded = (-(-width // tile_width) * tile_width, -(-height // tile_height) * tile_height)
-        require(padded[0] * padded[1] <= MAX_PIXELS, f"has tiles of {tile_width:,} x {tile_height:,} pixels")
-        width, height = padded
-    raw = width * height * samples * bits // 8
+    tile_width = tags.first(_TILE_WIDTH, 0) or width
+    tile_height = tags.first(_TILE_HEIGHT, 0) or min(height, tags.first(_ROWS, height) or height)
+    columns, rows = -(-width // tile_width), -(-height // tile_height)
+    padded = columns * tile_width * rows * tile_height
+    require(padded <= 2 * MAX_PIXELS, f"has tiles of {tile_width:,} x {tile_height:,} pixels")
+    raw = padded * samples * bits // 8
     require(raw <= MAX_RAW_BYTES, f"has {raw:,} bytes of samples, expected {MAX_RAW_BYTES:,} at most")
+    return max(raw, PIXEL_BYTES * padded) // (columns * rows)
 
 
-def _parts(tags: _Tags, offsets: int, counts: int) -> list[tuple[int, int]]:
+def _values_of_parts(tags: _Tags, offsets: int, counts: int) -> list[tuple[int, int]]:
     starts, sizes = tags.values(offsets), tags.values(counts)
     return [*zip(starts, [*sizes, *[2**63] * len(starts)], strict=False)]
+
+
+def _check_raw(offsets: list[int], part: int) -> int:
+    """How much Pillow reads at once: it reads each part in steps as long as the way to the next one."""
+    steps = [after - offset for offset, after in pairwise(offsets)]
+    reads = sum(part // step for step in steps)
+    require(reads <= MAX_READS, "has strips that overlap")
+    return max(steps, default=0)
 
 
 def _check_jpeg(stream: BinaryIO, length: int, parts: set[tuple[int, int]]) -> None:
