@@ -150,9 +150,8 @@ def test_what_cameras_and_programs_write_is_read() -> None:
     np.testing.assert_allclose(np.asarray(read_image(with_movie), int), expected, atol=30)
     assert read_image(scans(20)).size == (2000, 2000)
     assert read_image(strips(3000, [8 + 300 * row for row in range(3000)])).size == (300, 3000)
-    assert read_image(
-        png(40, 30, *[png_chunk(b"tEXt", b"a\0b")] * 1000, data=tuple(zeros(2730)[i : i + 1] for i in range(30)))
-    ).size
+    pieces = tuple(bytes([byte]) for byte in zeros(30 * 121))
+    assert read_image(png(40, 30, *[png_chunk(b"tEXt", b"a\0b")] * 1000, data=pieces)).size == (40, 30)
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
@@ -179,7 +178,7 @@ def test_a_heic_grid_that_names_its_tiles_many_times_is_refused() -> None:
     assert read_image(data).size == (1024, 512)
     tile = b"ispe" + struct.pack(">III", 0, 256, 256)
     assert tile in data
-    with pytest.raises(ImageError, match=r"is made of \d+,000,000 pixels, expected 150,000,000 at most"):
+    with pytest.raises(ImageError, match=r"is made of 392,524,288 pixels, expected 150,000,000 at most"):
         read_image(data.replace(tile, b"ispe" + struct.pack(">III", 0, 7000, 7000)))
 
 
