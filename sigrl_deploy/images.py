@@ -1,30 +1,40 @@
 """Reading a picture that nobody vouches for, into upright RGB.
 
 Pillow's plug-ins raise almost anything on malformed input. Here all of it becomes an ImageError that names the picture,
-so that one bad file among many is a line in a report and not the end of a run.
+so that one bad file among many is a line in a report and not the end of a run. What a file may cost is bounded before it is
+decoded, by `sigrl_deploy.structure`.
 """
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import io
 import os
 import stat
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, _imaging
 from PIL.Image import Transpose
 
 from sigrl_deploy.errors import ImageError, printable
-
-# What a header may announce: 512 MB once decoded, since Pillow keeps RGB in four bytes a pixel.
-MAX_PIXELS = 128_000_000
+from sigrl_deploy.structure import Refused, check_structure
+from sigrl_deploy.structure.boxes import is_heic
+from sigrl_deploy.structure.limits import (
+    MAX_EXIF_BYTES,
+    MAX_FILE_BYTES,
+    MAX_PIXELS,
+    MAX_PIXELS_WHOLE,
+    require,
+    require_pixels,
+)
 
 # Still pictures only. Pillow opens forty formats, some through old parsers or other programs (EPS runs Ghostscript):
 # on pictures from strangers each is a way in, and none of them is what photographs come as.
@@ -36,7 +46,11 @@ _EXTENSIONS = {
     "GIF": (".gif",),
     "BMP": (".bmp",),
     "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif", ".hif"),
 }
+_DECODED_WHOLE = ("WEBP", "AVIF", "HEIF")
+_HEIF_PLUGIN = "pillow_heif"
+INSTALL_HEIF = "pip install '.[heif]' in a checkout"
 
 _UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -48,7 +62,7 @@ _UPRIGHT = {
     8: Transpose.ROTATE_90,
 }
 
-_WARNINGS_LOCK = threading.Lock()
+_BAND_SAMPLES = 4 * 2**20
 
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[Any]
 
@@ -68,11 +82,16 @@ def read_image(source: ImageSource, name: str | None = None) -> Image.Image:
     Samples of 16 bits keep their upper 8, as Pillow does with 16-bit colour; 32-bit integers count as 16-bit ones.
 
     Raises ImageError, one line, when there is no such file, it cannot be opened, it is none of the formats read here,
-    is damaged or truncated, exceeds MAX_PIXELS, or holds samples of no known range.
+    is damaged or truncated, holds samples of no known range, or would cost too much. A file has at most 1 GiB, 128 megapixels
+    and 65,535 pixels a side; WebP, AVIF and HEIC 64 MiB and 50 megapixels; PNG 320 MB and TIFF 800 MB of samples; and no more
+    scans, strips, chunks or metadata than `sigrl_deploy.structure` allows. So none takes more than about 5 seconds of a core
+    or 1 GiB of memory.
     """
     label = printable(name if name is not None else name_of(source))
     if isinstance(source, (np.ndarray, Image.Image)):
-        return _decode(_image_from_array(source, label) if isinstance(source, np.ndarray) else source, label)
+        image = _image_from_array(source, label) if isinstance(source, np.ndarray) else source
+        with _errors_as_image_error(label), _pillow_is_quiet:
+            return _upright_rgb(image, label, kept=True)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _read_stream(io.BytesIO(source), label)
     if isinstance(source, (str, os.PathLike)):
@@ -95,47 +114,87 @@ def _open_regular_file(path: str | os.PathLike[str], label: str) -> BinaryIO:
 
 
 def _read_stream(stream: BinaryIO, label: str) -> Image.Image:
-    with _errors_as_image_error(label):
+    with _errors_as_image_error(label), _pillow_is_quiet:
         try:
             stream.seek(0)
         except (AttributeError, OSError):
-            stream = io.BytesIO(stream.read())
+            stream = _in_memory(stream)
         if not stream.read(1):
             raise ImageError(f"{label}: is empty (0 bytes), expected a picture file")
-        with _without_pillow_warnings():
-            image = Image.open(stream, formats=_formats())
-        return _decode(image, label)
+        check_structure(stream)
+        image = _open(stream, label)
+        try:
+            return _upright_rgb(image, label, kept=False)
+        finally:
+            Image.Image.close(image)  # gives its pixels back, and leaves the stream open
 
 
-def _decode(image: Image.Image, label: str) -> Image.Image:
-    width, height = image.size
-    if not 0 < width * height <= MAX_PIXELS:
-        raise ImageError(f"{label}: {width} x {height} pixels, expected 1 to {MAX_PIXELS:,}; scale the picture down")
-    with _errors_as_image_error(label):
-        upright = _upright(image)
-        # Of no use in RGB: Pillow warns of some transparencies, and EXIF left here would turn the picture again.
-        upright.info.clear()
-        return _to_rgb(upright, label)
+def _in_memory(stream: BinaryIO) -> BinaryIO:
+    whole = io.BytesIO()
+    while whole.tell() <= MAX_FILE_BYTES and (block := stream.read(2**20)):
+        whole.write(block)
+    whole.seek(0)
+    return whole
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    image.load()
+def _open(stream: BinaryIO, label: str) -> Image.Image:
+    if not is_heic(stream):
+        _silence_libtiff()
+        stream.seek(0)
+        return Image.open(stream, formats=[name for name in _formats() if name != "HEIF"])
     try:
-        with _without_pillow_warnings():
-            method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise ImageError(f"{label}: is HEIC, which needs the package pillow-heif; {INSTALL_HEIF}") from None
+    stream.seek(0)
+    # Not registered with Pillow, which would change what the whole process opens.
+    return HeifImageFile(stream)
+
+
+def _upright_rgb(image: Image.Image, label: str, kept: bool) -> Image.Image:
+    """kept: the image, or the memory below it, is the caller's, and stays as it is."""
+    require_pixels(*image.size, MAX_PIXELS_WHOLE if image.format in _DECODED_WHOLE else MAX_PIXELS)
+    if image.mode == "F":
+        raise ImageError(f"{label}: floating-point samples have no fixed range; scale them to 0..255 and save as 8-bit")
+    image.load()
+    turn = _UPRIGHT.get(_orientation(image))
+    picture = image.copy() if kept else image
+    # Of no use in RGB, and EXIF left here would turn the picture again.
+    picture.info.clear()
+    rgb = _to_rgb(picture, label)
+    if rgb is not picture:
+        Image.Image.close(picture)  # or there would be three of them once it is turned
+    if turn is not None:
+        return rgb.transpose(turn)
+    return rgb.copy() if rgb is image else rgb
+
+
+def _orientation(image: Image.Image) -> int:
+    require(len(image.info.get("exif") or b"") <= MAX_EXIF_BYTES, f"has more than {MAX_EXIF_BYTES:,} bytes of EXIF")
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
-        method = None  # EXIF that cannot be parsed gives no orientation; the pixels are none the worse for it.
-    return image.copy() if method is None else image.transpose(method)
+        return 1  # EXIF that cannot be parsed gives no orientation; the pixels are none the worse for it.
 
 
 def _to_rgb(image: Image.Image, label: str) -> Image.Image:
-    if image.mode == "F":
-        raise ImageError(f"{label}: floating-point samples have no fixed range; scale them to 0..255 and save as 8-bit")
     if image.mode == "I" or image.mode.startswith("I;16"):
-        image = Image.fromarray(_upper_byte(np.asarray(image), label))
+        grey = _eight_bit(image, label)
+        Image.Image.close(image)
+        image = grey
     image = image.convert("LA") if image.mode == "La" else image
     # Transparency is dropped, not blended with a background: the training pipelines read pictures with this very call.
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bit(image: Image.Image, label: str) -> Image.Image:
+    """Mode I or I;16 → L. In bands, since arrays of a whole picture would be several times its size."""
+    grey = Image.new("L", image.size)
+    rows = max(1, _BAND_SAMPLES // image.width)
+    for top in range(0, image.height, rows):
+        band = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
+        grey.paste(Image.fromarray(_upper_byte(band, label)), (0, top))
+    return grey
 
 
 def _image_from_array(array: NDArray[Any], label: str) -> Image.Image:
@@ -161,6 +220,8 @@ def _errors_as_image_error(label: str) -> Iterator[None]:
         yield
     except ImageError:
         raise
+    except Refused as error:
+        raise ImageError(f"{label}: {error}") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{label}: is damaged or no picture; expected one of {', '.join(_formats())}") from error
     except (MemoryError, Image.DecompressionBombError) as error:
@@ -170,19 +231,53 @@ def _errors_as_image_error(label: str) -> Iterator[None]:
         raise ImageError(f"{label}: is damaged ({reason}); replace the picture or leave it out") from error
 
 
-@contextmanager
-def _without_pillow_warnings() -> Iterator[None]:
-    # The pixel bound is ours, and odd metadata is no news to whoever tags a folder. The filters belong to the whole
-    # process: without the lock two threads could restore them in the wrong order.
-    with _WARNINGS_LOCK, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        yield
+class _WithoutWarnings:
+    """No warnings of Pillow while any thread is inside: bounds are ours, and odd metadata is no news to who tags a folder.
+
+    The filters belong to the whole process, so the first thread in sets them and the last one out restores them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._saved = warnings.catch_warnings()
+                self._saved.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.|pillow_heif\.")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._saved.__exit__(None, None, None)
+
+
+_pillow_is_quiet = _WithoutWarnings()
+
+
+@cache
+def _silence_libtiff() -> None:
+    """libtiff prints what it finds wrong to standard error by itself; here the error record says it.
+
+    Its handlers are reached through Pillow's own module, which is linked with it. Where it is linked statically, as on Windows,
+    they cannot be reached, and it goes on printing.
+    """
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(_imaging.__file__)
+        for set_handler in (library.TIFFSetWarningHandler, library.TIFFSetErrorHandler):
+            set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+            set_handler(None)
 
 
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()
-    return tuple(name for name in _EXTENSIONS if name in Image.OPEN)
+    readable = {*Image.OPEN, *(["HEIF"] if importlib.util.find_spec(_HEIF_PLUGIN) else [])}
+    return tuple(name for name in _EXTENSIONS if name in readable)
 
 
 def name_of(source: object) -> str:

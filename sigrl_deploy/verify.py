@@ -162,7 +162,10 @@ def _dataset(options: VerifyOptions, bundle: Bundle) -> Dataset:
             return known
         return _Restricted(known, read_labels(options.labels))
     labels = read_labels(options.labels) if options.labels else _own_labels(bundle)
-    return PictureList(find_pictures(options.pictures, sys.stdin.buffer if sys.stdin else io.BytesIO()), labels)
+    found = find_pictures(options.pictures, sys.stdin.buffer if sys.stdin else io.BytesIO())
+    if found.skipped_line:
+        log.warning(found.skipped_line)
+    return PictureList(found.paths, labels)
 
 
 class _Restricted:

@@ -26,7 +26,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def _find(*arguments: str | Path, stdin: bytes = b"") -> list[str]:
-    return find_pictures([str(argument) for argument in arguments], io.BytesIO(stdin))
+    return find_pictures([str(argument) for argument in arguments], io.BytesIO(stdin)).paths
 
 
 def _names(paths: list[str], folder: Path) -> list[str]:
@@ -66,8 +66,92 @@ def test_a_list_may_hold_names_that_are_no_text(tree: Path) -> None:
     assert [os.fsencode(path) for path in _find("-", stdin=name + b"\n")] == [name]
 
 
-def test_a_missing_file_stays_in_the_list(tree: Path) -> None:
-    assert _names(_find(tree / "gone.jpg"), tree) == ["gone.jpg"]
+def test_a_missing_file_among_others_stays_in_the_list(tree: Path) -> None:
+    assert _names(_find(tree / "gone.jpg", tree / "b.jpg"), tree) == ["gone.jpg", "b.jpg"]
+
+
+def test_a_link_to_nothing_is_there_and_so_stays_in_the_list(tree: Path) -> None:
+    (tree / "lost.jpg").symlink_to(tree / "gone.jpg")
+    assert _names(_find(tree / "lost.jpg"), tree) == ["lost.jpg"]
+
+
+@pytest.mark.parametrize("names", [["gone/"], ["gone.jpg"], ["b.jpg/c.jpg", "gone.jpg"]])
+def test_arguments_of_which_none_is_there_are_a_mistake(tree: Path, names: list[str]) -> None:
+    with pytest.raises(UsageError, match="no such file or folder; check the path") as error:
+        _find(*(f"{tree}/{name}" for name in names))
+    assert str(error.value).startswith(f"{tree}/{names[0]}")
+
+
+def test_a_list_may_be_separated_by_null_bytes_as_find_writes_it(tree: Path) -> None:
+    (tree / "two\nlines.jpg").touch()
+    listed = subprocess.run(["find", tree, "-name", "*.jpg", "-print0"], capture_output=True, check=True).stdout
+    found = find_pictures(["-"], io.BytesIO(listed), null_separated=True).paths
+    assert sorted(_names(found, tree)) == ["b.jpg", "sub/x[1].jpg", "two\nlines.jpg"]
+
+
+def test_files_that_hold_a_picture_of_another_kind_are_counted_and_others_are_not(tree: Path) -> None:
+    for name in ("a.CR2", "sub/b.cr2", "c.psd", "labels.csv", "README", "d.json"):
+        (tree / name).touch()
+    found = find_pictures([str(tree)], io.BytesIO())
+    assert found.skipped_line == "3 files were skipped: 2 .cr2, 1 .psd"
+    (tree / "sub" / "deep" / "c.psd").touch()
+    (tree / "sub" / "deep" / "c.webp").unlink()
+    with pytest.raises(UsageError, match=r"no picture in this folder or below it, only 1 \.psd; expected"):
+        _find(tree / "sub" / "deep")
+
+
+def test_heic_files_are_skipped_with_a_word_where_nothing_reads_them(tree: Path) -> None:
+    (tree / "a.heic").touch()
+    code = (
+        "import sys, io; sys.modules['pillow_heif'] = None\n"
+        "import importlib.util as u; real = u.find_spec\n"
+        "u.find_spec = lambda name, *more: None if name == 'pillow_heif' else real(name, *more)\n"
+        "from sigrl_deploy.inputs import find_pictures; print(find_pictures(['.'], io.BytesIO()).skipped_line)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=tree, capture_output=True, text=True)
+    assert run.stdout == "1 file was skipped: 1 .heic (pip install '.[heif]' in a checkout reads them)\n", run
+
+
+def _nest(folder: Path, levels: int) -> None:
+    """So many folders within each other, and a picture in the last one."""
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(os.open("deep.jpg", os.O_CREAT, dir_fd=here))
+    os.close(here)
+
+
+@pytest.mark.parametrize("argument", ["", "**/*.jpg"])
+def test_folders_may_lie_far_within_each_other(tmp_path: Path, argument: str) -> None:
+    _nest(tmp_path, 1500)
+    found = _find(f"{tmp_path}/{argument}")
+    assert [os.path.basename(path) for path in found] == ["deep.jpg"]
+    subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)  # pytest's own removal recurses
+
+
+def test_folders_too_deep_for_any_path_are_refused_in_one_line(tmp_path: Path) -> None:
+    _nest(tmp_path, 2500)
+    with pytest.raises(UsageError, match=r"cannot be listed \(File name too long\); move it") as error:
+        _find(tmp_path)
+    assert len(str(error.value)) < 500
+    subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)
+
+
+def test_a_glob_of_any_depth_does_not_follow_links_in_circles(tree: Path) -> None:
+    (tree / "sub" / "again").symlink_to(tree)  # with the other link, 2 ** 40 paths
+    (tree / ".hidden").mkdir()
+    (tree / ".hidden" / "h.jpg").touch()
+    assert _names(_find(tree / "**" / "*.jpg"), tree) == ["b.jpg", "sub/x[1].jpg"]
+    assert _names(_find(tree / "**" / "s*" / "**" / "*.webp"), tree) == ["sub/deep/c.webp"]
+
+
+def test_a_glob_of_any_depth_starts_where_the_process_stands(tree: Path) -> None:
+    code = "import io; from sigrl_deploy.inputs import find_pictures; print(find_pictures(['**/*.jpg'], io.BytesIO()).paths)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=tree, capture_output=True, text=True)
+    assert run.stdout == "['b.jpg', 'sub/x[1].jpg']\n", run
 
 
 @pytest.mark.parametrize(
@@ -91,7 +175,7 @@ is_image_path("a.jpg")  # loads what root alone may be able to read
 if os.getuid() == 0:
     os.setuid(65534)
 try:
-    print(find_pictures(["."], io.BytesIO()))
+    print(find_pictures(["."], io.BytesIO()).paths)
 except UsageError as error:
     print("refused:", error)
 """

@@ -82,8 +82,9 @@ def infer(
         raise UsageError("--scores all: heat maps are drawn of the best labels only; leave out --heatmaps or --scores all")
     if threshold is not None and not math.isfinite(threshold):
         raise UsageError(f"--threshold {threshold}: expected a finite number, such as 0.02")
+    found = find_pictures(pictures, sys.stdin.buffer if sys.stdin else io.BytesIO())
     options = InferOptions(
-        pictures=find_pictures(pictures, sys.stdin.buffer if sys.stdin else io.BytesIO()),
+        pictures=found.paths,
         bundle=bundle,
         labels=labels,
         top=top or 5,
@@ -103,6 +104,8 @@ def infer(
         cache_dir=cache_dir,
     )
     failed = run_infer(options)
+    if found.skipped_line:
+        log.warning(found.skipped_line)
     if failed:
         log.error("%d picture%s could not be read; the records say why", failed, "" if failed == 1 else "s")
         raise SystemExit(1)

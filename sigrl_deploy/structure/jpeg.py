@@ -1,0 +1,128 @@
+"""JPEG: segments before the picture, and scans, each of which goes over the whole picture again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from sigrl_deploy.structure.limits import MAX_EXIF_BYTES, PIXEL_BYTES, read, require, require_memory, require_pixels
+
+MAX_SEGMENTS = 20_000
+MAX_HEADER_BYTES = 32 * 2**20  # depth maps and second views travel in XMP segments of several megabytes
+MAX_JUNK_BYTES = 2**20  # Pillow passes over what lies between segments byte by byte
+MAX_SCAN_BYTES = 128 * 2**20
+# Of all scans and their components. The usual ten scans of a progressive picture go over its pixels 8 to 14 times, those of an
+# optimised one some more; this is 23 times for 128 megapixels, 250 times for 12.
+MAX_SCAN_PIXELS = 3_000_000_000
+
+_MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd7])")  # not a byte of data, padding or a restart
+_EOI, _SOS, _APP1, _APP13 = 0xD9, 0xDA, 0xE1, 0xED
+_WITHOUT_LENGTH = {0xC8, 0xD8, _EOI, *range(0xF0, 0xFE)}
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
+
+
+@dataclass
+class Work:
+    """What one JPEG stream, or all those within a TIFF, ask of a decoder: component pixels of all scans."""
+
+    scan_pixels: int = 0
+
+    def add(self, pixels: int) -> None:
+        self.scan_pixels += pixels
+        require(
+            self.scan_pixels <= MAX_SCAN_PIXELS,
+            f"its scans go over {self.scan_pixels:,} pixels and more, expected {MAX_SCAN_PIXELS:,} at most",
+        )
+
+
+@dataclass
+class _Frame:
+    width: int = 0
+    height: int = 0
+    progressive: bool = False
+    sampling: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def pixels(self, component: int) -> int:
+        """Of one component, which may be subsampled."""
+        horizontal, vertical = self.sampling.get(component, (1, 1))
+        most_h, most_v = (max(values) for values in zip(*self.sampling.values(), strict=True))
+        return self.width * self.height * horizontal * vertical // (most_h * most_v)
+
+
+def check(stream: BinaryIO, length: int) -> None:
+    """Raises Refused; see `sigrl_deploy.structure`."""
+    check_stream(stream, 0, length, Work())
+
+
+def check_stream(stream: BinaryIO, start: int, end: int, work: Work) -> None:
+    """One JPEG stream in the bytes start to end of a file; its scans are added to `work`."""
+    frame, scans, junk, header, parsed, first_scan = _Frame(), 0, 0, 0, 0, end
+    for count, (code, at, skipped) in enumerate(_markers(stream, start, end)):
+        require(count < MAX_SEGMENTS, f"has more than {MAX_SEGMENTS:,} segments")
+        require(at - first_scan <= MAX_SCAN_BYTES, f"has more than {MAX_SCAN_BYTES:,} bytes of picture")
+        junk += 0 if scans else skipped
+        require(junk <= MAX_JUNK_BYTES, f"has more than {MAX_JUNK_BYTES:,} stray bytes between its segments")
+        if code == _EOI and scans:
+            return
+        if code in _WITHOUT_LENGTH:
+            continue
+        size = int.from_bytes(read(stream, 2), "big")
+        if size < 2:
+            return
+        header += 0 if scans else size
+        require(header <= MAX_HEADER_BYTES, f"has more than {MAX_HEADER_BYTES:,} bytes of segments before the picture")
+        if code in _FRAMES:
+            frame = _frame(code, read(stream, size - 2))
+            require_pixels(frame.width, frame.height)
+        elif code == _APP13 or (code == _APP1 and stream.read(6) == b"Exif\0\0"):
+            parsed += size
+            require(parsed <= MAX_EXIF_BYTES, f"has more than {MAX_EXIF_BYTES:,} bytes of EXIF and Photoshop data")
+        elif code == _SOS and frame.sampling:
+            first_scan = min(first_scan, at)
+            components = read(stream, size - 2)
+            components = components[1 : 1 + 2 * components[0] : 2]
+            _check_scan(frame, components, scans, work)
+            scans += 1
+        stream.seek(at + size)
+
+
+def _check_scan(frame: _Frame, components: bytes, scans: int, work: Work) -> None:
+    for component in components:
+        work.add(frame.pixels(component))
+    if scans == 0 and (frame.progressive or len(components) < len(frame.sampling)):
+        # All coefficients, of 16 bits each, are kept until the last scan is read. No copy of the picture exists yet.
+        coefficients = sum(2 * frame.pixels(component) for component in frame.sampling)
+        require_memory(PIXEL_BYTES * frame.width * frame.height + coefficients)
+
+
+def _frame(code: int, data: bytes) -> _Frame:
+    height, width = int.from_bytes(data[1:3], "big"), int.from_bytes(data[3:5], "big")
+    parts = [data[at : at + 2] for at in range(6, 6 + 3 * data[5], 3)]
+    sampling = {part[0]: (max(1, part[1] >> 4), max(1, part[1] & 15)) for part in parts if len(part) == 2}
+    return _Frame(width, height, code in _PROGRESSIVE, sampling)
+
+
+def _markers(stream: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Each marker's code, where it ends, and how many bytes were passed over. Goes on where the stream then stands."""
+    stream.seek(start)
+    while True:
+        begin, block = stream.tell(), 256
+        while True:
+            here = stream.tell()
+            data = stream.read(min(block, end - here)) if here < end else b""
+            if not data:
+                if begin < end and here - begin > 0:
+                    yield _EOI, here, here - begin
+                return
+            found = _MARKER.search(data)
+            if found:
+                break
+            if data.endswith(b"\xff") and len(data) > 1:
+                stream.seek(-1, 1)
+            block = min(4 * block, 2**20)
+        at = here + found.end()
+        stream.seek(at)
+        yield found[1][0], at, at - 2 - begin

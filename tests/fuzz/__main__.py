@@ -1,0 +1,40 @@
+"""The long run: `python -m tests.fuzz pictures --count 30000 --seed 1`. Exit status 1 where something was found."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+from tqdm import tqdm
+
+from .workers import make_case, outcomes
+
+
+@click.command()
+@click.argument("target")
+@click.option("--count", default=30_000, show_default=True, help="How many damaged files.")
+@click.option("--seed", default=1, show_default=True, help="Other files for another seed.")
+@click.option("--processes", default=2, show_default=True)
+@click.option("--seconds", default=5.0, show_default=True, help="CPU that one file may take.")
+@click.option("--megabytes", default=1024.0, show_default=True, help="Memory that one file may take.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Folder for the files that something was found with.")
+def main(target: str, count: int, seed: int, processes: int, seconds: float, megabytes: float, keep: Path | None) -> None:
+    """Examine damaged files of TARGET (pictures) and report what failed, the slowest and the largest."""
+    first = seed * 10**9
+    done = list(tqdm(outcomes(target, range(first, first + count), processes), total=count, unit="file"))
+    found = [each for each in done if each.fault or each.seconds > seconds or each.megabytes > megabytes]
+    print(f"{len(done)} files, {sum(each.read for each in done)} read, {len(found)} faults")
+    for each in found:
+        print(f"case {each.case}: {each.seconds:.1f} s, {each.megabytes:.0f} MB {each.fault}")
+        if keep:
+            keep.mkdir(parents=True, exist_ok=True)
+            (keep / str(each.case)).write_bytes(make_case(target, each.case))
+    for name in ("seconds", "megabytes"):
+        most = sorted(done, key=lambda each: getattr(each, name), reverse=True)[:5]
+        print(f"most {name}: " + ", ".join(f"{getattr(each, name):.2f} (case {each.case})" for each in most))
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()
