@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock
 
 from sigrl_deploy.config import Arch, Precision
-from sigrl_deploy.errors import BundleError, ExportError, UsageError
+from sigrl_deploy.errors import BundleError, ExportError, UsageError, printable
 from sigrl_deploy.external_data import external_files
 from sigrl_deploy.files import read_bounded, replacing, sha256_file
 from sigrl_deploy.preprocess import Preprocess
@@ -224,4 +224,4 @@ def _read_manifest(folder: Path) -> Manifest:
         manifest.check()
         return manifest
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(f"{path}: not a complete manifest ({error}); export the checkpoint again") from None
+        raise BundleError(f"{path}: not a complete manifest ({printable(str(error))}); export the checkpoint again") from None

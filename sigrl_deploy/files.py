@@ -31,7 +31,7 @@ def read_bounded(path: Path, most: int) -> bytes:
             raise OSError(errno.EINVAL, "is a folder, pipe or device, expected a file", os.fspath(path))
         if status.st_size > most:
             raise OSError(errno.EFBIG, f"has {status.st_size:,} bytes, expected {most:,} at most", os.fspath(path))
-        return file.read(most)
+        return file.read(status.st_size)
 
 
 def sha256_file(path: Path) -> str:

@@ -19,7 +19,7 @@ from sigrl_deploy.cache import digest
 from sigrl_deploy.config import Precision
 from sigrl_deploy.engines import Array, Pixels
 from sigrl_deploy.engines.graphs import GraphEngine, threads
-from sigrl_deploy.errors import BundleError, SigRLError, UsageError
+from sigrl_deploy.errors import BundleError, SigRLError, UsageError, printable
 from sigrl_deploy.gpu import NoGpuError, gpu_at_hand
 from sigrl_deploy.tensorrt.key import DEFAULT_BATCH, MOST_LABELS, Profile, Range
 from sigrl_deploy.vocabulary import Vocabulary
@@ -158,12 +158,12 @@ def open_session(path: Path, providers: list[Any], model: bytes | Path | None = 
     Raises BundleError where it cannot be opened, NoCudaError, a UsageError, where a GPU's provider does not start.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what it prints at 3 comes as an exception too
     options.intra_op_num_threads = threads()
     try:
         session = ort.InferenceSession(model or path, options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions have no common base
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = printable((str(error).strip() or type(error).__name__).splitlines()[0])
         raise BundleError(f"{path}: ONNX Runtime {ort.__version__} cannot open it ({reason}); export it again") from None
     # ONNX Runtime goes on without a provider that it cannot start.
     first = providers[0][0] if isinstance(providers[0], tuple) else providers[0]
@@ -204,7 +204,7 @@ class OpenSession:
         if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
             sizes = ", ".join(f"{name} {list(_shape(value))}" for name, value in feeds.items())
             return UsageError(f"{self._path}: no memory for {sizes}; take a smaller --batch-size, or fewer labels")
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = printable((str(error).strip() or type(error).__name__).splitlines()[0])
         return BundleError(f"{self._path}: ONNX Runtime {ort.__version__} cannot run it ({reason}); export it again")
 
 

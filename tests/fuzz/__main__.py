@@ -20,7 +20,7 @@ from .workers import make_case, outcomes
 @click.option("--megabytes", default=1024.0, show_default=True, help="Memory that one file may take.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Folder for the files that something was found with.")
 def main(target: str, count: int, seed: int, processes: int, seconds: float, megabytes: float, keep: Path | None) -> None:
-    """Examine damaged files of TARGET (pictures) and report what failed, the slowest and the largest."""
+    """Examine damaged files of TARGET (pictures, checkpoints, bundles); report what failed, the slowest and the largest."""
     first = seed * 10**9
     done = list(tqdm(outcomes(target, range(first, first + count), processes), total=count, unit="file"))
     found = [each for each in done if each.fault or each.seconds > seconds or each.megabytes > megabytes]
