@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import sys
 import warnings
 import zlib
@@ -220,9 +221,12 @@ def test_a_decompression_bomb_is_refused(size: tuple[int, int]) -> None:
     assert "expected 1 to 128,000,000" in (message := refusal(png_header(*size))) or "is too large" in message
 
 
-def test_a_picture_that_pillow_would_warn_of_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "options"), [("PNG", {}), ("TIFF", {"compression": "tiff_lzw"})])  # on opening, on decoding
+def test_a_picture_that_pillow_would_warn_of_is_decoded(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert read_image(encode(scene(), "PNG")).size == (40, 30)
+    assert read_image(encode(scene(), name, **options)).size == (40, 30)
 
 
 def test_the_pixel_bound_holds_for_every_source(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,6 +260,31 @@ def test_threads_leave_the_warning_filters_alone() -> None:
         pictures = {image.tobytes() for image in pool.map(read_image, [data] * 400)}
     sys.setswitchinterval(interval)
     assert (len(pictures), list(warnings.filters)) == (1, before)
+
+
+MEMORY = """
+import sys
+from sigrl_deploy.images import read_image
+def now(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
+read_image(sys.argv[1])
+open("/proc/self/clear_refs", "w").write("5")
+before = now("VmRSS")
+read_image(sys.argv[2])
+print(now("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux")
+def test_a_picture_is_in_memory_twice_at_most(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for side in (10, 4000):
+        Image.new("RGBA", (side, side)).save(tmp_path / f"{side}.png", exif=exif, compress_level=1)
+    paths = [tmp_path / "10.png", tmp_path / "4000.png"]
+    run = subprocess.run([sys.executable, "-c", MEMORY, *paths], capture_output=True, text=True, check=True)
+    # Decoded, converted and turned: 4 bytes a pixel each. Beside them are buffers of a few rows.
+    assert int(run.stdout) * 1024 < 4000 * 4000 * 4 * 2.3
 
 
 def outcome(data: bytes) -> bool:

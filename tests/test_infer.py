@@ -316,3 +316,14 @@ def test_a_terminal_sees_a_progress_bar_and_a_pipe_does_not(model: Arguments, ph
     assert b"4/4" in shown
     assert b"%|" not in output
     assert b"%|" not in _infer(*photos, *model).stderr
+
+
+def test_files_that_were_skipped_because_of_their_kind_are_counted_at_the_end(
+    model: Arguments, photos: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(photos[0].read_bytes())
+    for name in ("b.cr2", "c.cr2", "labels.csv", "d.jxl"):
+        (tmp_path / name).touch()
+    run = _infer(tmp_path, *model, "--format", "jsonl")
+    assert len(_records(run.stdout)) == 1
+    assert run.stderr.splitlines()[-1] == b"3 files were skipped: 2 .cr2, 1 .jxl"

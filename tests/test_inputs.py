@@ -188,3 +188,10 @@ def test_a_folder_that_cannot_be_listed_is_not_passed_over_in_silence(tree: Path
     run = subprocess.run([sys.executable, "-c", _AS_NOBODY], cwd=tree, capture_output=True, text=True)
     (tree / "sub").chmod(0o755)
     assert run.stdout == "refused: ./sub: cannot be listed (Permission denied); check its permissions, or leave it out\n", run
+
+
+def test_a_folder_that_is_not_there_ends_the_command_before_anything_is_loaded(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sigrl_deploy", "infer", "nosuchfolder/", "--bundle", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    said = "error: nosuchfolder/: no such file or folder; check the path\n"
+    assert (run.returncode, run.stdout, run.stderr) == (2, "", said)

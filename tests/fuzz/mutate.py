@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-_MAX_BYTES = 2**20  # what repetition may add
+MAX_BYTES = 2**20  # what repetition may add
 _EDGES = [
     0,
     1,
@@ -76,7 +76,7 @@ def _delete(data: bytes, others: list[bytes], rng: Random) -> bytes:
 
 def _repeat(data: bytes, others: list[bytes], rng: Random) -> bytes:
     start, end = _block(data, rng)
-    times = min(rng.choice([1, 2, 10, 1000, 100_000]), _MAX_BYTES // max(1, end - start))
+    times = min(rng.choice([1, 2, 10, 1000, 100_000]), MAX_BYTES // max(1, end - start))
     return data[:end] + data[start:end] * times + data[end:]
 
 

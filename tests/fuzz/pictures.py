@@ -17,7 +17,7 @@ from sigrl_deploy.errors import ImageError
 from sigrl_deploy.images import read_image
 from sigrl_deploy.preprocess import Preprocess
 
-from .mutate import damaged, number
+from .mutate import MAX_BYTES, damaged, number
 
 _CONTRACT = Preprocess.for_contract("zero-shot", 224)
 
@@ -50,7 +50,7 @@ def _damaged_parts(parts: list[bytes], others: list[bytes], rng: Random) -> list
         if choice == 0 and len(parts) > 1:
             del parts[at]
         elif choice == 1:
-            parts[at:at] = [parts[at]] * rng.choice([1, 3, 300, 3000])
+            parts[at:at] = [parts[at]] * min(rng.choice([1, 3, 300, 3000]), MAX_BYTES // (1 + len(parts[at])))
         elif choice == 2:
             other = rng.randrange(len(parts))
             parts[at], parts[other] = parts[other], parts[at]

@@ -33,7 +33,7 @@ class Outcome:
 
 
 def outcomes(target: str, cases: range, processes: int) -> Iterator[Outcome]:
-    """Each case examined in one of the processes, in no order. A process that dies or hangs is replaced."""
+    """Each case of a target, which is a module's name, in no order. A process that dies or hangs is replaced."""
     waiting = iter(cases)
     workers = {worker.connection: worker for worker in (_Worker(target, waiting) for _ in range(processes))}
     while workers:
@@ -94,7 +94,7 @@ class _Worker:
 
 def make_case(target: str, case: int) -> bytes:
     """The file of a case, the same in every process."""
-    module = importlib.import_module(f"{__package__}.{target}")
+    module = importlib.import_module(target)
     files = module.corpus()
     rng = Random(case)
     return module.mutate(files[rng.choice(sorted(files))], list(files.values()), rng)
@@ -102,7 +102,7 @@ def make_case(target: str, case: int) -> bytes:
 
 def _work(target: str, connection: Connection, parent: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE, _ADDRESS_SPACE))
-    module = importlib.import_module(f"{__package__}.{target}")
+    module = importlib.import_module(target)
     with tempfile.TemporaryFile() as printed:
         os.dup2(printed.fileno(), 2)
         for data in module.corpus().values():  # loads what is loaded once
