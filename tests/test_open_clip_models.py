@@ -13,10 +13,11 @@ import torch
 from checkpoints import TINY, TOLERANCE, clip_of, loaded, mkt, saved, text, token_ids
 from random_weights import images
 
-from sigrl_deploy.checkpoint import add_text_tower, build_model, load_pretrained, model_config
+from sigrl_deploy.checkpoint import add_text_tower, build_model, model_config
 from sigrl_deploy.clip_config import clip_config
 from sigrl_deploy.errors import CheckpointError, UsageError
 from sigrl_deploy.model.sigrl import SigRL, encode_image
+from sigrl_deploy.pretrained import load_pretrained
 
 GELU_80 = {
     "embed_dim": 64,
