@@ -22,6 +22,10 @@ _KNOWN = re.compile(
     r"|collections\.(OrderedDict|Counter)|_codecs\.encode|(builtins|__builtin__)\.(set|bytearray|complex)"
 )
 _TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
+_VALUES = (
+    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES"),
+)  # instructions that push what is written behind them
 _WRAPPED = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 
 
@@ -89,38 +93,38 @@ class _Machine:
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
+        push = self._stack.append
         self._steps: dict[str, Callable[[Any], None]] = {
             "MARK": lambda _: self._marks.append(len(self._stack)),
             "STACK_GLOBAL": lambda _: self._global(".".join(map(str, reversed((self.pop(), self.pop()))))),
             "GLOBAL": lambda arg: self._global(arg.replace(" ", ".", 1)),
-            "TUPLE": lambda _: self._stack.append(tuple(self._marked())),
-            **{f"TUPLE{n}": lambda _, n=n: self._tuple(n) for n in (1, 2, 3)},
+            "NONE": lambda _: push(None),
+            "NEWTRUE": lambda _: push(True),
+            "NEWFALSE": lambda _: push(False),
+            "EMPTY_TUPLE": lambda _: push(()),
+            "EMPTY_LIST": lambda _: push([]),
+            "EMPTY_DICT": lambda _: push({}),
+            "EMPTY_SET": lambda _: push(Global("set")),
+            "TUPLE": lambda _: push(tuple(self._marked())),
+            "TUPLE1": lambda _: self._tuple(1),
+            "TUPLE2": lambda _: self._tuple(2),
+            "TUPLE3": lambda _: self._tuple(3),
             "APPEND": lambda _: self._extend([self.pop()]),
             "APPENDS": lambda _: self._extend(self._marked()),
             "SETITEM": lambda _: self._set_items(list(reversed((self.pop(), self.pop())))),
             "SETITEMS": lambda _: self._set_items(self._marked()),
-            "POP": lambda _: self._drop(self.pop()),
             "ADDITEMS": lambda _: self._drop(self._marked()),
+            "POP": lambda _: self._drop(self.pop()),
             "MEMOIZE": lambda _: self._put(len(self._memo)),
             "REDUCE": lambda _: self._reduce(),
             "NEWOBJ": lambda _: self._reduce(),
             "BUILD": lambda _: self._build(),
             "BINPERSID": lambda _: self._storage(self.pop()),
         }
-        made: dict[str, Callable[[], Any]] = {
-            "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_TUPLE": tuple,
-            "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": lambda: Global("set"),
-        }  # fmt: skip
-        self._steps |= {name: lambda _, make=make: self._stack.append(make()) for name, make in made.items()}
-        for name in ("BINPUT", "LONG_BINPUT"):
-            self._steps[name] = self._put
-        for name in ("BINGET", "LONG_BINGET"):
-            self._steps[name] = lambda key: self._stack.append(self._memo[key])
-        for name in ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
-                     "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES"):  # fmt: skip
-            self._steps[name] = self._stack.append
-        for name in ("PROTO", "FRAME", "STOP"):
-            self._steps[name] = self._drop
+        self._steps |= dict.fromkeys(("BINPUT", "LONG_BINPUT"), self._put)
+        self._steps |= dict.fromkeys(("BINGET", "LONG_BINGET"), lambda key: push(self._memo[key]))
+        self._steps |= dict.fromkeys(("PROTO", "FRAME", "STOP"), self._drop)
+        self._steps |= dict.fromkeys(_VALUES, push)
 
     def step(self, name: str, arg: Any) -> None:
         try:

@@ -77,13 +77,13 @@ class _Archive:
         if info.file_size > MAX_PICKLE and not name.startswith("data/"):
             raise PickleError(f"its member {name} has {info.file_size} bytes, more than a model's")
         content = bytearray(info.file_size)
-        view, start = memoryview(content), 0
+        start = 0
         with self._zip.open(info) as file:  # which compares the checksum at the end
-            while start < len(view):
-                count = file.readinto(view[start : start + _BLOCK])
-                if not count:
-                    raise PickleError(f"its member {name} ends early")
-                start += count
+            while block := file.read(_BLOCK):
+                content[start : start + len(block)] = block
+                start += len(block)
+        if start != info.file_size:
+            raise PickleError(f"its member {name} ends early")
         return content
 
     def size(self, key: str) -> int:

@@ -76,15 +76,17 @@ def archive(pickled: bytes, script: bool = False, compress: bool = False, number
     how = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
     with zipfile.ZipFile(content, "w", how, compresslevel=1) as file:
         file.writestr("a/data.pkl", pickled)
+        file.writestr("a/version", b"3\n")
         file.writestr("a/data/0", numbers)
         if script:
             file.writestr("a/constants.pkl", b"\x80\x02).")
     return content.getvalue()
 
 
-def legacy(pickled: bytes, keys: Any = ("0",), numbers: bytes = struct.pack("<q4f", 4, 0, 0, 0, 0)) -> bytes:
+def legacy(pickled: bytes, keys: Any = None, numbers: bytes = struct.pack("<q4f", 4, 0, 0, 0, 0)) -> bytes:
+    keys = keys or (["0"] if b"FloatStorage" in pickled else [])
     start = [0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}]
-    return b"".join(pickle.dumps(value, 2) for value in start) + pickled + pickle.dumps(list(keys), 2) + numbers
+    return b"".join(pickle.dumps(value, 2) for value in start) + pickled + pickle.dumps(keys, 2) + numbers
 
 
 def both(label: str, pickled: bytes) -> Iterator[tuple[str, bytes]]:
