@@ -101,10 +101,10 @@ class Checkpoint:
         """Number of transformer blocks below `tower` ("visual." or "text.")."""
         start = self.original(tower + "transformer.resblocks.")
         numbers = {name[len(start) :].split(".")[0] for name in self.tensors if name.startswith(start)}
-        if not 0 < len(numbers) <= largest_size("layers"):
-            raise CheckpointError(
-                f"{self.path}: has {len(numbers)} blocks below {self.prefix}{start[:-1]}, expected 1 to {largest_size('layers')}"
-            )
+        most = largest_size("layers")
+        if not 0 < len(numbers) <= most:
+            where = self.prefix + start[:-1]
+            raise CheckpointError(f"{self.path}: has {len(numbers)} blocks below {where}, expected 1 to {most}")
         return len(numbers)
 
 
@@ -198,9 +198,10 @@ def _openai_heads(checkpoint: Checkpoint, width: int) -> int:
     """Heads of a tower that follows OpenAI's convention; any other is refused, since its tensors do not show them."""
     if not checkpoint.openai or width % _HEAD_WIDTH or width > _MAX_WIDTH:
         names = " or ".join(fitting_configs(checkpoint_shapes(checkpoint)))
+        choice = f"of its sizes are {names}" if names else "none has its sizes: give a .json file"
         raise CheckpointError(
-            f"{checkpoint.path}: its tensors (width {width}) do not tell the number of heads or the activation; name its "
-            f"open_clip config with --clip-config ({f'of its sizes: {names}' if names else 'a .json file, as none has its sizes'})"
+            f"{checkpoint.path}: its tensors (width {width}) do not tell the number of heads or the activation; "
+            f"name its open_clip config with --clip-config ({choice})"
         )
     return width // _HEAD_WIDTH
 

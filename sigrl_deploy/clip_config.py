@@ -44,9 +44,10 @@ def clip_config(value: str) -> ClipConfig | None:
     try:
         return _parse(value, raw.get("model_cfg", raw))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise UsageError(
-            f"--clip-config {value}: not an open_clip model config ({type(error).__name__}: {str(error)[:200]}); expected embed_dim, "
-            "vision_cfg and text_cfg as in open_clip/model_configs/ViT-B-16.json"
+            f"--clip-config {value}: not an open_clip model config ({reason}); expected embed_dim, vision_cfg and "
+            "text_cfg as in open_clip/model_configs/ViT-B-16.json"
         ) from None
 
 

@@ -22,7 +22,7 @@ from sigrl_deploy.errors import CheckpointError, UsageError
 from sigrl_deploy.images import ImageSource, read_image
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.preprocess import Contract, Preprocess
-from sigrl_deploy.pretrained import NAMED, is_pretrained, load_pretrained, openai_name
+from sigrl_deploy.pretrained import NAMED, check_source, is_pretrained, load_pretrained, openai_name
 from sigrl_deploy.vocabulary import Vocabulary, check_labels, read_labels
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ def load_model(
     Raises UsageError for what cannot be asked of this checkpoint, CheckpointError for files that cannot be read or that do
     not match.
     """
+    check_source(source)
     checkpoint, clip = _open(source, "")
     clip = parse_clip_config(clip_config) if clip_config else clip
     text = text_clip = None

@@ -17,15 +17,31 @@ from typing import Any
 from sigrl_deploy.checkpoint import Checkpoint, checkpoint_shapes, load_checkpoint
 from sigrl_deploy.clip_config import ClipConfig, clip_config
 from sigrl_deploy.errors import CheckpointError
+from sigrl_deploy.weights import check_file
 
-NAMED = "a file, or NAME:PRETRAINED as open_clip lists them (ViT-B-16:openai)"
+_NAMES = "NAME:PRETRAINED as open_clip lists them (ViT-B-16:openai)"
+NAMED = f"a file, or {_NAMES}"
 _OPENAI = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336")
 _TIMEOUT = 20.0  # seconds until a server answers
+
+
+def check_source(source: str | Path) -> None:
+    """Raise CheckpointError where there is no such file, before anything that takes seconds."""
+    if not is_pretrained(source):
+        check_file(Path(source), f"a .pth, .pt or .safetensors checkpoint, or {_NAMES}")
 
 
 def is_pretrained(source: str | Path) -> bool:
     """Whether this is no file, and of the form `NAME:PRETRAINED`."""
     return ":" in str(source) and not os.path.exists(source)
+
+
+def default_bundle(source: Path) -> Path:
+    """Where the bundle of a checkpoint goes unless said otherwise: beside the file, or for NAME:PRETRAINED into this folder."""
+    if not is_pretrained(source):
+        return source.with_name(f"{source.stem}-bundle")
+    name, _, pretrained = str(source).partition(":")
+    return Path(f"{name}-{Path(pretrained).name}-bundle")
 
 
 def load_pretrained(value: str, option: str = "") -> tuple[Checkpoint, ClipConfig]:
@@ -51,7 +67,7 @@ def load_pretrained(value: str, option: str = "") -> tuple[Checkpoint, ClipConfi
 
 
 def openai_name(checkpoint: Checkpoint) -> str | None:
-    """`NAME:openai` of the OpenAI model whose ViT has these sizes, at this resolution or else at another; None where none has."""
+    """`NAME:openai` of the OpenAI model whose ViT has these sizes, of its resolution or else another; None where none has."""
     shapes = checkpoint_shapes(checkpoint)
     grid = shapes.pop("vision.grid")
     ours = {name: config for name in _OPENAI if (config := clip_config(name))}

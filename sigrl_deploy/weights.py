@@ -145,7 +145,7 @@ def _state_dict(path: Path) -> dict[str, Stored]:
 
 
 def _of_modules(root: Module) -> Iterator[tuple[str, View | Global]]:
-    """Tensors of a tree of modules. Modules that share others could name more tensors than a file can hold, so both are counted."""
+    """Tensors of a tree of modules. Those that share others could name more tensors than a file can hold: all are counted."""
     waiting = [("", root)]
     seen = 0
     while waiting:

@@ -306,7 +306,7 @@ def test_label_embeddings_must_fit_the_labels(weights: Path, tmp_path: Path) -> 
     options = ExportOptions(
         weights / "sigrl.pth", tmp_path / "out", labels=tmp_path / "labels.txt", label_embeddings=tmp_path / "e.pt"
     )
-    with pytest.raises(CheckpointError, match=r"holds \[3, 512\], expected a tensor \[2, 512\]"):
+    with pytest.raises(CheckpointError, match=r"holds \[3, 512\] of float32, expected a tensor \[2, 512\]"):
         export_bundle(options)
 
 
