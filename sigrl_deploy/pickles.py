@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+_MAX_NAME = 300
 MAX_OPS = 250_000  # a state dict has about 30 a tensor
 # What state dicts are made of, and what lies beside them: names of any other class or function are refused.
 _KNOWN = re.compile(
@@ -96,7 +97,7 @@ class _Machine:
         push = self._stack.append
         self._steps: dict[str, Callable[[Any], None]] = {
             "MARK": lambda _: self._marks.append(len(self._stack)),
-            "STACK_GLOBAL": lambda _: self._global(".".join(map(str, reversed((self.pop(), self.pop()))))),
+            "STACK_GLOBAL": lambda _: self._global(".".join(reversed((self.pop(), self.pop())))),
             "GLOBAL": lambda arg: self._global(arg.replace(" ", ".", 1)),
             "NONE": lambda _: push(None),
             "NEWTRUE": lambda _: push(True),
@@ -169,7 +170,7 @@ class _Machine:
         target.update((key, value) for key, value in zip(items[::2], items[1::2], strict=True) if type(key) in (str, int))
 
     def _global(self, name: str) -> None:
-        if not _KNOWN.fullmatch(name):
+        if len(name) > _MAX_NAME or not _KNOWN.fullmatch(name):
             raise UnsafeError(name)
         self._stack.append(Global(name))
 

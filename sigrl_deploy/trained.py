@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sigrl_deploy.config import Arch, GraphConfig, ModelConfig, TextConfig, VisionConfig
-from sigrl_deploy.errors import BundleError, CheckpointError
+from sigrl_deploy.errors import BundleError, CheckpointError, printable
 from sigrl_deploy.files import replacing
 from sigrl_deploy.preprocess import Preprocess
 from sigrl_deploy.weights import open_safetensors
@@ -73,7 +73,7 @@ class TrainedRecord:
             record.check()
             return record
         except (AttributeError, BundleError, KeyError, RecursionError, TypeError, ValueError) as error:
-            reason = str(error)[:200]
+            reason = printable(str(error)[:200])
             raise CheckpointError(f"{path}: its header cannot be read ({reason}); copy the checkpoint again") from None
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sigrl_deploy.errors import CheckpointError
+from sigrl_deploy.errors import CheckpointError, printable
 from sigrl_deploy.pickles import Global, Module, PickleError, UnsafeError, View
 from sigrl_deploy.torch_files import TorchFile, open_torch_file
 
@@ -163,10 +163,10 @@ def _of_modules(root: Module) -> Iterator[tuple[str, View | Global]]:
 
 def _checked_names(path: Path, names: Any) -> list[str]:
     found = [name for name in names if isinstance(name, str)]
-    if len(found) > MAX_TENSORS or any(len(name) > _MAX_NAME for name in found):
-        raise CheckpointError(
-            f"{path}: holds {len(found)} tensors; expected at most {MAX_TENSORS}, with names of at most {_MAX_NAME} characters"
-        )
+    if len(found) > MAX_TENSORS:
+        raise CheckpointError(f"{path}: holds {len(found)} tensors, expected at most {MAX_TENSORS}")
+    if not all(len(name) <= _MAX_NAME and name.isprintable() for name in found):
+        raise CheckpointError(f"{path}: the name of a tensor is no name (too long, or not printable); {_DAMAGED}")
     return found
 
 
@@ -239,12 +239,12 @@ def _explained(path: Path) -> Iterator[None]:
         raise
     except UnsafeError as error:
         raise CheckpointError(
-            f"{path}: holds {str(error)[:100]} beside tensors, and loading that would run code from the file; "
+            f"{path}: holds {printable(str(error)[:100])} beside tensors, and loading that would run code from the file; "
             "save its state dict alone: torch.save(model.state_dict(), path)"
         ) from None
     except Exception as error:  # each reader has its own ways to fail on a damaged file
         lines = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+        reason = f"{type(error).__name__}: {printable(lines[0][:200])}" if lines else type(error).__name__
         raise CheckpointError(f"{path}: is no checkpoint, or damaged ({reason}); {_DAMAGED}") from None
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from checkpoints import openai, sigrl
-from safetensors.torch import save, save_file
+from safetensors.torch import save
 
 from sigrl_deploy.config import Arch, ModelConfig, TextConfig, VisionConfig
 from sigrl_deploy.preprocess import Contract, Preprocess
@@ -118,6 +118,7 @@ def pickles() -> Iterator[tuple[str, bytes]]:
     yield from both("quantised", called("torch._utils", "_rebuild_qtensor", b"NN"))
     yield from both("hash", b"\x80\x02}" + doubled(b")", 60) + b"K\x01s.")
     yield from both("pair", entry("conv1.weight", doubled(b")", 60)))
+    yield from both("stack-name", b"\x80\x04" + doubled(b")", 60) + text("a") + b"\x93.")
     yield from both("memo", b"\x80\x02}r\xff\xff\xff\x7f.")
     yield from both("long-text", b"\x80\x02X\xff\xff\xff\x7fa.")
     yield from both("long-bytes", b"\x80\x04\x8e" + struct.pack("<Q", 1 << 50) + b"a.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -122,6 +123,8 @@ class Reference:
 
     def __init__(self, model: SigRL, rows: dict[str, torch.Tensor], preprocess: Preprocess) -> None:
         self.rows, self.preprocess = rows, preprocess
+        # Precisions that share a text graph find its rows here.
+        self.cache = tempfile.TemporaryDirectory(prefix="sigrl-deploy-")
         self.pictures = [read_image(path) for path in photos()]
         self.pixels: Array = np.stack([preprocess(picture) for picture in self.pictures])
         known = list(rows)
@@ -143,7 +146,7 @@ def measure(reference: Reference, bundle: Path, precision: Precision, tolerance:
         backend, tested = f"PyTorch {torch.__version__} on cpu, bf16", EagerScorer(graphs, reference.rows)
         has_weights = Bundle(bundle).manifest.variants[precision].weights
     else:
-        recognizer = Recognizer(bundle, device="cpu", precision=precision, cache_dir=False)
+        recognizer = Recognizer(bundle, device="cpu", precision=precision, cache_dir=reference.cache.name)
         backend, tested = recognizer.engine.description, _engine_scorer(recognizer)
         has_weights = recognizer.bundle.manifest.variants[precision].weights
     cases = [
