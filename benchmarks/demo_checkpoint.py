@@ -172,7 +172,7 @@ def ship(folder: Path) -> None:
     path = folder / "sigrl" / "model.safetensors"
     record = read_record(path)
     assert record is not None
-    tensors = {name: tensor.half() for name, tensor in read_weights(path).items() if not name.startswith(HEAD)}
+    tensors = {name: tensor.read().half() for name, tensor in read_weights(path).items() if not name.startswith(HEAD)}
     write_trained(SHIPPED, record, tensors)
     LABEL_FILE.write_text("\n".join(LABELS) + "\n", encoding="utf-8")
     for i in range(PICTURES):

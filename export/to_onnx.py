@@ -1,6 +1,7 @@
 """Checkpoint → bundle, from a checkout: the same as `sigrl-deploy export onnx`.
 
-python export/to_onnx.py CKPT --text-tower ViT-B-16.pt --out bundle/
+python export/to_onnx.py CKPT
+python export/to_onnx.py ViT-B-16:openai
 """
 
 import sys

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sigrl_deploy.clip_config import ClipConfig, clip_config
-from sigrl_deploy.config import Arch, GraphConfig, ModelConfig, TextConfig, VisionConfig
+from sigrl_deploy.clip_config import ClipConfig, Shapes, fitting_configs
+from sigrl_deploy.config import Arch, GraphConfig, ModelConfig, TextConfig, VisionConfig, check_sizes, largest_size
 from sigrl_deploy.errors import CheckpointError
 from sigrl_deploy.trained import TrainedRecord, read_record
-from sigrl_deploy.weights import read_weights
+from sigrl_deploy.weights import Stored, read_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +53,7 @@ class Checkpoint:
     path: str
     layout: str
     prefix: str
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Stored]
     openai: bool  # heads and activation follow OpenAI's convention, known from the layout or from OpenAI's own archives
     record: TrainedRecord | None = None
 
@@ -78,24 +75,36 @@ class Checkpoint:
             return self.record.config.text is not None
         return self.layout in ("CLIP", "CustomTextCLIP", "text tower")
 
-    def tensor(self, name: str, ndim: int) -> Tensor:
-        """One of our tensors, for reading dimensions off its shape."""
+    def shape(self, name: str, ndim: int) -> tuple[int, ...]:
+        """The shape of one of our tensors, for reading dimensions off it."""
         tensor = self.tensors.get(self.original(name))
         if tensor is None:
             raise CheckpointError(
                 f"{self.path}: tensor {self.label(name)} is missing, which a {self.layout} checkpoint has; "
                 "give the file that training saved, whole"
             )
-        if tensor.ndim != ndim or 0 in tensor.shape:
+        self.check_float(name, tensor)
+        if len(tensor.shape) != ndim or 0 in tensor.shape:
             raise CheckpointError(
                 f"{self.path}: tensor {self.label(name)} has shape {list(tensor.shape)}, expected {ndim} dimensions above 0"
             )
-        return tensor
+        return tensor.shape
+
+    def check_float(self, name: str, tensor: Stored) -> None:
+        """Raise CheckpointError where one of our tensors is of whole numbers, sparse, quantised …"""
+        if not tensor.is_float:
+            raise CheckpointError(
+                f"{self.path}: tensor {self.label(name)} is {tensor.dtype}; expected dense numbers in fp16, bf16, fp32 or fp64"
+            )
 
     def layers(self, tower: str) -> int:
         """Number of transformer blocks below `tower` ("visual." or "text.")."""
         start = self.original(tower + "transformer.resblocks.")
         numbers = {name[len(start) :].split(".")[0] for name in self.tensors if name.startswith(start)}
+        most = largest_size("layers")
+        if not 0 < len(numbers) <= most:
+            where = self.prefix + start[:-1]
+            raise CheckpointError(f"{self.path}: has {len(numbers)} blocks below {where}, expected 1 to {most}")
         return len(numbers)
 
 
@@ -123,51 +132,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(str(path), layout, prefix, tensors, openai)
 
 
-def load_pretrained(value: str, option: str = "") -> tuple[Checkpoint, ClipConfig]:
-    """`NAME:PRETRAINED` as open_clip lists them (`ViT-B-16:openai`), downloaded or from open_clip's cache, with its config.
-
-    Raises CheckpointError for an unknown name, and where the weights cannot be had.
-    """
-    import open_clip
-
-    name, _, pretrained = value.partition(":")
-    clip = clip_config(name) if name in open_clip.list_models() else None
-    if clip is None:
-        raise CheckpointError(
-            f"{option}{value}: no such file, and {name} is no model of open_clip's; expected a file, or "
-            "NAME:PRETRAINED as in ViT-B-16:openai"
-        )
-    try:
-        with _quiet():
-            model = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
-    except Exception as error:  # network, hub and file errors of several libraries
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{option}{value}: open_clip cannot load these weights ({reason}); check the name with "
-            "open_clip.list_pretrained(), or download the file and give its path"
-        ) from None
-    # OpenAI's weights are listed under ViT-B-16 too, whose config has another activation than they were trained with.
-    listed = open_clip.get_pretrained_cfg(name, pretrained) or {}
-    quick_gelu = clip.text.quick_gelu or bool(listed.get("quick_gelu", False))
-    clip = replace(clip, vision=replace(clip.vision, quick_gelu=quick_gelu), text=replace(clip.text, quick_gelu=quick_gelu))
-    tensors = model.state_dict()
-    return Checkpoint(value, _recognise(tensors) or "CLIP", "", tensors, openai=False), clip
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """open_clip logs what its exceptions say again, to the root logger, and warns of the activation that is set right here."""
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="QuickGELU mismatch")
-            yield
-    finally:
-        logging.disable(level)
-
-
-def _recognise(tensors: dict[str, Tensor]) -> str | None:
+def _recognise(tensors: dict[str, Stored]) -> str | None:
     if any(name.startswith(("SemanticDecoupling.", "DecouplingSemantic.", "GATv2_1.")) for name in tensors):
         return "SigRL"
     if "projection_dist" in tensors or "class_embedding" in tensors:
@@ -201,10 +166,20 @@ def model_config(
             f"{checkpoint.path}: tensor {checkpoint.label('visual.class_embedding')} is missing, expected CLIP's ViT "
             "with a class token; a ResNet or another vision tower cannot be used"
         )
-    embed_dim = checkpoint.tensor("visual.proj", 2).shape[1]
+    embed_dim = checkpoint.shape("visual.proj", 2)[1]
     vision = clip.vision if clip else _vision_config(checkpoint)
     graph = _graph_configs(checkpoint, embed_dim) if arch.has_graph else ()
-    return ModelConfig(arch, embed_dim, topk or arch.default_topk, vision, None, graph)
+    config = ModelConfig(arch, embed_dim, topk or arch.default_topk, vision, None, graph)
+    for name, part in (("", config), ("vision.", vision), *(("graph.", layer) for layer in graph)):
+        _check_sizes(checkpoint, name, part)
+    return config
+
+
+def _check_sizes(checkpoint: Checkpoint, name: str, part: object) -> None:
+    try:
+        check_sizes(name, part)
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.path}: is no model that can be built: {error}") from None
 
 
 def _recorded_config(checkpoint: Checkpoint, config: ModelConfig, arch: Arch | None, topk: int | None) -> ModelConfig:
@@ -222,17 +197,36 @@ def _recorded_config(checkpoint: Checkpoint, config: ModelConfig, arch: Arch | N
 def _openai_heads(checkpoint: Checkpoint, width: int) -> int:
     """Heads of a tower that follows OpenAI's convention; any other is refused, since its tensors do not show them."""
     if not checkpoint.openai or width % _HEAD_WIDTH or width > _MAX_WIDTH:
+        names = " or ".join(fitting_configs(checkpoint_shapes(checkpoint)))
+        choice = f"of its sizes are {names}" if names else "none has its sizes: give a .json file"
         raise CheckpointError(
             f"{checkpoint.path}: its tensors (width {width}) do not tell the number of heads or the activation; "
-            "name its open_clip config with --clip-config (as ViT-H-14, or ViT-B-16-quickgelu for OpenAI's own weights)"
+            f"name its open_clip config with --clip-config ({choice})"
         )
     return width // _HEAD_WIDTH
 
 
+def checkpoint_shapes(checkpoint: Checkpoint) -> Shapes:
+    """Sizes that are read off the tensors of whichever towers a checkpoint has."""
+    found: Shapes = {}
+    if checkpoint.layout != "text tower" and checkpoint.original("visual.class_embedding") in checkpoint.tensors:
+        width, _, patch, _ = checkpoint.shape("visual.conv1.weight", 4)
+        grid = math.isqrt(checkpoint.shape("visual.positional_embedding", 2)[0] - 1)
+        embed_dim = checkpoint.shape("visual.proj", 2)[1]
+        found |= {"embed_dim": embed_dim, "vision.patch_size": patch, "vision.width": width, "vision.grid": grid}
+        found["vision.layers"] = checkpoint.layers("visual.")
+    if checkpoint.has_text:
+        vocab_size, width = checkpoint.shape("text.token_embedding.weight", 2)
+        context, _ = checkpoint.shape("text.positional_embedding", 2)
+        found |= {"text.width": width, "text.layers": checkpoint.layers("text."), "text.context_length": context}
+        found["text.vocab_size"] = vocab_size
+    return found
+
+
 def _vision_config(checkpoint: Checkpoint) -> VisionConfig:
-    width, _, patch, _ = checkpoint.tensor("visual.conv1.weight", 4).shape
+    width, _, patch, _ = checkpoint.shape("visual.conv1.weight", 4)
     heads = _openai_heads(checkpoint, width)
-    tokens = checkpoint.tensor("visual.positional_embedding", 2).shape[0]
+    tokens = checkpoint.shape("visual.positional_embedding", 2)[0]
     grid = round((tokens - 1) ** 0.5)
     if grid * grid != tokens - 1 or not grid:
         raise CheckpointError(
@@ -243,18 +237,18 @@ def _vision_config(checkpoint: Checkpoint) -> VisionConfig:
 
 
 def _text_config(checkpoint: Checkpoint) -> TextConfig:
-    vocab_size, width = checkpoint.tensor("text.token_embedding.weight", 2).shape
+    vocab_size, width = checkpoint.shape("text.token_embedding.weight", 2)
     heads = _openai_heads(checkpoint, width)
-    context = checkpoint.tensor("text.positional_embedding", 2).shape[0]
+    context = checkpoint.shape("text.positional_embedding", 2)[0]
     return TextConfig(width, checkpoint.layers("text."), heads, context, vocab_size)
 
 
 def _graph_configs(checkpoint: Checkpoint, dim: int) -> tuple[GraphConfig, ...]:
     """Two layers, `dim` → hidden → `dim`. Widths that do not meet come out as a misshapen tensor in `_collect`."""
-    hidden = checkpoint.tensor("gmc.layers.0.linear.weight", 2).shape[0]
+    hidden = checkpoint.shape("gmc.layers.0.linear.weight", 2)[0]
     layers = []
     for i, (width_in, width_out) in enumerate([(dim, hidden), (hidden, dim)]):
-        width_head = checkpoint.tensor(f"gmc.layers.{i}.attention", 2).shape[1]
+        width_head = checkpoint.shape(f"gmc.layers.{i}.attention", 2)[1]
         layers.append(GraphConfig(width_in, max(1, width_out // width_head), width_head))
     return tuple(layers)
 
@@ -278,25 +272,29 @@ def add_text_tower(model: SigRL, checkpoint: Checkpoint, clip: ClipConfig | None
 
     Raises CheckpointError where the file has no text tower, or its embedding width is not the model's.
     """
+    import torch
+
     from sigrl_deploy.model.text import TextTransformer
 
     if not checkpoint.has_text:
         raise CheckpointError(
-            f"{checkpoint.path}: a {checkpoint.layout} checkpoint holds no text tower; give OpenAI's ViT-B-16.pt, an "
-            "open_clip or an MKT second-stage checkpoint as --text-tower"
+            f"{checkpoint.path}: a {checkpoint.layout} checkpoint holds no text tower; expected OpenAI's ViT-B-16.pt, an "
+            "open_clip or an MKT second-stage checkpoint"
         )
-    projection = checkpoint.tensor("text.text_projection", 2)
-    if projection.shape[1] != model.config.embed_dim:
+    projection = checkpoint.shape("text.text_projection", 2)
+    if projection[1] != model.config.embed_dim:
         raise CheckpointError(
-            f"{checkpoint.path}: tensor {checkpoint.label('text.text_projection')} projects to {projection.shape[1]}, the "
+            f"{checkpoint.path}: tensor {checkpoint.label('text.text_projection')} projects to {projection[1]}, the "
             f"checkpoint's patches to {model.config.embed_dim}; give the text tower of the same CLIP model"
         )
     recorded = checkpoint.record and checkpoint.record.config.text
     config = recorded or (clip.text if clip else _text_config(checkpoint))
-    tower = TextTransformer(config, model.config.embed_dim)
+    _check_sizes(checkpoint, "text.", config)
+    with torch.device("meta"):
+        tower = TextTransformer(config, model.config.embed_dim)
     expected = {f"text.{name}": tensor for name, tensor in tower.state_dict().items()}
     tensors = _collect(checkpoint, expected)
-    tower.load_state_dict({name.removeprefix("text."): tensor for name, tensor in tensors.items()})
+    tower.load_state_dict({name.removeprefix("text."): tensor for name, tensor in tensors.items()}, assign=True)
     model.text = tower.eval().requires_grad_(False)
     model.config = replace(model.config, text=config)
 
@@ -305,7 +303,7 @@ def _check_shared_graph_weights(checkpoint: Checkpoint) -> None:
     """GATv2 is trained with one matrix for both ends of an edge, saved twice; another checkpoint would be computed wrongly."""
     for layer in ("layer1", "output"):
         left, right = (checkpoint.tensors.get(f"GATv2_1.{layer}.linear_{side}.weight") for side in "lr")
-        if left is not None and right is not None and not left.float().equal(right.float()):
+        if left is not None and right is not None and not left.read().float().equal(right.read().float()):
             raise CheckpointError(
                 f"{checkpoint.path}: tensors {checkpoint.prefix}GATv2_1.{layer}.linear_l.weight and linear_r.weight differ, "
                 "expected one shared matrix"
@@ -313,34 +311,38 @@ def _check_shared_graph_weights(checkpoint: Checkpoint) -> None:
 
 
 def _collect(checkpoint: Checkpoint, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors in fp32, each there, of the right shape and finite; none of a tower's left over."""
-    import torch
-
+    """Our tensors in fp32, each there, of the right shape and finite; none of a tower's left over. Shapes are compared before
+    anything is read.
+    """
+    stored = {name: _matching(checkpoint, name, tuple(like.shape)) for name, like in expected.items()}
+    _refuse_leftovers(checkpoint, expected)
     found = {}
-    used = set()
     for name, like in expected.items():
-        tensor = checkpoint.tensors.get(checkpoint.original(name))
-        label = checkpoint.label(name)
-        if tensor is None:
-            raise CheckpointError(f"{checkpoint.path}: tensor {label} is missing, expected shape {list(like.shape)}")
-        reference = name.endswith(".attention") and checkpoint.layout != OWN_LAYOUT
-        shape = (1, *like.shape) if reference else tuple(like.shape)
-        if tensor.shape != shape:
-            raise CheckpointError(f"{checkpoint.path}: tensor {label} has shape {list(tensor.shape)}, expected {list(shape)}")
-        if tensor.is_quantized or tensor.layout != torch.strided or not tensor.is_floating_point():
-            raise CheckpointError(
-                f"{checkpoint.path}: tensor {label} is {tensor.dtype}, {tensor.layout}; expected dense floats"
-            )
-        if not tensor.float().isfinite().all():
+        tensor = stored[name].read().float()
+        if not all(math.isfinite(extreme) for extreme in tensor.aminmax()):  # a NaN is both
+            label = checkpoint.label(name)
             raise CheckpointError(f"{checkpoint.path}: tensor {label} holds NaN or infinite values; the training run diverged")
-        used.add(checkpoint.original(name))
-        found[name] = tensor.float().reshape(like.shape).contiguous()
-    _refuse_leftovers(checkpoint, expected, used)
+        found[name] = tensor.reshape(like.shape).contiguous()
     return found
 
 
-def _refuse_leftovers(checkpoint: Checkpoint, expected: dict[str, Tensor], used: set[str]) -> None:
+def _matching(checkpoint: Checkpoint, name: str, expected: tuple[int, ...]) -> Stored:
+    """The file's tensor for one of ours, which has the expected shape."""
+    tensor = checkpoint.tensors.get(checkpoint.original(name))
+    label = checkpoint.label(name)
+    if tensor is None:
+        raise CheckpointError(f"{checkpoint.path}: tensor {label} is missing, expected shape {list(expected)}")
+    checkpoint.check_float(name, tensor)
+    reference = name.endswith(".attention") and checkpoint.layout != OWN_LAYOUT
+    shape = (1, *expected) if reference else expected
+    if tensor.shape != shape:
+        raise CheckpointError(f"{checkpoint.path}: tensor {label} has shape {list(tensor.shape)}, expected {list(shape)}")
+    return tensor
+
+
+def _refuse_leftovers(checkpoint: Checkpoint, expected: dict[str, Tensor]) -> None:
     """A tensor inside a transformer that nothing uses (more layers than configured, layer scale) means a wrong forward pass."""
+    used = {checkpoint.original(name) for name in expected}
     for tower in ("visual.", "text."):
         if any(name.startswith(tower) for name in expected):
             blocks = checkpoint.original(tower + "transformer.")

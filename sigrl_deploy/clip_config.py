@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sigrl_deploy.config import TextConfig, VisionConfig
+from sigrl_deploy.config import TextConfig, VisionConfig, check_sizes, largest_size
 from sigrl_deploy.errors import CheckpointError, UsageError
+from sigrl_deploy.files import read_bounded
 
 OPENAI = "openai"
 
 _VISION_KEYS = {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio"}
+_MAX_JSON = 1 << 20  # bytes
 _TEXT_KEYS = {"context_length", "vocab_size", "width", "layers", "heads", "mlp_ratio"}
+
+
+Shapes = dict[str, int]  # "embed_dim", "vision.width", "text.layers" …; "vision.grid" is the root of the number of patches
 
 
 @dataclass(frozen=True)
@@ -37,16 +44,43 @@ def clip_config(value: str) -> ClipConfig | None:
     try:
         return _parse(value, raw.get("model_cfg", raw))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise UsageError(
-            f"--clip-config {value}: not an open_clip model config ({type(error).__name__}: {error}); expected embed_dim, "
-            "vision_cfg and text_cfg as in open_clip/model_configs/ViT-B-16.json"
+            f"--clip-config {value}: not an open_clip model config ({reason}); expected embed_dim, vision_cfg and "
+            "text_cfg as in open_clip/model_configs/ViT-B-16.json"
         ) from None
+
+
+def fitting_configs(shapes: Shapes, most: int = 3) -> list[str]:
+    """Names of open_clip's configs that have these sizes."""
+    fitting = [name for name, config in _all_configs().items() if shapes.items() <= _shapes(config).items()]
+    return sorted(fitting, key=lambda name: (len(name), name))[:most]
+
+
+@cache
+def _all_configs() -> dict[str, ClipConfig]:
+    """Those of open_clip's that are plain CLIP ViTs."""
+    import open_clip
+
+    found = {}
+    for name in open_clip.list_models():
+        try:
+            found[name] = _parse(name, dict(open_clip.get_model_config(name)))
+        except (AttributeError, CheckpointError, KeyError, TypeError, ValueError):
+            continue
+    return found
+
+
+def _shapes(config: ClipConfig) -> Shapes:
+    parts = {"vision": config.vision, "text": config.text}
+    sizes = {f"{name}.{key}": value for name, part in parts.items() for key, value in vars(part).items()}
+    return sizes | {"embed_dim": config.embed_dim, "vision.grid": config.vision.grid}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        raw = json.loads(read_bounded(path, _MAX_JSON))
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"--clip-config {path}: cannot be read as JSON ({error}); give an open_clip model config") from None
     if not isinstance(raw, dict):
         raise UsageError(f"--clip-config {path}: holds no JSON object; give an open_clip model config")
@@ -74,36 +108,38 @@ def _parse(name: str, raw: dict[str, Any]) -> ClipConfig:
     _refuse_unknown(name, "text_cfg", text, CLIPTextCfg(), _TEXT_KEYS)
     vision = {"image_size": 224, "patch_size": 16, "width": 768, "layers": 12, "head_width": 64} | _only(vision, _VISION_KEYS)
     text = {"width": 512, "layers": 12, "heads": 8} | _only(text, _TEXT_KEYS)
-    _check_sizes("vision_cfg", vision)
-    _check_sizes("text_cfg", text)
-    vision["heads"] = vision["width"] // vision.pop("head_width")
     for section, values in (("vision_cfg", vision), ("text_cfg", text)):
-        if not values["heads"] or values["width"] % values["heads"]:
-            raise ValueError(f"{section}.width = {values['width']} cannot be split into {values['heads']} heads")
-    return ClipConfig(
+        _check_divisor(section, values, "head_width" if "head_width" in values else "heads")
+    vision["heads"] = vision["width"] // vision.pop("head_width")
+    config = ClipConfig(
         name=name,
-        embed_dim=int(raw["embed_dim"]),
+        embed_dim=raw["embed_dim"],
         vision=VisionConfig(quick_gelu=quick_gelu, **vision),
         text=TextConfig(quick_gelu=quick_gelu, **text),
     )
+    for section, part in (("vision_cfg.", config.vision), ("text_cfg.", config.text)):
+        check_sizes(section, part)
+    if type(config.embed_dim) is not int or not 0 < config.embed_dim <= largest_size("embed_dim"):
+        raise ValueError(f"embed_dim = {config.embed_dim!r} is no size")
+    return config
+
+
+def _check_divisor(section: str, values: dict[str, Any], key: str) -> None:
+    """Heads, or the width of one, must divide the width."""
+    width, divisor = values["width"], values[key]
+    if type(width) is not int or type(divisor) is not int or not 0 < divisor <= width or width % divisor:
+        raise ValueError(f"{section}.width = {reprlib.repr(width)} cannot be split by {key} = {reprlib.repr(divisor)}")
 
 
 def _only(values: dict[str, Any], keys: set[str]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key in keys}
 
 
-def _check_sizes(section: str, values: dict[str, Any]) -> None:
-    for key, value in values.items():
-        right = isinstance(value, (int, float)) if key == "mlp_ratio" else isinstance(value, int)
-        if not right or value <= 0:
-            raise ValueError(f"{section}.{key} = {value!r} is no size")
-
-
 def _refuse_unknown(name: str, section: str, values: dict[str, Any], defaults: object, known: set[str]) -> None:
     for key, value in values.items():
         if key not in known and value != getattr(defaults, key, None):
             raise CheckpointError(
-                f"open_clip config {name}: {section}.{key} = {value!r} is not supported; "
+                f"open_clip config {name}: {section}.{key} = {reprlib.repr(value)} is not supported; "
                 "expected a plain CLIP ViT with a class token and a causal text transformer"
             )
     if isinstance(values.get("layers", 12), (list, tuple)):

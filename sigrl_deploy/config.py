@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 
 FUSED = ("tower", "svfr", "match", "gmc")  # ops that run as kernels on a GPU
+# Of what would take long to build, or much memory; 65,536 of the other sizes.
+_LARGEST = {"layers": 256, "vocab_size": 1 << 20, "context_length": 1 << 10, "image_size": 1 << 12, "width": 1 << 14}
 BACKENDS = ("auto", "onnxruntime", "onnxruntime-tensorrt", "torch", "tensorrt", "openvino")
 
 
@@ -123,3 +127,40 @@ class ModelConfig:
     vision: VisionConfig
     text: TextConfig | None = None
     graph: tuple[GraphConfig, ...] = ()
+
+    def check(self) -> None:
+        """Raise ValueError for values that no model has, before anything of their size is built."""
+        check_sizes("", self)
+        vision, text = self.vision, self.text
+        for name, part in (("vision.", vision), ("text.", text), *(("graph.", layer) for layer in self.graph)):
+            if part is not None:
+                check_sizes(name, part)
+        if vision.width % vision.heads or vision.patch_size > vision.image_size or (text and text.width % text.heads):
+            raise ValueError("its widths, heads and sizes do not fit each other")
+        if self.arch.has_graph != bool(self.graph):
+            raise ValueError(f"graph has {len(self.graph)} layers, which arch {self.arch.value} does not take")
+        widths = [(layer.width_in, layer.heads * layer.width_head) for layer in self.graph]
+        if widths and (widths[0][0], widths[-1][1]) != (self.embed_dim,) * 2:
+            raise ValueError("the label graph's widths do not meet")
+        if any(left[1] != right[0] for left, right in pairwise(widths)):
+            raise ValueError("the label graph's widths do not meet")
+
+
+def check_sizes(name: str, part: object) -> None:
+    """Raise ValueError where a number of a config is none, or beyond what models have. `name` goes before it in the message."""
+    for key, value in vars(part).items():
+        if key in ("arch", "vision", "text", "graph"):
+            continue
+        if key == "quick_gelu":
+            right = type(value) is bool
+        elif key == "mlp_ratio":
+            right = type(value) in (int, float) and 0 < value <= 16
+        else:
+            right = type(value) is int and 0 < value <= largest_size(key)
+        if not right:
+            raise ValueError(f"{name}{key} is {reprlib.repr(value)}, expected a number in its usual range")
+
+
+def largest_size(key: str) -> int:
+    """The largest that a size of a config may be."""
+    return _LARGEST.get(key, 1 << 16)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sigrl_deploy.cache import LABELS_PER_BATCH
-from sigrl_deploy.checkpoint import Checkpoint, add_text_tower, build_model, load_checkpoint, load_pretrained, model_config
+from sigrl_deploy.checkpoint import Checkpoint, add_text_tower, build_model, load_checkpoint, model_config
 from sigrl_deploy.clip_config import ClipConfig
 from sigrl_deploy.clip_config import clip_config as parse_clip_config
 from sigrl_deploy.config import Arch
@@ -22,6 +22,7 @@ from sigrl_deploy.errors import CheckpointError, UsageError
 from sigrl_deploy.images import ImageSource, read_image
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.preprocess import Contract, Preprocess
+from sigrl_deploy.pretrained import NAMED, check_source, is_pretrained, load_pretrained, openai_name
 from sigrl_deploy.vocabulary import Vocabulary, check_labels, read_labels
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ def load_model(
     Raises UsageError for what cannot be asked of this checkpoint, CheckpointError for files that cannot be read or that do
     not match.
     """
+    check_source(source)
     checkpoint, clip = _open(source, "")
     clip = parse_clip_config(clip_config) if clip_config else clip
     text = text_clip = None
@@ -65,9 +67,7 @@ def load_model(
 
 def _open(source: str | Path, option: str) -> tuple[Checkpoint, ClipConfig | None]:
     """A file's checkpoint, or open_clip's own weights with their config."""
-    if os.path.exists(source) or ":" not in str(source):
-        return load_checkpoint(source), None
-    return load_pretrained(str(source), option)
+    return load_pretrained(str(source), option) if is_pretrained(source) else (load_checkpoint(source), None)
 
 
 def _text_source(
@@ -76,17 +76,29 @@ def _text_source(
     if text_tower is None and checkpoint.has_text:
         return checkpoint, clip
     if text_tower is None:
-        raise UsageError(
-            f"{source}: holds no text encoder; give one with --text-tower (ViT-B-16.pt, or NAME:PRETRAINED as "
-            "open_clip lists them), or, to export, --labels with --label-embeddings"
-        )
-    if not os.path.exists(text_tower) and ":" not in text_tower:
-        raise UsageError(
-            f"--text-tower {text_tower}: no such file; expected a file, or NAME:PRETRAINED as open_clip lists them "
-            "(ViT-B-16:openai)"
-        )
+        return _openai_text(source, checkpoint)
+    if not os.path.exists(text_tower) and not is_pretrained(text_tower):
+        raise UsageError(f"--text-tower {text_tower}: no such file; expected {NAMED}")
     text, own = _open(text_tower, "--text-tower ")
     return text, own or clip
+
+
+def _openai_text(source: str | Path, checkpoint: Checkpoint) -> tuple[Checkpoint, ClipConfig | None]:
+    """The text tower that the recipes of SigRL and MKT freeze: OpenAI's, of the size of the checkpoint's ViT."""
+    advice = "give it with --text-tower FILE, or, to export, --labels with --label-embeddings"
+    name = openai_name(checkpoint)
+    if name is None:
+        raise UsageError(f"{source}: holds no text encoder, and its ViT is of none of OpenAI's sizes; {advice}")
+    log.info("%s: holds no text encoder; taking that of %s, which its recipe freezes", source, name)
+    try:
+        return load_pretrained(name)
+    except CheckpointError as error:
+        raise UsageError(f"{source}: holds no text encoder, and OpenAI's cannot be had ({_reason(error)}); {advice}") from None
+
+
+def _reason(error: CheckpointError) -> str:
+    """What was wrong, without the advice that follows it."""
+    return str(error).rpartition("; ")[0] or str(error)
 
 
 def _check_tokens(text: Checkpoint, model: SigRL) -> None:

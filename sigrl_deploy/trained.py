@@ -8,24 +8,23 @@ labels it was trained on; and a record of the training.
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sigrl_deploy.config import Arch, GraphConfig, ModelConfig, TextConfig, VisionConfig
-from sigrl_deploy.errors import BundleError, CheckpointError
+from sigrl_deploy.errors import BundleError, CheckpointError, printable
 from sigrl_deploy.files import replacing
 from sigrl_deploy.preprocess import Preprocess
+from sigrl_deploy.weights import open_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 HEADER = "sigrl_deploy"
 FORMAT_VERSION = 1
-# Of what would take long to build, or much memory; 65,536 of the other sizes.
-_LARGEST = {"layers": 256, "vocab_size": 1 << 20, "context_length": 1 << 10, "image_size": 1 << 12, "width": 1 << 14}
 HEAD = "head."  # tensors of the loss (scale and bias of the scores), of no use to inference
 
 
@@ -41,26 +40,14 @@ class TrainedRecord:
 
     def check(self) -> None:
         """Raise ValueError for values that no model has."""
-        config, vision, text = self.config, self.config.vision, self.config.text
-        _check_sizes("", config)
-        for name, part in (("vision.", vision), ("text.", text), *(("graph.", layer) for layer in config.graph)):
-            if part is not None:
-                _check_sizes(name, part)
-        if vision.width % vision.heads or vision.patch_size > vision.image_size or (text and text.width % text.heads):
-            raise ValueError("its widths, heads and sizes do not fit each other")
-        if config.arch.has_graph != bool(config.graph):
-            raise ValueError(f"graph has {len(config.graph)} layers, which arch {config.arch.value} does not take")
-        widths = [(layer.width_in, layer.heads * layer.width_head) for layer in config.graph]
-        if widths and (widths[0][0], widths[-1][1]) != (config.embed_dim,) * 2:
-            raise ValueError("the label graph's widths do not meet")
-        if any(left[1] != right[0] for left, right in pairwise(widths)):
-            raise ValueError("the label graph's widths do not meet")
+        self.config.check()
+        vision = self.config.vision
         if self.preprocess.image_size != vision.image_size:
             raise ValueError(f"preprocess.image_size is {self.preprocess.image_size}, vision.image_size {vision.image_size}")
         if not isinstance(self.training, dict):
             raise ValueError("training is no mapping")
         if not isinstance(self.template, str) or not self.template.isprintable() or self.template.count("{label}") != 1:
-            raise ValueError(f"template is {self.template!r}, expected text with {{label}} in it, once")
+            raise ValueError(f"template is {reprlib.repr(self.template)}, expected text with {{label}} in it, once")
 
     def to_json(self) -> str:
         values = asdict(self) | {"format_version": FORMAT_VERSION, "preprocess": self.preprocess.to_dict()}
@@ -72,9 +59,9 @@ class TrainedRecord:
         try:
             values = json.loads(text)
             version = values.pop("format_version")
-            if version != FORMAT_VERSION:
+            if type(version) is not int or version != FORMAT_VERSION:
                 raise CheckpointError(
-                    f"{path}: format version {version}, this release reads version {FORMAT_VERSION}; "
+                    f"{path}: format version {reprlib.repr(version)}, this release reads version {FORMAT_VERSION}; "
                     "install the release that wrote the checkpoint"
                 )
             values["config"] = _model_config(values["config"])
@@ -86,7 +73,8 @@ class TrainedRecord:
             record.check()
             return record
         except (AttributeError, BundleError, KeyError, RecursionError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path}: its header cannot be read ({error}); copy the checkpoint again") from None
+            reason = printable(str(error)[:200])
+            raise CheckpointError(f"{path}: its header cannot be read ({reason}); copy the checkpoint again") from None
 
 
 def _model_config(values: dict[str, Any]) -> ModelConfig:
@@ -99,27 +87,16 @@ def _model_config(values: dict[str, Any]) -> ModelConfig:
     return ModelConfig(**values | parts)
 
 
-def _check_sizes(name: str, part: object) -> None:
-    """Whole numbers within _LARGEST, so that a damaged header is found before anything of its size is built."""
-    for key, value in vars(part).items():
-        if isinstance(value, (bool, Arch, tuple)) or key in ("vision", "text", "graph"):
-            continue
-        if key == "mlp_ratio" and isinstance(value, (int, float)) and 0 < value <= 16:
-            continue
-        if type(value) is not int or not 0 < value <= _LARGEST.get(key, 1 << 16):
-            raise ValueError(f"{name}{key} is {value!r}, expected a number in its usual range")
-
-
 def read_record(path: Path) -> TrainedRecord | None:
     """The record of a checkpoint that our training saved; None for any other file."""
     if path.suffix != ".safetensors" or not path.is_file():
         return None
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_safetensors(path) as file:
             header = (file.metadata() or {}).get(HEADER)
-    except (OSError, SafetensorError):
+    except (CheckpointError, OSError, SafetensorError):
         return None  # whoever reads the weights says what is wrong
     return None if header is None else TrainedRecord.from_json(header, path)
 

@@ -1,148 +1,252 @@
-"""A file of weights → its named tensors. No code from the file is ever run."""
+"""A file of weights → its named tensors. No code from the file is ever run, and nothing is read before its size is known."""
 
 from __future__ import annotations
 
+import math
 import os
-import pickle
-import re
-import warnings
-import zipfile
-from collections import OrderedDict
-from collections.abc import Iterator
+import stat
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sigrl_deploy.errors import CheckpointError
+from sigrl_deploy.errors import CheckpointError, printable
+from sigrl_deploy.pickles import Global, Module, PickleError, UnsafeError, View
+from sigrl_deploy.torch_files import TorchFile, open_torch_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
-_STORAGES = {
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "FloatStorage": "float32",
-    "DoubleStorage": "float64",
-    "BoolStorage": "bool",
-    "ByteStorage": "uint8",
-    "CharStorage": "int8",
-    "ShortStorage": "int16",
-    "IntStorage": "int32",
-    "LongStorage": "int64",
+# By torch's name of a storage and by safetensors' of a dtype: torch's dtype, and bytes a number.
+_DTYPES = {
+    "HalfStorage": ("float16", 2),
+    "BFloat16Storage": ("bfloat16", 2),
+    "FloatStorage": ("float32", 4),
+    "DoubleStorage": ("float64", 8),
+    "BoolStorage": ("bool", 1),
+    "ByteStorage": ("uint8", 1),
+    "CharStorage": ("int8", 1),
+    "ShortStorage": ("int16", 2),
+    "IntStorage": ("int32", 4),
+    "LongStorage": ("int64", 8),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "F32": ("float32", 4),
+    "F64": ("float64", 8),
 }
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+# The largest model that open_clip knows, with its optimizer, has a tenth of each.
+MAX_TENSORS = 1 << 14
+_MAX_NAME = 1 << 10
+_MAX_DIMS = 16
+_MAX_HEADER = 1 << 22  # bytes of a safetensors file's list of tensors; our own labels are in it
+_DAMAGED = "expected a file, whole, by torch.save, torch.jit.save or safetensors: copy or save it again"
+_MAX_SHARING = 4  # tied weights are in a file once, and in memory once for each name
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of a file: `read` reads its values. `dtype` is torch's name, or what it is in place of a dense tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], Tensor]
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it is a dense tensor of fp16, bf16, fp32 or fp64."""
+        return self.dtype in _FLOATS
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Stored:
+        """One that is in memory."""
+        return cls(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), lambda: tensor)
+
+
+def check_file(path: Path, expected: str) -> None:
+    """Raise CheckpointError for what is no regular file: a pipe or device could be read without an end."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        raise CheckpointError(f"{path}: no such file; expected {expected}") from None
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(f"{path}: is {'a folder' if stat.S_ISDIR(mode) else 'a pipe or device'}; expected {expected}")
+
+
+def read_weights(path: Path) -> dict[str, Stored]:
     """The tensors of a state dict saved by `torch.save`, of a TorchScript archive or of a `.safetensors` file, by name.
 
-    Raises CheckpointError where the file is none of these, is damaged, or holds objects that only its own code can rebuild.
+    Raises CheckpointError where the file is none of these, is damaged, holds objects that only its own code can rebuild, or
+    claims tensors that are larger than itself.
     """
-    import torch
+    check_file(path, "a .pth, .pt or .safetensors checkpoint")
+    with _explained(path):
+        tensors = _safetensors(path) if path.suffix == ".safetensors" else _state_dict(path)
+        _check_total(path, tensors.values())
+        return tensors
 
-    if not os.path.isfile(path):
-        problem = "is a folder" if os.path.isdir(path) else "no such file"
-        raise CheckpointError(f"{path}: {problem}; expected a .pth, .pt or .safetensors checkpoint")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's advice to the author of a file is no help to its reader
-            loaded = _read(path)
-    except Exception as error:  # each reader has its own ways to fail on a damaged file
-        raise CheckpointError(f"{path}: {_explained(error)}") from None
+
+def read_tensor(path: Path) -> Stored:
+    """The one tensor that `torch.save` wrote into a file. Raises CheckpointError as `read_weights` does."""
+    check_file(path, "a tensor saved by torch.save")
+    with _explained(path):
+        file = open_torch_file(path)
+        if not isinstance(file.root, (View, Global)):
+            raise CheckpointError(f"{path}: holds {_kind(file.root)}, expected a tensor saved by torch.save")
+        (tensor,) = _tensors(path, file, {"the tensor": file.root}).values()
+        _check_total(path, [tensor])
+        return tensor
+
+
+def open_safetensors(path: Path) -> Any:
+    """A handle of safetensors' own. Raises CheckpointError for a header that is larger than those of weights."""
+    from safetensors import safe_open
+
+    with path.open("rb") as file:
+        start = file.read(8)
+    if len(start) == 8 and struct.unpack("<Q", start)[0] > _MAX_HEADER:
+        raise CheckpointError(f"{path}: its header claims more than {_MAX_HEADER >> 20} MB; {_DAMAGED}")
+    return safe_open(path, framework="pt")
+
+
+def _safetensors(path: Path) -> dict[str, Stored]:
+    file = open_safetensors(path)
+    names = _checked_names(path, file.keys())
+    slices = {name: file.get_slice(name) for name in names}
+    dtypes = {name: _DTYPES.get(part.get_dtype(), (part.get_dtype(), 0))[0] for name, part in slices.items()}
+    return {
+        name: Stored(tuple(part.get_shape()), dtypes[name], partial(_read_safetensor, path, file, name))
+        for name, part in slices.items()
+    }
+
+
+def _read_safetensor(path: Path, file: Any, name: str) -> Tensor:
+    with _explained(path):
+        tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+
+def _state_dict(path: Path) -> dict[str, Stored]:
+    file = open_torch_file(path)
+    loaded = file.root
+    if isinstance(loaded, Module):
+        return _tensors(path, file, dict(_of_modules(loaded)))
     for key in _WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict):
-        raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, expected a state dict of named tensors")
-    return {name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
+        raise CheckpointError(f"{path}: holds {_kind(loaded)}, expected a state dict of named tensors")
+    return _tensors(path, file, {name: value for name, value in loaded.items() if isinstance(value, (View, Global))})
 
 
-def _read(path: Path) -> Any:
-    import torch
+def _of_modules(root: Module) -> Iterator[tuple[str, View | Global]]:
+    """Tensors of a tree of modules. Those that share others could name more tensors than a file can hold: all are counted."""
+    waiting = [("", root)]
+    seen = 0
+    while waiting:
+        prefix, module = waiting.pop()
+        for name, value in module.attributes.items():
+            seen += 1
+            if seen > 8 * MAX_TENSORS or len(prefix) > _MAX_NAME:
+                raise PickleError("its modules are more, or deeper in one another, than a model's")
+            if isinstance(value, Module):
+                waiting.append((f"{prefix}{name}.", value))
+            # CLIP's blocks may keep their causal mask as a plain attribute, which a state dict leaves out.
+            elif isinstance(value, View) and name != "attn_mask":
+                yield f"{prefix}{name}", value
 
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
 
-        return load_file(path)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                return _read_torchscript(archive)
-    return torch.load(path, map_location="cpu", weights_only=True)
+def _checked_names(path: Path, names: Any) -> list[str]:
+    found = [name for name in names if isinstance(name, str)]
+    if len(found) > MAX_TENSORS:
+        raise CheckpointError(f"{path}: holds {len(found)} tensors, expected at most {MAX_TENSORS}")
+    if not all(len(name) <= _MAX_NAME and name.isprintable() for name in found):
+        raise CheckpointError(f"{path}: the name of a tensor is no name (too long, or not printable); {_DAMAGED}")
+    return found
 
 
-def _explained(error: Exception) -> str:
-    """What is wrong with the file and what to do, from a reader's error."""
-    if isinstance(error, pickle.UnpicklingError):
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        if found:
-            return (
-                f"holds {found[1]} beside tensors, and loading that would run code from the file; "
-                "save its state dict alone: torch.save(model.state_dict(), path)"
+def _tensors(path: Path, file: TorchFile, values: dict[Any, View | Global]) -> dict[str, Stored]:
+    uses = Counter(value.storage.key for value in values.values() if isinstance(value, View))
+    reader = _Reader(path, file, {key for key, count in uses.items() if count > 1})
+    return {name: reader.stored(name, values[name]) for name in _checked_names(path, values)}
+
+
+class _Reader:
+    """Reads tensors out of the storages of a file; a storage that several of them share, once."""
+
+    def __init__(self, path: Path, file: TorchFile, shared: set[str]) -> None:
+        self._path, self._file, self._shared = path, file, shared
+        self._kept: dict[str, Tensor] = {}
+
+    def stored(self, name: str, value: View | Global) -> Stored:
+        """A tensor whose shape and strides stay within its storage, and the storage within the file."""
+        if isinstance(value, Global):  # sparse, quantised, or of a class of its own
+            return Stored((), value.name.rpartition(".")[2].removeprefix("_rebuild_"), partial(self._refuse, name))
+        dtype, itemsize = _DTYPES.get(value.storage.kind, (value.storage.kind, 0))
+        numbers = (value.offset, *value.shape, *value.stride)
+        if len(value.shape) > _MAX_DIMS or len(value.shape) != len(value.stride):
+            raise CheckpointError(f"{self._path}: tensor {name} has {len(value.shape)} dimensions, which no weights have")
+        if any(type(number) is not int or not 0 <= number < 1 << 48 for number in numbers):
+            raise CheckpointError(f"{self._path}: tensor {name} has a shape that is none; {_DAMAGED}")
+        count = math.prod(value.shape)
+        last = value.offset + sum((side - 1) * step for side, step in zip(value.shape, value.stride, strict=True))
+        held = self._file.size(value.storage.key) if count else 0
+        if count and (max(count, last + 1) > value.storage.count or value.storage.count * itemsize > held):
+            raise CheckpointError(
+                f"{self._path}: tensor {name} of shape {list(value.shape)} claims more numbers than the file holds for it; "
+                "save it whole (tensor.clone()), or copy the file again"
             )
-        return "is no checkpoint, or damaged; expected a file written by torch.save, torch.jit.save or safetensors"
-    lines = str(error).strip().splitlines()
-    reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return f"cannot be read as a checkpoint ({reason}); it may be cut short: copy or save it again"
+        return Stored(value.shape, dtype, partial(self._read, value))
 
+    def _refuse(self, name: str) -> Tensor:
+        raise CheckpointError(f"{self._path}: tensor {name} is no dense tensor")
 
-def _read_torchscript(archive: zipfile.ZipFile) -> dict[str, Tensor]:
-    """Tensors of a TorchScript archive. `torch.jit.load` would run the `__setstate__` of every module in it; this does not."""
-    (data,) = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
-    with archive.open(data) as file:
-        root = _TorchScriptUnpickler(file, archive, data.removesuffix("data.pkl")).load()
-    return dict(_tensors(root, ""))
-
-
-class _Module:
-    """Stands for an object of any class that an archive defines: its attributes and nothing else."""
-
-
-def _tensors(module: _Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    import torch
-
-    for name, value in vars(module).items():
-        if isinstance(value, _Module):
-            yield from _tensors(value, f"{prefix}{name}.")
-        # CLIP's blocks may keep their causal mask as a plain attribute, which a state dict leaves out.
-        elif isinstance(value, torch.Tensor) and name != "attn_mask":
-            yield prefix + name, value
-
-
-class _TorchScriptUnpickler(pickle.Unpickler):
-    """Rebuilds modules as plain `_Module`s and tensors from the archive's own storages; refuses everything else."""
-
-    def __init__(self, file: Any, archive: zipfile.ZipFile, folder: str) -> None:
-        super().__init__(file)
-        self._archive = archive
-        self._folder = folder
-
-    def find_class(self, module: str, name: str) -> Any:
+    def _read(self, view: View) -> Tensor:
         import torch
 
-        if module.partition(".")[0] == "__torch__":
-            return _Module
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _rebuild_tensor
-        if module == "torch" and name in _STORAGES:
-            return getattr(torch, _STORAGES[name])
-        if module == "torch.jit._pickle" and name.startswith(("build_", "restore_")):
-            return _first  # typed lists and dicts: no weights
-        raise pickle.UnpicklingError(f"GLOBAL {module}.{name} is not allowed")
-
-    def persistent_load(self, pid: Any) -> Tensor:
-        import torch
-
-        _, dtype, key, _, count = pid
-        if not count:  # frombuffer refuses an empty buffer
-            return torch.empty(0, dtype=dtype)
-        return torch.frombuffer(bytearray(self._archive.read(f"{self._folder}data/{key}")), dtype=dtype)
+        dtype = getattr(torch, _DTYPES[view.storage.kind][0])
+        if 0 in view.shape:
+            return torch.empty(view.shape, dtype=dtype)
+        key = view.storage.key
+        storage = self._kept.get(key)
+        if storage is None:
+            with _explained(self._path):
+                storage = torch.frombuffer(self._file.read(key), dtype=torch.uint8)
+        if key in self._shared:
+            self._kept[key] = storage
+        whole = storage[: view.storage.count * dtype.itemsize].view(dtype)
+        return whole.as_strided(view.shape, view.stride, view.offset)
 
 
-def _rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    return storage.as_strided(size, stride, offset)
+def _check_total(path: Path, tensors: Any) -> None:
+    sizes = dict(_DTYPES.values())
+    total = sum(math.prod(tensor.shape) * sizes.get(tensor.dtype, 0) for tensor in tensors)
+    if total > _MAX_SHARING * os.path.getsize(path) + (1 << 20):
+        raise CheckpointError(f"{path}: its tensors claim {total / 1e6:.0f} MB, far more than the file holds; save them again")
 
 
-def _first(value: Any, *_: Any) -> Any:
-    return value
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """What is wrong with the file and what to do, from a reader's error."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except UnsafeError as error:
+        raise CheckpointError(
+            f"{path}: holds {printable(str(error)[:100])} beside tensors, and loading that would run code from the file; "
+            "save its state dict alone: torch.save(model.state_dict(), path)"
+        ) from None
+    except Exception as error:  # each reader has its own ways to fail on a damaged file
+        lines = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {printable(lines[0][:200])}" if lines else type(error).__name__
+        raise CheckpointError(f"{path}: is no checkpoint, or damaged ({reason}); {_DAMAGED}") from None
+
+
+def _kind(value: Any) -> str:
+    return "a tensor" if isinstance(value, (View, Global)) else f"a {type(value).__name__}"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from sigrl_deploy.errors import CheckpointError, ExportError, SigRLError, UsageE
 from sigrl_deploy.export.bundle import ExportOptions, export_bundle
 from sigrl_deploy.export.folder import replaced_folder
 from sigrl_deploy.preprocess import Contract
+from sigrl_deploy.weights import read_tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 FP32_OPS = {"Exp", "Softmax", "LayerNormalization", "ReduceL2", "ReduceSum", "Div", "Sqrt", "Pow", "ReduceMean"}
@@ -281,7 +283,10 @@ def test_embeddings_of_other_labels_or_towers_never_come_from_the_cache(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"text_tower": None}, "holds no text encoder.*--text-tower"),
+        (
+            {"text_tower": None},
+            "holds no text encoder, and its ViT is of none of OpenAI's sizes; give it with --text-tower FILE",
+        ),
         ({"text_tower": "missing.pt"}, "missing.pt: no such file"),
         ({"label_embeddings": Path("e.pt")}, "needs the labels"),
         ({"topk": 0}, "--topk 0"),
@@ -300,29 +305,59 @@ def test_bad_options_are_one_line(options: ExportOptions, tmp_path: Path, change
     assert list(tmp_path.iterdir()) == []
 
 
-def test_label_embeddings_must_fit_the_labels(weights: Path, tmp_path: Path) -> None:
-    torch.save(torch.zeros(3, 512), tmp_path / "e.pt")
+EMBEDDINGS = {
+    "rows of three labels": (lambda: torch.zeros(3, 512), r"holds \[3, 512\] of float32, expected a tensor \[2, 512\]"),
+    "whole numbers": (lambda: torch.zeros(2, 512, dtype=torch.int64), r"of int64, expected .* of floats"),
+    "truth values": (lambda: torch.zeros(2, 512, dtype=torch.bool), r"of bool, expected .* of floats"),
+    "complex": (lambda: torch.zeros(2, 512, dtype=torch.complex64), r"of ComplexFloatStorage, expected .* of floats"),
+    "sparse": (lambda: torch.ones(2, 512).to_sparse(), r"sparse_tensor, expected .* of floats"),
+    "expanded": (lambda: torch.zeros(1, 1).expand(2, 512), r"claims more numbers than the file holds"),
+    "meta": (lambda: torch.zeros(2, 512, device="meta"), r"meta_tensor_no_storage, expected .* of floats"),
+    "a dict": (lambda: {"rows": torch.zeros(2, 512)}, r"holds a dict, expected a tensor"),
+    "a list": (lambda: [torch.zeros(2, 512)], r"holds a list, expected a tensor"),
+    "NaN": (lambda: torch.full((2, 512), torch.nan), r"NaN or infinite"),
+    "a class": (lambda: torch.nn.Linear(2, 2), r"holds torch\.nn\.modules\.linear\.Linear"),
+}
+
+
+@pytest.mark.parametrize(("make", "said"), EMBEDDINGS.values(), ids=EMBEDDINGS)
+def test_label_embeddings_must_fit_the_labels(make: Callable[[], object], said: str, weights: Path, tmp_path: Path) -> None:
+    torch.save(make(), tmp_path / "e.pt")
     (tmp_path / "labels.txt").write_text("cat\ndog\n")
     options = ExportOptions(
         weights / "sigrl.pth", tmp_path / "out", labels=tmp_path / "labels.txt", label_embeddings=tmp_path / "e.pt"
     )
-    with pytest.raises(CheckpointError, match=r"holds \[3, 512\], expected a tensor \[2, 512\]"):
+    with pytest.raises(CheckpointError, match=rf"e\.pt: .*{said}") as caught:
         export_bundle(options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("how", ["parameter", "half", "view", "old format"])
+def test_label_embeddings_of_every_usual_kind_are_read(how: str, tmp_path: Path) -> None:
+    rows = torch.randn(4, 512, generator=torch.Generator().manual_seed(0))
+    value = {"parameter": torch.nn.Parameter(rows), "half": rows.half(), "view": rows.T.contiguous().T}.get(how, rows)
+    torch.save(value, tmp_path / "e.pt", _use_new_zipfile_serialization=how != "old format")
+    assert torch.equal(read_tensor(tmp_path / "e.pt").read(), value)
 
 
 def test_the_script_of_a_checkout_exports(weights: Path, tmp_path: Path) -> None:
-    """`python export/to_onnx.py` works from anywhere, and no file names a folder of this machine."""
-    command = [sys.executable, ROOT / "export" / "to_onnx.py", weights / "sigrl.pth", "--text-tower", weights / "text.pth"]
-    done = subprocess.run([*command, "--out", "bundle"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    """`python export/to_onnx.py CKPT` works from anywhere and writes beside the file; no folder of this machine is named."""
+    (tmp_path / "here").mkdir()
+    shutil.copy(weights / "sigrl.pth", tmp_path / "best.pth")
+    command = [sys.executable, ROOT / "export" / "to_onnx.py", "../best.pth", "--text-tower", weights / "text.pth"]
+    done = subprocess.run(command, cwd=tmp_path / "here", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "largest score error" in done.stdout
-    for path in (tmp_path / "bundle").iterdir():
+    assert done.stdout.startswith("../best-bundle: exported; largest score error")
+    assert re.search(r"\nfp32: exported in \d+ s; measuring .*\n.*\nfp32: measured in \d+ s\n", done.stderr)
+    for path in (tmp_path / "best-bundle").iterdir():
         content = path.read_bytes()
         assert os.fsencode(ROOT) not in content
         assert os.fsencode(weights) not in content
-    wrong = subprocess.run([*command, "--out", "bundle"], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert os.fsencode(tmp_path) not in content
+    wrong = subprocess.run(command, cwd=tmp_path / "here", capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert wrong.stderr.count("\n") == 1
+    assert "--out ../best-bundle: exists already" in wrong.stderr
     assert "--force" in wrong.stderr
 
 

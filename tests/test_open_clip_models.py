@@ -11,12 +11,13 @@ import open_clip
 import pytest
 import torch
 from checkpoints import TINY, TOLERANCE, clip_of, loaded, mkt, saved, text, token_ids
-from random_weights import images
+from random_weights import Variant, images, text_shapes, vision_shapes
 
-from sigrl_deploy.checkpoint import add_text_tower, build_model, load_pretrained, model_config
+from sigrl_deploy.checkpoint import add_text_tower, build_model, model_config
 from sigrl_deploy.clip_config import clip_config
 from sigrl_deploy.errors import CheckpointError, UsageError
 from sigrl_deploy.model.sigrl import SigRL, encode_image
+from sigrl_deploy.pretrained import load_pretrained
 
 GELU_80 = {
     "embed_dim": 64,
@@ -106,7 +107,6 @@ def test_pretrained_tag_that_was_trained_with_quick_gelu(
     path = saved(tmp_path / "weights.pt", reference(OPENAI_LIKE).state_dict())
     tag = {"file": str(path), "quick_gelu": True}
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-quick", {"tag": tag})
-    monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda cfg, cache_dir=None: cfg["file"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         checkpoint, clip = load_pretrained("tiny-quick:tag")
@@ -122,15 +122,20 @@ def test_pretrained_that_does_not_exist(registered: dict[str, Any], value: str) 
     assert "\n" not in str(caught.value)
 
 
-def test_pretrained_offline(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    def no_network(*args: Any, **kwargs: Any) -> None:
-        raise OSError("Network is unreachable")
-
-    monkeypatch.setattr(open_clip.factory, "download_pretrained", no_network)
-    with pytest.raises(CheckpointError, match=r"ViT-B-16:openai: .*Network is unreachable.*give its path") as caught:
-        load_pretrained("ViT-B-16:openai")
-    assert "\n" not in str(caught.value)
-    assert capfd.readouterr().err == ""
+@pytest.mark.parametrize(("name", "layers"), [("ViT-B-16", 12), ("ViT-L-14", 24)])
+def test_configs_of_the_files_own_sizes_are_suggested(tmp_path: Path, name: str, layers: int) -> None:
+    """A file of open_clip's without OpenAI's marks: only its sizes are known, and they leave a few configs to choose from."""
+    config = open_clip.get_model_config(name)
+    vision, text_config = config["vision_cfg"], config["text_cfg"]
+    variant = Variant(layers, vision["width"], 224, 12, text_config["width"], vision["patch_size"], embed=config["embed_dim"])
+    shapes = {key: shape for key, shape in vision_shapes(variant).items() if "resblocks" not in key or "ln_1.bias" in key}
+    texts = {key: shape for key, shape in text_shapes(variant).items() if "resblocks" not in key or "ln_1.bias" in key}
+    values = clip_of(*({key: torch.zeros(shape) for key, shape in part.items()} for part in (shapes, texts)))
+    with pytest.raises(CheckpointError, match=rf"clip\.pt: .*--clip-config \(of its sizes are {name} or .*\)$") as caught:
+        loaded(saved(tmp_path / "clip.pt", values))
+    suggested = str(caught.value).partition("of its sizes are ")[2].rstrip(")").split(" or ")
+    assert len(suggested) <= 3
+    assert {name, f"{name}-quickgelu"} <= set(suggested)
 
 
 UNSUPPORTED = {
@@ -168,6 +173,20 @@ BAD_CONFIGS = {
     "two image sizes": '{"embed_dim": 4, "vision_cfg": {"image_size": [224, 112]}, "text_cfg": {}}',
     "odd heads": '{"embed_dim": 4, "vision_cfg": {}, "text_cfg": {"heads": 7}}',
     "no head width": '{"embed_dim": 4, "vision_cfg": {"head_width": 0}, "text_cfg": {}}',
+    "NaN": '{"embed_dim": 4, "vision_cfg": {"mlp_ratio": NaN}, "text_cfg": {}}',
+    "NaN for a size": '{"embed_dim": NaN, "vision_cfg": {}, "text_cfg": {}}',
+    "infinite": '{"embed_dim": 1e400, "vision_cfg": {}, "text_cfg": {}}',
+    "infinite width": '{"embed_dim": 4, "vision_cfg": {"width": 1e400}, "text_cfg": {}}',
+    "true": '{"embed_dim": true, "vision_cfg": {}, "text_cfg": {}}',
+    "true layers": '{"embed_dim": 4, "vision_cfg": {"layers": true}, "text_cfg": {}}',
+    "a billion layers": '{"embed_dim": 4, "vision_cfg": {"layers": 1000000000}, "text_cfg": {}}',
+    "a billion words": '{"embed_dim": 4, "vision_cfg": {}, "text_cfg": {"vocab_size": 1000000000}}',
+    "a long context": '{"embed_dim": 4, "vision_cfg": {}, "text_cfg": {"context_length": 100000}}',
+    "as wide as nothing is": '{"embed_dim": 4, "vision_cfg": {"width": 1048576}, "text_cfg": {}}',
+    "deep": '{"embed_dim": 4, "vision_cfg": ' + "[" * 200_000 + "}",
+    "long": '{"embed_dim": 4, "vision_cfg": {"width": "' + "a" * 200_000 + '"}, "text_cfg": {}}',
+    "longer than a config": "[" + "1," * 1_000_000 + "1]",
+    "a number of many digits": '{"embed_dim": ' + "1" * 10_000 + ', "vision_cfg": {}, "text_cfg": {}}',
     "head wider than the tower": '{"embed_dim": 4, "vision_cfg": {"head_width": 2000}, "text_cfg": {}}',
 }
 
@@ -176,8 +195,9 @@ BAD_CONFIGS = {
 def test_bad_config_file(tmp_path: Path, content: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(content)
-    with pytest.raises(UsageError, match=r"--clip-config .*config\.json"):
+    with pytest.raises(UsageError, match=r"--clip-config .*config\.json") as caught:
         clip_config(str(path))
+    assert len(str(caught.value)) < 500 + len(str(path))
 
 
 @pytest.mark.parametrize("name", ["ViT-nowhere", "missing.json", "hf-hub:a/b", ""])

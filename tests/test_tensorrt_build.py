@@ -138,7 +138,8 @@ def test_without_a_gpu_it_asks_for_compute_capabilities(own: Path) -> None:
     ("arguments", "words", "code"),
     [
         (["--compute-capability", "89"], "expected a number such as 8.9", 2),
-        (["--compute-capability", "9.0"], "compute capability 9.0: this library builds for 7.5, 8.0, 8.6, 8.9, 12.0", 3),
+        (["--compute-capability", "9.0"], "builds for 8.0, 8.6, 8.9, 12.0, 12.1; for another GPU build on a machine", 2),
+        (["--compute-capability", "7.5"], "--compute-capability 7.5: tensorrt_rtx", 2),
         ([*AHEAD, "--ops", "plugin"], "tensorrt_rtx takes no plugins; use --ops fused", 2),
         ([*AHEAD, "--version-compatible"], "tensorrt_rtx builds no such engines; leave it out, or use tensorrt", 2),
         ([*AHEAD, "--batch", "4", "2", "8"], "--batch 4 2 8: expected the least, the best and the most", 2),

@@ -1,5 +1,6 @@
 """Files of every kind, whole, damaged and hostile: their tensors come out and nothing in them runs."""
 
+import collections
 import os
 import pickle
 import re
@@ -66,7 +67,7 @@ def test_torchscript_tensors_are_those_of_jit_load(tmp_path: Path) -> None:
         expected = torch.jit.load(path).state_dict()
     found = load_checkpoint(path).tensors
     for name, value in expected.items():
-        assert torch.equal(found[name], value), name
+        assert torch.equal(found[name].read(), value), name
 
 
 class Masked(torch.nn.Module):
@@ -197,8 +198,40 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     others = ["folder.pth", "missing.pth", "tensor.pth", "list.pth", "number.pth", "none.pth", "numbers.pth", "other.pth"]
     for name in [*contents, *others]:
         with pytest.raises(CheckpointError, match=rf"{re.escape(name)}: .*(expected|copy or save)") as caught:
-            load_checkpoint(tmp_path / name)
+            loaded(tmp_path / name)  # which reads values too: a changed number shows in its member's checksum
         assert "\n" not in str(caught.value), name
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_tensors_that_share_memory_are_read(tmp_path: Path, old: bool) -> None:
+    """Views of one flat buffer, as some trainers save them, tied weights, and a transposed one."""
+    values = sigrl()
+    kept = {name: value for name, value in values.items() if name != "projection_dist"}
+    flat = torch.cat([value.flatten() for value in kept.values()])
+    parts = flat.split([value.numel() for value in kept.values()])
+    views = {name: part.view(value.shape) for (name, value), part in zip(kept.items(), parts, strict=True)}
+    views["projection_dist"] = values["projection_dist"].T.contiguous().T
+    views["GATv2_1.layer1.linear_r.weight"] = views["GATv2_1.layer1.linear_l.weight"]
+    torch.save(views, tmp_path / "views.pth", _use_new_zipfile_serialization=not old)
+    assert torch.equal(scores(loaded(tmp_path / "views.pth")), scores(loaded(saved(tmp_path / "plain.pth", values))))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_every_protocol_of_pickle(tmp_path: Path, protocol: int) -> None:
+    torch.save(sigrl(), tmp_path / "a.pth", pickle_protocol=protocol)
+    assert read_weights(tmp_path / "a.pth").keys() == sigrl().keys()
+
+
+def test_what_lies_beside_the_weights_is_left_alone(tmp_path: Path) -> None:
+    """A training run's own records, of kinds that torch reads too."""
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(3))])
+    beside = {
+        "epoch": 3, "name": "run", "optimizer": optimizer.state_dict(), "scaler": {}, "device": torch.device("cpu"),
+        "dtype": torch.float16, "shape": torch.Size([1, 2]), "rng": torch.get_rng_state(), "seen": {1, 2}, "blob": b"abc",
+        "counts": collections.Counter(a=2), "z": 1j, "sparse": torch.ones(2, 2).to_sparse(), "big": 1 << 80,
+    }  # fmt: skip
+    path = saved(tmp_path / "run.pt", {"state_dict": sigrl(), **beside})
+    assert torch.equal(scores(loaded(path)), scores(loaded(saved(tmp_path / "plain.pth", sigrl()))))
 
 
 def test_module_saved_whole_is_refused_by_name(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from sigrl_deploy.model.towers import typed
 from sigrl_deploy.preprocess import Contract, Preprocess
 from sigrl_deploy.trained import TrainedRecord, write_trained
 from sigrl_deploy.vocabulary import Vocabulary
+from sigrl_deploy.weights import Stored
 
 REHEARSED_WIDTH = 64  # D on a CPU, where the interpreter takes minutes for that of CLIP
 WEIGHTS = "weights.safetensors"
@@ -48,7 +49,7 @@ class Setup:
         variant = VARIANTS[self.variant]
         shapes = sigrl_shapes(variant if self.device == "cuda" else replace(variant, embed=REHEARSED_WIDTH))
         with ThreadPoolExecutor() as pool:  # numpy draws without the interpreter's lock
-            drawn = pool.map(lambda item: torch.from_numpy(draw(*item)), shapes.items())
+            drawn = pool.map(lambda item: Stored.of(torch.from_numpy(draw(*item))), shapes.items())
             tensors = dict(zip(shapes, drawn, strict=True))
         checkpoint = Checkpoint("seeded weights", "SigRL", "", tensors, openai=True)
         return build_model(checkpoint, model_config(checkpoint)).to(self.device)

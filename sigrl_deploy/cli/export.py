@@ -26,8 +26,16 @@ def _values(enum: type[Arch] | type[Precision]) -> click.Choice[str]:
 
 _EXPORT_OPTIONS = [
     click.argument("checkpoint", type=PATH),
-    click.option("--out", type=PATH, required=True, help="Folder to write."),
-    click.option("--text-tower", help="CLIP text tower: a file, or NAME:PRETRAINED as open_clip lists them (ViT-B-16:openai)."),
+    click.option(
+        "--out",
+        type=PATH,
+        help="Folder to write [default: CHECKPOINT's name with -bundle, beside it; or here, for NAME:PRETRAINED].",
+    ),
+    click.option(
+        "--text-tower",
+        help="CLIP text tower: a file, or NAME:PRETRAINED [default: CHECKPOINT's own, or OpenAI's of the same size, which the "
+        "recipes freeze].",
+    ),
     click.option("--labels", type=PATH, help="Put this vocabulary into the bundle."),
     click.option("--label-embeddings", type=PATH, help="Saved embeddings [C, D] of --labels, in place of a text tower."),
     click.option("--arch", type=_values(Arch), help="[default: what the checkpoint's tensors say]"),
@@ -71,7 +79,15 @@ def _export_options(function: Callable[..., None]) -> Callable[..., None]:
 @export.command("onnx")
 @_export_options
 def export_onnx(**options: Any) -> None:
-    """Export CHECKPOINT to a bundle: visual.onnx, text.onnx, tokenizer and manifest, measured against the eager model."""
+    """Export CHECKPOINT to a bundle: visual.onnx, text.onnx, tokenizer and manifest, measured against the eager model.
+
+    CHECKPOINT is a file (SigRL, MKT, CLIP, or what train saved), or NAME:PRETRAINED for weights that open_clip downloads, such
+    as ViT-B-16:openai; `python -c "import open_clip; print(open_clip.list_pretrained())"` lists them.
+    """
+    from sigrl_deploy.pretrained import check_source, default_bundle
+
+    check_source(options["checkpoint"])
+    options["out"] = options["out"] or default_bundle(options["checkpoint"])
     try:
         from sigrl_deploy.export.bundle import ExportOptions, export_bundle
         from sigrl_deploy.preprocess import Contract

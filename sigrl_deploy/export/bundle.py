@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
+import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,17 +19,18 @@ from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.eager import choose_preprocess, default_template, load_model, tokenize
 from sigrl_deploy.errors import CheckpointError, ExportError, UsageError
 from sigrl_deploy.export.folder import check_out, replaced_folder
-from sigrl_deploy.export.onnx import export_text, export_visual
-from sigrl_deploy.export.parity import LABELS, EagerScorer, Parity, measure
+from sigrl_deploy.export.onnx import DATA, export_text, export_visual
+from sigrl_deploy.export.parity import LABELS, EagerScorer, Parity, Reference, measure
 from sigrl_deploy.files import sha256_file
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.model.towers import typed
-from sigrl_deploy.preprocess import Contract
+from sigrl_deploy.preprocess import Contract, Preprocess
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.tokenizer import write_clip_tokenizer
 from sigrl_deploy.trained import TrainedRecord, write_trained
 from sigrl_deploy.version import tool_versions
-from sigrl_deploy.vocabulary import read_labels
+from sigrl_deploy.vocabulary import Vocabulary, check_labels, read_labels
+from sigrl_deploy.weights import read_tensor
 
 log = logging.getLogger(__name__)
 
@@ -67,33 +70,110 @@ def export_bundle(options: ExportOptions) -> list[Parity]:
     where the folder cannot be written or the graphs miss the tolerance. Whatever it raises, nothing is left behind.
     """
     _check_options(options)
+    given = read_labels(options.labels) if options.labels else ()
     checkpoint, model, sources = _load(options)
     if Precision.INT8 in options.precisions and model.svfr is None:
         raise UsageError(f"--precision int8: is of SVFR's products, and {model.config.arch.value} has none; take int8x3")
-    own = read_labels(options.labels) if options.labels else checkpoint.record.labels if checkpoint.record else ()
-    rows = _label_rows(options, model, options.template or default_template(checkpoint, model), own)
+    template = options.template or default_template(checkpoint, model)
+    own = given or (check_labels(checkpoint.record.labels) if checkpoint.record and checkpoint.record.labels else ())
+    rows = _label_rows(options, model, template, own)
+    preprocess = choose_preprocess(checkpoint, model, options.preprocess)
+    log.info("scoring the package's photographs with the eager model, to measure against")
+    reference = Reference(model, rows, preprocess)
     with replaced_folder(options.out) as folder:
-        manifest = _write_graphs(options, checkpoint, model, sources, folder, rows)
-        manifest = _write_vocabulary(options, model, rows, folder, manifest) if own else _with_files(manifest, folder)
-        log.info("measuring the exported graphs against the eager model")
-        found = {precision: _measured(options, model, rows, folder, precision) for precision in options.precisions}
-        variants = {p: replace(variant, parity=found[p].to_dict()) for p, variant in manifest.variants.items()}
-        (folder / MANIFEST).write_text(replace(manifest, variants=variants).to_json(), encoding="utf-8")
+        export = _Export(options, model, reference, folder, _manifest(model, template, preprocess, sources))
+        found = export.run(vocabulary=bool(own))
     return list(found.values())
 
 
-def _measured(
-    options: ExportOptions, model: SigRL, rows: dict[str, torch.Tensor], folder: Path, precision: Precision
-) -> Parity:
-    tolerance = precision.tolerance if options.tolerance is None else options.tolerance
-    parity = measure(model, rows, folder, precision, tolerance)
-    if not parity.largest_error <= tolerance:
-        raise ExportError(
-            f"{options.out}: the {precision.value} scores differ from the eager model's by {parity.largest_error:.2g}, more "
-            f"than the tolerance of {tolerance:g}; nothing was written; "
-            "take another --precision, or allow more with --tolerance"
-        )
-    return parity
+class _Export:
+    """One folder being filled, a precision at a time. Each file is hashed once, when it is there."""
+
+    def __init__(self, options: ExportOptions, model: SigRL, reference: Reference, folder: Path, manifest: Manifest) -> None:
+        self._options, self._model, self._reference = options, model, reference
+        self._folder, self._manifest = folder, manifest
+        self._texts: dict[str, str | None] = {}  # one dtype has one text graph
+
+    def run(self, vocabulary: bool) -> dict[Precision, Parity]:
+        """Write everything, and measure each precision as soon as it is there."""
+        if self._model.text is not None:
+            write_clip_tokenizer(self._folder / TOKENIZER)
+        elif vocabulary:  # without which the graphs could not be opened
+            self._write_vocabulary(EagerScorer(self._model, self._reference.rows).vocabulary(list(self._reference.rows)))
+        found = {precision: self._write_and_measure(precision) for precision in self._options.precisions}
+        if vocabulary:
+            self._encode_vocabulary()
+        self._write_manifest(self._manifest.variants)
+        return found
+
+    def _write_and_measure(self, precision: Precision) -> Parity:
+        log.info("%s: exporting", precision.value)
+        began = time.monotonic()
+        graphs = self._model if precision.torch_name == "float32" else typed(self._model, precision)
+        variant = self._write_variant(graphs, precision)
+        self._write_manifest({precision: variant})
+        written = time.monotonic()
+        log.info("%s: exported in %.0f s; measuring against the eager model", precision.value, written - began)
+        parity = self._measure(graphs, precision)
+        log.info("%s: measured in %.0f s", precision.value, time.monotonic() - written)
+        variants = self._manifest.variants | {precision: replace(variant, parity=parity.to_dict())}
+        self._manifest = replace(self._manifest, variants=variants)
+        del graphs
+        gc.collect()  # the exporter's graphs and an engine's sessions refer to themselves, and hold all weights
+        return parity
+
+    def _write_variant(self, graphs: SigRL, precision: Precision) -> Variant:
+        """The graphs of a precision; where asked for, weights of those that PyTorch runs."""
+        ending = f"-{precision.value}" if self._manifest.variants else ""
+        visual, text, weights = f"visual{ending}.onnx", f"text{ending}.onnx", f"weights{ending}.safetensors"
+        export_visual(graphs, self._folder / visual, precision)
+        if precision.torch_name not in self._texts:
+            self._texts[precision.torch_name] = text if export_text(graphs, self._folder / text) else None
+        held = weights if self._options.weights and not precision.is_int8 else None
+        if held:
+            record = TrainedRecord(graphs.config, self._manifest.template, self._manifest.preprocess)
+            write_trained(self._folder / held, record, graphs.state_dict())
+        return Variant(visual, self._texts[precision.torch_name], held)
+
+    def _measure(self, graphs: SigRL, precision: Precision) -> Parity:
+        options = self._options
+        tolerance = precision.tolerance if options.tolerance is None else options.tolerance
+        parity = measure(self._reference, self._folder, precision, tolerance, graphs)
+        if not parity.largest_error <= tolerance:
+            raise ExportError(
+                f"{options.out}: the {precision.value} scores differ from the eager model's by {parity.largest_error:.2g}, "
+                f"more than the tolerance of {tolerance:g}; nothing was written; "
+                "take another --precision, or allow more with --tolerance"
+            )
+        return parity
+
+    def _encode_vocabulary(self) -> None:
+        """The bundle's own vocabulary, by its finest graph that runs here, else by the model."""
+        runnable = [precision for precision in self._options.precisions if precision is not Precision.BF16]
+        labels = list(self._reference.rows)
+        if not runnable:
+            self._write_vocabulary(EagerScorer(typed(self._model, Precision.BF16), self._reference.rows).vocabulary(labels))
+            return
+        finest = min(runnable, key=lambda precision: precision is Precision.FP16)
+        self._write_manifest({finest: self._manifest.variants[finest]})
+        recognizer = Recognizer(self._folder, device="cpu", precision=finest, cache_dir=False)
+        self._write_vocabulary(recognizer.vocabulary(labels))
+
+    def _write_vocabulary(self, vocabulary: Vocabulary) -> None:
+        vocabulary.write(self._folder / VOCABULARY)
+        self._manifest.files.pop(VOCABULARY, None)
+
+    def _write_manifest(self, variants: dict[Precision, Variant]) -> None:
+        """With these variants, so that the folder opens as it will for a user; files of others need not be hashed then."""
+        others = {VOCABULARY, TOKENIZER}
+        parts = {name for variant in variants.values() for name in (variant.visual, variant.text, variant.weights) if name}
+        files = self._manifest.files
+        for path in sorted(self._folder.iterdir()):
+            if path.name != MANIFEST and path.name not in files:
+                files[path.name] = sha256_file(path)
+        listed = {name: digest for name, digest in files.items() if name in others or name.removesuffix(DATA) in parts}
+        manifest = replace(self._manifest, variants=variants, files=dict(sorted(listed.items())))
+        (self._folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
 def _check_options(options: ExportOptions) -> None:
@@ -127,13 +207,12 @@ def _load(options: ExportOptions) -> tuple[Checkpoint, SigRL, dict[str, Any]]:
     if text is None:
         assert options.label_embeddings is not None
         return checkpoint, model, sources | {"label_embeddings": _source(options.label_embeddings)}
-    text_path = Path(text.path)
-    sources["text_tower"] = _source(text_path) if text_path.is_file() else {"file": text.path, "sha256": None}
-    return checkpoint, model, sources
+    return checkpoint, model, sources | {"text_tower": _source(Path(text.path))}
 
 
 def _source(path: Path) -> dict[str, Any]:
-    return {"file": path.name, "sha256": sha256_file(path)}
+    """A file's name and digest; of open_clip's own weights, the name."""
+    return {"file": path.name, "sha256": sha256_file(path)} if path.is_file() else {"file": str(path), "sha256": None}
 
 
 def _label_rows(options: ExportOptions, model: SigRL, template: str, own: tuple[str, ...]) -> dict[str, torch.Tensor]:
@@ -147,34 +226,21 @@ def _label_rows(options: ExportOptions, model: SigRL, template: str, own: tuple[
 
 
 def _read_embeddings(path: Path, labels: int, dim: int) -> torch.Tensor:
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load has its own ways to fail on a damaged file
+    stored = read_tensor(path)
+    if stored.shape != (labels, dim) or not stored.is_float:
+        held = f"{list(stored.shape)} of {stored.dtype}"
         raise CheckpointError(
-            f"{path}: cannot be read as a saved tensor ({type(error).__name__}); expected [C, {dim}]"
-        ) from None
-    shape = list(loaded.shape) if isinstance(loaded, torch.Tensor) else type(loaded).__name__
-    if shape != [labels, dim]:
-        raise CheckpointError(f"{path}: holds {shape}, expected a tensor [{labels}, {dim}]: a row for each line of --labels")
-    if not loaded.isfinite().all():
+            f"{path}: holds {held}, expected a tensor [{labels}, {dim}] of floats: a row for each line of --labels"
+        )
+    rows = stored.read().float()
+    if not rows.isfinite().all():
         raise CheckpointError(f"{path}: holds NaN or infinite values; encode the labels again")
-    return loaded.float()
+    return rows
 
 
-def _write_graphs(
-    options: ExportOptions,
-    checkpoint: Checkpoint,
-    model: SigRL,
-    sources: dict[str, Any],
-    folder: Path,
-    rows: dict[str, torch.Tensor],
-) -> Manifest:
-    config, text = model.config, model.config.text
-    template = options.template or default_template(checkpoint, model)
-    preprocess = choose_preprocess(checkpoint, model, options.preprocess)
-    if text is not None:
-        write_clip_tokenizer(folder / TOKENIZER)
-    record = TrainedRecord(config, template, preprocess)
+def _manifest(model: SigRL, template: str, preprocess: Preprocess, sources: dict[str, Any]) -> Manifest:
+    """What is known before anything is written."""
+    config = model.config
     return Manifest(
         arch=config.arch,
         embed_dim=config.embed_dim,
@@ -182,58 +248,11 @@ def _write_graphs(
         patch_size=config.vision.patch_size,
         topk=config.topk,
         template=template,
-        context_length=text.context_length if text else None,
+        context_length=config.text.context_length if config.text else None,
         preprocess=preprocess,
-        variants=_write_variants(options, model, record, folder),
+        variants={},
         files={},
         source=sources,
         tools=tool_versions(*_TOOLS),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-
-
-def _write_variants(options: ExportOptions, model: SigRL, record: TrainedRecord, folder: Path) -> dict[Precision, Variant]:
-    """The graphs of every precision; where asked for, weights of those that PyTorch runs. One dtype has one text graph."""
-    variants: dict[Precision, Variant] = {}
-    texts: dict[str, str | None] = {}
-    for precision in options.precisions:
-        cast = typed(model, precision)
-        ending = f"-{precision.value}" if variants else ""
-        visual, text, weights = f"visual{ending}.onnx", f"text{ending}.onnx", f"weights{ending}.safetensors"
-        log.info("exporting %s", visual)
-        export_visual(cast, folder / visual, precision)
-        if precision.torch_name not in texts:
-            log.info("exporting %s", text)
-            texts[precision.torch_name] = text if export_text(cast, folder / text) else None
-        held = weights if options.weights and not precision.is_int8 else None
-        if held:
-            write_trained(folder / held, record, cast.state_dict())
-        variants[precision] = Variant(visual, texts[precision.torch_name], held)
-    return variants
-
-
-def _write_vocabulary(
-    options: ExportOptions, model: SigRL, rows: dict[str, torch.Tensor], folder: Path, manifest: Manifest
-) -> Manifest:
-    """Write the bundle's own vocabulary, by its finest graph that runs here, else by the model, and the manifest."""
-    runnable = [precision for precision in options.precisions if precision is not Precision.BF16]
-    finest = min(runnable, key=lambda precision: precision is Precision.FP16, default=Precision.BF16)
-    if not (runnable and options.label_embeddings is None):
-        EagerScorer(typed(model, finest), rows).vocabulary(list(rows)).write(folder / VOCABULARY)
-    manifest = _with_files(manifest, folder)
-    if runnable:
-        recognizer = Recognizer(folder, device="cpu", precision=finest, cache_dir=False)
-        recognizer.vocabulary(list(rows)).write(folder / VOCABULARY)
-        manifest = _with_files(manifest, folder)
-    return manifest
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    return {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
-
-
-def _with_files(manifest: Manifest, folder: Path) -> Manifest:
-    """The manifest with the hash of every file, written so that the measurement opens the folder as a user would."""
-    manifest = replace(manifest, files=_hashes(folder))
-    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    return manifest

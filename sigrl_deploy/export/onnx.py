@@ -22,6 +22,7 @@ from sigrl_deploy.export.graphs import TextGraph, VisualGraph
 from sigrl_deploy.export.quantise import quantised_tower, split_products
 from sigrl_deploy.model.sigrl import SVFR, SigRL
 
+DATA = ".data"  # after a graph's name: the file with its weights, where they are too large for the graph's own
 _PROTOBUF_LIMIT = 2**31 - 2**26  # bytes: protobuf's 2 GiB less room for the graph; larger weights go into a file beside it
 _FP32 = onnx.TensorProto.FLOAT
 op: Any = opset20  # its annotations know tensors only, and refuse the values that a translation is traced with
@@ -166,7 +167,7 @@ def _strip_provenance(proto: onnx.ModelProto) -> None:
 
 def _save(proto: onnx.ModelProto, path: Path) -> None:
     external = _weights_bytes(proto) >= _PROTOBUF_LIMIT
-    onnx.save(proto, path, save_as_external_data=external, location=f"{path.name}.data" if external else None)
+    onnx.save(proto, path, save_as_external_data=external, location=f"{path.name}{DATA}" if external else None)
     onnx.checker.check_model(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,11 +16,12 @@ from sigrl_deploy.bundle import Bundle
 from sigrl_deploy.cache import LABELS_PER_BATCH
 from sigrl_deploy.config import Precision
 from sigrl_deploy.device_preprocess import DevicePreprocess
+from sigrl_deploy.eager import cut_padding
 from sigrl_deploy.evaluation.agreement import agreement
 from sigrl_deploy.export.graphs import TextGraph, VisualGraph
 from sigrl_deploy.images import read_image
 from sigrl_deploy.model.sigrl import SigRL, encode_text, match
-from sigrl_deploy.model.towers import typed
+from sigrl_deploy.preprocess import Preprocess
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.vocabulary import Vocabulary
 
@@ -74,6 +76,7 @@ class EagerScorer:
         self.text = TextGraph(model).eval()
         self.config = model.config
         self.rows = rows  # label → token ids [context], or label embedding [D] where there is no text tower
+        self._embedded: dict[str, torch.Tensor] = {}
         self._vocabularies: dict[tuple[str, ...], Vocabulary] = {}
 
     def vocabulary(self, labels: Sequence[str]) -> Vocabulary:
@@ -85,14 +88,22 @@ class EagerScorer:
 
     @torch.inference_mode()
     def _encode(self, labels: tuple[str, ...]) -> Vocabulary:
-        rows = torch.stack([self.rows[label] for label in labels])
-        if self.text.text is not None:
-            rows = torch.cat([encode_text(self.text.text, batch).float() for batch in rows.split(LABELS_PER_BATCH)])
+        self._embed([label for label in labels if label not in self._embedded])
+        rows = torch.stack([self._embedded[label] for label in labels])
         no_labels = torch.zeros(0, 8, dtype=torch.int64)
         given = {"cached_embedding": rows, "token_ids": no_labels}
         outputs = self.text(*(given[name] for name in self.text.input_names)) if self.text.gmc is not None else (rows,)
         label_embedding, *graph_projection = (output.numpy() for output in outputs)
         return Vocabulary(labels, label_embedding, graph_projection[0] if graph_projection else None)
+
+    def _embed(self, labels: Sequence[str]) -> None:
+        """Encode labels that were not encoded before, each by itself: the others of a vocabulary do not change its row."""
+        for start in range(0, len(labels), LABELS_PER_BATCH):
+            batch = labels[start : start + LABELS_PER_BATCH]
+            rows = torch.stack([self.rows[label] for label in batch])
+            if self.text.text is not None:
+                rows = encode_text(self.text.text, cut_padding(rows)).float()
+            self._embedded |= dict(zip(batch, rows, strict=True))
 
     @torch.inference_mode()
     def __call__(self, pixels: Array, labels: Sequence[str]) -> Array:
@@ -107,30 +118,45 @@ class EagerScorer:
         return scores
 
 
-def measure(model: SigRL, rows: dict[str, torch.Tensor], bundle: Path, precision: Precision, tolerance: float) -> Parity:
+class Reference:
+    """The eager fp32 model's scores of the package's photographs: computed once, whatever number of precisions is measured."""
+
+    def __init__(self, model: SigRL, rows: dict[str, torch.Tensor], preprocess: Preprocess) -> None:
+        self.rows, self.preprocess = rows, preprocess
+        # Precisions that share a text graph find its rows here.
+        self.cache = tempfile.TemporaryDirectory(prefix="sigrl-deploy-")
+        self.pictures = [read_image(path) for path in photos()]
+        self.pixels: Array = np.stack([preprocess(picture) for picture in self.pictures])
+        known = list(rows)
+        counts = sorted({min(count, len(known)) for count in LABEL_COUNTS})
+        exact = EagerScorer(model, rows)
+        self.scores = {
+            (batch, tuple(known[:count])): exact(self.pixels[:batch], known[:count]) for count in counts for batch in BATCHES
+        }
+
+
+def measure(reference: Reference, bundle: Path, precision: Precision, tolerance: float, graphs: SigRL) -> Parity:
     """Compare a written bundle with the eager fp32 model.
 
-    fp32 and fp16 files run in ONNX Runtime as `infer` would run them. Its CPU provider has no bf16 products, so bf16 runs the
-    same typed graph in PyTorch.
+    The files run in ONNX Runtime as `infer` would run them. Its CPU provider has no bf16 products, so bf16 runs in PyTorch:
+    `graphs`, the typed model that the files were made from.
     """
-    recognizer = (
-        Recognizer(bundle, device="cpu", precision=precision, cache_dir=False) if precision is not Precision.BF16 else None
-    )
-    manifest = Bundle(bundle).manifest
-    pictures = [read_image(path) for path in photos()]
-    pixels = np.stack([manifest.preprocess(picture) for picture in pictures])
-    exact = EagerScorer(model, rows)
-    if recognizer is not None:
-        backend, tested = recognizer.engine.description, _engine_scorer(recognizer)
+    tested: Scorer
+    if precision is Precision.BF16:
+        backend, tested = f"PyTorch {torch.__version__} on cpu, bf16", EagerScorer(graphs, reference.rows)
+        has_weights = Bundle(bundle).manifest.variants[precision].weights
     else:
-        backend, tested = f"PyTorch {torch.__version__} on cpu, bf16", EagerScorer(typed(model, precision), rows)
-    known = list(rows)
-    counts = sorted({min(count, len(known)) for count in LABEL_COUNTS})
-    cases = [_compare(exact, tested, pixels[:batch], known[:count]) for count in counts for batch in BATCHES]
+        recognizer = Recognizer(bundle, device="cpu", precision=precision, cache_dir=reference.cache.name)
+        backend, tested = recognizer.engine.description, _engine_scorer(recognizer)
+        has_weights = recognizer.bundle.manifest.variants[precision].weights
+    cases = [
+        _compare(expected, tested(reference.pixels[:batch], labels)) for (batch, labels), expected in reference.scores.items()
+    ]
     drift = None
-    if manifest.variants[precision].weights:
-        on_device = DevicePreprocess(manifest.preprocess, torch.device("cpu"))
-        drift = _drift(tested, pixels, np.stack([on_device(picture) for picture in pictures]), known[: counts[-1]])
+    if has_weights:
+        on_device = DevicePreprocess(reference.preprocess, torch.device("cpu"))
+        others = np.stack([on_device(picture) for picture in reference.pictures])
+        drift = _drift(tested, reference.pixels, others, list(reference.scores)[-1][1])
     return Parity(backend, tolerance, max(case.largest_error for case in cases), cases, drift)
 
 
@@ -145,9 +171,9 @@ def _engine_scorer(recognizer: Recognizer) -> Scorer:
     return lambda pixels, labels: recognizer.score_pixels(pixels, recognizer.vocabulary(labels))
 
 
-def _compare(exact: Scorer, tested: Scorer, pixels: Array, labels: Sequence[str]) -> Case:
-    expected, got = exact(pixels, labels), tested(pixels, labels)
+def _compare(expected: Array, got: Array) -> Case:
     error = np.abs(expected.astype(np.float64) - got)
     largest = float(error.max()) if np.isfinite(error).all() else float("inf")
     shares = [agreement(expected, got, k) for k in (1, 5)]
-    return Case(len(pixels), len(labels), largest, float(error.mean()), *shares)
+    batch, labels = expected.shape
+    return Case(batch, labels, largest, float(error.mean()), *shares)

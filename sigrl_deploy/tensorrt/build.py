@@ -115,6 +115,12 @@ def engine_keys(bundle: Bundle, library: Library, options: BuildOptions) -> list
     if options.timing_cache:
         _check_timing_cache(options.timing_cache, bundle)
     gpu = _gpu(options)
+    for capability in options.compute_capabilities:
+        if capability not in library.capabilities:
+            raise UsageError(
+                f"--compute-capability {capability}: {library.full_name} builds for {', '.join(library.capabilities)}; for "
+                "another GPU build on a machine that has it, with --library tensorrt and without --compute-capability"
+            )
     precision = _precision(bundle, options.precision)
     capabilities = options.compute_capabilities or ((gpu.compute_capability,) if gpu else ())
     variant = bundle.manifest.variants[precision]

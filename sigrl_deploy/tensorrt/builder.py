@@ -90,12 +90,7 @@ def _config(library: Library, builder: Any, network: Any, task: dict[str, Any]) 
 def _set_capabilities(trt: Any, config: Any, capabilities: list[str]) -> None:
     config.num_compute_capabilities = len(capabilities)
     for index, capability in enumerate(capabilities):
-        name = f"SM{capability.replace('.', '')}"
-        value = getattr(trt.ComputeCapability, name, None)
-        if value is None:
-            known = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in vars(trt.ComputeCapability) if n.startswith("SM"))
-            raise BuildError(f"compute capability {capability}: this library builds for {known}")
-        config.set_compute_capability(value, index)
+        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}"), index)
 
 
 def _monitor(trt: Any) -> Any:

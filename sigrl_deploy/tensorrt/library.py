@@ -10,6 +10,7 @@ from typing import Any
 from sigrl_deploy.errors import UsageError
 
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
+_TURING = "7.5"  # is on its list, and has none of the fp32 products that every bundle's graphs hold
 _INSTALL = {"tensorrt": "pip install '.[tensorrt]'", "tensorrt_rtx": "pip install '.[tensorrt-rtx]'"}
 
 
@@ -30,6 +31,12 @@ class Library:
     def is_rtx(self) -> bool:
         """TensorRT for RTX builds without a GPU, but has neither plugins nor the lean runtime of version-compatible engines."""
         return self.name == "tensorrt_rtx"
+
+    @property
+    def capabilities(self) -> list[str]:
+        """Compute capabilities that it builds for ahead of time, where it does."""
+        names = (name for name in vars(self.trt.ComputeCapability) if name.startswith("SM"))
+        return sorted({f"{name[2:-1]}.{name[-1]}" for name in names} - {_TURING}, key=float)
 
     def logger(self, log: Any) -> Any:
         """An `ILogger` that gives each message, with its severity's name, to `log(severity, text)`."""

@@ -1,0 +1,209 @@
+"""Pickles of weights → plain values and descriptions of tensors.
+
+`torch.load` and `pickle` make whatever a file asks for, of the size that it asks for, before anybody can look at it. This
+reads the same opcodes and makes nothing but numbers, text, lists, dicts and the classes below, each smaller than what the
+file spent on it.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+_MAX_NAME = 300
+MAX_OPS = 250_000  # a state dict has about 30 a tensor
+# What state dicts are made of, and what lies beside them: names of any other class or function are refused.
+_KNOWN = re.compile(
+    r"torch\.(\w+Storage|Size|device|Tensor|per_\w+|b?float\d\w*|u?int\d+|complex\d+|q?u?int\d\w*|half|bool|double|float|long|int)"
+    r"|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2|torch\.storage\.\w+|torch\.serialization\._get_layout"
+    r"|torch\.nn\.parameter\.Parameter|torch\.jit\._pickle\.(build|restore)_\w+|__torch__\..+"
+    r"|collections\.(OrderedDict|Counter)|_codecs\.encode|(builtins|__builtin__)\.(set|bytearray|complex)"
+)
+_TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
+_VALUES = (
+    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES"),
+)  # instructions that push what is written behind them
+_WRAPPED = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
+
+
+class PickleError(ValueError):
+    """A pickle is damaged, or no pickle of weights."""
+
+
+class UnsafeError(PickleError):
+    """A pickle names a class or function that only its own code could rebuild."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Numbers that lie elsewhere in the file, under `key`. `kind` is torch's name, as `FloatStorage`."""
+
+    kind: str
+    key: str
+    count: int
+
+
+@dataclass(frozen=True)
+class View:
+    """A tensor as the file describes it; nothing of it is checked yet."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Global:
+    """A class or function by its name; as a value, what it would have made."""
+
+    name: str
+
+
+@dataclass
+class Module:
+    """An object of any class that a TorchScript archive defines: its attributes, which others may share, and nothing else."""
+
+    attributes: dict[Any, Any] = field(default_factory=dict)
+
+
+def read_pickle(stream: BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
+    """The next pickle of a stream; the storages that it refers to are put into `storages`, by key.
+
+    Raises PickleError, or ValueError for opcodes that are no pickle's.
+    """
+    machine = _Machine({} if storages is None else storages)
+    for count, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
+        if count > MAX_OPS:
+            raise PickleError(f"has more than {MAX_OPS} instructions")
+        machine.step(opcode.name, arg)
+    return machine.pop()
+
+
+class _Machine:
+    """The stack and the memo of one pickle. Dicts keep the entries whose keys are text or whole numbers: of other keys, made
+    of one another, a hash could take for ever.
+    """
+
+    def __init__(self, storages: dict[str, Storage]) -> None:
+        self._storages = storages
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+        push = self._stack.append
+        self._steps: dict[str, Callable[[Any], None]] = {
+            "MARK": lambda _: self._marks.append(len(self._stack)),
+            "STACK_GLOBAL": lambda _: self._global(".".join(reversed((self.pop(), self.pop())))),
+            "GLOBAL": lambda arg: self._global(arg.replace(" ", ".", 1)),
+            "NONE": lambda _: push(None),
+            "NEWTRUE": lambda _: push(True),
+            "NEWFALSE": lambda _: push(False),
+            "EMPTY_TUPLE": lambda _: push(()),
+            "EMPTY_LIST": lambda _: push([]),
+            "EMPTY_DICT": lambda _: push({}),
+            "EMPTY_SET": lambda _: push(Global("set")),
+            "TUPLE": lambda _: push(tuple(self._marked())),
+            "TUPLE1": lambda _: self._tuple(1),
+            "TUPLE2": lambda _: self._tuple(2),
+            "TUPLE3": lambda _: self._tuple(3),
+            "APPEND": lambda _: self._extend([self.pop()]),
+            "APPENDS": lambda _: self._extend(self._marked()),
+            "SETITEM": lambda _: self._set_items(list(reversed((self.pop(), self.pop())))),
+            "SETITEMS": lambda _: self._set_items(self._marked()),
+            "ADDITEMS": lambda _: self._drop(self._marked()),
+            "POP": lambda _: self._drop(self.pop()),
+            "MEMOIZE": lambda _: self._put(len(self._memo)),
+            "REDUCE": lambda _: self._reduce(),
+            "NEWOBJ": lambda _: self._reduce(),
+            "BUILD": lambda _: self._build(),
+            "BINPERSID": lambda _: self._storage(self.pop()),
+        }
+        self._steps |= dict.fromkeys(("BINPUT", "LONG_BINPUT"), self._put)
+        self._steps |= dict.fromkeys(("BINGET", "LONG_BINGET"), lambda key: push(self._memo[key]))
+        self._steps |= dict.fromkeys(("PROTO", "FRAME", "STOP"), self._drop)
+        self._steps |= dict.fromkeys(_VALUES, push)
+
+    def step(self, name: str, arg: Any) -> None:
+        try:
+            self._steps[name](arg)
+        except (AttributeError, IndexError, KeyError, TypeError):
+            raise PickleError(f"its instruction {name} makes no sense") from None
+
+    def pop(self) -> Any:
+        if not self._stack:
+            raise PickleError("takes more from its stack than it put there")
+        return self._stack.pop()
+
+    def _drop(self, _: Any) -> None:
+        """Of no use here."""
+
+    def _marked(self) -> list[Any]:
+        """What was put on the stack since the last mark."""
+        start = self._marks.pop()
+        items = self._stack[start:]
+        del self._stack[start:]
+        return items
+
+    def _tuple(self, count: int) -> None:
+        if len(self._stack) < count:
+            raise PickleError("takes more from its stack than it put there")
+        self._stack[-count:] = [tuple(self._stack[-count:])]
+
+    def _put(self, key: int) -> None:
+        self._memo[key] = self._stack[-1]
+
+    def _extend(self, items: list[Any]) -> None:
+        if type(self._stack[-1]) is not list:
+            raise PickleError("appends to what is no list")
+        self._stack[-1].extend(items)
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if isinstance(target, Global):
+            return
+        if type(target) is not dict:
+            raise PickleError("sets items of what is no dict")
+        target.update((key, value) for key, value in zip(items[::2], items[1::2], strict=True) if type(key) in (str, int))
+
+    def _global(self, name: str) -> None:
+        if len(name) > _MAX_NAME or not _KNOWN.fullmatch(name):
+            raise UnsafeError(name)
+        self._stack.append(Global(name))
+
+    def _reduce(self) -> None:
+        """What a class or function makes of its arguments."""
+        args, maker = self.pop(), self.pop()
+        name = maker.name
+        if name in _TENSORS:
+            storage, offset, shape, stride = args[:4]
+            if not isinstance(storage, Storage) or type(shape) is not tuple or type(stride) is not tuple:
+                raise PickleError("describes a tensor by something other than a storage, a shape and strides")
+            self._stack.append(View(storage, offset, shape, stride))
+        elif name in _WRAPPED or name.startswith("torch.jit._pickle."):
+            self._stack.append(args[0])
+        elif name.startswith("__torch__."):
+            self._stack.append(Module())
+        elif name == "collections.OrderedDict" and not args:
+            self._stack.append({})
+        else:
+            self._stack.append(Global(name))
+
+    def _build(self) -> None:
+        state, target = self.pop(), self._stack[-1]
+        if isinstance(target, Module):
+            if type(state) is not dict:
+                raise PickleError("a module's state is no dict, so that only its own code could take it")
+            target.attributes = state
+
+    def _storage(self, identity: Any) -> None:
+        """A persistent id: `("storage", class, key, device, count)`, and in the old format one more."""
+        tag, kind, key, _, count, *part = identity
+        if tag != "storage" or type(key) is not str or type(count) is not int or count < 0 or any(part):
+            raise PickleError("refers to what is no storage")
+        storage = Storage(kind.name.rpartition(".")[2], key, count)
+        self._storages.setdefault(key, storage)
+        self._stack.append(storage)
