@@ -23,6 +23,7 @@ from sigrl_deploy.training.tasks import Task
 log = logging.getLogger(__name__)
 
 _LENGTH = {"steps", "epochs", "recipe.epochs"}  # the first counts: the others may say the same in another way
+_FOLLOWS = {"pictures", "labels"}  # may differ because an option does
 
 
 class RunFolder:
@@ -98,7 +99,7 @@ class RunFolder:
         if not changed and self.settings["steps"] < before["steps"]:
             changed = ["steps"]
         if changed:
-            name = sorted(changed)[0]
+            name = min(changed, key=lambda name: (name in _FOLLOWS, name))
             raise UsageError(
                 f"--out {self.path}: its run has {name} = {before.get(name)!r}, and now it is {self.settings.get(name)!r}; "
                 "resume with the same options (only more --steps or --epochs), or choose another folder"
