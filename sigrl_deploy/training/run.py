@@ -252,6 +252,8 @@ def _validation(options: TrainOptions, start: Start, fabric: Fabric) -> Validate
     try:
         dataset = open_dataset(options.data, "val", options.validation_share)
     except UsageError as error:
+        if options.validation_share is not None:
+            raise
         log.warning("no validation (%s); the last checkpoint is kept, not the best", str(error))
         return None
     scorer = EagerModel(start.model, start.preprocess, start.template, fabric.device.type)
