@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from sigrl_deploy.bundle import Bundle
+from sigrl_deploy.bundle import Bundle, change_manifest
 from sigrl_deploy.cli import main
+from sigrl_deploy.config import Precision
+from sigrl_deploy.doctor import _bundle
+from sigrl_deploy.gpu import Gpu
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without a GPU")
 
@@ -124,6 +128,16 @@ def test_it_looks_at_a_bundle_s_engines(bundle: Path, tmp_path: Path) -> None:
     assert "it is damaged" in found[visual.file]["found"]
     assert "it is missing" in found[text.file]["found"]
     assert found[text.file]["command"] == f"sigrl-deploy export tensorrt {own}"
+
+
+def test_engines_are_advised_of_what_tensorrt_runs(bundle: Path, tmp_path: Path) -> None:
+    gpu = Gpu("NVIDIA L4", "8.9", "580.65.06", "13.0", 1 << 34)
+    own = Path(shutil.copytree(bundle, tmp_path / "own"))
+    assert "export tensorrt" in {finding.about: finding for finding in _bundle(own, gpu)}["engines"].found
+    change_manifest(own, lambda manifest: replace(manifest, variants={Precision.INT8: manifest.variants[Precision.FP32]}))
+    found = {finding.about: finding for finding in _bundle(own, gpu)}
+    assert found["bundle"].fine
+    assert found["engines"].found == "none; TensorRT runs no int8, which is all that the bundle holds"
 
 
 def test_a_bundle_that_is_broken_is_one_finding_among_others(bundle: Path, tmp_path: Path) -> None:
