@@ -6,6 +6,7 @@ import ctypes
 import importlib
 import json
 import os
+import platform
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -24,6 +25,18 @@ if TYPE_CHECKING:
     from sigrl_deploy.bundle import Bundle
 
 _PACKAGES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx-cu13"}
+# Instructions as Linux calls them, on x86 and on ARM, best first.
+_FAST = {
+    "int8": ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp"),
+    "bf16": ("amx_bf16", "avx512_bf16", "bf16"),
+}
+# By extra: what needs it, and what it brings.
+_EXTRAS = {
+    "export": ("export and evaluate --checkpoint", ("torch", "torchvision", "open_clip", "onnx", "onnxscript", "safetensors")),
+    "evaluate": ("evaluate", ("sklearn",)),
+    "train": ("train", ("lightning_fabric", "sklearn", "h5py")),
+}
+BUNDLE = "bundle"
 _CUDA_LIBRARIES = {"libcudart": (13, 12), "libcublasLt": (13, 12), "libcudnn": (9,)}  # and their major versions
 
 
@@ -44,61 +57,113 @@ class Report:
     backends: list[Finding]
     findings: list[Finding]
 
+    @property
+    def bundle_is_fine(self) -> bool:
+        """Whether the bundle that was asked about, if any, can be used."""
+        return all(finding.fine for finding in self.findings if finding.about == BUNDLE)
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
 
     def to_text(self) -> str:
-        """A line a finding, and below it the command that mends it."""
+        """A line a finding, and below it the command that mends it; what was found alike stands together."""
         lines = []
         for title, findings in (("Backends", self.backends), ("Found", self.findings)):
             lines.append(title)
+            alike: dict[tuple[bool, str, str | None], list[str]] = {}
             for finding in findings:
-                lines.append(f"  {'ok' if finding.fine else '--'}  {finding.about}: {finding.found}")
-                if finding.command:
-                    lines.append(f"        {finding.command}")
+                alike.setdefault((finding.fine, finding.found, finding.command), []).append(finding.about)
+            for (fine, found, command), abouts in alike.items():
+                lines.append(f"  {'ok' if fine else '--'}  {', '.join(abouts)}: {found}")
+                if command:
+                    lines.append(f"        {command}")
         return "\n".join(lines) + "\n"
 
 
 def examine(cache: Path, bundle: Path | None = None) -> Report:
-    """Look at this machine, and at a bundle's TensorRT engines where one is given. Imports what it looks at, torch too."""
+    """Look at this machine, and at a bundle with its TensorRT engines where one is given. Imports what it looks at, torch too.
+
+    What a GPU would need is looked at where there is one.
+    """
     gpu, gpu_finding = _gpu()
-    findings = [gpu_finding, _onnxruntime_packages(), *_cuda_libraries(gpu), _torch(gpu), *_tensorrt(), *_caches(cache, gpu)]
+    findings = [_cpu(), gpu_finding, _onnxruntime_packages(), *_cuda_libraries(gpu), *_torch(gpu), *_extras()]
+    findings += [*_tensorrt(gpu), *_caches(cache, gpu)]
     if bundle is not None:
         findings += _bundle(bundle, gpu)
     return Report(list(_backends(gpu)), findings)
+
+
+def _cpu() -> Finding:
+    """Its name, the cores that this process may use, and what it has for products in 8 bits and in bf16."""
+    described = _cpuinfo()
+    name = described.get("model name") or platform.processor() or platform.machine()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = f"{name}, {cores} core{'' if cores == 1 else 's'} for this process"
+    flags = set((described.get("flags") or described.get("Features") or "").split())
+    if flags:
+        for what, known in _FAST.items():
+            has = [flag for flag in known if flag in flags]
+            found += f"; {what} products: {', '.join(has) or 'no instructions for them, so they may be no faster than fp32'}"
+    return Finding("CPU", True, found)
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first core; nothing elsewhere."""
+    try:
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+    except OSError:
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
 
 
 def _gpu() -> tuple[Gpu | None, Finding]:
     try:
         gpu = gpu_at_hand()
     except NoGpuError as error:
-        return None, Finding(
-            "GPU", False, f"{error}; on a CPU everything runs without one", "nvidia-smi  # says what the driver sees"
-        )
+        # A card without a driver that works is for its owner to mend; where there is none, nothing is amiss.
+        command = "nvidia-smi  # says what the driver sees" if _has_card() else None
+        return None, Finding("GPU", False, f"no GPU: {error}; everything runs on the CPU", command)
     size = f"{gpu.memory / 1e9:.0f} GB"
     found = f"{gpu.name}, compute capability {gpu.compute_capability}, {size}, driver {gpu.driver}, which runs CUDA {gpu.cuda}"
     return gpu, Finding("GPU", True, found)
 
 
+def _has_card() -> bool:
+    """Whether one of NVIDIA's graphics cards is in the machine, whatever its driver does."""
+    for device in Path("/sys/bus/pci/devices").glob("*"):
+        try:
+            vendor, kind = ((device / name).read_text(encoding="ascii").strip() for name in ("vendor", "class"))
+        except (OSError, ValueError):
+            continue
+        if vendor == "0x10de" and kind.startswith("0x03"):
+            return True
+    return False
+
+
 def _backends(gpu: Gpu | None) -> Iterator[Finding]:
+    """Those that run on a CPU first."""
     providers = _providers()
-    for name, provider in (("onnxruntime", "CPU"), ("onnxruntime --device cuda", "CUDA"), ("onnxruntime-tensorrt", "Tensorrt")):
-        if isinstance(providers, str):
-            yield Finding(name, False, f"onnxruntime does not load ({providers})", "pip install --force-reinstall onnxruntime")
-        elif provider != "CPU" and gpu is None:
-            yield Finding(name, False, "there is no GPU")
-        elif f"{provider}ExecutionProvider" not in providers:
-            yield Finding(name, False, f"this onnxruntime has no {provider} provider", _GPU_PACKAGE)
-        else:
-            yield Finding(name, True, f"onnxruntime {version_of('onnxruntime') or version_of('onnxruntime-gpu')}")
-    yield _backend("openvino", ["openvino", "onnx"], "'.[openvino]'", None)
-    missing_gpu = None if gpu else "there is no GPU (on the CPU it runs unfused)"
-    yield _backend("torch", ["torch", "triton", "safetensors"], "'.[export]'", None if _torch_runs() else missing_gpu)
+    yield _onnxruntime(providers, "onnxruntime", "CPU", gpu)
+    yield _backend("openvino", ["openvino", "onnx"], "'.[openvino]'")
+    yield _backend("torch", ["torch", "triton", "safetensors"], "'.[export]'", "" if _torch_runs() else ", unfused, on the CPU")
+    yield _onnxruntime(providers, "onnxruntime --device cuda", "CUDA", gpu)
+    yield _onnxruntime(providers, "onnxruntime-tensorrt", "Tensorrt", gpu)
+    if gpu is None:
+        yield Finding("tensorrt", False, "there is no GPU")
+        return
     library = next(iter(installed()), "tensorrt")
     extra = "'.[tensorrt-rtx]'" if library == "tensorrt_rtx" else "'.[tensorrt]'"
-    yield _backend(
-        "tensorrt", [library, "torch", "triton", "onnx"], extra, None if gpu else "there is no GPU; engines can be built"
-    )
+    yield _backend("tensorrt", [library, "torch", "triton", "onnx"], extra)
+
+
+def _onnxruntime(providers: list[str] | str, name: str, provider: str, gpu: Gpu | None) -> Finding:
+    if provider != "CPU" and gpu is None:
+        return Finding(name, False, "there is no GPU")
+    if isinstance(providers, str):
+        return Finding(name, False, f"onnxruntime does not load ({providers})", "pip install --force-reinstall onnxruntime")
+    if f"{provider}ExecutionProvider" not in providers:
+        return Finding(name, False, f"this onnxruntime has no {provider} provider", _GPU_PACKAGE)
+    return Finding(name, True, f"onnxruntime {version_of('onnxruntime') or version_of('onnxruntime-gpu')}")
 
 
 _GPU_PACKAGE = (
@@ -106,13 +171,11 @@ _GPU_PACKAGE = (
 )
 
 
-def _backend(name: str, modules: list[str], extra: str, hindrance: str | None) -> Finding:
+def _backend(name: str, modules: list[str], extra: str, how: str = "") -> Finding:
     for module in modules:
         if find_spec(module) is None:
             return Finding(name, False, f"{module} is not installed", f"pip install {extra}")
-    if hindrance:
-        return Finding(name, False, hindrance)
-    return Finding(name, True, f"{modules[0]} {version_of(modules[0]) or 'is installed'}")
+    return Finding(name, True, f"{modules[0]} {version_of(modules[0]) or 'is installed'}{how}")
 
 
 def _providers() -> list[str] | str:
@@ -165,16 +228,22 @@ def _torch_runs() -> bool:
     return not isinstance(torch, str) and torch.cuda.is_available()
 
 
-def _torch(gpu: Gpu | None) -> Finding:
+def _torch(gpu: Gpu | None) -> Iterator[Finding]:
+    """PyTorch, where it is installed."""
+    if find_spec("torch") is not None:
+        yield _installed_torch(gpu)
+
+
+def _installed_torch(gpu: Gpu | None) -> Finding:
     command = "pip install '.[export]'"
-    if find_spec("torch") is None:
-        return Finding("PyTorch", False, "is not installed; export, training and the fused kernels need it", command)
     torch = _imported("torch")
     if isinstance(torch, str):
         return Finding("PyTorch", False, f"does not load ({torch})", f"{command} --force-reinstall")
+    if gpu is None:
+        return Finding("PyTorch", True, torch.__version__)
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs only"
     found = f"{torch.__version__}, built for {built}"
-    if gpu is None or torch.cuda.is_available():
+    if torch.cuda.is_available():
         return Finding("PyTorch", True, found)
     if not torch.version.cuda:
         return Finding("PyTorch", False, f"{found}, though there is a GPU", f"{command} --force-reinstall")
@@ -182,8 +251,19 @@ def _torch(gpu: Gpu | None) -> Finding:
     return Finding("PyTorch", False, found)
 
 
-def _tensorrt() -> Iterator[Finding]:
-    if not installed():
+def _extras() -> Iterator[Finding]:
+    """Of each extra that a verb needs, whether its packages are there."""
+    for extra, (verbs, modules) in _EXTRAS.items():
+        missing = [module for module in modules if find_spec(module) is None]
+        if missing:
+            found = f"{', '.join(missing)} not installed; sigrl-deploy {verbs} needs that"
+            yield Finding(f"extra {extra}", False, found, f"pip install '.[{extra}]'")
+        else:
+            yield Finding(f"extra {extra}", True, "installed")
+
+
+def _tensorrt(gpu: Gpu | None) -> Iterator[Finding]:
+    if gpu is not None and not installed():
         yield Finding("TensorRT", False, "is not installed", "pip install '.[tensorrt]'  # or '.[tensorrt-rtx]'")
     for name in installed():
         try:
@@ -232,13 +312,18 @@ def _bundle(path: Path, gpu: Gpu | None) -> Iterator[Finding]:
 
     try:
         bundle = Bundle(path)
-    except SigRLError as error:
-        yield Finding(f"bundle {path}", False, str(error))
+    except SigRLError as error:  # which names it
+        yield Finding(BUNDLE, False, str(error))
         return
-    yield Finding(f"bundle {path}", True, f"whole; {', '.join(precision.value for precision in bundle.manifest.variants)}")
+    held = list(bundle.manifest.variants)
+    yield Finding(BUNDLE, True, f"{path}: whole; {', '.join(precision.value for precision in held)}")
     command = f"sigrl-deploy export tensorrt {shlex.quote(str(path))}"
-    if not bundle.manifest.engines:
-        yield Finding("engines", True, f"none; {command} builds them")
+    if gpu is not None and not bundle.manifest.engines:
+        for_cpus = all(precision.is_int8 for precision in held)
+        found = (
+            "none; TensorRT runs no int8, which is all that the bundle holds" if for_cpus else f"none; {command} builds them"
+        )
+        yield Finding("engines", True, found)
     for record in bundle.manifest.engines:
         yield _engine(bundle, record, gpu, command)
 

@@ -93,6 +93,14 @@ class Verification:
     unreadable: dict[str, str]
 
 
+class NothingToCompareError(UsageError):
+    """Fewer than two models were opened. `not_run` says why not which others, as in `Verification`."""
+
+    def __init__(self, advice: str, not_run: dict[str, str]) -> None:
+        super().__init__(advice)
+        self.not_run = not_run
+
+
 class PictureList:
     """Pictures by path, of which no labels are known; see `Dataset`."""
 
@@ -118,7 +126,8 @@ def verify(options: VerifyOptions) -> Verification:
     """Score the pictures with every model, compare, and write the result into the bundle's manifest.
 
     What does not open is left out, and said, but for a backend that was asked for by name. A manifest that cannot be written
-    is said too. Raises UsageError for options that cannot be followed, or where there is nothing to compare.
+    is said too. Raises UsageError for options that cannot be followed, NothingToCompareError (one of them) where there is
+    nothing to compare.
     """
     for option in ("text_tower", "clip_config"):
         if getattr(options, option) is not None and options.checkpoint is None:
@@ -129,11 +138,13 @@ def verify(options: VerifyOptions) -> Verification:
     dataset = _dataset(options, bundle)
     models, not_run = _models(options, bundle)
     if len(models) < 2:
-        only = f"{models[0].description} alone" if models else "no model"
-        reasons = "".join(f"; {name}: {reason}" for name, reason in not_run.items())
-        raise UsageError(
-            f"{options.bundle}: {only} was opened, so there is nothing to compare; give the --checkpoint, or another --backend "
-            f"or --precision{reasons}"
+        only = f"only {models[0].description} runs here" if models else "nothing runs here"
+        limited = [f"--{name}" for name in ("backend", "precision") if getattr(options, f"{name}s")]
+        advice = ["give the --checkpoint that it was exported from"] * (options.checkpoint is None)
+        advice += [f"leave out {' and '.join(limited)}"] * bool(limited)
+        raise NothingToCompareError(
+            f"{options.bundle}: {only}, so there is nothing to compare; {', or '.join(advice or ['mend one of the others'])}",
+            not_run,
         )
     scored = score_pictures(dataset, range(len(dataset)), dataset.labels, models, options.batch_size)
     unreadable = {dataset.name(i): reason for i, reason in scored.unreadable.items()}
@@ -328,15 +339,15 @@ def table(found: Verification) -> str:
         "",
         f"{found.pictures} pictures, {found.labels} labels; flips at a threshold of {found.threshold:.4g}; shares in percent",
     ]
-    lines += [f"not run: {', '.join(names)}: {printable(reason)}" for reason, names in _by_reason(found.not_run).items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *not_run_lines(found.not_run)]) + "\n"
 
 
-def _by_reason(not_run: Mapping[str, str]) -> dict[str, list[str]]:
+def not_run_lines(not_run: Mapping[str, str]) -> list[str]:
+    """A line for each reason, with all that it kept from running."""
     reasons: dict[str, list[str]] = {}
     for name, reason in not_run.items():
         reasons.setdefault(reason, []).append(name)
-    return reasons
+    return [f"not run: {', '.join(names)}: {printable(reason)}" for reason, names in reasons.items()]
 
 
 def _share(value: float | None) -> str:

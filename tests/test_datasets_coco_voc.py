@@ -95,7 +95,8 @@ def _changed(change: Callable[[Content], object]) -> str:
 
 BAD_COCO = {
     "cut": (json.dumps(coco_content())[:-9], "is no JSON"),
-    "not UTF-8": ("\udcff", "is no JSON"),
+    "not UTF-8": ("\udcff", "is not UTF-8"),
+    "nested garbage": ('{"garbage": [' + "[],{}," * 10_500_000 + "[]]}", "has more than 20000000 objects and lists"),
     "deep": ("[" * 200_000, "is no JSON"),
     "list": ("[]", "has no list of categories or images or annotations"),
     "captions": (_changed(lambda c: c.pop("categories")), "has no list of categories"),
@@ -175,7 +176,7 @@ BAD_VOC = {
     "twice": ("2008_000002 1\n\n2008_000002 1\n", "line 3: "),
     "fewer": ("2008_000002 1\n", r"dog_val.txt: picture '2008_000003' is not in both this file and aeroplane_val.txt"),
     "way out": ("../2008_000002 1\n", r"line 1: '\.\./2008_000002' is no path inside"),
-    "not UTF-8": ("\udcff", "dog_val.txt: cannot be read"),
+    "not UTF-8": ("\udcff", "dog_val.txt: is not UTF-8"),
 }
 
 

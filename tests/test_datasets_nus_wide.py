@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -163,6 +165,28 @@ def test_links_to_other_files_are_not_followed(root: Path) -> None:
     with h5py.File(path, "w") as file:
         file.create_virtual_dataset("a_1_2.jpg-labels", layout)
     assert "is a link to another file" in refusal(DatasetError, lambda: read_nus_wide(root, "test"))
+
+
+def test_a_link_to_a_pipe_is_not_waited_for(root: Path) -> None:
+    path = root / "features" / "nus_wide_test.h5"
+    _hdf5(path, {})
+    os.mkfifo(path.with_name("pipe.h5"))
+    with h5py.File(path, "w") as file:
+        file["a_1_2.jpg-labels"] = h5py.ExternalLink("pipe.h5", "x")
+    program = f"from sigrl_deploy.datasets.opening import open_dataset; open_dataset('nus-wide:{root}', 'test')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False)
+    assert "is a link to another file" in done.stderr
+
+
+def test_an_array_that_is_packed_in_huge_pieces_is_refused(root: Path) -> None:
+    """A few kilobytes that would be unpacked into half a gigabyte."""
+    path = root / "features" / "nus_wide_test.h5"
+    _hdf5(path, {})
+    with h5py.File(path, "w") as file:
+        array = file.create_dataset("a_1_2.jpg-labels", 1006, np.int8, maxshape=(None,), chunks=(1 << 29,), compression="gzip")
+        array.id.write_direct_chunk((0,), zlib.compress(bytes(1 << 16)))
+    assert path.stat().st_size < 10_000
+    assert "is packed in pieces of 536870912 numbers" in refusal(DatasetError, lambda: read_nus_wide(root, "test"))
 
 
 @pytest.mark.parametrize("kept", [0, 100, 3000, 5000])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from dataset_files import picture, refusal, targets, write
 
-from sigrl_deploy.datasets.opening import KINDS, open_dataset
+from sigrl_deploy.datasets.opening import KINDS, folder_identity, has_splits, open_dataset
 from sigrl_deploy.errors import DatasetError, UsageError
 
 
@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_folder_is_the_same_however_it_is_named_and_in_every_split(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_the_same_however_it_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder.parent))
     specs = [
         f"folder:{folder}",
@@ -29,8 +29,13 @@ def test_a_folder_is_the_same_however_it_is_named_and_in_every_split(folder: Pat
         f"folder:{folder}/labels.csv",
         f"folder:~/{folder.name}",
     ]
-    found = [targets(open_dataset(spec, split)) for spec in specs for split in ("train", "val", "test")]
-    assert found == [{"a.jpg": [-1, 1], "b.jpg": [1, -1]}] * 15
+    found = [targets(open_dataset(spec, split)) for spec in specs for split in ("train", "test")]
+    assert found == [{"a.jpg": [-1, 1], "b.jpg": [1, -1]}] * 10
+    assert len({folder_identity(spec) for spec in specs}) == 1
+    assert [has_splits(spec) for spec in specs] == [False] * 5
+    write(folder / "labels.csv", "path,split,labels\na.jpg,train,dog\n")
+    assert [has_splits(spec) for spec in specs] == [True] * 5
+    assert folder_identity("scenes") is None
 
 
 def test_a_path_with_a_colon_is_a_path(tmp_path: Path) -> None:
@@ -54,6 +59,21 @@ def test_every_kind_looks_in_the_folder_given(tmp_path: Path, kind: str) -> None
     message = refusal(DatasetError, lambda: open_dataset(f"{kind}:{tmp_path}", "test"))
     assert SAYS[kind] in message
     assert str(tmp_path) in message
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_missing_folder_is_said_to_be_missing(tmp_path: Path, kind: str) -> None:
+    message = refusal(DatasetError, lambda: open_dataset(f"{kind}:{tmp_path}/gone", "test"))
+    assert message == f"{tmp_path}/gone: is not there; expected the folder that the data set is in"
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5, float("nan")])
+def test_a_share_is_between_nothing_and_everything(folder: Path, share: float) -> None:
+    assert "expected a share between 0 and 1" in refusal(UsageError, lambda: open_dataset(str(folder), "val", share))
+
+
+def test_a_data_set_with_splits_takes_no_share(folder: Path) -> None:
+    assert "scenes has splits already" in refusal(UsageError, lambda: open_dataset("scenes", "val", 0.1))
 
 
 def test_scenes_take_a_seed() -> None:

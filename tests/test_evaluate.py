@@ -298,6 +298,9 @@ def test_a_score_that_is_not_finite_ends_the_run_at_once(bundle: Path, data: Pat
         ({"out": Path("results.csv")}, "--out results.csv: the results are JSON"),
         ({"out": Path("missing/results.json")}, "--out missing/results.json: the folder missing is not there"),
         ({"data": "missing"}, "missing"),
+        ({"data": "folder:missing"}, "missing: is not there; expected the folder that the data set is in"),
+        ({"split": "val"}, "sets no pictures apart for validation"),
+        ({"validation_share": 0.5}, "leaves no pictures for test; add --split val"),
     ],
 )
 def test_a_wrong_option_is_refused_before_any_picture_is_read(

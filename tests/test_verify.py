@@ -110,7 +110,8 @@ def test_an_unreadable_picture_is_left_out_and_said(
     [
         (
             ["--backend", "onnxruntime", "--precision", "fp32"],
-            "was opened, so there is nothing to compare; give the --checkpoint",
+            "so there is nothing to compare; give the --checkpoint that it was exported from, or leave out --backend and "
+            "--precision",
         ),
         (["--precision", "bf16"], "holds only fp32, fp16"),
         (
@@ -126,6 +127,25 @@ def test_what_cannot_be_compared(own: Path, photos: list[Path], label_file: Path
     done = verify(own, photos[0], "--labels", label_file, *arguments)
     assert done.exit_code == 2, done.output
     assert words in done.output
+
+
+def test_with_nothing_to_compare_what_to_do_stands_first_and_each_reason_once(
+    weights: Path, photos: list[Path], label_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    options = ExportOptions(weights / "sigrl.pth", out, text_tower=str(weights / "text.pth"))
+    export_bundle(replace(options, precisions=(Precision.INT8,)))
+    done = verify(out, photos[0], "--labels", label_file)
+    assert done.exit_code == 2, done.output
+    first, *others = [line for line in done.output.splitlines() if line.startswith(("error: ", "not run: "))]
+    assert first.startswith(f"error: {out}: only ONNX Runtime")
+    assert first.endswith("runs here, so there is nothing to compare; give the --checkpoint that it was exported from")
+    assert [line.split(": ")[1] for line in others] == [
+        "onnxruntime-tensorrt int8",
+        "torch int8",
+        "tensorrt int8",
+        "openvino int8",
+    ]
 
 
 def test_the_numbers() -> None:

@@ -14,9 +14,15 @@ from sigrl_deploy.cli.options import PATH, cache_option
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 @cache_option
 def doctor(bundle: Path | None, as_json: bool, cache_dir: Path | None) -> None:
-    """Say what runs here and why not the rest, with the command that mends it; and which engines of BUNDLE fit."""
+    """Say what runs here and why not the rest, with the command that mends it; and which engines of BUNDLE fit.
+
+    Exit status 3 where BUNDLE cannot be used. An engine that does not fit is no such case: it is built again, or another
+    backend runs.
+    """
     from sigrl_deploy.cache_folder import default_cache_dir
     from sigrl_deploy.doctor import examine
 
     report = examine(cache_dir or default_cache_dir(), bundle)
     click.echo(report.to_json() if as_json else report.to_text(), nl=False)
+    if not report.bundle_is_fine:
+        raise SystemExit(3)

@@ -30,6 +30,11 @@ log = logging.getLogger(__name__)
 @click.option("--topk", type=click.IntRange(min=1), help="The checkpoint's, as for export.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True)
 @click.option(
+    "--validation-share",
+    type=float,
+    help="With --split val or train: part a folder without a column split as train did with the same share.",
+)
+@click.option(
     "--label-set",
     "label_sets",
     multiple=True,
@@ -54,7 +59,8 @@ def evaluate(**options: Any) -> None:
     """Measure mAP and F1@K on DATA, and how far bundles are from the first model.
 
     \b
-    DATA: scenes, nus-wide:DIR, coco:DIR, voc:DIR, open-images:DIR, folder:DIR, or a folder or CSV file of your own.
+    DATA: scenes, nus-wide:DIR, coco:DIR, voc:DIR, open-images:DIR, folder:DIR, or a folder or CSV file of your own, all of
+    whose pictures are evaluated where labels.csv has no column split (train, val or test) directly behind path.
     """
     try:
         from sigrl_deploy.evaluation.evaluate import EvaluateOptions, run_evaluate

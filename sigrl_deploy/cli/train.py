@@ -9,7 +9,7 @@ import click
 
 from sigrl_deploy.cli.options import PATH
 from sigrl_deploy.config import Arch
-from sigrl_deploy.errors import UsageError, printable
+from sigrl_deploy.errors import printable
 
 _POSITIVE = click.IntRange(min=1, max=10**9)
 
@@ -59,21 +59,31 @@ _POSITIVE = click.IntRange(min=1, max=10**9)
 @click.option(
     "--save-every", type=_POSITIVE, default=500, show_default=True, help="Updates between checkpoints and validations."
 )
-@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option(
+    "--validation-share",
+    type=float,
+    help="Share of a folder without a column split that is set apart for validation, by path: evaluate takes the same.",
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, to more --epochs or --steps where asked.")
 def train(**options: Any) -> None:
     """Train on DATA: scenes, or nus-wide:, coco:, voc:, open-images: or folder: and the folder that it is in.
 
+    A folder of your own may say of each picture whether it is for train, val or test, in a column split of labels.csv
+    directly behind path; or --validation-share sets some apart.
+
     The best checkpoint by validation is RUN/model.safetensors; sigrl-deploy export onnx takes it as it is.
     """
-    try:
-        from sigrl_deploy.preprocess import Contract
-        from sigrl_deploy.training.recipes import LossInput, RecipeName, TrainOptions
-        from sigrl_deploy.training.run import run_train
-    except ModuleNotFoundError as error:
-        raise UsageError(f"train needs {error.name}; install the extra train: pip install '.[train]' in a checkout") from None
+    from sigrl_deploy.preprocess import Contract
+    from sigrl_deploy.training.checks import check_run
+    from sigrl_deploy.training.recipes import LossInput, RecipeName, TrainOptions
+
     for name, enum in (("recipe", RecipeName), ("arch", Arch), ("preprocess", Contract), ("loss_input", LossInput)):
         options[name] = options[name] and enum(options[name])
-    progress = run_train(TrainOptions(**options))
+    chosen = TrainOptions(**options)
+    check_run(chosen)
+    from sigrl_deploy.training.run import run_train
+
+    progress = run_train(chosen)
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return  # one of several devices' processes speaks for all
     reached = ", ".join(f"{name} {100 * value:.1f}" for name, value in progress.metrics.items()) or "not validated"

@@ -56,14 +56,18 @@ def verify(bundle: Path, pictures: tuple[str, ...], **options: Any) -> None:
     into the manifest. Exit status 3 where an error exceeds its tolerance, 1 where pictures could not be read.
     """
     from sigrl_deploy.output import open_output
-    from sigrl_deploy.verify import VerifyOptions, table
+    from sigrl_deploy.verify import NothingToCompareError, VerifyOptions, not_run_lines, table
     from sigrl_deploy.verify import verify as run
 
     for name in ("tolerance", "threshold"):
         if options[name] is not None and not math.isfinite(options[name]):
             raise UsageError(f"--{name} {options[name]}: expected a finite number, such as 0.02")
     options["precisions"] = tuple(map(Precision, options["precisions"]))
-    found = run(VerifyOptions(bundle, list(pictures), **options))
+    try:
+        found = run(VerifyOptions(bundle, list(pictures), **options))
+    except NothingToCompareError as error:  # what to do stands first; the reasons are many
+        click.echo("\n".join([f"error: {printable(str(error))}", *not_run_lines(error.not_run)]), err=True)
+        raise SystemExit(error.exit_code) from None
     with open_output("table", None) as stream:
         stream.write(table(found))
     for name, reason in found.unreadable.items():

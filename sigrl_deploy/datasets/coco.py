@@ -11,7 +11,7 @@ import numpy as np
 
 from sigrl_deploy.datasets import NEGATIVE, POSITIVE
 from sigrl_deploy.datasets.picture_files import PictureFiles
-from sigrl_deploy.datasets.reading import find_files, picture_path, unique_labels
+from sigrl_deploy.datasets.reading import check_size, find_files, open_text, picture_path, unique_labels
 from sigrl_deploy.datasets.single_positive import hold_out
 from sigrl_deploy.errors import DatasetError
 
@@ -20,6 +20,8 @@ _SECTIONS: dict[str, dict[str, type]] = {
     "images": {"id": int, "file_name": str},
     "annotations": {"image_id": int, "category_id": int},
 }
+_LARGEST = 1 << 30  # bytes; COCO's own has half of them
+_MOST_PARTS = 20_000_000  # objects and lists; COCO's own has a sixth of them
 _KEPT = {*_SECTIONS, *(name for fields in _SECTIONS.values() for name in fields)}
 
 
@@ -41,6 +43,7 @@ def read_coco(root: Path, split: str) -> PictureFiles:
     for section, entries, known in (("categories", categories, column), ("images", images, row)):
         if len(known) < len(entries):
             raise DatasetError(f"{path}, {section}: an id occurs twice; download the file again")
+    check_size(path, len(images), len(categories))
     targets = np.full((len(images), len(categories)), NEGATIVE, np.int8)
     for number, (image_id, category_id) in enumerate(_entries(path, content, "annotations")):
         if image_id not in row or category_id not in column:
@@ -56,12 +59,14 @@ def read_coco(root: Path, split: str) -> PictureFiles:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    with open_text(path, _LARGEST) as file:
+        text = file.read()
+    # As Python objects, empty ones take twenty times the bytes that they have in a file.
+    if text.count("{") + text.count("[") > _MOST_PARTS:
+        raise DatasetError(f"{path}: has more than {_MOST_PARTS} objects and lists; expected COCO's file of instances")
     try:
-        with path.open(encoding="utf-8") as file:
-            # Outlines are most of the file and would take gigabytes as Python objects.
-            content = json.load(file, object_hook=lambda entry: {key: entry[key] for key in entry.keys() & _KEPT})
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror}); check path and permissions") from None
+        # Outlines are most of the file and would take gigabytes as Python objects.
+        content = json.loads(text, object_hook=lambda entry: {key: entry[key] for key in entry.keys() & _KEPT})
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path}: is no JSON ({error}); download it again") from None
     missing = [name for name in _SECTIONS if not isinstance(content, dict) or not isinstance(content.get(name), list)]

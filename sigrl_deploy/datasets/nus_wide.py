@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from sigrl_deploy.datasets import NEGATIVE, POSITIVE, UNKNOWN
 from sigrl_deploy.datasets.picture_files import PictureFiles
-from sigrl_deploy.datasets.reading import find_files, picture_path
+from sigrl_deploy.datasets.reading import check_size, find_files, picture_path, shown
 from sigrl_deploy.errors import DatasetError, UsageError
 from sigrl_deploy.vocabulary import read_labels
 
 SEEN, UNSEEN = 925, 81
+_LARGEST_CHUNK = 1 << 16  # numbers that are unpacked at once
 _LABELS, _LABELS_81 = "-labels", "-labels_81"
 
 
@@ -75,6 +76,7 @@ def _read_targets(path: Path, with_unseen: bool) -> tuple[list[str], NDArray[np.
     try:
         with h5py.File(path, "r") as file:
             names = sorted(key.removesuffix(_LABELS) for key in file if key.endswith(_LABELS))
+            check_size(path, len(names), SEEN + UNSEEN)
             targets = np.full((len(names), SEEN + UNSEEN), UNKNOWN, np.int8)
             for row, name in zip(targets, tqdm(names, desc=path.name, unit="picture", disable=None), strict=True):
                 _read_row(file, name, row if with_unseen else row[:SEEN])
@@ -93,16 +95,37 @@ def _read_row(file: Any, name: str, row: NDArray[np.int8]) -> None:
 
 def _read_array(file: Any, key: str, lengths: tuple[int, ...]) -> NDArray[Any]:
     place = f"{file.filename}, {key}"
-    array = file.get(key)
-    # Judged before it is read: a file of a few bytes can declare an array of any size.
+    expected = f"{place}: expected an array of {' or '.join(map(str, lengths))} numbers; download the file again"
+    elsewhere = f"{place}: is a link to another file, which is not followed; store the array in the file itself"
+    # Judged before it is opened, since a link may name a pipe, and before it is read, since a file of a few bytes can declare
+    # an array of any size, or one that is packed in pieces of any size.
+    if not _is_there(file, key, elsewhere):
+        raise DatasetError(expected)
+    array = file[key]
     if getattr(array, "shape", None) not in [(length,) for length in lengths] or array.dtype.kind not in "biuf":
-        raise DatasetError(f"{place}: expected an array of {' or '.join(map(str, lengths))} numbers; download the file again")
-    if array.file != file or array.external or array.is_virtual:
-        raise DatasetError(f"{place}: is a link to another file, which is not followed; store the array in the file itself")
+        raise DatasetError(expected)
+    if array.external or array.is_virtual:
+        raise DatasetError(elsewhere)
+    if array.chunks and array.chunks[0] > _LARGEST_CHUNK:
+        raise DatasetError(
+            f"{place}: is packed in pieces of {array.chunks[0]} numbers, though it has {len(array)}; download again"
+        )
     values: NDArray[Any] = array[()]
     if not np.isin(values, (NEGATIVE, UNKNOWN, POSITIVE)).all():
         raise DatasetError(f"{place}: expected no other values than -1, 0 and 1; download the file again")
     return values
+
+
+def _is_there(file: Any, key: str, elsewhere: str) -> bool:
+    """Whether the file has something of that name. Raises DatasetError where it is not in the file itself."""
+    import h5py
+
+    name = key.encode(errors="surrogateescape")
+    if not file.id.links.exists(name):
+        return False
+    if file.id.links.get_info(name).type != h5py.h5l.TYPE_HARD:
+        raise DatasetError(elsewhere)
+    return True
 
 
 def _settle_zeros(targets: NDArray[np.int8]) -> None:
@@ -114,5 +137,5 @@ def _picture_path(name: str, source: Path) -> str:
     """`actor_0001_2124494179.jpg` is `actor/0001_2124494179.jpg`; the folder's name may hold underscores itself."""
     folder, *rest = name.rsplit("_", 2)
     if len(rest) != 2 or not folder:
-        raise DatasetError(f"{source}: {name!r} names no picture; expected a name such as actor_0001_2124494179.jpg")
+        raise DatasetError(f"{source}: {shown(name)} names no picture; expected a name such as actor_0001_2124494179.jpg")
     return picture_path(f"{folder}/{'_'.join(rest)}", str(source))

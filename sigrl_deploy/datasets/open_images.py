@@ -28,6 +28,8 @@ from sigrl_deploy.images import read_image
 from sigrl_deploy.vocabulary import read_labels
 
 UNSEEN_CLASSES = "classes-unseen.txt"
+_LARGEST = 1 << 34  # bytes of the annotations
+_LARGEST_LIST = 1 << 24  # bytes of the list of names
 _FOLDERS = {"train": "train", "val": "validation", "test": "test"}
 _CONFIDENCES = {"1": POSITIVE, "1.0": POSITIVE, "0": NEGATIVE, "0.0": NEGATIVE}
 _COLUMNS = ("ImageID", "LabelName", "Confidence")
@@ -117,7 +119,7 @@ def _read_classes(descriptions: Path, trainable: Path, unseen_classes: Path) -> 
 def _read_descriptions(path: Path) -> dict[str, str]:
     """MID → display name; V6 and V7 have a header, V4 and V5 do not."""
     names = {}
-    for line, cells in read_csv(path):
+    for line, cells in read_csv(path, _LARGEST_LIST):
         if len(cells) != 2:
             raise DatasetError(f"{path}, line {line}: {len(cells)} cells, expected a MID and a display name")
         if cells != ["LabelName", "DisplayName"]:
@@ -135,7 +137,7 @@ def _read_mids(path: Path, names: Mapping[str, str], descriptions: Path) -> tupl
 
 def _read_rows(path: Path, ranks: Mapping[str, int]) -> tuple[NDArray[np.uint64], NDArray[np.int32], NDArray[np.int8]]:
     """Image ids, ranks of MIDs and values of all rows about a MID that has a rank."""
-    rows = read_csv(path)
+    rows = read_csv(path, _LARGEST)
     _, header = next(rows, (1, []))
     try:
         id_at, mid_at, confidence_at = map(header.index, _COLUMNS)

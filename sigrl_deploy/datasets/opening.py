@@ -2,36 +2,56 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 from sigrl_deploy.datasets import SPLITS, Dataset
-from sigrl_deploy.errors import UsageError
+from sigrl_deploy.errors import DatasetError, UsageError
 
 KINDS = ("nus-wide", "coco", "voc", "open-images", "folder")
 SCENES = "scenes"
 
 
-def open_dataset(spec: str, split: str) -> Dataset:
+def open_dataset(spec: str, split: str, validation_share: float | None = None) -> Dataset:
     """spec: `KIND:FOLDER` with one of KINDS, `scenes`, `scenes:SEED`, or an existing folder or CSV file, which means `folder`.
 
-    split: "train", "val" or "test"; a `folder` has no splits and is the same in each.
+    split: "train", "val" or "test". What these are of a `folder`, and `validation_share`, see `read_folder`.
 
-    Raises UsageError for another spec or split, DatasetError where the data set's files cannot be used.
+    Raises UsageError for what `check_spec` refuses and another split, DatasetError where the data set's files cannot be used.
     """
     if split not in SPLITS:
         raise UsageError(f"split {split!r}: no such split; choose one of {', '.join(SPLITS)}")
+    check_spec(spec, validation_share)
     kind, place = parse(spec)
     if kind == SCENES:
         from sigrl_deploy.datasets.scenes import Scenes
 
         return Scenes(split, _seed(spec, place)) if ":" in spec else Scenes(split)
-    if place == spec and not os.path.exists(spec):
+    return _open(kind, _root(place), split, validation_share)
+
+
+def check_spec(spec: str, validation_share: float | None = None) -> None:
+    """Raise UsageError for a data set of no known kind or whose folder is not there, or a share that it cannot be parted by.
+    Opens no file.
+    """
+    kind, place = parse(spec)
+    if kind == SCENES:
+        if ":" in spec:
+            _seed(spec, place)
+    elif place == spec and not os.path.exists(spec):
         raise UsageError(
             f"data set {spec!r}: is no folder or file; give KIND:FOLDER with KIND one of {', '.join(KINDS)}, or {SCENES}, "
             f"{SCENES}:SEED, or a folder that holds pictures and labels.csv"
         )
-    return _open(kind, Path(place).expanduser(), split)
+    elif not os.path.exists(_root(place)):
+        raise DatasetError(f"{_root(place)}: is not there; expected the folder that the data set is in")
+    if validation_share is None:
+        return
+    if not 0 < validation_share < 1:
+        raise UsageError(f"--validation-share {validation_share:g}: expected a share between 0 and 1, such as 0.1")
+    if kind != "folder":
+        raise UsageError(f"--validation-share: is of folders of your own, and {spec} has splits already; leave it out")
 
 
 def parse(spec: str) -> tuple[str, str]:
@@ -41,8 +61,27 @@ def parse(spec: str) -> tuple[str, str]:
 
 
 def has_splits(spec: str) -> bool:
-    """Whether training, validation and test pictures of a data set are apart; a `folder` is the same in every split."""
-    return parse(spec)[0] != "folder"
+    """Whether training and test pictures of a data set are apart: not in a `folder` without a column `split`."""
+    kind, place = parse(spec)
+    if kind != "folder":
+        return True
+    from sigrl_deploy.datasets.folder import has_split_column
+
+    return has_split_column(_root(place))
+
+
+def folder_identity(spec: str) -> str | None:
+    """A digest of where a `folder` lies, by which a model can tell later that it was trained on it; None for other kinds."""
+    kind, place = parse(spec)
+    if kind != "folder":
+        return None
+    from sigrl_deploy.datasets.folder import find_csv
+
+    return hashlib.sha256(os.fsencode(os.path.realpath(find_csv(_root(place))))).hexdigest()
+
+
+def _root(place: str) -> Path:
+    return Path(place).expanduser()
 
 
 def _seed(spec: str, seed: str) -> int:
@@ -51,7 +90,7 @@ def _seed(spec: str, seed: str) -> int:
     return int(seed)
 
 
-def _open(kind: str, root: Path, split: str) -> Dataset:
+def _open(kind: str, root: Path, split: str, validation_share: float | None) -> Dataset:
     if kind == "nus-wide":
         from sigrl_deploy.datasets.nus_wide import read_nus_wide
 
@@ -70,4 +109,4 @@ def _open(kind: str, root: Path, split: str) -> Dataset:
         return OpenImages(root, split)
     from sigrl_deploy.datasets.folder import read_folder
 
-    return read_folder(root)
+    return read_folder(root, split, validation_share)

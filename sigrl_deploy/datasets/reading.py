@@ -1,14 +1,26 @@
-"""What the readers share: which files are missing, rows of CSV files, label names, and paths that must stay inside."""
+"""What the readers share: which files are missing, text and CSV files, label names, and paths that must stay inside.
+
+What a file may make a reader build is bounded before it is built: files, rows, and the targets of a split.
+"""
 
 from __future__ import annotations
 
 import csv
 import os
+import stat
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePath
+from typing import TextIO
 
 from sigrl_deploy.errors import DatasetError, LabelError
 from sigrl_deploy.vocabulary import check_labels
+
+MAX_PICTURES = 10_000_000  # of a split
+MAX_LABELS = 100_000
+MAX_TARGETS = 1 << 31  # pictures × labels, a byte each
+_LONGEST_ROW = 1 << 22  # characters of a row of a CSV file, with room for MAX_LABELS
+_SHOWN = 100  # characters of what a file holds in an error message
 
 
 def find_files(root: Path, what: str, *wanted: str | tuple[str, ...]) -> list[Path]:
@@ -31,25 +43,79 @@ def find_files(root: Path, what: str, *wanted: str | tuple[str, ...]) -> list[Pa
     return found
 
 
-def read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line number, cells) of every line that is not blank. Raises DatasetError where the file cannot be read as UTF-8 CSV."""
+@contextmanager
+def open_text(path: Path, largest: int, encoding: str = "utf-8") -> Iterator[TextIO]:
+    """A text file, line feeds as they are. Raises DatasetError where it is a device or pipe, has more than `largest` bytes,
+    cannot be read, or (while it is read) is not UTF-8.
+    """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            try:
-                for cells in reader:
-                    if cells:
-                        yield reader.line_num, cells
-            except csv.Error as error:
-                raise DatasetError(f"{path}, line {reader.line_num}: {error}; expected comma-separated values") from None
+        # A pipe would otherwise wait for somebody who writes into it.
+        with open(path, encoding=encoding, newline="", opener=_open_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise DatasetError(f"{path}: is a device or pipe; expected a file")
+            if status.st_size > largest:
+                raise DatasetError(
+                    f"{path}: has {status.st_size} bytes, expected at most {largest}; check that it is the right file"
+                )
+            yield file
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror}); check path and permissions") from None
     except UnicodeDecodeError:
         raise DatasetError(f"{path}: is not UTF-8; save the file as UTF-8") from None
 
 
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def read_csv(path: Path, largest: int) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells) of every line that is not blank. Raises DatasetError where a file of at most `largest` bytes cannot
+    be read as UTF-8 CSV, or a row is longer than any data set's.
+    """
+    taken = 0  # characters of the row that is being read
+
+    def lines(file: TextIO) -> Iterator[str]:
+        nonlocal taken
+        while line := file.readline(_LONGEST_ROW + 1 - taken):
+            taken += len(line)
+            if taken > _LONGEST_ROW:
+                raise DatasetError(
+                    f"{path}, line {reader.line_num + 1}: a row of more than {_LONGEST_ROW} characters; expected "
+                    "comma-separated values"
+                )
+            yield line
+
+    with open_text(path, largest, "utf-8-sig") as file:
+        reader = csv.reader(lines(file), strict=True)
+        try:
+            for cells in reader:
+                taken = 0
+                if cells:
+                    yield reader.line_num, cells
+        except csv.Error as error:
+            raise DatasetError(f"{path}, line {reader.line_num}: {error}; expected comma-separated values") from None
+
+
+def check_size(source: Path, pictures: int, labels: int) -> None:
+    """Raise DatasetError for more pictures, labels, or targets of both than a split can have."""
+    for count, most, what in (
+        (pictures, MAX_PICTURES, "pictures"),
+        (labels, MAX_LABELS, "labels"),
+        (pictures * labels, MAX_TARGETS, "pictures times labels"),
+    ):
+        if count > most:
+            raise DatasetError(f"{source}: has {count} {what}, expected at most {most}; take a part of it")
+
+
+def shown(text: str) -> str:
+    """What a file holds, for an error message: quoted, and cut where it is long."""
+    return repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}…"
+
+
 def unique_labels(labels: Sequence[str], source: Path) -> tuple[str, ...]:
-    """Label names of an annotation file, stripped. Raises DatasetError where `check_labels` refuses them."""
+    """Label names of an annotation file, stripped. Raises DatasetError for too many, or what `check_labels` refuses."""
+    check_size(source, 0, len(labels))
     try:
         return check_labels(labels)
     except LabelError as error:
@@ -63,5 +129,5 @@ def picture_path(entry: str, place: str) -> str:
     """
     path = PurePath(entry)
     if not path.name or path.anchor or ".." in path.parts or "\0" in entry:
-        raise DatasetError(f"{place}: {entry!r} is no path inside the data set; expected a relative one without '..'")
+        raise DatasetError(f"{place}: {shown(entry)} is no path inside the data set; expected a relative one without '..'")
     return entry

@@ -9,7 +9,7 @@ import numpy as np
 
 from sigrl_deploy.datasets import NEGATIVE, POSITIVE, UNKNOWN
 from sigrl_deploy.datasets.picture_files import PictureFiles
-from sigrl_deploy.datasets.reading import find_files, picture_path
+from sigrl_deploy.datasets.reading import find_files, open_text, picture_path, shown
 from sigrl_deploy.datasets.single_positive import hold_out
 from sigrl_deploy.errors import DatasetError
 
@@ -19,6 +19,7 @@ CLASSES = (
     "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )
 # fmt: on
+_LARGEST = 1 << 24  # bytes of a list of pictures
 _VALUES = {"1": POSITIVE, "-1": NEGATIVE, "0": UNKNOWN}
 
 
@@ -57,15 +58,15 @@ def _find_base(root: Path) -> Path:
 def _read_column(path: Path) -> dict[str, int]:
     """Picture name → target of one class."""
     column: dict[str, int] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: cannot be read ({error}); unpack VOC 2012 again") from None
+    with open_text(path, _LARGEST) as file:
+        lines = file.read().splitlines()
     for number, line in enumerate(lines, start=1):
         cells = line.split()
         if not cells:
             continue
         if len(cells) != 2 or cells[1] not in _VALUES or cells[0] in column:
-            raise DatasetError(f"{path}, line {number}: {line!r}, expected a picture once, and 1, 0 or -1; unpack VOC again")
+            raise DatasetError(
+                f"{path}, line {number}: {shown(line)}, expected a picture once, and 1, 0 or -1; unpack VOC again"
+            )
         column[picture_path(cells[0], f"{path}, line {number}")] = _VALUES[cells[1]]
     return column

@@ -13,7 +13,7 @@ from typing import Any
 
 from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.datasets import Dataset
-from sigrl_deploy.datasets.opening import open_dataset
+from sigrl_deploy.datasets.opening import folder_identity, has_splits, open_dataset
 from sigrl_deploy.errors import LabelError, UsageError, printable
 from sigrl_deploy.evaluation.metrics import Difference, Metrics, compare, evaluate_scores
 from sigrl_deploy.evaluation.scoring import Model, score_pictures
@@ -50,6 +50,7 @@ class EvaluateOptions:
     backend: str = "auto"
     precisions: tuple[Precision, ...] = ()  # of each bundle; none is its first that the device can run
     unfused: tuple[str, ...] = ()
+    validation_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,10 @@ class Evaluation:
 def run_evaluate(options: EvaluateOptions) -> Evaluation:
     """Open the data set and the models, and evaluate. Raises a SigRLError before any picture is read for a wrong option."""
     _check_options(options)
-    dataset = open_dataset(options.data, options.split)
+    dataset = open_dataset(options.data, options.split, options.validation_share)
     label_sets = choose_label_sets(dataset, options.label_sets, options.labels)
     models = open_models(options)
+    _warn_of_training_pictures(options, models)
     batch_size = options.batch_size or (16 if any(model.device == "cuda" for model in models) else 1)
     return evaluate(dataset, models, label_sets, limit=options.limit, batch_size=batch_size)
 
@@ -156,6 +158,44 @@ def _warn_of_differences(models: Sequence[Model]) -> None:
         for name in first:
             if first[name] != other[name]:
                 log.warning("%s: has %s %s, and %s has %s", model.path, name, other[name], models[0].path, first[name])
+
+
+def _warn_of_training_pictures(options: EvaluateOptions, models: Sequence[Model]) -> None:
+    """Say where a folder without splits is evaluated whole, or by another share, and which models were trained on it."""
+    if options.split == "train" or has_splits(options.data):
+        return
+    if options.split == "test":
+        log.info("%s: has no column split, so all its pictures are evaluated", options.data)
+    here, said = folder_identity(options.data), set[Path]()
+    for model in models:
+        training = _training_of(model)
+        if training.get("folder") != here or model.path in said:
+            continue
+        said.add(model.path)
+        settings = training.get("settings")
+        apart = settings.get("validation_share") if isinstance(settings, dict) else None
+        if not isinstance(apart, float):
+            log.warning("%s: was trained on these very pictures, so its figures do not tell how it does on others", model.path)
+        elif options.validation_share is None or options.validation_share > apart:
+            log.warning(
+                "%s: was trained on pictures of this folder, which are among these; --split val --validation-share %g leaves "
+                "them out",
+                model.path,
+                apart,
+            )
+
+
+def _training_of(model: Model) -> dict[str, Any]:
+    """The record of a model's training; empty where there is none."""
+    from sigrl_deploy.recognizer import Recognizer
+
+    if isinstance(model.scorer, Recognizer):
+        training = model.scorer.bundle.manifest.source.get("training")
+        return training if isinstance(training, dict) else {}
+    from sigrl_deploy.trained import read_record
+
+    record = read_record(model.path)
+    return record.training if record else {}
 
 
 def choose_label_sets(dataset: Dataset, names: Sequence[str], labels: Path | None) -> dict[str, tuple[str, ...]]:

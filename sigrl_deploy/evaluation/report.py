@@ -87,6 +87,7 @@ def as_json(evaluation: Evaluation, options: EvaluateOptions) -> dict[str, Any]:
     return {
         "data": options.data,
         "split": options.split,
+        "validation_share": options.validation_share,
         "limit": options.limit,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": tool_versions(*_PACKAGES),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import re
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,17 +17,18 @@ from lightning_fabric import Fabric
 from sigrl_deploy.errors import TrainingError, UsageError
 from sigrl_deploy.files import replacing
 from sigrl_deploy.trained import HEAD, TrainedRecord, write_trained
+from sigrl_deploy.training.checks import LOCK, MODEL, STATE, TEMPORARY, check_folder
 from sigrl_deploy.training.tasks import Task
 
-MODEL = "model.safetensors"
-STATE = "state.pt"
-LOG = "log"
-LOCK = ".lock"
-_TEMPORARY = re.compile(r"\.(state\.pt|model\.safetensors)\.[0-9a-f]+\.tmp")  # what a killed run may leave
+log = logging.getLogger(__name__)
+
+_LENGTH = {"steps", "epochs", "recipe.epochs"}  # the first counts: the others may say the same in another way
+_FOLLOWS = {"pictures", "labels"}  # may differ because an option does
 
 
 class RunFolder:
-    """Where a run keeps its checkpoints. `settings` are what its result depends on: a run is resumed by its like only.
+    """Where a run keeps its checkpoints. `settings` are what its result depends on: a run is resumed by its like, or a longer
+    one.
 
     One process at a time trains into a folder; the first one of several devices holds its lock.
     """
@@ -53,9 +53,11 @@ class RunFolder:
                 raise UsageError(
                     f"--out {self.path}: another process is training into it; wait for it, or choose another folder"
                 ) from None
+            except OSError as error:
+                raise UsageError(f"--out {self.path}: cannot be written ({error.strerror}); choose another folder") from None
             with _errors(self.path):
                 for left_over in self.path.iterdir():
-                    if _TEMPORARY.fullmatch(left_over.name):
+                    if TEMPORARY.fullmatch(left_over.name):
                         left_over.unlink(missing_ok=True)
         fabric.barrier()
 
@@ -72,22 +74,35 @@ class RunFolder:
             return
         try:
             saved = torch.load(path, map_location=fabric.device, weights_only=True)
-            self._check_settings(json.loads(saved["settings"]))
+            before = json.loads(saved["settings"])
+            self._check_settings(before)
             for name, part in state.items():
                 part.load_state_dict(saved[name])
+            longer = self.settings["steps"] > before["steps"]
         except UsageError:
             raise
         except Exception as error:  # torch has its own ways to fail on a damaged file
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UsageError(f"{path}: cannot be resumed from ({reason}); start again {self.remedy}") from None
+        if longer and fabric.is_global_zero:
+            log.info(
+                "goes on from update %d to %d (%d before); the learning-rate schedule is that of the longer run from here on",
+                state["progress"].step,
+                self.settings["steps"],
+                before["steps"],
+            )
 
     def _check_settings(self, before: dict[str, Any]) -> None:
-        changed = [name for name in {**before, **self.settings} if before.get(name) != self.settings.get(name)]
+        """A run goes on with the same options; it may become longer."""
+        names = {**before, **self.settings}.keys() - _LENGTH
+        changed = [name for name in names if before.get(name) != self.settings.get(name)]
+        if not changed and self.settings["steps"] < before["steps"]:
+            changed = ["steps"]
         if changed:
-            name = sorted(changed)[0]
+            name = min(changed, key=lambda name: (name in _FOLLOWS, name))
             raise UsageError(
                 f"--out {self.path}: its run has {name} = {before.get(name)!r}, and now it is {self.settings.get(name)!r}; "
-                "resume with the same options, or choose another folder"
+                "resume with the same options (only more --steps or --epochs), or choose another folder"
             )
 
     def save_state(self, fabric: Fabric, state: dict[str, Any]) -> None:
@@ -117,24 +132,6 @@ class RunFolder:
             tensors |= {f"{HEAD}{name}": value for name, value in head.state_dict().items()}
         with _errors(self.path):
             write_trained(self.path / MODEL, replace(self.record, training=training), tensors)
-
-
-def check_folder(path: Path, resume: bool) -> None:
-    """Raise UsageError where the folder cannot be made, holds a run that was not to be resumed, or anything but a run."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        names = {name for name in os.listdir(path) if not _TEMPORARY.fullmatch(name)}
-    except OSError as error:
-        raise UsageError(f"--out {path}: cannot be made ({error.strerror}); choose another folder") from None
-    left = sorted(names - {STATE, MODEL, LOG, LOCK})
-    if left:
-        raise UsageError(f"--out {path}: holds {left[0]}, which is no part of a run; choose another folder")
-    if MODEL in names and STATE not in names:
-        raise UsageError(f"--out {path}: holds {MODEL} without the {STATE} of its run; move it away, or choose another folder")
-    if STATE in names and not resume:
-        raise UsageError(f"--out {path}: holds a run already; go on with it by --resume, or choose another folder")
-    if resume and STATE not in names:
-        raise UsageError(f"--out {path}: has no {STATE}, so there is no run to go on with; leave out --resume")
 
 
 @contextmanager

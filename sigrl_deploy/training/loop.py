@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,13 +20,15 @@ from tqdm import tqdm
 from sigrl_deploy.errors import DatasetError, TrainingError
 from sigrl_deploy.training.data import Batch, Examples, Order, Purpose, collate, seed_of
 from sigrl_deploy.training.folder import RunFolder
-from sigrl_deploy.training.optim import build_optimizer, build_schedule
+from sigrl_deploy.training.optim import build_optimizer, build_schedule, follow_schedule
 from sigrl_deploy.training.recipes import Recipe
 from sigrl_deploy.training.tasks import Task
 
 log = logging.getLogger(__name__)
 
 _LOG_EVERY = 20  # updates
+LINE_EVERY = 30.0  # seconds between lines where there is no terminal
+_BAR_EVERY = 1.0  # seconds: to read a loss off a GPU waits for it
 
 # The metrics of the model as it is ("map" decides; none where no picture could be read), and the unreadable pictures.
 Validate = Callable[[], tuple[dict[str, float], dict[str, str]]]
@@ -102,10 +105,11 @@ def fit(
     progress = Progress()
     state = {"trained": TrainedParameters(task), "optimizer": optimizer, "rates": rates, "progress": progress}
     folder.load(fabric, state)
+    follow_schedule(rates)
     if progress.step > progress.validated:  # killed in between
         _keep_best(fabric, task, folder, state, progress, validate)
     batches = iter(_loader(fabric, examples, schedule, progress.step))
-    bar = tqdm(initial=progress.step, total=schedule.steps, unit="update", disable=None if fabric.is_global_zero else True)
+    shown = _Shown(progress.step, schedule, fabric.is_global_zero)
     recent: list[dict[str, Tensor]] = []
     task.train()
     while progress.step < schedule.steps:
@@ -114,17 +118,44 @@ def fit(
         rate = max(group["lr"] for group in optimizer.param_groups if not group["head"])
         rates.step()
         progress.step += 1
-        bar.update()
+        shown.update(recent[-1]["loss"], rate)
         last = progress.step == schedule.steps
         if last or progress.step % _LOG_EVERY == 0 or progress.step % schedule.save_every == 0:
             values = _mean(fabric, recent, progress.step, folder)
             recent.clear()
-            bar.set_postfix(loss=f"{values['loss']:.3f}")
             folder.log(fabric, {**values, "lr": rate}, progress.step)
         if last or progress.step % schedule.save_every == 0:
             _checkpoint(fabric, task, folder, state, progress, validate)
-    bar.close()
+    shown.close()
     return progress
+
+
+class _Shown:
+    """How far a run is: a bar on a terminal, a line every half minute elsewhere. Only the first of several devices shows it."""
+
+    def __init__(self, start: int, schedule: Schedule, is_first: bool) -> None:
+        self._step, self._steps, self._batch_size = start, schedule.steps, schedule.batch_size
+        self._bar = tqdm(initial=start, total=schedule.steps, unit="update", disable=None if is_first else True)
+        self._interval = math.inf if not is_first else LINE_EVERY if self._bar.disable else _BAR_EVERY
+        self._said, self._said_step = time.monotonic(), start
+
+    def update(self, loss: Tensor, rate: float) -> None:
+        """After an update: its loss, and the learning rate that it had."""
+        self._step += 1
+        self._bar.update()
+        elapsed = time.monotonic() - self._said
+        if elapsed < self._interval:
+            return
+        values = {"loss": f"{float(loss):.3f}", "lr": f"{rate:.1e}"}
+        values["pictures/s"] = f"{(self._step - self._said_step) * self._batch_size / elapsed:.3g}"
+        self._bar.set_postfix(values)
+        if self._bar.disable:
+            found = ", ".join(f"{name} {value}" for name, value in values.items())
+            log.info("update %d of %d: %s", self._step, self._steps, found)
+        self._said, self._said_step = time.monotonic(), self._step
+
+    def close(self) -> None:
+        self._bar.close()
 
 
 def _loader(fabric: Fabric, examples: Examples, schedule: Schedule, start: int) -> Iterable[Batch]:

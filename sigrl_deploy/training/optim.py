@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 _BLOCK = re.compile(r"(visual|text)\.transformer\.resblocks\.(\d+)\.")
 _BEFORE_BLOCKS = ("conv1.", "class_embedding", "positional_embedding", "token_embedding.", "ln_pre.")
@@ -43,7 +43,7 @@ def _layers_after(name: str, blocks: int) -> int:
     return blocks + 1 if any(part in name for part in _BEFORE_BLOCKS) else 0
 
 
-def build_schedule(optimizer: Optimizer, warmup: int, steps: int, floor: float) -> LRScheduler:
+def build_schedule(optimizer: Optimizer, warmup: int, steps: int, floor: float) -> LambdaLR:
     """Linear warm-up over `warmup` updates, then a cosine to `floor` (a share of the learning rate) at the last of `steps`."""
 
     def share(step: int) -> float:
@@ -53,3 +53,9 @@ def build_schedule(optimizer: Optimizer, warmup: int, steps: int, floor: float) 
         return floor + (1 - floor) * (1 + math.cos(math.pi * min(1.0, done))) / 2
 
     return LambdaLR(optimizer, share)
+
+
+def follow_schedule(rates: LambdaLR) -> None:
+    """Set the optimiser's learning rates to those of the present step: a state that was loaded may come from a shorter run."""
+    for group, base, share in zip(rates.optimizer.param_groups, rates.base_lrs, rates.lr_lambdas, strict=True):
+        group["lr"] = base * share(rates.last_epoch)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from sigrl_deploy.config import Arch
+from sigrl_deploy.errors import UsageError
 from sigrl_deploy.preprocess import Contract
 
 
@@ -51,6 +54,20 @@ class Recipe:
     trained_blocks: int | None
     clip_norm: float | None = None
 
+
+# Its captions say where things are, so pictures are taken as they are drawn; the rest is of parts that a CLIP does not have.
+_NOT_CONTRASTIVE = (
+    "arch",
+    "init",
+    "text_tower",
+    "augment",
+    "preprocess",
+    "topk",
+    "loss_input",
+    "trained_blocks",
+)
+# What one recipe alone has a use for.
+_ONLY = {"entropy_weight": RecipeName.SINGLE_POSITIVE, "distillation": RecipeName.ZERO_SHOT}
 
 RECIPES = {
     RecipeName.ZERO_SHOT: Recipe(
@@ -105,7 +122,8 @@ class TrainOptions:
 
     `steps` counts updates and takes the place of `epochs`. `batch_size` is of one update, over all devices and accumulated
     parts. `entropy_weight` is the single-positive recipe's α: 0.2 on VOC, 0.1 elsewhere. `distillation` weighs the zero-shot
-    recipe's, 1 by default. `keep_pictures` reads each picture once and keeps it in memory, in every worker.
+    recipe's, 1 by default. `keep_pictures` reads each picture once and keeps it in memory, in every worker. `validation_share`
+    of a folder without splits is set apart, see `read_folder`.
     """
 
     data: str
@@ -135,5 +153,43 @@ class TrainOptions:
     workers: int = 0
     keep_pictures: bool = False
     validate: int = 1000
+    validation_share: float | None = None
     save_every: int = 500
     resume: bool = False
+
+
+def choose_recipe(options: TrainOptions) -> Recipe:
+    """The recipe with what the options change of it. Raises UsageError for options that contradict it or each other."""
+    recipe = RECIPES[options.recipe]
+    changes: dict[str, Any] = {
+        "contract": options.preprocess,
+        "augment": options.augment,
+        "loss_input": options.loss_input,
+        "lr": options.lr,
+        "batch_size": options.batch_size,
+        "epochs": options.epochs,
+        "trained_blocks": options.trained_blocks,
+    }
+    if options.steps is not None and options.epochs is not None:
+        raise UsageError("--steps: takes the place of --epochs; leave out one of the two")
+    for option in ("lr", "distillation", "entropy_weight"):
+        value = getattr(options, option)
+        if value is not None and not math.isfinite(value):
+            raise UsageError(f"--{option.replace('_', '-')} {value}: expected a finite number")
+    for name, recipe_name in _ONLY.items():
+        if getattr(options, name) is not None and options.recipe is not recipe_name:
+            raise UsageError(f"--{name.replace('_', '-')}: is of the {recipe_name.value} recipe; leave it out")
+    if options.arch is Arch.CLIP_FT and options.topk is not None:
+        raise UsageError("--topk: clip-ft matches no patches; leave it out")
+    if options.recipe is RecipeName.CONTRASTIVE:
+        for name in _NOT_CONTRASTIVE:
+            if getattr(options, name) is not None:
+                option = "--" + name.replace("_", "-")
+                raise UsageError(f"{option}: the contrastive recipe trains a whole CLIP from nothing; leave it out")
+        if options.clip_config is None:
+            raise UsageError("--clip-config: the contrastive recipe needs the config of the CLIP to train; give a .json file")
+    elif options.arch is Arch.CLIP:
+        raise UsageError("--arch clip: scores CLIP as it is, untrained; train sigrl, mkt or clip-ft")
+    elif options.init is None:
+        raise UsageError("--init: give the CLIP checkpoint to start from, such as ViT-B-16.pt, or open_clip's NAME:PRETRAINED")
+    return replace(recipe, **{name: value for name, value in changes.items() if value is not None})

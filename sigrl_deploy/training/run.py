@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -21,9 +20,9 @@ from numpy.typing import NDArray
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from sigrl_deploy.config import Arch, Precision
+from sigrl_deploy.config import Precision
 from sigrl_deploy.datasets import NEGATIVE, POSITIVE, Dataset
-from sigrl_deploy.datasets.opening import SCENES, has_splits, open_dataset, parse
+from sigrl_deploy.datasets.opening import SCENES, folder_identity, open_dataset, parse
 from sigrl_deploy.datasets.scenes import Scenes
 from sigrl_deploy.datasets.single_positive import SinglePositive
 from sigrl_deploy.eager import EagerModel, embed_labels
@@ -34,29 +33,16 @@ from sigrl_deploy.files import sha256_file
 from sigrl_deploy.trained import TrainedRecord
 from sigrl_deploy.training.contrastive import ContrastiveTask, draw_captions
 from sigrl_deploy.training.data import Examples, KeptPictures, augmentation
-from sigrl_deploy.training.folder import RunFolder, check_folder
+from sigrl_deploy.training.folder import RunFolder
 from sigrl_deploy.training.loop import Progress, Schedule, Validate, fit
 from sigrl_deploy.training.models import Start, new_clip, start_from
-from sigrl_deploy.training.recipes import RECIPES, Recipe, RecipeName, TrainOptions
+from sigrl_deploy.training.recipes import RECIPES, Recipe, RecipeName, TrainOptions, choose_recipe
 from sigrl_deploy.training.tasks import TaggingTask, Task
 from sigrl_deploy.version import tool_versions
 
 log = logging.getLogger(__name__)
 
 _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
-# Its captions say where things are, so pictures are taken as they are drawn; the rest is of parts that a CLIP does not have.
-_NOT_CONTRASTIVE = (
-    "arch",
-    "init",
-    "text_tower",
-    "augment",
-    "preprocess",
-    "topk",
-    "loss_input",
-    "trained_blocks",
-)
-# What one recipe alone has a use for.
-_ONLY = {"entropy_weight": RecipeName.SINGLE_POSITIVE, "distillation": RecipeName.ZERO_SHOT}
 # What a run may change of itself when it goes on: none of it changes the result.
 _INCIDENTAL = ("out", "resume", "workers", "keep_pictures", "device", "data")
 
@@ -78,22 +64,22 @@ class Job:
 
 
 def run_train(options: TrainOptions) -> Progress:
-    """Train, and return what was reached. `out` then holds `model.safetensors`, which the exporter reads.
+    """Train by options that `check_run` has let pass, and return what was reached. `out` then holds `model.safetensors`, which
+    the exporter reads.
 
     Raises UsageError for options that contradict each other, DatasetError and CheckpointError for files that cannot be used,
     TrainingError where the run cannot go on; whatever it has saved stays.
     """
-    recipe = _recipe(options)
+    recipe = choose_recipe(options)
     fabric = _fabric(options)
-    if fabric.is_global_zero:
-        check_folder(options.out, options.resume)
     fabric.launch()
     torch.manual_seed(options.seed)  # of the weights that start at random
     start = _start(options, recipe)
     job = (_contrastive if options.recipe is RecipeName.CONTRASTIVE else _tagging)(options, start, recipe)
     schedule = _schedule(options, recipe, len(job.indices))
     settings = _settings(options, recipe, start, schedule) | job.identity
-    record = TrainedRecord(start.model.config, start.template, start.preprocess, job.labels, _provenance(settings | job.chosen))
+    training = _provenance(options, settings | job.chosen)
+    record = TrainedRecord(start.model.config, start.template, start.preprocess, job.labels, training)
     _check_record(record)
     folder = RunFolder(options.out, record, settings, options.resume)
     folder.open(fabric)
@@ -114,43 +100,6 @@ def run_train(options: TrainOptions) -> Progress:
     slow = options.precision == "bf16" and fabric.device.type == "cpu"
     with sdpa_kernel(SDPBackend.MATH) if slow else nullcontext():
         return fit(fabric, job.task, examples, recipe, schedule, folder, _validation(options, start, fabric))
-
-
-def _recipe(options: TrainOptions) -> Recipe:
-    """The recipe with what the options change of it."""
-    recipe = RECIPES[options.recipe]
-    changes: dict[str, Any] = {
-        "contract": options.preprocess,
-        "augment": options.augment,
-        "loss_input": options.loss_input,
-        "lr": options.lr,
-        "batch_size": options.batch_size,
-        "epochs": options.epochs,
-        "trained_blocks": options.trained_blocks,
-    }
-    if options.steps is not None and options.epochs is not None:
-        raise UsageError("--steps: takes the place of --epochs; leave out one of the two")
-    for option in ("lr", "distillation", "entropy_weight"):
-        value = getattr(options, option)
-        if value is not None and not math.isfinite(value):
-            raise UsageError(f"--{option.replace('_', '-')} {value}: expected a finite number")
-    for name, recipe_name in _ONLY.items():
-        if getattr(options, name) is not None and options.recipe is not recipe_name:
-            raise UsageError(f"--{name.replace('_', '-')}: is of the {recipe_name.value} recipe; leave it out")
-    if options.arch is Arch.CLIP_FT and options.topk is not None:
-        raise UsageError("--topk: clip-ft matches no patches; leave it out")
-    if options.recipe is RecipeName.CONTRASTIVE:
-        for name in _NOT_CONTRASTIVE:
-            if getattr(options, name) is not None:
-                option = "--" + name.replace("_", "-")
-                raise UsageError(f"{option}: the contrastive recipe trains a whole CLIP from nothing; leave it out")
-        if options.clip_config is None:
-            raise UsageError("--clip-config: the contrastive recipe needs the config of the CLIP to train; give a .json file")
-    elif options.arch is Arch.CLIP:
-        raise UsageError("--arch clip: scores CLIP as it is, untrained; train sigrl, mkt or clip-ft")
-    elif options.init is None:
-        raise UsageError("--init: give the CLIP checkpoint to start from, such as ViT-B-16.pt, or open_clip's NAME:PRETRAINED")
-    return replace(recipe, **{name: value for name, value in changes.items() if value is not None})
 
 
 def _fabric(options: TrainOptions) -> Fabric:
@@ -176,7 +125,7 @@ def _start(options: TrainOptions, recipe: Recipe) -> Start:
 
 
 def _tagging(options: TrainOptions, start: Start, recipe: Recipe) -> Job:
-    dataset = open_dataset(options.data, "train")
+    dataset = open_dataset(options.data, "train", options.validation_share)
     labels = dataset.label_sets.get("seen", dataset.labels)
     if len(labels) < 2:
         raise DatasetError(f"{options.data}: has {len(labels)} label, expected two or more to rank")
@@ -290,21 +239,22 @@ def _check_record(record: TrainedRecord) -> None:
         raise UsageError(f"this model could not be read again: {error}; change the option") from None
 
 
-def _provenance(settings: dict[str, Any]) -> dict[str, Any]:
-    return {"settings": settings, "tools": tool_versions("torch", "open_clip_torch", "lightning-fabric")}
+def _provenance(options: TrainOptions, settings: dict[str, Any]) -> dict[str, Any]:
+    """`folder` is where a folder of the user's own lies: evaluation on the same pictures is then said to be that."""
+    tools = tool_versions("torch", "open_clip_torch", "lightning-fabric")
+    return {"settings": settings, "folder": folder_identity(options.data), "tools": tools}
 
 
 def _validation(options: TrainOptions, start: Start, fabric: Fabric) -> Validate | None:
-    """mAP of every label set on the first pictures of "val"; "map" is that of the labels trained on."""
+    """mAP of every label set on the first pictures of "val", where there are some; "map" is that of the labels trained on."""
     if not options.validate:
         return None
-    if not has_splits(options.data):
-        log.warning("%s: has no pictures apart for validation; the last checkpoint is kept, not the best", options.data)
-        return None
     try:
-        dataset = open_dataset(options.data, "val")
+        dataset = open_dataset(options.data, "val", options.validation_share)
     except UsageError as error:
-        log.warning("no validation (%s); the last checkpoint is kept, not the best", error)
+        if options.validation_share is not None:
+            raise
+        log.warning("no validation (%s); the last checkpoint is kept, not the best", str(error))
         return None
     scorer = EagerModel(start.model, start.preprocess, start.template, fabric.device.type)
     model = Model(options.out, scorer.description, scorer.arch, Precision.FP32, scorer.device, scorer)
