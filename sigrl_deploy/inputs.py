@@ -13,15 +13,15 @@ from sigrl_deploy.images import is_image_path
 STDIN = "-"
 
 
-def find_pictures(arguments: Sequence[str], stdin: BinaryIO) -> list[str]:
+def find_pictures(arguments: Sequence[str], stdin: BinaryIO, null_separated: bool = False) -> list[str]:
     """Paths in the order given, each once; folders recursively and sorted, picture files only.
 
-    `-` reads files and folders from `stdin`, one a line. A file that is not there stays in the list: it becomes an error
-    record like any other picture that cannot be read. Raises UsageError for a folder without pictures or that cannot be
-    listed, a glob without matches, or nothing at all.
+    `-` reads files and folders from `stdin`, one a line, or each ended by a null byte. A file that is not there stays in the
+    list: it becomes an error record like any other picture that cannot be read. Raises UsageError for a folder without
+    pictures or that cannot be listed, a glob without matches, or nothing at all.
     """
-    expanded = (path for argument in arguments for path in (_read_list(stdin) if argument == STDIN else _expand(argument)))
-    paths = list(dict.fromkeys(expanded))
+    listed = (_read_list(stdin, null_separated) if argument == STDIN else _expand(argument) for argument in arguments)
+    paths = list(dict.fromkeys(path for paths in listed for path in paths))
     if not paths and STDIN in arguments:
         raise UsageError("-: the list on standard input is empty; expected a path on each line")
     if not paths:
@@ -29,10 +29,10 @@ def find_pictures(arguments: Sequence[str], stdin: BinaryIO) -> list[str]:
     return paths
 
 
-def _read_list(stdin: BinaryIO) -> Iterator[str]:
+def _read_list(stdin: BinaryIO, null_separated: bool) -> Iterator[str]:
     """No globs here: a program that lists files means each name as it is, brackets and all."""
-    for line in stdin:
-        path = os.fsdecode(line.rstrip(b"\r\n"))  # as bytes, since a file name need not be text
+    for name in stdin.read().split(b"\0") if null_separated else (line.rstrip(b"\r\n") for line in stdin):
+        path = os.fsdecode(name)  # as bytes, since a file name need not be text
         if path.strip():
             yield from _folder(path) if os.path.isdir(path) else [path]
 

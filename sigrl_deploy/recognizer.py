@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sigrl_deploy import matching
+from sigrl_deploy import cpus, matching
 from sigrl_deploy.bundle import TOKENIZER, VOCABULARY, Bundle
 from sigrl_deploy.cache import VocabularyCache, default_cache_dir, digest
-from sigrl_deploy.config import Precision
+from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.engines import Pixels, Preparation
 from sigrl_deploy.engines.choice import open_engine
 from sigrl_deploy.errors import BundleError, ImageError, LabelError, UsageError
 from sigrl_deploy.files import DamagedFileError
 from sigrl_deploy.images import ImageSource, name_of, read_image
+from sigrl_deploy.progress import Progress
 from sigrl_deploy.tokenizer import Tokenizer
 from sigrl_deploy.vocabulary import Vocabulary, check_labels, read_labels
 
 log = logging.getLogger(__name__)
 
 LABELS_PER_BATCH = 64  # bounds the text encoder's memory
+_FEW_LABELS = 10
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,12 @@ class Recognizer:
         device_preprocess: resize pictures on the device instead of in Pillow (torch only); what that changes of the scores,
             which export measured, is logged.
         build: whether "tensorrt" may build an engine where the bundle has none for this machine; if not it falls back.
+        threads: of the CPU, for graphs; by default $OMP_NUM_THREADS, or the CPUs that affinity and control groups leave this
+            process. PyTorch on a CPU has one number for the whole process, which is set to `threads` if they are given.
 
     Raises:
         BundleError: the bundle is damaged, of another format version, or has no file that the device can run.
-        UsageError: the device is not there, or the backend has no fused ops or no preprocessing.
+        UsageError: the device is not there, the backend has no fused ops or no preprocessing, or `threads` is below 1.
     """
 
     def __init__(
@@ -76,13 +81,18 @@ class Recognizer:
         unfused: Collection[str] = (),
         device_preprocess: bool = False,
         build: bool = True,
+        threads: int | None = None,
     ) -> None:
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads is {threads}, expected at least 1")
+        self.threads = threads or cpus.threads()
         self.bundle = Bundle(bundle)
         folder = None if cache_dir is False else Path(cache_dir) if isinstance(cache_dir, (str, Path)) else default_cache_dir()
         if precision is not None and precision not in [known.value for known in Precision]:
             raise UsageError(f"precision {precision!r}: expected one of {', '.join(known.value for known in Precision)}")
         asked = Precision(precision) if precision else None
-        self.engine = open_engine(self.bundle, backend, device, asked, unfused, folder / "kernels" if folder else None, build)
+        kernels = folder / "kernels" if folder else None
+        self.engine = open_engine(self.bundle, backend, device, asked, unfused, kernels, build, threads)
         self._cache = self._open_cache(folder, {"gmc"} & set(unfused))
         log.info("engine: %s", self.engine.description)
         prepare: Preparation = self.engine.preprocess() if device_preprocess else self.bundle.manifest.preprocess
@@ -121,11 +131,14 @@ class Recognizer:
 
     def _encode_labels(self, labels: Sequence[str]) -> Iterator[NDArray[np.float32]]:
         template = self.bundle.manifest.template
-        for start in range(0, len(labels), LABELS_PER_BATCH):
-            batch = labels[start : start + LABELS_PER_BATCH]
-            token_ids = self._tokenizer([template.replace("{label}", label) for label in batch])
-            # Columns behind the last end-of-text token, the highest id, change nothing and cost most of the time.
-            yield self.engine.encode_labels(token_ids[:, : int(token_ids.argmax(axis=1).max()) + 1])
+        log.debug("%d labels are not in the cache and are encoded", len(labels))
+        with Progress(len(labels), "label") as progress:
+            for start in range(0, len(labels), LABELS_PER_BATCH):
+                batch = labels[start : start + LABELS_PER_BATCH]
+                token_ids = self._tokenizer([template.replace("{label}", label) for label in batch])
+                # Columns behind the last end-of-text token, the highest id, change nothing and cost most of the time.
+                yield self.engine.encode_labels(token_ids[:, : int(token_ids.argmax(axis=1).max()) + 1])
+                progress.advance(len(batch))
 
     def _embed_known_labels(self, labels: Sequence[str]) -> Iterator[NDArray[np.float32]]:
         own = self.bundled_vocabulary
@@ -157,10 +170,16 @@ class Recognizer:
         repeated or overlong one, or one that a bundle without a text encoder has no embedding of.
         """
         if labels is not None:
-            return self._cache.vocabulary(read_labels(labels) if isinstance(labels, (str, Path)) else check_labels(labels))
-        if self.bundled_vocabulary is None:
+            start = time.perf_counter()
+            found = self._cache.vocabulary(read_labels(labels) if isinstance(labels, (str, Path)) else check_labels(labels))
+            log.debug("%d labels ready in %.2f s", len(found), time.perf_counter() - start)
+        elif self.bundled_vocabulary is not None:
+            found = self.bundled_vocabulary
+        else:
             raise LabelError(f"{self.bundle.path}: carries no vocabulary of its own; give a label file (--labels)")
-        return self.bundled_vocabulary
+        if len(found) < _FEW_LABELS and self.bundle.manifest.arch is not Arch.CLIP:
+            _warn_of_few(len(found))
+        return found
 
     def pixels(self, image: ImageSource) -> Pixels:
         """One picture (path, PIL image, array, file bytes; see `read_image`) → [3, H, W] as the bundle's contract says.
@@ -297,6 +316,16 @@ class Recognizer:
     def _with_evidence(self, tag: Tag, local: NDArray[np.float32], vocabulary: Vocabulary) -> Tag:
         row = vocabulary.label_embedding[vocabulary.index(tag.label)][None]
         return Tag(tag.label, tag.score, matching.patch_similarity(local, row).reshape(self.bundle.manifest.grid))
+
+
+@cache  # once is enough
+def _warn_of_few(labels: int) -> None:
+    many = f"{labels} label{'' if labels == 1 else 's'}"
+    log.warning(
+        "%s: scores compare the labels of one picture, and with so few even a wrong one scores high (a single label always 1); "
+        "add labels of other things that may be there, ten or more in all",
+        many,
+    )
 
 
 def _several(images: Iterable[ImageSource]) -> Iterable[ImageSource]:
