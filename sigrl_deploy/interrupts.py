@@ -82,9 +82,14 @@ def _in_import(frame: FrameType | None) -> bool:
 
 
 def _send_soon(number: int) -> None:
+    main = _thread.get_ident()
+
     def send() -> None:
         time.sleep(_SOON)
-        signal.raise_signal(number)
+        if hasattr(signal, "pthread_kill"):  # which wakes the main thread where it waits
+            signal.pthread_kill(main, number)
+        else:
+            signal.raise_signal(number)
 
     # Not threading's: its locks may be held by what the signal has interrupted.
     _thread.start_new_thread(send, ())
