@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+from sigrl_deploy import cpus
 from sigrl_deploy.config import ModelConfig, Precision
-from sigrl_deploy.engines.graphs import threads
 from sigrl_deploy.version import version_of
 
 PACKAGES = ("torch", "triton", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "open_clip_torch", "numpy")
@@ -28,7 +28,7 @@ REPEATS = 5
 
 
 def cores() -> int:
-    return threads() or os.cpu_count() or 1
+    return cpus.threads()
 
 
 def describe(device: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from sigrl_deploy.cli import main
+from sigrl_deploy.__main__ import run
 
 if __name__ == "__main__":
-    main(["export", "onnx", *sys.argv[1:]], prog_name="to_onnx.py")
+    run("export", "onnx", name="to_onnx.py")

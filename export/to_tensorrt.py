@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from sigrl_deploy.cli import main
+from sigrl_deploy.__main__ import run
 
 if __name__ == "__main__":
-    main(["export", "tensorrt", *sys.argv[1:]], prog_name="to_tensorrt.py")
+    run("export", "tensorrt", name="to_tensorrt.py")

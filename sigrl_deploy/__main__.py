@@ -1,5 +1,17 @@
-"""`python -m sigrl_deploy`: the command line."""
+"""Where the command line starts: `sigrl-deploy`, `python -m sigrl_deploy`, and the scripts in export/."""
 
-from sigrl_deploy.cli import main
+import sys
 
-main(prog_name="sigrl-deploy")
+from sigrl_deploy.interrupts import leave_at_once
+
+
+def run(*verb: str, name: str = "sigrl-deploy") -> None:
+    """Run a verb, by default the one that the arguments of this process name, and exit."""
+    leave_at_once()
+    from sigrl_deploy.cli import main
+
+    main([*verb, *sys.argv[1:]], prog_name=name)
+
+
+if __name__ == "__main__":
+    run()

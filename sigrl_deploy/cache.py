@@ -15,8 +15,8 @@ import itertools
 import json
 import logging
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from sigrl_deploy.cache_folder import ABOUT, entries, make_private
 from sigrl_deploy.errors import BundleError
 from sigrl_deploy.files import DamagedFileError, replacing
+from sigrl_deploy.progress import Progress
 from sigrl_deploy.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -118,27 +119,35 @@ class VocabularyCache:
         return f"labels-{digest(self._text_key, *labels)}.npz"
 
     def _build(self, labels: tuple[str, ...]) -> Vocabulary:
-        while self._encode_some(labels):
-            pass
+        with self._turn_to_encode():
+            self._read_packs()
+            missing = [label for label in labels if label not in self._rows]
+        log.debug("%d of %d labels are not in the cache and are encoded", len(missing), len(labels))
+        with Progress(len(missing), "label") as progress:
+            while encoded := self._encode_some(missing):
+                progress.advance(encoded)
         embedding = np.stack([self._rows[label] for label in labels])
         vocabulary = Vocabulary(labels, embedding, self._checked_projection(embedding))
         self._write(self._vocabulary_name(labels), vocabulary)
         return vocabulary
 
-    def _encode_some(self, labels: tuple[str, ...]) -> bool:
-        """Encode a batch of the labels that have no row yet; whether there was one."""
+    def _encode_some(self, labels: Sequence[str]) -> int:
+        """Encode a batch of the labels that have no row yet; how many there were."""
+        with self._turn_to_encode():
+            batch = tuple(itertools.islice((label for label in labels if label not in self._rows), self.labels_per_batch))
+            if batch:
+                rows = _checked(self._encode(batch), (len(batch), self._width))
+                self._rows.update(zip(batch, rows, strict=True))
+                self._write(self._pack_name(batch), Vocabulary(batch, rows))
+            return len(batch)
+
+    @contextmanager
+    def _turn_to_encode(self) -> Iterator[None]:
         # Two locks: of one, whoever lets it go takes it again before a thread that waits wakes up.
         with self._next:
             self._encoding.acquire()
         try:
-            self._read_packs()
-            batch = tuple(itertools.islice((label for label in labels if label not in self._rows), self.labels_per_batch))
-            if not batch:
-                return False
-            rows = _checked(self._encode(batch), (len(batch), self._width))
-            self._rows.update(zip(batch, rows, strict=True))
-            self._write(self._pack_name(batch), Vocabulary(batch, rows))
-            return True
+            yield
         finally:
             self._encoding.release()
 

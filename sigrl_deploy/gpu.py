@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -24,12 +25,23 @@ class NoGpuError(Exception):
     """There is no GPU; the message says why not."""
 
 
+def has_driver() -> bool:
+    """Whether there is NVIDIA's driver. What else could tell, torch and even pynvml, takes long to import."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        return True
+    except OSError:
+        return False
+
+
 def gpu_at_hand() -> Gpu:
     """The first GPU that CUDA_VISIBLE_DEVICES leaves visible. Raises NoGpuError.
 
     Its numbers are taken as nvidia-smi counts, which is how CUDA counts where all GPUs of a machine are alike or
     CUDA_DEVICE_ORDER is PCI_BUS_ID.
     """
+    if not has_driver():
+        raise NoGpuError("NVIDIA's driver is not there")
     import pynvml
 
     try:

@@ -6,16 +6,19 @@ import hashlib
 import logging
 import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from sigrl_deploy.errors import UsageError, printable
 from sigrl_deploy.heatmaps import is_heatmap_name, open_folder, write_heatmaps
-from sigrl_deploy.output import WRITERS, choose_format, open_output, partial_path, resume
+from sigrl_deploy.output import WRITERS, RawCsvWriter, choose_format, open_output
+from sigrl_deploy.partial import Partial, check_fresh, open_partial, partial_path
+from sigrl_deploy.progress import Progress
 from sigrl_deploy.recognizer import Recognizer
-from sigrl_deploy.tagging import tag_pictures
+from sigrl_deploy.tagging import Record, tag_pictures
 from sigrl_deploy.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -43,12 +46,14 @@ class InferOptions:
     unfused: tuple[str, ...] = ()
     device_preprocess: bool = False
     build: bool = True
+    overwrite: bool = False
+    retry_errors: bool = False
+    raw_csv: bool = False
 
 
 def run_infer(options: InferOptions) -> int:
     """Tag the pictures and write the records and heat maps. Returns how many pictures of the output could not be read."""
-    format_ = choose_format(options.format, options.out)
-    _check_out(options, format_)
+    format_ = _check_output(options)
     recognizer = Recognizer(
         options.bundle,
         device=options.device,
@@ -68,11 +73,31 @@ def run_infer(options: InferOptions) -> int:
         open_folder(options.heatmaps)
     vocabulary = recognizer.vocabulary(options.labels)
     run = _run_name(options, recognizer, vocabulary)
-    done, failed = resume(options.out, run) if options.resume and options.out else (set(), 0)
     asked = _without_heatmaps(options.pictures, options.heatmaps) if options.heatmaps else options.pictures
-    pictures = [path for path in asked if path not in done]
-    if done:
-        log.info("resuming: %d pictures are done, %d to go", len(asked) - len(pictures), len(pictures))
+    kept = 0
+    try:
+        with _opened(options, format_, run) as output:
+            kept, failed = len(output.done), sum(output.done.values())
+            pictures = [path for path in asked if path not in output.done]
+            if output.done:
+                log.info("resuming: %d pictures are done, %d to go", len(asked) - len(pictures), len(pictures))
+            writer = (RawCsvWriter if options.raw_csv else WRITERS[format_])(
+                output.stream, vocabulary.labels, options.all_scores, run
+            )
+            for record in _tagged(options, recognizer, vocabulary, pictures):
+                writer.write(write_heatmaps(record, options.heatmaps, manifest) if options.heatmaps else record)
+                kept += 1
+                failed += record.error is not None
+            writer.end()
+    except KeyboardInterrupt:
+        if kept and options.out and format_ == "jsonl":
+            log.error("%s keeps %d records; go on with --resume", partial_path(options.out), kept)
+        raise
+    return failed
+
+
+def _tagged(options: InferOptions, recognizer: Recognizer, vocabulary: Vocabulary, pictures: list[str]) -> Iterator[Record]:
+    """The records, with progress shown beside."""
     records = tag_pictures(
         recognizer,
         vocabulary,
@@ -82,42 +107,57 @@ def run_infer(options: InferOptions) -> int:
         threshold=options.threshold,
         evidence=options.heatmaps is not None,
     )
+    start = time.perf_counter()
     # A bar between the lines of a table would only be in the way.
-    hidden = options.out is None and sys.stdout.isatty()
-    try:
-        with open_output(format_, options.out, options.resume) as stream:
-            writer = WRITERS[format_](stream, vocabulary.labels, options.all_scores, run)
-            for record in tqdm(records, total=len(pictures), unit="picture", disable=True if hidden else None):
-                writer.write(write_heatmaps(record, options.heatmaps, manifest) if options.heatmaps else record)
-                failed += record.error is not None
-            writer.end()
-    except KeyboardInterrupt:
-        if options.out and format_ == "jsonl":
-            log.error("%s keeps what is done; go on with --resume", partial_path(options.out))
-        raise
-    return failed
+    with Progress(len(pictures), "picture", hidden=options.out is None and sys.stdout.isatty()) as progress:
+        for record in records:
+            yield record
+            progress.advance()
+    log.debug("%d pictures in %.2f s", len(pictures), time.perf_counter() - start)
 
 
-def _check_out(options: InferOptions, format_: str) -> None:
+@contextmanager
+def _opened(options: InferOptions, format_: str, run: str) -> Iterator[Partial]:
+    if options.out and format_ == "jsonl":
+        how = {name: getattr(options, name) for name in ("resume", "retry_errors", "overwrite")}
+        with open_partial(options.out, run, **how) as partial:
+            yield partial
+    else:
+        with open_output(format_, options.out) as stream:
+            yield Partial(stream, {})
+
+
+def _check_output(options: InferOptions) -> str:
+    """The format. Raises UsageError where options contradict each other, or --out cannot be written or would lose something."""
     out = options.out
+    if out is not None:
+        _check_place(out, [*options.pictures, options.labels or ""])
+    elif sys.stdout is None:
+        raise UsageError("standard output: is closed; open it, or give --out FILE")
+    format_ = choose_format(options.format, out)
     if options.resume and (out is None or format_ != "jsonl"):
         raise UsageError("--resume: only a run of --format jsonl --out FILE can be resumed; give both")
-    if out is None:
-        if sys.stdout is None:
-            raise UsageError("standard output: is closed; open it, or give --out FILE")
-        return
+    if options.resume and options.overwrite:
+        raise UsageError("--resume and --overwrite: one goes on with a file, the other starts anew; give one of them")
+    if options.retry_errors and not options.resume:
+        raise UsageError("--retry-errors: is about a run that goes on; add --resume")
+    if options.overwrite and out is None:
+        raise UsageError("--overwrite: is about a file; give --out FILE, or leave it out")
+    if options.raw_csv and format_ != "csv":
+        raise UsageError("--raw-csv: is about --format csv; give that, or leave it out")
+    if out is not None and not (options.resume or options.overwrite):
+        check_fresh(out, resumable=format_ == "jsonl")
+    return format_
+
+
+def _check_place(out: Path, read: list[str | Path]) -> None:
     if not os.path.isdir(out.parent):
         raise UsageError(f"--out {out}: the folder {out.parent} is not there; create it, or choose another place")
     # A file is written beside and renamed, which would put a regular file in the place of a device or a pipe.
     if os.path.exists(out) and not os.path.isfile(out):
         raise UsageError(f"--out {out}: is a folder, device or pipe, expected a file; leave --out out to redirect the output")
-    read = [*options.pictures, options.labels or ""]
     if any(_same_file(path, out) for path in read):
         raise UsageError(f"--out {out}: is one of the files to read and would be lost; choose another place")
-    if format_ == "jsonl" and not options.resume and os.path.exists(partial_path(out)):
-        raise UsageError(
-            f"--out {out}: an interrupted run left {partial_path(out).name}; go on with --resume, or remove that file"
-        )
 
 
 def _without_heatmaps(pictures: list[str], folder: Path) -> list[str]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +19,8 @@ from sigrl_deploy.tagging import Record
 
 _PATH_WIDTH = 48
 _ENCODING_ERRORS = "backslashreplace"
+_FORMATS = {".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".txt": "table"}
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes text for a formula by
 
 
 class Writer:
@@ -94,22 +94,40 @@ class JsonWriter(Writer):
 class CsvWriter(Writer):
     """A row a tag: path, label, score, error; a row with neither label nor error for a picture without tags.
 
-    With all scores a row a picture: path, error, then a column a label.
+    With all scores a row a picture: path, error, then a column a label. Text that a spreadsheet would run as a formula begins
+    with a single quote.
     """
 
     def begin(self) -> None:
         # Text is always quoted: before Python 3.13 the writer leaves a carriage return in a file name bare.
         self.csv = csv.writer(self.stream, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-        self.csv.writerow(["path", "error", *self.labels] if self.all_scores else ["path", "label", "score", "error"])
+        self._row(*(["path", "error", *self.labels] if self.all_scores else ["path", "label", "score", "error"]))
 
     def write(self, record: Record) -> None:
+        error = record.error or ""
         if self.all_scores:
             scores = [""] * len(self.labels) if record.scores is None else map(_rounded, record.scores.tolist())
-            self.csv.writerow([record.path, record.error or "", *scores])
+            self._row(record.path, error, *scores)
         elif record.tags:
-            self.csv.writerows([record.path, tag.label, _rounded(tag.score), ""] for tag in record.tags)
+            for tag in record.tags:
+                self._row(record.path, tag.label, _rounded(tag.score), "")
         else:
-            self.csv.writerow([record.path, "", "", record.error or ""])
+            self._row(record.path, "", "", error)
+
+    def _row(self, *cells: str | float) -> None:
+        self.csv.writerow([self.text(cell) if isinstance(cell, str) else cell for cell in cells])
+
+    def text(self, cell: str) -> str:
+        """What stands in the file for a text."""
+        return f"'{cell}" if cell.startswith(_FORMULA) else cell
+
+
+class RawCsvWriter(CsvWriter):
+    """The same with every text as it is: for programs, which know no formulas."""
+
+    def text(self, cell: str) -> str:
+        """See `CsvWriter.text`."""
+        return cell
 
 
 class TableWriter(Writer):
@@ -144,17 +162,23 @@ WRITERS: dict[str, type[Writer]] = {"table": TableWriter, "json": JsonWriter, "j
 
 
 def choose_format(name: str | None, out: Path | None) -> str:
-    """The format asked for, or the one that the output file's name ends with, or a table."""
-    suffix = out.suffix.lower().lstrip(".") if out else ""
-    return name or (suffix if suffix in WRITERS else "table")
+    """The format asked for, or the one that the output file's name ends with; a table on standard output.
+
+    Raises UsageError where the name says none.
+    """
+    if name or out is None:
+        return name or "table"
+    if out.suffix.lower() not in _FORMATS:
+        raise UsageError(f"--out {out}: no format ends so; expected {', '.join(_FORMATS)} (a table), or give --format")
+    return _FORMATS[out.suffix.lower()]
 
 
 @contextmanager
-def open_output(format_: str, out: Path | None, resumed: bool = False) -> Iterator[TextIO]:
-    """Standard output (`out` None), or a file that appears when the block ends well.
+def open_output(format_: str, out: Path | None) -> Iterator[TextIO]:
+    """Standard output (`out` None), or a file that appears when the block ends well; see `open_partial` for JSON lines.
 
-    JSON lines go to `OUT.partial` until then, which a block that fails leaves for `--resume`. Bytes of a file name that are
-    no text are written as `\\udcXX`, which in JSON is the escape that reads back as the same name.
+    Bytes of a file name that are no text are written as `\\udcXX`, which in JSON is the escape that reads back as the same
+    name.
 
     Raises UsageError where the output cannot be written, BrokenPipeError where nobody reads standard output any more.
     """
@@ -163,14 +187,8 @@ def open_output(format_: str, out: Path | None, resumed: bool = False) -> Iterat
             _set_encoding(sys.stdout, format_)
             yield sys.stdout
             sys.stdout.flush()
-    elif format_ == "jsonl":
-        with output_errors(f"--out {out}", "; then go on with --resume"):
-            # Only a run that goes on may find the file there: two fresh runs at once cannot share it.
-            with _open_text(partial_path(out), "a" if resumed else "x") as stream:
-                yield stream
-            partial_path(out).replace(out)
     else:
-        with output_errors(f"--out {out}"), replacing(out) as temporary, _open_text(temporary, "w") as stream:
+        with output_errors(f"--out {out}"), replacing(out) as temporary, open_text(temporary, "w") as stream:
             yield stream
 
 
@@ -180,7 +198,8 @@ def _set_encoding(stream: TextIO, format_: str) -> None:
         stream.reconfigure(encoding=stream.encoding if format_ == "table" else "utf-8", errors=_ENCODING_ERRORS)
 
 
-def _open_text(path: Path, mode: str) -> TextIO:
+def open_text(path: Path, mode: str) -> TextIO:
+    """A file of records, which holds any name that a picture may have."""
     return cast(TextIO, path.open(mode, encoding="utf-8", errors=_ENCODING_ERRORS, newline=""))
 
 
@@ -195,55 +214,3 @@ def output_errors(name: str, then: str = "") -> Iterator[None]:
         raise UsageError(
             f"{name}: cannot be written ({error.strerror or error}); free space or choose another place{then}"
         ) from None
-
-
-def partial_path(out: Path) -> Path:
-    """Where an unfinished JSON lines run keeps its records."""
-    return out.with_name(out.name + ".partial")
-
-
-def resume(out: Path, run: str) -> tuple[set[str], int]:
-    """Prepare `OUT.partial` for going on: its half-written last line is cut off. Returns the paths done, and how many failed.
-
-    A finished `OUT` is continued too, with the pictures it has not. Raises UsageError where the file is of another run.
-    """
-    partial = partial_path(out)
-    with output_errors(f"--out {out}"):
-        source = partial if partial.exists() else out
-        if not source.exists():
-            return set(), 0
-        done, end = _read_records(source, run)
-        if source is out:
-            with replacing(partial) as temporary:
-                shutil.copyfile(out, temporary)
-        os.truncate(partial, end)
-    return set(done), sum(done.values())
-
-
-def _read_records(path: Path, run: str) -> tuple[dict[str, bool], int]:
-    """Whether each path done failed, and the length in bytes of all whole lines."""
-    done: dict[str, bool] = {}
-    end = 0
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.endswith(b"\n"):
-                break
-            end += len(line)
-            record = _parse(line, path, number, run)
-            done[record["path"]] = "error" in record
-    return done, end
-
-
-def _parse(line: bytes, path: Path, number: int, run: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-        whole = isinstance(record["path"], str) and isinstance(record["run"], str)
-    except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise UsageError(f"{path}, line {number}: no record of sigrl-deploy infer; move the file away, or give another --out")
-    if record["run"] != run:
-        raise UsageError(
-            f"{path}, line {number}: was written with another bundle, vocabulary or options; run as then, or move the file away"
-        )
-    return record

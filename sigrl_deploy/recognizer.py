@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sigrl_deploy import matching
+from sigrl_deploy import cpus, matching
 from sigrl_deploy.bundle import TOKENIZER, VOCABULARY, Bundle
 from sigrl_deploy.cache import VocabularyCache, digest
 from sigrl_deploy.cache_folder import default_cache_dir, require_private
-from sigrl_deploy.config import Precision
+from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.engines import Pixels, Preparation
 from sigrl_deploy.engines.choice import open_engine
 from sigrl_deploy.errors import BundleError, ImageError, LabelError, ScoreError, UsageError
@@ -27,6 +28,8 @@ from sigrl_deploy.tokenizer import Tokenizer
 from sigrl_deploy.vocabulary import Vocabulary, check_labels, read_labels
 
 log = logging.getLogger(__name__)
+
+_FEW_LABELS = 10
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,13 @@ class Recognizer:
         device_preprocess: resize pictures on the device instead of in Pillow (torch only); what that changes of the scores,
             which export measured, is logged.
         build: whether "tensorrt" may build an engine where the bundle has none for this machine; if not it falls back.
+        threads: of the CPU, for graphs; by default $OMP_NUM_THREADS, or the CPUs that affinity and control groups leave this
+            process. PyTorch on a CPU has one number for the whole process, which is set to `threads` if they are given.
 
     Raises:
         BundleError: the bundle is damaged, of another format version, or has no file that the device can run.
-        UsageError: the device is not there, the backend has no fused ops or no preprocessing, or others can write to the
-            cache folder.
+        UsageError: the device is not there, the backend has no fused ops or no preprocessing, others can write to the cache
+            folder, or `threads` is below 1.
     """
 
     def __init__(
@@ -76,7 +81,11 @@ class Recognizer:
         unfused: Collection[str] = (),
         device_preprocess: bool = False,
         build: bool = True,
+        threads: int | None = None,
     ) -> None:
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads is {threads}, expected at least 1")
+        self.threads = threads or cpus.threads()
         self.bundle = Bundle(bundle)
         folder = None if cache_dir is False else Path(cache_dir) if isinstance(cache_dir, (str, Path)) else default_cache_dir()
         if folder is not None:
@@ -84,7 +93,8 @@ class Recognizer:
         if precision is not None and precision not in [known.value for known in Precision]:
             raise UsageError(f"precision {precision!r}: expected one of {', '.join(known.value for known in Precision)}")
         asked = Precision(precision) if precision else None
-        self.engine = open_engine(self.bundle, backend, device, asked, unfused, folder / "kernels" if folder else None, build)
+        kernels = folder / "kernels" if folder else None
+        self.engine = open_engine(self.bundle, backend, device, asked, unfused, kernels, build, threads)
         self._cache = self._open_cache(folder, {"gmc"} & set(unfused))
         log.info("engine: %s", self.engine.description)
         prepare: Preparation = self.engine.preprocess() if device_preprocess else self.bundle.manifest.preprocess
@@ -165,10 +175,16 @@ class Recognizer:
         repeated or overlong one, or one that a bundle without a text encoder has no embedding of.
         """
         if labels is not None:
-            return self._cache.vocabulary(read_labels(labels) if isinstance(labels, (str, Path)) else check_labels(labels))
-        if self.bundled_vocabulary is None:
+            start = time.perf_counter()
+            found = self._cache.vocabulary(read_labels(labels) if isinstance(labels, (str, Path)) else check_labels(labels))
+            log.debug("%d labels ready in %.2f s", len(found), time.perf_counter() - start)
+        elif self.bundled_vocabulary is not None:
+            found = self.bundled_vocabulary
+        else:
             raise LabelError(f"{self.bundle.path}: carries no vocabulary of its own; give a label file (--labels)")
-        return self.bundled_vocabulary
+        if len(found) < _FEW_LABELS and self.bundle.manifest.arch is not Arch.CLIP:
+            _warn_of_few(len(found))
+        return found
 
     def pixels(self, image: ImageSource) -> Pixels:
         """One picture (path, PIL image, array, file bytes; see `read_image`) → [3, H, W] as the bundle's contract says.
@@ -327,6 +343,16 @@ class Recognizer:
     def _with_evidence(self, tag: Tag, local: NDArray[np.float32], vocabulary: Vocabulary) -> Tag:
         row = vocabulary.label_embedding[vocabulary.index(tag.label)][None]
         return Tag(tag.label, tag.score, matching.patch_similarity(local, row).reshape(self.bundle.manifest.grid))
+
+
+@cache  # once is enough
+def _warn_of_few(labels: int) -> None:
+    many = f"{labels} label{'' if labels == 1 else 's'}"
+    log.warning(
+        "%s: scores compare the labels of one picture, and with so few even a wrong one scores high (a single label always 1); "
+        "add labels of other things that may be there, ten or more in all",
+        many,
+    )
 
 
 def _several(images: Iterable[ImageSource]) -> Iterable[ImageSource]:

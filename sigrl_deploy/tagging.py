@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,11 +14,15 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from sigrl_deploy import cpus
 from sigrl_deploy.engines import Pixels
-from sigrl_deploy.errors import ImageError, printable
+from sigrl_deploy.errors import ImageError, UsageError, printable
 from sigrl_deploy.recognizer import Recognizer, Tag
 from sigrl_deploy.vocabulary import Vocabulary
 
+log = logging.getLogger(__name__)
+
+MOST_DECODING = 8  # threads
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -49,9 +53,28 @@ def tag_pictures(
 ) -> Iterator[Record]:
     """A record for every path, in order. Memory is bounded by the batch size, not by the number of pictures.
 
-    Raises UsageError for `evidence` where the architecture matches no patches.
+    Raises UsageError for `evidence` where the architecture matches no patches, and where memory does not hold a batch.
     """
-    read = batches(read_ahead(partial(_pixels, recognizer), paths, ahead=2 * batch_size), batch_size)
+    try:
+        yield from _tag(recognizer, vocabulary, paths, batch_size, top, threshold, evidence)
+    except MemoryError:
+        advice = "give a smaller --batch-size" if batch_size > 1 else "free some"
+        raise UsageError(
+            f"--batch-size {batch_size}: there is not enough memory for so many pictures at once; {advice}"
+        ) from None
+
+
+def _tag(
+    recognizer: Recognizer,
+    vocabulary: Vocabulary,
+    paths: Sequence[str],
+    batch_size: int,
+    top: int,
+    threshold: float | None,
+    evidence: bool,
+) -> Iterator[Record]:
+    pixels_of = partial(_pixels, recognizer)
+    read = batches(read_ahead(pixels_of, paths, ahead=2 * batch_size, threads=recognizer.threads), batch_size)
     # A GPU gets the next batch before the tags of one come back.
     ahead, behind = itertools.tee(read)
     tagged = recognizer.tag_batches(_readable(ahead), vocabulary, top, threshold, evidence)
@@ -76,9 +99,11 @@ def _readable(read: Iterable[list[tuple[str, Pixels | str]]]) -> Iterator[Pixels
             yield np.stack(pictures)
 
 
-def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[tuple[Item, Result]]:
+def read_ahead(
+    read: Callable[[Item], Result], items: Iterable[Item], ahead: int, threads: int | None = None
+) -> Iterator[tuple[Item, Result]]:
     """Each item with what `read` makes of it, in order. Threads read, and at most `ahead` results are waiting."""
-    workers = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    workers = min(MOST_DECODING, threads or cpus.threads())
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     remaining = iter(items)
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
@@ -99,6 +124,7 @@ def _pixels(recognizer: Recognizer, path: str) -> Pixels | str:
     try:
         return recognizer.pixels(path)
     except ImageError as error:
+        log.debug("%s: %r", printable(path), error.__context__ or error)
         return str(error).removeprefix(f"{printable(path)}: ")
 
 

@@ -123,3 +123,26 @@ def colours(tmp_path: Path) -> Path:
         lines.append(f"{i}.png,{COLOURS[int(colour.argmax())]};{'light' if colour.sum() > 380 else 'dark'}")
     (folder / "labels.csv").write_text("\n".join(lines) + "\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("labels") / "labels.txt"
+    path.write_text("cat\ndog\nrocket\ncup of coffee\nperson\ntree\nhouse\nboat\ntable\nbird\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def model(bundle: Path, labels: Path) -> list[str | Path]:
+    return ["--bundle", bundle, "--labels", labels, "--device", "cpu"]
+
+
+@pytest.fixture(scope="session")
+def small(photos: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty different pictures, quick to decode; one of them is broken."""
+    folder = tmp_path_factory.mktemp("small")
+    with Image.open(photos[0]) as photo:
+        for i in range(60):
+            photo.crop((i, i, 160 + i, 140 + i)).save(folder / f"{i:02}.jpg")
+    (folder / "05.jpg").write_bytes(b"")
+    return folder

@@ -89,6 +89,11 @@ main()
         (["--scores", "all", "--top", "3"], "--scores all: gives every label"),
         (["--resume"], "--resume: only a run of --format jsonl --out FILE"),
         (["--resume", "--out", "a.csv"], "--resume: only a run of --format jsonl --out FILE"),
+        (["--resume", "--overwrite", "--out", "a.jsonl"], "--resume and --overwrite: one goes on with a file"),
+        (["--retry-errors", "--out", "a.jsonl"], "--retry-errors: is about a run that goes on; add --resume"),
+        (["--overwrite"], "--overwrite: is about a file; give --out FILE"),
+        (["--out", "tags.xml"], "--out tags.xml: no format ends so; expected .jsonl, .json, .csv, .txt (a table)"),
+        (["--backend", "torch", "--device", "cpu", "--unfused", "svfr"], "--unfused svfr: nothing is fused here"),
         (["--out", "missing/a.json"], "--out missing/a.json: the folder missing is not there"),
         (["--out", "folder"], "--out folder: is a folder, device or pipe"),
         (["--out", "pipe"], "--out pipe: is a folder, device or pipe"),
@@ -101,7 +106,7 @@ main()
         (["--labels", "missing.txt"], "missing.txt: cannot be read (No such file"),
         (["--labels", "empty.txt"], "empty.txt: holds no labels"),
         ([], "carries no vocabulary of its own; give a label file (--labels)"),
-        (["--labels", "labels.txt", "--out", "o" * 255], "cannot be written (File name too long)"),
+        (["--labels", "labels.txt", "--out", "o" * 251 + ".csv"], "cannot be written (File name too long)"),
         (["--labels", "labels.txt", "--resume", "--out", "o" * 249 + ".jsonl"], "cannot be written (File name too long)"),
         (["missing*.jpg"], "missing*.jpg: matches no file"),
         (["\x1b[31m*.jpg"], r"\x1b[31m*.jpg: matches no file"),
@@ -124,9 +129,9 @@ def place(tmp_path: Path, photos: list[Path]) -> Path:
     shutil.copy(photo, tmp_path / "cat.jpg")
     (tmp_path / "link.jpg").symlink_to("cat.jpg")
     (tmp_path / "folder").mkdir()
-    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    (tmp_path / "labels.txt").write_text("\n".join(f"label {i}" for i in range(10)))
     (tmp_path / "empty.txt").write_text("\n# nothing\n")
-    (tmp_path / "unfinished.jsonl.partial").write_text("")
+    (tmp_path / "unfinished.jsonl.partial").write_text("{")
     os.mkfifo(tmp_path / "pipe")
     return tmp_path
 

@@ -130,7 +130,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         opened.append("fused " + " ".join(sorted(arguments[3])))
         return "fused"
 
-    monkeypatch.setattr(choice, "_has_driver", lambda: True)
+    monkeypatch.setattr(choice, "has_driver", lambda: True)
     monkeypatch.setattr("sigrl_deploy.engines.onnxruntime.has_provider", lambda name: True)
     monkeypatch.setattr("sigrl_deploy.engines.resident.fused_on", lambda device, unfused: {*FUSED} - {*unfused})
     monkeypatch.setattr("sigrl_deploy.engines.onnxruntime_fused.OnnxRuntimeFusedEngine", fused)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.output import WRITERS, choose_format, open_output, partial_path, printable, resume
+from sigrl_deploy.output import WRITERS, RawCsvWriter, choose_format, open_output, printable
 from sigrl_deploy.recognizer import Tag
 from sigrl_deploy.tagging import Record
 
@@ -126,10 +126,36 @@ def test_printable_leaves_ordinary_text_alone() -> None:
         (None, "a.csv", "csv"),
         (None, "a.txt", "table"),
         ("json", "a.csv", "json"),
+        ("json", "a.xml", "json"),
+        ("table", "a", "table"),
     ],
 )
 def test_the_format_follows_the_option_then_the_ending(name: str | None, out: str | None, expected: str) -> None:
     assert choose_format(name, Path(out) if out else None) == expected
+
+
+@pytest.mark.parametrize("out", ["a.xml", "a", "jsonl", "a.csv.gz"])
+def test_a_name_that_says_no_format_is_refused(out: str) -> None:
+    with pytest.raises(UsageError, match=r"expected \.jsonl, \.json, \.csv, \.txt \(a table\), or give --format"):
+        choose_format(None, Path(out))
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
+def test_no_text_in_a_csv_begins_like_a_formula_and_numbers_stay_numbers(text: str) -> None:
+    scores = np.array([-0.5], np.float32)
+    shown = [Record(text, (Tag(text, -0.5),), scores), Record("a.jpg", error=text)]
+    for all_scores in (False, True):
+        for kind, quote in (WRITERS["csv"], "'"), (RawCsvWriter, ""):
+            stream = io.StringIO()
+            writer = kind(stream, [text], all_scores, "run")
+            for record in shown:
+                writer.write(record)
+            rows = list(csv.reader(io.StringIO(stream.getvalue(), newline=""), quoting=csv.QUOTE_NONNUMERIC))
+            guarded = quote + text
+            if all_scores:
+                assert rows == [["path", "error", guarded], [guarded, "", -0.5], ["a.jpg", guarded, ""]]
+            else:
+                assert rows[1:] == [[guarded, guarded, -0.5, ""], ["a.jpg", "", "", guarded]]
 
 
 def _write_half(stream: TextIO) -> None:
@@ -137,47 +163,11 @@ def _write_half(stream: TextIO) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("format_", WRITERS)
+@pytest.mark.parametrize("format_", ["table", "json", "csv"])
 def test_a_run_that_fails_leaves_an_older_output_as_it_was(format_: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.write_text("older")
     with pytest.raises(KeyboardInterrupt), open_output(format_, out) as stream:
         _write_half(stream)
     assert out.read_text() == "older"
-    assert {path.name for path in tmp_path.iterdir()} == ({"out", "out.partial"} if format_ == "jsonl" else {"out"})
-
-
-def test_resume_cuts_off_half_a_line_and_counts_what_failed(tmp_path: Path) -> None:
-    out = tmp_path / "out.jsonl"
-    whole = _written("jsonl", TAGGED, BROKEN)
-    partial_path(out).write_text(whole + '{"path": "c.jpg", "tags": [{"lab')
-    assert resume(out, "run") == ({"a.jpg", "b.jpg"}, 1)
-    assert partial_path(out).read_text() == whole
-
-
-def test_resume_without_a_file_starts_from_nothing(tmp_path: Path) -> None:
-    assert resume(tmp_path / "out.jsonl", "run") == (set(), 0)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "not json",
-        "[1]",
-        "7",
-        '{"path": "a.jpg"}',
-        '{"path": ["a.jpg"], "run": "run"}',
-        "\xff\xfe",
-        '{"path": "a.jpg", "run": "x"}',
-    ],
-)
-@pytest.mark.parametrize("finished", [True, False])
-def test_resume_refuses_a_file_of_something_else_and_leaves_it_alone(tmp_path: Path, line: str, finished: bool) -> None:
-    out = tmp_path / "out.jsonl"
-    file = out if finished else partial_path(out)
-    before = (_written("jsonl", TAGGED) + line + "\n").encode("latin-1", "backslashreplace")
-    file.write_bytes(before)
-    with pytest.raises(UsageError, match="line 2"):
-        resume(out, "run")
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

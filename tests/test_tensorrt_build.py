@@ -316,7 +316,7 @@ def test_infer_says_that_there_is_no_gpu(own: Path, photos: list[Path], label_fi
     assert "--backend tensorrt: there is no GPU" in done.output
     done = CliRunner().invoke(main, [*arguments, "onnxruntime-tensorrt"])
     assert done.exit_code == 2
-    assert "this onnxruntime has no TensorRT provider" in done.output
+    assert "--backend onnxruntime-tensorrt: there is no GPU" in done.output
 
 
 def test_nothing_of_the_current_folder_runs_in_the_builder(own: Path, tmp_path: Path) -> None:

@@ -9,7 +9,15 @@ from typing import Any
 
 import click
 
-from sigrl_deploy.cli.options import PATH, backend_option, cache_option, device_option, unfused_option
+from sigrl_deploy.cli.options import (
+    MOST_PICTURES,
+    PATH,
+    backend_option,
+    cache_option,
+    device_option,
+    threads_option,
+    unfused_option,
+)
 from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.errors import UsageError
 
@@ -42,7 +50,9 @@ log = logging.getLogger(__name__)
 )
 @click.option("--labels", type=PATH, help="Label file, one a line: evaluate these labels of DATA only.")
 @click.option("--limit", type=click.IntRange(min=1), help="The first so many pictures only.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Pictures at once [default: 1 on a CPU, 16 on a GPU].")
+@click.option(
+    "--batch-size", type=click.IntRange(1, MOST_PICTURES), help="Pictures at once [default: 1 on a CPU, 16 on a GPU]."
+)
 @device_option
 @backend_option
 @click.option(
@@ -54,6 +64,7 @@ log = logging.getLogger(__name__)
 )
 @unfused_option
 @cache_option
+@threads_option
 @click.option("--out", type=PATH, help="Write everything that was measured to a JSON file.")
 def evaluate(**options: Any) -> None:
     """Measure mAP and F1@K on DATA, and how far bundles are from the first model.

@@ -15,6 +15,7 @@ from sigrl_deploy.cli.options import (
     cache_option,
     device_option,
     precision_option,
+    threads_option,
     unfused_option,
 )
 
@@ -32,6 +33,7 @@ def labels() -> None:
 @precision_option
 @unfused_option
 @cache_option
+@threads_option
 def build(
     label_file: Path,
     bundle: Path,

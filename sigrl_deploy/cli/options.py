@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
+from sigrl_deploy import cpus
 from sigrl_deploy.config import BACKENDS, FUSED, Precision
 
+_Option = Callable[[Any], Any]
+
 PATH = click.Path(path_type=Path)
+MOST_PICTURES = 1024  # at once: a GPU is full long before
 bundle_argument = click.argument("bundle", type=PATH)
 bundle_option = click.option("--bundle", type=PATH, required=True, help="Folder that the export wrote.")
 device_option = click.option(
@@ -47,3 +56,34 @@ build_option = click.option(
 cache_option = click.option(
     "--cache-dir", type=PATH, help="Where label embeddings are kept [default: $SIGRL_DEPLOY_CACHE or the user's cache folder]."
 )
+
+
+def _set_threads(ctx: click.Context, _: click.Parameter, count: int | None) -> None:
+    """Before numpy, PyTorch and the runtimes are imported, which read the variable then."""
+    if count is None and (quota := cpus.quota()) is not None and cpus.VARIABLE not in os.environ:
+        count = quota
+    if count is not None:
+        os.environ[cpus.VARIABLE] = str(count)
+
+
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(min=1, max=1024),
+    expose_value=False,
+    callback=_set_threads,
+    help=f"CPU threads [default: ${cpus.VARIABLE}, or as many as this process has CPUs, by its affinity and cgroups].",
+)
+
+
+def _set_level(level: int, ctx: click.Context, _: click.Parameter, chosen: bool) -> None:
+    log = logging.getLogger("sigrl_deploy")
+    if chosen and log.isEnabledFor(logging.ERROR):  # not where another process speaks for this one
+        log.setLevel(level)
+
+
+def _level_option(flags: tuple[str, str], level: int, text: str) -> _Option:
+    return click.option(*flags, is_flag=True, expose_value=False, callback=partial(_set_level, level), help=text)
+
+
+quiet_option = _level_option(("-q", "--quiet"), logging.ERROR, "Say errors only.")
+verbose_option = _level_option(("-v", "--verbose"), logging.DEBUG, "Say more: what is computed, how long it takes, why.")

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sigrl_deploy.cli.options import PATH, bundle_argument, cache_option, device_option
+from sigrl_deploy.cli.options import MOST_PICTURES, PATH, bundle_argument, cache_option, device_option, threads_option
 from sigrl_deploy.config import BACKENDS, Precision
 from sigrl_deploy.errors import UsageError, VerificationError, printable
 
@@ -43,9 +43,10 @@ log = logging.getLogger(__name__)
 @click.option(
     "--threshold", type=float, help="Count scores that cross it [default: one that lets about five tags a picture pass]."
 )
-@click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures at once.")
+@click.option("--batch-size", type=click.IntRange(1, MOST_PICTURES), default=1, show_default=True, help="Pictures at once.")
 @device_option
 @cache_option
+@threads_option
 def verify(bundle: Path, pictures: tuple[str, ...], **options: Any) -> None:
     """Compare every backend that runs BUNDLE here, on your own PICTURES: files, folders, globs, or - for a list on stdin.
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
 from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,12 +12,15 @@ from sigrl_deploy.bundle import Bundle
 from sigrl_deploy.config import BACKENDS, FUSED, Precision
 from sigrl_deploy.engines import Engine
 from sigrl_deploy.errors import UsageError
+from sigrl_deploy.gpu import NoGpuError, gpu_at_hand, has_driver
 
 if TYPE_CHECKING:
     from sigrl_deploy.gpu import Gpu
     from sigrl_deploy.tensorrt.library import Library
 
 log = logging.getLogger(__name__)
+
+_NOT_FUSED = "--unfused {}: nothing is fused here; leave it out, or use --backend torch on a GPU"
 
 
 def open_engine(
@@ -30,6 +31,7 @@ def open_engine(
     unfused: Collection[str] = (),
     cache_folder: Path | None = None,
     build: bool = True,
+    threads: int | None = None,
 ) -> Engine:
     """The engine of a bundle, in one of its precisions or in its first that can run.
 
@@ -38,7 +40,7 @@ def open_engine(
 
     `unfused` are ops of FUSED that run in their plain form; `cache_folder` keeps compiled kernels, and engines of ONNX
     Runtime's TensorRT provider, between runs. Without `build`, "tensorrt" runs an engine that the bundle has, or falls back on
-    what "auto" takes.
+    what "auto" takes. `threads` of the CPU are, unless given, those of `cpus.threads()`, and of PyTorch its own.
 
     Raises UsageError for an unknown backend, one that is not installed or one that the bundle was not exported for, for an
     unknown op or one that the backend does not fuse, and what the engine raises.
@@ -55,34 +57,35 @@ def open_engine(
         from sigrl_deploy.engines.resident import fused_on
         from sigrl_deploy.engines.torch import TorchEngine
 
-        return TorchEngine(bundle, device, precision, fused_on(device, unfused), cache_folder)
+        fused = fused_on(device, ())
+        if unfused and not fused and device != "cuda":
+            raise UsageError(_NOT_FUSED.format(next(iter(unfused))))
+        return TorchEngine(bundle, device, precision, fused - set(unfused), cache_folder, threads)
     if backend == "tensorrt":
         engine = _tensorrt(bundle, device, precision, unfused, cache_folder, build)
-        return engine or open_engine(bundle, "auto", device, precision, unfused, cache_folder)
+        return engine or open_engine(bundle, "auto", device, precision, unfused, cache_folder, threads=threads)
     if backend in ("auto", "onnxruntime") and _can_fuse(bundle, device):
         engine = _onnxruntime_fused(bundle, device, precision, unfused, cache_folder)
         if engine:
             return engine
     elif unfused:
-        raise UsageError(
-            f"--unfused {next(iter(unfused))}: nothing is fused here; leave it out, or use --backend torch on a GPU"
-        )
+        raise UsageError(_NOT_FUSED.format(next(iter(unfused))))
     if backend == "openvino":
         for package in ("openvino", "onnx"):
             if find_spec(package) is None:
                 raise UsageError(f"--backend openvino: {package} is not installed; pip install '.[openvino]' in a checkout")
         from sigrl_deploy.engines.openvino import OpenVinoEngine
 
-        return OpenVinoEngine(bundle, device, precision)
+        return OpenVinoEngine(bundle, device, precision, threads)
     from sigrl_deploy.engines.onnxruntime import OnnxRuntimeEngine
 
     folder = cache_folder / "onnxruntime-tensorrt" if cache_folder else None
-    return OnnxRuntimeEngine(bundle, device, precision, backend == "onnxruntime-tensorrt", folder)
+    return OnnxRuntimeEngine(bundle, device, precision, backend == "onnxruntime-tensorrt", folder, threads)
 
 
 def _can_fuse(bundle: Bundle, device: str) -> bool:
     """Whether kernels may run behind ONNX Runtime's tower: SVFR is in the model, ONNX Runtime and torch have a GPU."""
-    if device not in ("auto", "cuda") or not bundle.manifest.arch.has_graph or not _has_driver():
+    if device not in ("auto", "cuda") or not bundle.manifest.arch.has_graph or not has_driver():
         return False
     from sigrl_deploy.engines.onnxruntime import CUDA, has_provider
 
@@ -118,8 +121,6 @@ def _tensorrt(
     bundle: Bundle, device: str, precision: Precision | None, unfused: Collection[str], cache_folder: Path | None, build: bool
 ) -> Engine | None:
     """The TensorRT engine; None, with the reason in the log, where there is none and none may be built."""
-    from sigrl_deploy.gpu import NoGpuError, gpu_at_hand
-
     if device == "cpu":
         raise UsageError("--device cpu: TensorRT runs on GPUs; leave it out, or use another --backend")
     if "tower" in unfused:
@@ -174,17 +175,8 @@ def _check_torch(gpu: Gpu) -> None:
 def _torch_has_gpu(bundle: Bundle, precision: Precision | None) -> bool:
     variants = bundle.manifest.variants
     weights = [held for held, variant in variants.items() if variant.weights and precision in (held, None) and not held.is_int8]
-    if not weights or find_spec("torch") is None or not _has_driver():
+    if not weights or find_spec("torch") is None or not has_driver():
         return False
     import torch
 
     return torch.cuda.is_available()
-
-
-def _has_driver() -> bool:
-    """Whether there is NVIDIA's driver: importing torch to learn that takes seconds."""
-    try:
-        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-        return True
-    except OSError:
-        return False

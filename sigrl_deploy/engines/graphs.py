@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sigrl_deploy import matching
+from sigrl_deploy import cpus, matching
 from sigrl_deploy.bundle import Bundle, Variant
 from sigrl_deploy.config import Precision
 from sigrl_deploy.engines import Array, Pixels
@@ -81,8 +80,9 @@ class GraphEngine(TextGraphEngine):
 
     takes_uint8 = False
 
-    def __init__(self, bundle: Bundle, precision: Precision) -> None:
+    def __init__(self, bundle: Bundle, precision: Precision, threads: int | None) -> None:
         self.precision = precision
+        self._threads = threads or cpus.threads()
         self._bundle = bundle
         self._variant = bundle.manifest.variants[precision]
         self._visual = self._open(bundle.file(self._variant.visual))
@@ -135,11 +135,6 @@ class GraphEngine(TextGraphEngine):
     def score_batches(self, batches: Iterable[Pixels], vocabulary: Vocabulary) -> Iterator[Array]:
         """See `Engine.score_batches`."""
         return (self.score(pixels, vocabulary) for pixels in batches)
-
-
-def threads() -> int:
-    """One a core that this process may use; 0, a runtime's own choice, where the system does not say."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
 
 
 def inputs_of(graph: onnx.GraphProto) -> dict[str, Sequence[int | str]]:

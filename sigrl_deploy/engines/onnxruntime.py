@@ -14,11 +14,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import onnxruntime as ort
 
+from sigrl_deploy import cpus
 from sigrl_deploy.bundle import Bundle, Manifest
 from sigrl_deploy.cache import digest
 from sigrl_deploy.config import Precision
 from sigrl_deploy.engines import Array, Pixels
-from sigrl_deploy.engines.graphs import GraphEngine, threads
+from sigrl_deploy.engines.graphs import GraphEngine
 from sigrl_deploy.errors import BundleError, SigRLError, UsageError, printable
 from sigrl_deploy.gpu import NoGpuError, gpu_at_hand
 from sigrl_deploy.tensorrt.key import DEFAULT_BATCH, MOST_LABELS, Profile, Range
@@ -46,8 +47,9 @@ class OnnxRuntimeEngine(GraphEngine):
 
     `device` is "auto" (CUDA where it starts, else the CPU), "cpu" or "cuda". With `tensorrt` the visual graph runs in ONNX
     Runtime's TensorRT provider, whose engines stay in `folder`. Without a `precision` the bundle's first variant that the
-    device can run is taken. Raises UsageError where the device is not there or the precision cannot be had on it, BundleError
-    where no variant can run.
+    device can run is taken. `threads` are the CPU's, by default `cpus.threads()`.
+
+    Raises UsageError where the device is not there or the precision cannot be had on it, BundleError where no variant can run.
     """
 
     def __init__(
@@ -57,12 +59,13 @@ class OnnxRuntimeEngine(GraphEngine):
         precision: Precision | None = None,
         tensorrt: bool = False,
         folder: Path | None = None,
+        threads: int | None = None,
     ) -> None:
         if device not in ("auto", "cpu", "cuda"):
             raise UsageError(f"device {device!r}: expected auto, cpu or cuda")
         if tensorrt and device == "cpu":
             raise UsageError("--device cpu: TensorRT runs on GPUs; leave it out, or use --backend onnxruntime")
-        self._asked, self._tensorrt, self._folder = precision, tensorrt, folder
+        self._asked, self._tensorrt, self._folder, self._asked_threads = precision, tensorrt, folder, threads
         self._resident: WeakKeyDictionary[Vocabulary, dict[str, Any]] = WeakKeyDictionary()
         reason = "as asked" if device != "auto" else ""
         if device != "cpu":
@@ -82,10 +85,15 @@ class OnnxRuntimeEngine(GraphEngine):
     def _start(self, bundle: Bundle, device: str) -> None:
         needed = _TENSORRT if self._tensorrt else CUDA
         if device == "cuda" and not has_provider(needed):
+            try:
+                gpu_at_hand()
+            except NoGpuError as error:
+                advice = "check it with `sigrl-deploy doctor`"
+                raise NoCudaError(f"there is no GPU: {error}", advice, self._tensorrt) from None
             advice = "put onnxruntime-gpu in its place (the README says how)"
             raise NoCudaError(f"this onnxruntime has no {_short(needed)} provider", advice, self._tensorrt)
         self.device = device
-        super().__init__(bundle, choose_precision(bundle, device, self._asked))
+        super().__init__(bundle, choose_precision(bundle, device, self._asked), self._asked_threads)
 
     def _open(self, path: Path) -> OpenSession:
         providers = providers_of(self.device)
@@ -94,7 +102,7 @@ class OnnxRuntimeEngine(GraphEngine):
             manifest = self._bundle.manifest
             providers.insert(0, (_TENSORRT, tensorrt_options(manifest, self._engine_folder(manifest.files[path.name]))))
             log.info("ONNX Runtime's TensorRT provider builds its engine when it first runs a bundle, which may take minutes")
-        return OpenSession(open_session(path, providers), path)
+        return OpenSession(open_session(path, providers, threads=self._threads), path)
 
     def _engine_folder(self, graph: str) -> Path | None:
         """Where the TensorRT provider keeps the engine of a graph for this GPU; None where nothing can be kept."""
@@ -152,14 +160,18 @@ def providers_of(device: str, **cuda: str) -> list[Any]:
     return [(CUDA, {"use_tf32": 0} | cuda), _CPU] if device == "cuda" else [_CPU]
 
 
-def open_session(path: Path, providers: list[Any], model: bytes | Path | None = None) -> ort.InferenceSession:
-    """An ONNX file in ONNX Runtime, or a `model` that was made of it.
+def open_session(
+    path: Path, providers: list[Any], model: bytes | Path | None = None, threads: int | None = None
+) -> ort.InferenceSession:
+    """An ONNX file in ONNX Runtime, or a `model` that was made of it, on `threads` of the CPU, by default `cpus.threads()`.
 
     Raises BundleError where it cannot be opened, NoCudaError, a UsageError, where a GPU's provider does not start.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what it prints at 3 comes as an exception too
-    options.intra_op_num_threads = threads()
+    options.intra_op_num_threads = threads or cpus.threads()
+    # Between products they would spin, and take the cores from the threads that decode pictures and from other processes.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = ort.InferenceSession(model or path, options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions have no common base
@@ -170,6 +182,7 @@ def open_session(path: Path, providers: list[Any], model: bytes | Path | None = 
     if session.get_providers()[0] != first:
         advice = "check the GPU, its driver and libraries with `sigrl-deploy doctor`"
         raise NoCudaError(f"the {_short(first)} provider did not start", advice, first == _TENSORRT)
+    log.debug("%s: %s, %d CPU threads", path, ", ".join(map(_short, session.get_providers())), options.intra_op_num_threads)
     return session
 
 

@@ -16,7 +16,7 @@ from onnx.inliner import inline_local_functions
 from sigrl_deploy.bundle import Bundle
 from sigrl_deploy.config import Precision
 from sigrl_deploy.engines import Array
-from sigrl_deploy.engines.graphs import GraphEngine, inputs_of, threads
+from sigrl_deploy.engines.graphs import GraphEngine, inputs_of
 from sigrl_deploy.errors import BundleError, UsageError
 
 _VERSION = ov.__version__.split("-")[0]
@@ -25,25 +25,27 @@ _VERSION = ov.__version__.split("-")[0]
 class OpenVinoEngine(GraphEngine):
     """The bundle's graphs in OpenVINO: those of `precision`, or of its first variant but int8's, which hold ONNX Runtime's ops.
 
-    `device` is "auto" or "cpu". Raises UsageError for another device or a precision that cannot be had, BundleError where no
-    variant can run or OpenVINO cannot open its graphs.
+    `device` is "auto" or "cpu", `threads` by default `cpus.threads()`. Raises UsageError for another device or a precision that
+    cannot be had, BundleError where no variant can run or OpenVINO cannot open its graphs.
     """
 
     device = "cpu"
 
-    def __init__(self, bundle: Bundle, device: str = "auto", precision: Precision | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, device: str = "auto", precision: Precision | None = None, threads: int | None = None
+    ) -> None:
         if device not in ("auto", "cpu"):
             raise UsageError(
                 f"device {device!r}: OpenVINO runs on the CPU only, expected auto or cpu; or use another --backend"
             )
-        super().__init__(bundle, _choose_precision(bundle, precision))
+        super().__init__(bundle, _choose_precision(bundle, precision), threads)
         self.description = f"OpenVINO {_VERSION} on cpu, {self.precision.value}, floats computed in {self._floats}"
 
     def _open(self, path: Path) -> _Compiled:
         # Left to itself OpenVINO computes files of any precision in bf16 where the CPU has it. In fp16 exp would overflow.
         settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if self.precision is Precision.BF16 else "f32",
-            "INFERENCE_NUM_THREADS": threads(),
+            "INFERENCE_NUM_THREADS": self._threads,
             "NUM_STREAMS": 1,
         }
         try:

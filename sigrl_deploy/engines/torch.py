@@ -28,7 +28,8 @@ class TorchEngine(ResidentEngine):
     """See `Engine`. `device` is "auto" (a GPU where torch has one), "cpu" or "cuda", which means the current GPU.
 
     `fused` are the ops of FUSED that run as kernels; the others run in plain PyTorch, tiled over labels. On a CPU kernels run
-    in Triton's interpreter only, which is for tests. `folder` keeps compiled kernels and what was measured of them.
+    in Triton's interpreter only, which is for tests. `folder` keeps compiled kernels and what was measured of them. On a CPU
+    `threads`, where given, become PyTorch's in the whole process.
 
     Raises UsageError where the device is not there, or the bundle was exported without weights.
     """
@@ -40,6 +41,7 @@ class TorchEngine(ResidentEngine):
         precision: Precision | None = None,
         fused: Collection[str] = (),
         folder: Path | None = None,
+        threads: int | None = None,
     ) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device cuda: this torch finds no GPU; check its driver, or use --device cpu")
@@ -51,6 +53,8 @@ class TorchEngine(ResidentEngine):
             raise UsageError(f"{bundle.path}: holds no weights for PyTorch; export it with --weights, or use another --backend")
         self.precision, weights = found[0]
         on_gpu = device != "cpu" and torch.cuda.is_available()
+        if threads and not on_gpu:
+            torch.set_num_threads(threads)
         # The current GPU of another thread may be another one.
         place = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         self.text_digests = bundle.digests(weights)

@@ -9,12 +9,12 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.datasets import Dataset
 from sigrl_deploy.errors import ImageError, UsageError, printable
 from sigrl_deploy.images import ImageSource, name_of
+from sigrl_deploy.progress import Progress
 from sigrl_deploy.tagging import batches, read_ahead
 from sigrl_deploy.vocabulary import Vocabulary
 
@@ -107,7 +107,10 @@ def _read(
         except ImageError as error:
             return str(error).removeprefix(f"{printable(name)}: ")
 
-    return iter(tqdm(read_ahead(pixels, pictures, ahead), total=len(pictures), unit="picture", leave=False, disable=None))
+    with Progress(len(pictures), "picture") as progress:
+        for read in read_ahead(pixels, pictures, ahead):
+            yield read
+            progress.advance()
 
 
 def _check_finite(scores: NDArray[np.float32], names: Sequence[str], model: Model) -> None:

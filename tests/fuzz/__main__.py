@@ -21,15 +21,17 @@ from .workers import make_case, outcomes
 @click.option("--keep", type=click.Path(path_type=Path), help="Folder for the files that something was found with.")
 def main(target: str, count: int, seed: int, processes: int, seconds: float, megabytes: float, keep: Path | None) -> None:
     """Examine damaged files of TARGET (pictures, checkpoints, bundles); report what failed, the slowest and the largest."""
-    first = seed * 10**9
-    done = list(tqdm(outcomes(target, range(first, first + count), processes), total=count, unit="file"))
-    found = [each for each in done if each.fault or each.seconds > seconds or each.megabytes > megabytes]
-    print(f"{len(done)} files, {sum(each.read for each in done)} read, {len(found)} faults")
-    for each in found:
-        print(f"case {each.case}: {each.seconds:.1f} s, {each.megabytes:.0f} MB {each.fault}")
-        if keep:
-            keep.mkdir(parents=True, exist_ok=True)
-            (keep / str(each.case)).write_bytes(make_case(target, each.case))
+    first, target = seed * 10**9, f"{__package__}.{target}"
+    done, found = [], 0
+    for each in tqdm(outcomes(target, range(first, first + count), processes), total=count, unit="file"):
+        done.append(each)
+        if each.fault or each.seconds > seconds or each.megabytes > megabytes:
+            found += 1
+            tqdm.write(f"case {each.case}: {each.seconds:.1f} s, {each.megabytes:.0f} MB {each.fault}", sys.stdout)
+            if keep:
+                keep.mkdir(parents=True, exist_ok=True)
+                (keep / str(each.case)).write_bytes(make_case(target, each.case))
+    print(f"{len(done)} files, {sum(each.read for each in done)} read, {found} faults")
     for name in ("seconds", "megabytes"):
         most = sorted(done, key=lambda each: getattr(each, name), reverse=True)[:5]
         print(f"most {name}: " + ", ".join(f"{getattr(each, name):.2f} (case {each.case})" for each in most))
