@@ -195,3 +195,19 @@ def test_libtiff_prints_nothing(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True)
     assert "damaged.tif: is damaged (decoder error" in run.stdout
     assert run.stderr == ""
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
+def test_an_avif_file_with_megabytes_of_exif_is_refused() -> None:
+    data = encode(scene(40, 30), "AVIF", exif=b"Exif\0\0II*\0\x08\0\0\0" + bytes(2**21))
+    with pytest.raises(ImageError, match="has EXIF of 2,097,"):
+        read_image(data)
+
+
+def test_a_directory_of_fractions_is_refused() -> None:
+    fractions = {code: ("Q", [1] * 20_000) for code in (33434, 33437, 37386)}
+    directory = tiff(fractions, b"")[8:]
+    tags = {**tiff_tags(9, 9), 273: ("I", [8]), 279: ("I", [243]), 34665: ("I", [252])}
+    data = tiff(tags, bytes(244) + directory)
+    with pytest.raises(ImageError, match="has more than 50,000 fractions in its tags"):
+        read_image(data)

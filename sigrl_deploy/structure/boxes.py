@@ -13,7 +13,7 @@ from itertools import islice
 from typing import BinaryIO
 
 from sigrl_deploy.structure import av1
-from sigrl_deploy.structure.limits import MAX_BYTES_WHOLE, MAX_EXIF_BYTES, require
+from sigrl_deploy.structure.limits import MAX_BYTES_WHOLE, require
 
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 _AVIF = {b"avif", b"avis"}
@@ -21,6 +21,7 @@ _AVIF = {b"avif", b"avis"}
 MAX_ITEMS = 4096
 MAX_ITEM_PIXELS = 64_000_000  # of one coded picture: 50 megapixels and a codec's padding
 MAX_WORK_PIXELS = 150_000_000  # of a picture and all it is made of: tiles, the picture itself, a gain map
+MAX_EXIF_BYTES = 2**20  # Pillow writes it anew where an AVIF file says itself how its picture is turned
 MAX_METADATA_BYTES = 256 * 2**20  # each picture of a HEIC file gets its own copy
 
 

@@ -16,6 +16,7 @@ PREFIXES = [b"II\x2a\0", b"MM\0\x2a", b"II\0\x2a", b"MM\x2a\0", b"II\x2b\0", b"M
 
 MAX_TAGS = 4096
 MAX_NUMBERS = 200_000  # in one tag: offsets of the strips of 65,535 rows in three planes, a palette of 16 bits
+MAX_RATIONALS = 50_000  # in all tags of a directory: each takes Python microseconds
 MAX_RAW_BYTES = 800_000_000  # before compression: 128 megapixels of 16-bit colour
 MAX_LZMA_PIXELS = 16_000_000
 MAX_JPEG_PARTS = 20_000
@@ -31,6 +32,8 @@ _MAX_SAMPLES = 6  # Pillow's, which logs an error beyond it
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _BYTES = (1, 2, 6, 7)
+_RATIONALS = (5, 10)
+_NUMBER_BYTES = 16  # a third of what Python takes for one
 _INTEGERS = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
 
 
@@ -47,7 +50,7 @@ class _Tags:
     def __init__(self, stream: BinaryIO, order: str, big: bool, at: int) -> None:
         self._stream, self._order, self.bytes = stream, order, 0
         self._found: dict[int, _Tag] = {}
-        inline = 8 if big else 4
+        inline, rationals = 8 if big else 4, 0
         stream.seek(at)
         (count,) = struct.unpack(order + ("Q" if big else "H"), read(stream, 8 if big else 2))
         require(count <= MAX_TAGS, f"has a directory of {count:,} tags, expected {MAX_TAGS:,} at most")
@@ -57,10 +60,12 @@ class _Tags:
             size, where = number * _SIZES.get(kind, 0), start + 4 + inline
             if size > inline:
                 (value_at,) = struct.unpack_from(order + ("Q" if big else "L"), entries, where)
-                self.bytes += size
+                self.bytes += size if kind in _BYTES else max(size, _NUMBER_BYTES * number)
             else:
                 value_at = at + (8 if big else 2) + where
             require(kind in _BYTES or number <= MAX_NUMBERS, f"has {number:,} values in tag {code}, expected {MAX_NUMBERS:,}")
+            rationals += number if kind in _RATIONALS else 0
+            require(rationals <= MAX_RATIONALS, f"has more than {MAX_RATIONALS:,} fractions in its tags")
             self._found.setdefault(code, _Tag(kind, number, value_at))
 
     def values(self, code: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tempfile
 import zlib
 from collections.abc import Iterator
 from functools import cache
@@ -25,7 +26,12 @@ _CONTRACT = Preprocess.for_contract("zero-shot", 224)
 def examine(data: bytes) -> bool:
     """Whether the picture was read; anything but an ImageError is a finding."""
     try:
-        _CONTRACT(read_image(data))
+        if len(data) % 2:  # as a file, which Pillow and libtiff read in other ways
+            with tempfile.TemporaryFile() as file:
+                file.write(data)
+                _CONTRACT(read_image(file))
+        else:
+            _CONTRACT(read_image(data))
     except ImageError as error:
         if not str(error).isprintable():
             raise AssertionError("an error of more than a line") from error
@@ -235,8 +241,8 @@ def sixteen_bit(width: int, height: int) -> Image.Image:
 
 
 def tiff(tags: dict[int, tuple[str, list[int]]], data: bytes) -> bytes:
-    """A little-endian TIFF: data from byte 8 on, then the tags, whose types are those of `struct`: B, H, I."""
-    kinds = {"B": 1, "H": 3, "I": 4}
+    """A little-endian TIFF: data from byte 8 on, then the tags, of types as in `struct`: B, H, I, and Q for fractions."""
+    kinds = {"B": 1, "H": 3, "I": 4, "Q": 5}
     data += bytes(len(data) % 2)
     entries, beyond, end = b"", b"", 8 + len(data) + 2 + 12 * len(tags) + 4
     for code, (kind, values) in sorted(tags.items()):
