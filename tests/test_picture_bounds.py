@@ -84,6 +84,12 @@ def tiles(width: int, height: int, tile: bytes, compression: int) -> bytes:
     return tiff({**tiff_tags(100, 100, compression), **places}, tile)
 
 
+def four_tiles(tile: bytes) -> bytes:
+    """A TIFF of 4000 x 4000 pixels, which names the same tile of JPEG four times."""
+    places = {322: ("I", [2000]), 323: ("I", [2000]), 324: ("I", [8] * 4), 325: ("I", [len(tile)] * 4)}
+    return tiff({**tiff_tags(4000, 4000, 7), **places}, tile)
+
+
 EXIF = segment(0xE1, b"Exif\0\0" + bytes(65_000))
 GIF = encode(scene(40, 30).convert("L"), "GIF")
 GIF_HEAD = 13 + (3 << (GIF[10] & 7) + 1)
@@ -92,6 +98,7 @@ COSTLY = {
     "a scan 5000 times": (lambda: scans(5000), "its scans go over"),
     "a scan 5000 times, without end": (lambda: scans(5000)[:-2], "its scans go over"),
     "a scan 5000 times, in a TIFF": (lambda: tiles(2000, 2000, scans(5000), 7), "its scans go over"),
+    "a tile of 500 scans, four times": (lambda: four_tiles(scans(500)), "its scans go over"),
     "coefficients of 120 megapixels": (
         lambda: resized_jpeg(11_000, progressive=True, subsampling=0),
         r"needs 1\.\d GB to read",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import BinaryIO
@@ -94,7 +95,7 @@ def check(stream: BinaryIO, length: int) -> None:
     part = _part_bytes(tags, width, height)
     compression = tags.first(_COMPRESSION, _RAW)
     require(compression != _LZMA or width * height <= MAX_LZMA_PIXELS, f"is LZMA of more than {MAX_LZMA_PIXELS:,} pixels")
-    places = {place for offsets, counts in _PLACES for place in _values_of_parts(tags, offsets, counts)}
+    places = [place for offsets, counts in _PLACES for place in _values_of_parts(tags, offsets, counts)]
     if compression == _RAW:
         part = _check_raw(sorted({offset for offset, _ in places if offset < length}), part)
     if compression in _JPEG:
@@ -132,10 +133,13 @@ def _check_raw(offsets: list[int], part: int) -> int:
     return max(steps, default=0)
 
 
-def _check_jpeg(stream: BinaryIO, length: int, parts: set[tuple[int, int]]) -> None:
+def _check_jpeg(stream: BinaryIO, length: int, parts: list[tuple[int, int]]) -> None:
     require(len(parts) <= MAX_JPEG_PARTS, f"has {len(parts):,} parts of JPEG, expected {MAX_JPEG_PARTS:,} at most")
-    total = sum(min(size, max(0, length - offset)) for offset, size in parts)
-    require(total <= 2 * length or len(parts) == 1, "has parts of JPEG that overlap")
+    times = Counter(parts)  # to walk once what is named often
+    total = sum(min(size, max(0, length - offset)) for offset, size in times)
+    require(total <= 2 * length or len(times) == 1, "has parts of JPEG that overlap")
     work = jpeg.Work()
-    for offset, size in parts:
-        jpeg.check_stream(stream, offset, min(length, offset + size), work)
+    for (offset, size), number in times.items():
+        part = jpeg.Work()
+        jpeg.check_stream(stream, offset, min(length, offset + size), part)
+        work.add(number * part.scan_pixels)
