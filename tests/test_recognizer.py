@@ -184,7 +184,7 @@ def test_memory_that_does_not_hold_a_batch_is_one_error_that_names_it(
     picture = np.broadcast_to(np.float32(0), (3, 2**22, 2**22))  # takes no memory, and a batch all there is
     monkeypatch.setattr(recognizer, "pixels", lambda path: picture)
     paths = list(map(str, photos))
-    with pytest.raises(UsageError, match=r"--batch-size 4: there is not enough memory.*give a smaller --batch-size"):
+    with pytest.raises(UsageError, match="--batch-size 4: there is not enough memory; give a smaller one"):
         list(tag_pictures(recognizer, recognizer.vocabulary(["cat", "dog"]), paths, batch_size=4))
 
 
