@@ -15,7 +15,7 @@ from pathlib import Path
 from sigrl_deploy.errors import UsageError, printable
 from sigrl_deploy.heatmaps import is_heatmap_name, open_folder, write_heatmaps
 from sigrl_deploy.output import WRITERS, RawCsvWriter, choose_format, open_output
-from sigrl_deploy.partial import Partial, check_fresh, open_partial, partial_path
+from sigrl_deploy.partial import Partial, check_fresh, open_partial, partial_path, records_kept
 from sigrl_deploy.progress import Progress
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.tagging import Record, tag_pictures
@@ -74,10 +74,9 @@ def run_infer(options: InferOptions) -> int:
     vocabulary = recognizer.vocabulary(options.labels)
     run = _run_name(options, recognizer, vocabulary)
     asked = _without_heatmaps(options.pictures, options.heatmaps) if options.heatmaps else options.pictures
-    kept = 0
     try:
         with _opened(options, format_, run) as output:
-            kept, failed = len(output.done), sum(output.done.values())
+            failed = sum(output.done.values())
             pictures = [path for path in asked if path not in output.done]
             if output.done:
                 log.info("resuming: %d pictures are done, %d to go", len(asked) - len(pictures), len(pictures))
@@ -86,12 +85,11 @@ def run_infer(options: InferOptions) -> int:
             )
             for record in _tagged(options, recognizer, vocabulary, pictures):
                 writer.write(write_heatmaps(record, options.heatmaps, manifest) if options.heatmaps else record)
-                kept += 1
                 failed += record.error is not None
             writer.end()
     except KeyboardInterrupt:
-        if kept and options.out and format_ == "jsonl":
-            log.error("%s keeps %d records; go on with --resume", partial_path(options.out), kept)
+        if options.out and format_ == "jsonl" and (kept := records_kept(options.out)):
+            log.error("%s keeps %s; go on with --resume", partial_path(options.out), kept)
         raise
     return failed
 

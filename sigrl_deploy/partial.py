@@ -33,6 +33,13 @@ def partial_path(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
+def records_kept(out: Path) -> str:
+    """How many records an unfinished run has, in words; nothing where there are none."""
+    partial = partial_path(out)
+    count = partial.read_bytes().count(b"\n") if partial.exists() else 0
+    return f"{count} record{'' if count == 1 else 's'}" if count else ""
+
+
 def check_fresh(out: Path, resumable: bool = True) -> None:
     """Raise UsageError where a new run would lose the records of an earlier one."""
     partial = partial_path(out)

@@ -25,18 +25,14 @@ class Progress:
     def __init__(self, total: int, unit: str, hidden: bool = False) -> None:
         self._total = total
         self._unit = unit
-        shown = log.isEnabledFor(logging.INFO) and not hidden
-        terminal = sys.stderr is not None and sys.stderr.isatty()
-        self._says_lines = shown and not terminal
-        self._has_bar = shown and terminal
+        self._shown = log.isEnabledFor(logging.INFO) and not hidden
+        self._terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._bar: tqdm | None = None
         self._done = 0
 
     def __enter__(self) -> Progress:
         self._started = self._said = time.monotonic()
         self._open = ExitStack()
-        if self._has_bar:
-            self._bar = self._open.enter_context(tqdm(total=self._total, unit=self._unit, delay=_SOON))
-            self._open.enter_context(logging_redirect_tqdm())  # lines of the log go above the bar
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -45,11 +41,16 @@ class Progress:
     def advance(self, count: int = 1) -> None:
         """So many more are done."""
         self._done += count
-        if self._has_bar:
+        if self._bar is not None:
             self._bar.update(count)
-        elif self._says_lines and self._done < self._total and (now := time.monotonic()) - self._said >= SECONDS:
-            self._said = now
-            log.info("%s", self._line(now - self._started))
+        elif self._shown:
+            now = time.monotonic()
+            if self._terminal and now - self._started >= _SOON:
+                self._bar = self._open.enter_context(tqdm(total=self._total, initial=self._done, unit=self._unit))
+                self._open.enter_context(logging_redirect_tqdm())  # lines of the log go above the bar
+            elif not self._terminal and now - self._said >= SECONDS and self._done < self._total:
+                self._said = now
+                log.info("%s", self._line(now - self._started))
 
     def _line(self, seconds: float) -> str:
         rate = self._done / seconds

@@ -58,10 +58,8 @@ def tag_pictures(
     try:
         yield from _tag(recognizer, vocabulary, paths, batch_size, top, threshold, evidence)
     except MemoryError:
-        advice = "give a smaller --batch-size" if batch_size > 1 else "free some"
-        raise UsageError(
-            f"--batch-size {batch_size}: there is not enough memory for so many pictures at once; {advice}"
-        ) from None
+        advice = "give a smaller one" if batch_size > 1 else "free some"
+        raise UsageError(f"--batch-size {batch_size}: there is not enough memory; {advice}") from None
 
 
 def _tag(

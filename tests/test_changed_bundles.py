@@ -313,7 +313,7 @@ def test_another_patch_size_is_found_at_the_first_picture(copied: Path, photos: 
 
 
 @pytest.mark.parametrize("kind", ["pipe", "endless", "huge"])
-def test_a_manifest_that_is_no_file_of_its_size(copied: Path, kind: str) -> None:
+def test_a_manifest_that_is_no_file_of_its_size(copied: Path, photos: list[Path], kind: str) -> None:
     path = copied / "manifest.json"
     path.unlink()
     if kind == "pipe":
@@ -323,7 +323,8 @@ def test_a_manifest_that_is_no_file_of_its_size(copied: Path, kind: str) -> None
     else:
         with path.open("wb") as file:
             file.truncate(1 << 40)
-    run = subprocess.run([*COMMAND, "infer", "x.jpg", "--bundle", str(copied)], capture_output=True, text=True, timeout=60)
+    command = [*COMMAND, "infer", str(photos[0]), "--bundle", str(copied)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert run.returncode == 3, run.stderr
     assert len(run.stderr.splitlines()) == 1
     assert "manifest.json: cannot be read" in run.stderr

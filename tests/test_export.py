@@ -348,7 +348,7 @@ def test_the_script_of_a_checkout_exports(weights: Path, tmp_path: Path) -> None
     done = subprocess.run(command, cwd=tmp_path / "here", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("../best-bundle: exported; largest score error")
-    assert re.search(r"\nfp32: exported in \d+ s; measuring .*\n.*\nfp32: measured in \d+ s\n", done.stderr)
+    assert re.search(r"\nfp32: exported in \d+ s; measuring .*\nfp32: measured in \d+ s\n", done.stderr, re.DOTALL)
     for path in (tmp_path / "best-bundle").iterdir():
         content = path.read_bytes()
         assert os.fsencode(ROOT) not in content

@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from processes import on_terminal
 
-from sigrl_deploy import progress
+from sigrl_deploy import Recognizer, progress
 from sigrl_deploy.progress import Progress
 
 
 def test_without_a_terminal_a_line_comes_now_and_then(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    now = iter([0.0, 10.0, 31.0, 50.0, 70.0, 1000.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    now = iter([0.0, 10.0, 31.0, 50.0, 70.0, 1000.0, 1030.0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(now)))
     with caplog.at_level(logging.INFO), Progress(50_000, "picture") as shown:
         for done in (100, 1141, 1000, 1000, 46_758):
             shown.advance(done)
@@ -27,6 +29,16 @@ def test_without_a_terminal_a_line_comes_now_and_then(
         "3,241 of 50,000 pictures, 46/s, 17 min to go",
         "49,999 of 50,000 pictures, 50/s, 0 s to go",
     ]
+
+
+def test_labels_that_are_encoded_are_counted(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    recognizer = Recognizer(bundle, device="cpu", cache_dir=False)
+    with caplog.at_level(logging.INFO, "sigrl_deploy"):
+        recognizer.vocabulary([f"label {i}" for i in range(150)])
+    assert [message.partition(",")[0] for message in caplog.messages] == ["64 of 150 labels", "128 of 150 labels"]
 
 
 def test_a_program_that_has_not_asked_is_told_nothing(

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from sigrl_deploy.checkpoint import add_text_tower, build_model, load_checkpoint
 from sigrl_deploy.errors import BundleError, LabelError, ScoreError, UsageError
 from sigrl_deploy.export.parity import LABELS
 from sigrl_deploy.model import materialised
+from sigrl_deploy.recognizer import _warn_of_few
+from sigrl_deploy.tagging import tag_pictures
 
 TOLERANCE = 1e-5  # fp32 scores within ±1, of one graph run in another order
 
@@ -152,8 +155,47 @@ def test_cuda_without_a_cuda_provider_is_refused(bundle: Path) -> None:
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has a CUDA provider")
-    with pytest.raises(UsageError, match=r"--device cuda.*onnxruntime-gpu.*--device cpu"):
+    missing = r"there is no GPU: .*doctor" if not torch.cuda.is_available() else "onnxruntime-gpu"
+    with pytest.raises(UsageError, match=rf"--device cuda: .*{missing}.*--device cpu"):
         Recognizer(bundle, device="cuda")
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_graph_runs_on_as_many_threads_as_are_asked_for(
+    bundle: Path, photos: list[Path], backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted by what they compute in a second of work: one thread gives no more than a second of the CPU's time."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    alone = Recognizer(bundle, device="cpu", backend=backend, cache_dir=False, threads=1)
+    assert alone.threads == 1
+    assert Recognizer(bundle, device="cpu", backend=backend, cache_dir=False).threads == 5
+    vocabulary, pixels = alone.vocabulary([f"label {i}" for i in range(300)]), np.stack([alone.pixels(photos[0])] * 16)
+    start, used = time.monotonic(), time.process_time()
+    while time.monotonic() < start + 1:
+        alone.score_pixels(pixels, vocabulary)
+    assert time.process_time() - used < 1.2 * (time.monotonic() - start)
+    with pytest.raises(UsageError, match="threads is 0, expected at least 1"):
+        Recognizer(bundle, threads=0)
+
+
+def test_memory_that_does_not_hold_a_batch_is_one_error_that_names_it(
+    recognizer: Recognizer, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = np.broadcast_to(np.float32(0), (3, 2**22, 2**22))  # takes no memory, and a batch all there is
+    monkeypatch.setattr(recognizer, "pixels", lambda path: picture)
+    paths = list(map(str, photos))
+    with pytest.raises(UsageError, match="--batch-size 4: there is not enough memory; give a smaller one"):
+        list(tag_pictures(recognizer, recognizer.vocabulary(["cat", "dog"]), paths, batch_size=4))
+
+
+@pytest.mark.parametrize(("labels", "warned"), [(1, True), (9, True), (10, False)])
+def test_few_labels_are_warned_of_once(
+    recognizer: Recognizer, labels: int, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    _warn_of_few.cache_clear()
+    for _ in range(2):
+        recognizer.vocabulary([f"label {i}" for i in range(labels)])
+    assert ["add labels" in record.message for record in caplog.records if record.levelname == "WARNING"] == [True] * warned
 
 
 def test_the_engine_is_named_once_with_its_reason(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
