@@ -203,7 +203,9 @@ def _load(options: ExportOptions) -> tuple[Checkpoint, SigRL, dict[str, Any]]:
         clip_config=options.clip_config,
         with_text=options.label_embeddings is None,
     )
-    sources = {"checkpoint": _source(options.checkpoint), "layout": checkpoint.layout}
+    sources: dict[str, Any] = {"checkpoint": _source(options.checkpoint), "layout": checkpoint.layout}
+    if checkpoint.record is not None:
+        sources["training"] = checkpoint.record.training
     if text is None:
         assert options.label_embeddings is not None
         return checkpoint, model, sources | {"label_embeddings": _source(options.label_embeddings)}
