@@ -18,7 +18,7 @@ from sigrl_deploy.config import Arch, GraphConfig, ModelConfig, TextConfig, Visi
 from sigrl_deploy.errors import BundleError, CheckpointError, printable
 from sigrl_deploy.files import replacing
 from sigrl_deploy.preprocess import Preprocess
-from sigrl_deploy.weights import open_safetensors
+from sigrl_deploy.weights import MAX_HEADER, open_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +44,8 @@ class TrainedRecord:
         vision = self.config.vision
         if self.preprocess.image_size != vision.image_size:
             raise ValueError(f"preprocess.image_size is {self.preprocess.image_size}, vision.image_size {vision.image_size}")
+        if sum(map(len, self.labels)) > MAX_HEADER // 2:
+            raise ValueError(f"its {len(self.labels)} labels are more than fit into a header")
         if not isinstance(self.training, dict):
             raise ValueError("training is no mapping")
         if not isinstance(self.template, str) or not self.template.isprintable() or self.template.count("{label}") != 1:

@@ -44,7 +44,7 @@ _FLOATS = ("float16", "bfloat16", "float32", "float64")
 MAX_TENSORS = 1 << 14
 _MAX_NAME = 1 << 10
 _MAX_DIMS = 16
-_MAX_HEADER = 1 << 22  # bytes of a safetensors file's list of tensors; our own labels are in it
+MAX_HEADER = 1 << 22  # bytes of a safetensors file's list of tensors; our own labels are in it
 _DAMAGED = "expected a file, whole, by torch.save, torch.jit.save or safetensors: copy or save it again"
 _MAX_SHARING = 4  # tied weights are in a file once, and in memory once for each name
 
@@ -109,8 +109,8 @@ def open_safetensors(path: Path) -> Any:
 
     with path.open("rb") as file:
         start = file.read(8)
-    if len(start) == 8 and struct.unpack("<Q", start)[0] > _MAX_HEADER:
-        raise CheckpointError(f"{path}: its header claims more than {_MAX_HEADER >> 20} MB; {_DAMAGED}")
+    if len(start) == 8 and struct.unpack("<Q", start)[0] > MAX_HEADER:
+        raise CheckpointError(f"{path}: its header claims more than {MAX_HEADER >> 20} MB; {_DAMAGED}")
     return safe_open(path, framework="pt")
 
 

@@ -332,6 +332,14 @@ def test_label_embeddings_must_fit_the_labels(make: Callable[[], object], said: 
     assert "\n" not in str(caught.value)
 
 
+def test_a_text_tower_that_cannot_be_read_is_not_advised_again(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "page.pt").write_text("<!DOCTYPE html>")
+    for tower in (tmp_path / "page.pt", weights / "sigrl.pth"):
+        with pytest.raises(CheckpointError, match=re.escape(tower.name)) as caught:
+            export_bundle(ExportOptions(weights / "sigrl.pth", tmp_path / "out", text_tower=str(tower)))
+        assert "--text-tower" not in str(caught.value)
+
+
 @pytest.mark.parametrize("how", ["parameter", "half", "view", "old format"])
 def test_label_embeddings_of_every_usual_kind_are_read(how: str, tmp_path: Path) -> None:
     rows = torch.randn(4, 512, generator=torch.Generator().manual_seed(0))

@@ -146,6 +146,11 @@ def test_values_that_mean_nothing_are_refused_before_anything_is_built(
         load_model(_damaged(tmp_path, model, json.dumps(values)))
 
 
+def test_more_labels_than_a_header_holds_are_refused_before_they_are_written(record: TrainedRecord) -> None:
+    with pytest.raises(ValueError, match="its 300000 labels are more than fit"):
+        replace(record, labels=tuple(f"label {i:06}" for i in range(300_000))).check()
+
+
 def test_another_format_version_says_what_to_do(model: SigRL, record: TrainedRecord, tmp_path: Path) -> None:
     values = json.loads(record.to_json()) | {"format_version": 2}
     with pytest.raises(CheckpointError, match="format version 2, this release reads version 1; install the release that wrote"):
