@@ -45,8 +45,8 @@ MAX_TENSORS = 1 << 14
 _MAX_NAME = 1 << 10
 _MAX_DIMS = 16
 MAX_HEADER = 1 << 22  # bytes of a safetensors file's list of tensors; our own labels are in it
-_DAMAGED = "expected a file, whole, by torch.save, torch.jit.save or safetensors: copy or save it again"
 _MAX_SHARING = 4  # tied weights are in a file once, and in memory once for each name
+_DAMAGED = "expected a file, whole, by torch.save, torch.jit.save or safetensors: copy or save it again"
 
 
 @dataclass(frozen=True)

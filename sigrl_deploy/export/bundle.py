@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -78,9 +79,9 @@ def export_bundle(options: ExportOptions) -> list[Parity]:
     own = given or (check_labels(checkpoint.record.labels) if checkpoint.record and checkpoint.record.labels else ())
     rows = _label_rows(options, model, template, own)
     preprocess = choose_preprocess(checkpoint, model, options.preprocess)
-    log.info("scoring the package's photographs with the eager model, to measure against")
-    reference = Reference(model, rows, preprocess)
-    with replaced_folder(options.out) as folder:
+    with replaced_folder(options.out) as folder, tempfile.TemporaryDirectory(prefix="sigrl-deploy-") as cache:
+        log.info("scoring the package's photographs with the eager model, to measure against")
+        reference = Reference(model, rows, preprocess, Path(cache))
         export = _Export(options, model, reference, folder, _manifest(model, template, preprocess, sources))
         found = export.run(vocabulary=bool(own))
     return list(found.values())

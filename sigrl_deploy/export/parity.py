@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -119,12 +118,13 @@ class EagerScorer:
 
 
 class Reference:
-    """The eager fp32 model's scores of the package's photographs: computed once, whatever number of precisions is measured."""
+    """The eager fp32 model's scores of the package's photographs: computed once, whatever number of precisions is measured.
 
-    def __init__(self, model: SigRL, rows: dict[str, torch.Tensor], preprocess: Preprocess) -> None:
-        self.rows, self.preprocess = rows, preprocess
-        # Precisions that share a text graph find its rows here.
-        self.cache = tempfile.TemporaryDirectory(prefix="sigrl-deploy-")
+    `cache` is a folder where precisions that share a text graph share what it computes.
+    """
+
+    def __init__(self, model: SigRL, rows: dict[str, torch.Tensor], preprocess: Preprocess, cache: Path) -> None:
+        self.rows, self.preprocess, self.cache = rows, preprocess, cache
         self.pictures = [read_image(path) for path in photos()]
         self.pixels: Array = np.stack([preprocess(picture) for picture in self.pictures])
         known = list(rows)
@@ -146,7 +146,7 @@ def measure(reference: Reference, bundle: Path, precision: Precision, tolerance:
         backend, tested = f"PyTorch {torch.__version__} on cpu, bf16", EagerScorer(graphs, reference.rows)
         has_weights = Bundle(bundle).manifest.variants[precision].weights
     else:
-        recognizer = Recognizer(bundle, device="cpu", precision=precision, cache_dir=reference.cache.name)
+        recognizer = Recognizer(bundle, device="cpu", precision=precision, cache_dir=reference.cache)
         backend, tested = recognizer.engine.description, _engine_scorer(recognizer)
         has_weights = recognizer.bundle.manifest.variants[precision].weights
     cases = [
