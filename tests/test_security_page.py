@@ -10,7 +10,7 @@ PAGE = " ".join((Path(__file__).parent.parent / "SECURITY.md").read_text(encodin
 BOUNDS = {
     f"{torch_files.MAX_PICKLE >> 20} MiB of pickle": "a checkpoint's pickle",
     f"{weights.MAX_TENSORS:,} tensors": "tensors of a checkpoint",
-    f"{weights._MAX_HEADER >> 20} MiB of a safetensors file's header": "a header",
+    f"{weights.MAX_HEADER >> 20} MiB of a safetensors file's header": "a header",
     f"Config files: {clip_config._MAX_JSON >> 20} MiB": "a config file",
     f"{bundle._MOST_MANIFEST_BYTES >> 20} MiB of manifest": "a manifest",
     f"{tokenizer._MOST_BYTES >> 20} MiB of tokenizer": "a tokenizer",

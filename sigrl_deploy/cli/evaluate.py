@@ -73,6 +73,10 @@ def evaluate(**options: Any) -> None:
     DATA: scenes, nus-wide:DIR, coco:DIR, voc:DIR, open-images:DIR, folder:DIR, or a folder or CSV file of your own, all of
     whose pictures are evaluated where labels.csv has no column split (train, val or test) directly behind path.
     """
+    if options["checkpoint"]:
+        from sigrl_deploy.pretrained import check_source
+
+        check_source(options["checkpoint"])
     try:
         from sigrl_deploy.evaluation.evaluate import EvaluateOptions, run_evaluate
         from sigrl_deploy.evaluation.report import as_json, table

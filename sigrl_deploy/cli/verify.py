@@ -56,6 +56,10 @@ def verify(bundle: Path, pictures: tuple[str, ...], **options: Any) -> None:
     best label and best five that are the engine's too, and scores on another side of the threshold. The result is written
     into the manifest. Exit status 3 where an error exceeds its tolerance, 1 where pictures could not be read.
     """
+    if options["checkpoint"]:
+        from sigrl_deploy.pretrained import check_source
+
+        check_source(options["checkpoint"])
     from sigrl_deploy.output import open_output
     from sigrl_deploy.verify import NothingToCompareError, VerifyOptions, not_run_lines, table
     from sigrl_deploy.verify import verify as run
