@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -149,15 +151,29 @@ def measure(reference: Reference, bundle: Path, precision: Precision, tolerance:
         recognizer = Recognizer(bundle, device="cpu", precision=precision, cache_dir=reference.cache)
         backend, tested = recognizer.engine.description, _engine_scorer(recognizer)
         has_weights = recognizer.bundle.manifest.variants[precision].weights
-    cases = [
-        _compare(expected, tested(reference.pixels[:batch], labels)) for (batch, labels), expected in reference.scores.items()
-    ]
+    with _without_advice():
+        cases = [
+            _compare(expected, tested(reference.pixels[:batch], labels))
+            for (batch, labels), expected in reference.scores.items()
+        ]
     drift = None
     if has_weights:
         on_device = DevicePreprocess(reference.preprocess, torch.device("cpu"))
         others = np.stack([on_device(picture) for picture in reference.pictures])
         drift = _drift(tested, reference.pixels, others, list(reference.scores)[-1][1])
     return Parity(backend, tolerance, max(case.largest_error for case in cases), cases, drift)
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """A recognizer advises against few labels, which are meant here."""
+    logger = logging.getLogger(Recognizer.__module__)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _drift(tested: Scorer, pixels: Array, others: Array, labels: Sequence[str]) -> float:
