@@ -29,7 +29,7 @@ LOCK = ".lock"  # begins the names of lock files, which may stay in a bundle
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _MOST_MANIFEST_BYTES = 1 << 24
-_MOST_BYTES = 1 << 36  # of any other file, which is read once to be hashed
+_GRAPH = ".onnx"
 # Of what would take much memory, or mean nothing; `Preprocess` bounds the image size.
 _LARGEST = {"embed_dim": 1 << 14, "image_size": 1 << 12, "patch_size": 1 << 12, "topk": 1 << 16}
 _LONGEST_CONTEXT = 1 << 10
@@ -97,6 +97,9 @@ class Manifest:
         needs_text = self.context_length is not None or self.arch.has_graph
         if needs_text and not all(isinstance(v.text, str) for v in self.variants.values()):
             raise ValueError("a variant has no text graph")
+        graphs = [name for v in self.variants.values() for name in (v.visual, v.text) if name is not None]
+        if not all(name.endswith(_GRAPH) for name in graphs):
+            raise ValueError(f"its graphs are {', '.join(graphs)[:100]}, expected names that end in {_GRAPH}")
         parts = [name for v in self.variants.values() for name in (v.visual, v.text, v.weights) if name is not None]
         for name in (*self.files, *(record.file for record in self.engines)):
             if not _FILE_NAME.fullmatch(name):
@@ -133,18 +136,19 @@ class Bundle:
         self._external: dict[str, set[str]] = {}
         for name, digest in self.manifest.files.items():
             path = self.file(name)
-            if sha256_file(path) != digest:
-                raise BundleError(f"{path}: differs from the manifest's sha256; copy the bundle again, or export it again")
-            if path.suffix == ".onnx":
-                self._external[name] = self._external_files(path)
+            try:
+                if sha256_file(path) != digest:
+                    raise BundleError(f"{path}: differs from the manifest's sha256; copy the bundle again, or export it again")
+                if path.suffix == _GRAPH:
+                    self._external[name] = self._external_files(path)
+            except OSError as error:
+                raise BundleError(f"{path}: cannot be read ({error.strerror or error}); copy the bundle again") from None
 
     def file(self, name: str) -> Path:
         """The path of one of the bundle's files. Raises BundleError where it is missing, or is no file."""
         path = self.path / name
         if name not in self.manifest.files or not path.is_file():
             raise BundleError(f"{path}: missing from the bundle; copy the whole folder again, or export it again")
-        if path.stat().st_size > _MOST_BYTES:
-            raise BundleError(f"{path}: has more than {_MOST_BYTES >> 30} GB; copy the bundle again, or export it again")
         return path
 
     def digests(self, name: str) -> tuple[str, ...]:

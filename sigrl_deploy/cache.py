@@ -23,7 +23,7 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from sigrl_deploy.cache_folder import ABOUT, entries, make_private
+from sigrl_deploy.cache_folder import ABOUT, PRIVATE, entries, make_private
 from sigrl_deploy.errors import BundleError
 from sigrl_deploy.files import DamagedFileError, replacing
 from sigrl_deploy.progress import Progress
@@ -91,10 +91,13 @@ class VocabularyCache:
         if found is None:
             with self._in_memory:
                 building = self._building[name]
-            with building:
-                found = self._remembered(name) or self._read(name, self._vocabulary_name, graph=bool(self._graph_key))
-                found = found or self._build(ordered)
-                self._remember(name, found)
+            try:
+                with building:
+                    found = self._remembered(name) or self._read(name, self._vocabulary_name, graph=bool(self._graph_key))
+                    found = found or self._build(ordered)
+                    self._remember(name, found)
+            finally:
+                self._building.pop(name, None)
         return _reordered(found, labels, self.origin)
 
     def _remembered(self, name: str) -> Vocabulary | None:
@@ -110,7 +113,6 @@ class VocabularyCache:
             self._vocabularies.move_to_end(name)
             while len(self._vocabularies) > _VOCABULARIES_IN_MEMORY:
                 self._vocabularies.popitem(last=False)
-            self._building.pop(name, None)
 
     def _vocabulary_name(self, labels: Sequence[str]) -> str:
         return f"vocabulary-{digest(self._text_key, self._graph_key, *labels)}.npz"
@@ -144,12 +146,14 @@ class VocabularyCache:
     @contextmanager
     def _turn_to_encode(self) -> Iterator[None]:
         # Two locks: of one, whoever lets it go takes it again before a thread that waits wakes up.
-        with self._next:
-            self._encoding.acquire()
+        taken = False
         try:
+            with self._next:
+                taken = self._encoding.acquire()
             yield
         finally:
-            self._encoding.release()
+            if taken:
+                self._encoding.release()
 
     def _checked_projection(self, embedding: Rows) -> Rows | None:
         projection = self._project(embedding)
@@ -192,12 +196,11 @@ class VocabularyCache:
         if self._folder is None or not self._writable:
             return
         try:
-            make_private(self._folder.parent)
             make_private(self._folder)
             if self._about and not (self._folder / ABOUT).exists():
-                with replacing(self._folder / ABOUT) as temporary:
+                with replacing(self._folder / ABOUT, PRIVATE) as temporary:
                     temporary.write_text(self._about, encoding="utf-8")
-            vocabulary.write(self._folder / name)
+            vocabulary.write(self._folder / name, PRIVATE)
         except OSError as error:
             reason = error.strerror or error
             log.warning("%s: the vocabulary cache cannot be written (%s); going on in memory", self._folder, reason)

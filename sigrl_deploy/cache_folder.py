@@ -17,6 +17,7 @@ from sigrl_deploy.files import DamagedFileError, read_arrays, read_bounded
 
 ENVIRONMENT = "SIGRL_DEPLOY_CACHE"
 ABOUT = "about.txt"
+PRIVATE = 0o644  # mode of what is written: others may read it
 _MOST_ABOUT_BYTES = 1 << 12
 _OWN_FILE = re.compile(r"[0-9a-f]{32}/\.?((labels|vocabulary)-[0-9a-f]{32}\.npz|about\.txt)(\.[0-9a-f]+\.tmp)?")
 
@@ -31,8 +32,9 @@ def default_cache_dir() -> Path:
 
 
 def make_private(folder: Path) -> None:
-    """Create a folder where it is missing, for others to read at most, whatever the umask. Raises OSError."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    """Create a folder, and those around it, where they are missing, for others to read at most. Raises OSError."""
+    if not folder.parent.exists():
+        make_private(folder.parent)
     folder.mkdir(mode=0o755, exist_ok=True)
 
 
@@ -44,7 +46,7 @@ def require_private(folder: Path) -> None:
         return  # not there yet, or not to be read: whoever needs it will say so
     if not hasattr(os, "getuid"):  # on Windows modes say nothing of other users
         return
-    remedy = "or choose another folder with --cache-dir"
+    remedy = "or choose another folder with --cache-dir, which may lie in it"
     if status.st_uid not in (0, os.getuid()):
         raise UsageError(f"--cache-dir {folder}: belongs to another user, who could change results; make it yours, {remedy}")
     shared = stat.S_IWOTH if _is_own_group(status.st_gid) else stat.S_IWOTH | stat.S_IWGRP

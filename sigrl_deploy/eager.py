@@ -20,6 +20,7 @@ from sigrl_deploy.clip_config import clip_config as parse_clip_config
 from sigrl_deploy.config import Arch
 from sigrl_deploy.errors import CheckpointError, UsageError
 from sigrl_deploy.images import ImageSource, read_image
+from sigrl_deploy.matching import require_finite
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.preprocess import Contract, Preprocess
 from sigrl_deploy.pretrained import NAMED, check_source, is_pretrained, load_pretrained, openai_name
@@ -200,10 +201,11 @@ class EagerModel:
 
     @torch.inference_mode()
     def score_pixels(self, pixels: NDArray[np.float32], vocabulary: Vocabulary) -> NDArray[np.float32]:
-        """pixels [B, 3, H, W] → scores [B, C] fp32."""
+        """pixels [B, 3, H, W] → scores [B, C] fp32. Raises ScoreError where one is no finite number."""
         rows = [vocabulary.label_embedding, vocabulary.graph_projection]
         inputs = [None if values is None else torch.from_numpy(values).to(self.device) for values in (pixels, *rows)]
         scores: NDArray[np.float32] = self.model(*inputs).cpu().numpy()
+        require_finite(scores, "fp32")
         return scores
 
 

@@ -26,7 +26,14 @@ class ImageError(SigRLError):
 
 
 class ScoreError(SigRLError):
-    """A picture's scores are no finite numbers. In a run over many it becomes an error record, and the others go on."""
+    """A picture's scores are no finite numbers; `picture` is its place in the batch.
+
+    In a run over many it becomes an error record, and the others go on.
+    """
+
+    def __init__(self, message: str, picture: int = 0) -> None:
+        super().__init__(message)
+        self.picture = picture
 
 
 class DatasetError(UsageError):

@@ -6,8 +6,11 @@ The protobuf schema is that of onnx.proto3. Nothing is decoded but the way to th
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from sigrl_deploy.files import open_regular
 
 # Message → number of a field → the message in it. These lead to every tensor that a model may hold.
 _SCHEMA: dict[str, dict[int, str]] = {
@@ -21,6 +24,8 @@ _SCHEMA: dict[str, dict[int, str]] = {
     "Tensor": {13: "External"},
     "External": {},
 }
+_MOST_BYTES = 1 << 31  # what protobuf takes
+_MOST_FIELDS = 500_000  # a ViT-H has a tenth
 _DEEPEST = 100  # messages within messages; protobuf's own limit
 _OP_TYPE = 4  # field of a node
 _KEY, _VALUE = 1, 2  # fields of an entry of a tensor's external data
@@ -33,31 +38,35 @@ def external_files(path: Path) -> set[str]:
     Raises OSError where it cannot be read, ValueError where it is no whole ONNX file, or holds an EPContext node: the providers
     that know it run the code that is in it, or in the file that it names.
     """
-    if path.stat().st_size == 0:
-        return set()
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return set(_locations(content, 0, len(content), "Model", 0))
+    with open_regular(path, _MOST_BYTES) as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            return set()
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return set(_locations(content, 0, len(content), "Model", 0, iter(range(_MOST_FIELDS))))
 
 
-def _locations(content: mmap.mmap, start: int, end: int, message: str, depth: int) -> Iterator[str]:
+def _locations(content: mmap.mmap, start: int, end: int, message: str, depth: int, left: Iterator[int]) -> Iterator[str]:
+    """`left` ends when as many fields were read as a file may have."""
     if depth > _DEEPEST:
         raise ValueError(f"more than {_DEEPEST} messages within messages")
     inner, entry = _SCHEMA[message], {}
-    for number, first, last in _fields(content, start, end):
+    for number, first, last in _fields(content, start, end, left):
         if message == "Node" and number == _OP_TYPE and content[first:last] == b"EPContext":
             raise ValueError("it holds an EPContext node, which is compiled code")
         if message == "External":
             entry[number] = content[first:last]
         elif number in inner:
-            yield from _locations(content, first, last, inner[number], depth + 1)
+            yield from _locations(content, first, last, inner[number], depth + 1, left)
     if entry.get(_KEY) == b"location":
         yield entry.get(_VALUE, b"").decode("utf-8")
 
 
-def _fields(content: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+def _fields(content: mmap.mmap, start: int, end: int, left: Iterator[int]) -> Iterator[tuple[int, int, int]]:
     """Number, start and end of every field that holds bytes."""
     position = start
     while position < end:
+        if next(left, None) is None:
+            raise ValueError(f"more than {_MOST_FIELDS} fields")
         tag, position = _varint(content, position, end)
         number, kind = tag >> 3, tag & 7
         if kind == _VARINT:

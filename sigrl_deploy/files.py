@@ -12,15 +12,18 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
+MOST_BYTES = 1 << 36  # of a file that is read as a stream
 
-def read_bounded(path: Path, most: int) -> bytes:
-    """The bytes of a regular file of `most` bytes at most.
+
+@contextmanager
+def open_regular(path: Path, most: int) -> Iterator[BinaryIO]:
+    """A regular file of `most` bytes at most, to be read.
 
     Raises OSError for what is larger, and for a folder, pipe or device: a pipe would hang, and /dev/zero fill the memory.
     """
@@ -31,12 +34,18 @@ def read_bounded(path: Path, most: int) -> bytes:
             raise OSError(errno.EINVAL, "is a folder, pipe or device, expected a file", os.fspath(path))
         if status.st_size > most:
             raise OSError(errno.EFBIG, f"has {status.st_size:,} bytes, expected {most:,} at most", os.fspath(path))
-        return file.read(status.st_size)
+        yield file
 
 
-def sha256_file(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
+def read_bounded(path: Path, most: int) -> bytes:
+    """The bytes of a regular file of `most` bytes at most. Raises OSError as `open_regular` does."""
+    with open_regular(path, most) as file:
+        return file.read(os.fstat(file.fileno()).st_size)
+
+
+def sha256_file(path: Path, most: int = MOST_BYTES) -> str:
+    """Hex digest of the bytes of a regular file. Raises OSError as `open_regular` does."""
+    with open_regular(path, most) as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)
@@ -44,12 +53,15 @@ def sha256_file(path: Path) -> str:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed onto it when the block ends well and removed when it does not."""
+def replacing(path: Path, mode: int = 0o666) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed onto it when the block ends well and removed when it does not.
+
+    The file has what the umask leaves of `mode`.
+    """
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
     try:
-        # Not tempfile's 0600, which would lock other users out of a shared folder: what the umask leaves of 0666.
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        # Not tempfile's 0600, which would lock other users out of a shared folder.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
         yield temporary
         with temporary.open("rb") as file:  # or a power cut could keep the name and lose the content
             os.fsync(file.fileno())
@@ -66,9 +78,9 @@ class DamagedFileError(Exception):
     """A file of arrays cannot be read back as it was written."""
 
 
-def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write arrays as an uncompressed `.npz`, whose members carry checksums."""
-    with replacing(path) as temporary, temporary.open("wb") as file:
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], mode: int = 0o666) -> None:
+    """Write arrays as an uncompressed `.npz`, whose members carry checksums; `mode` as for `replacing`."""
+    with replacing(path, mode) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 

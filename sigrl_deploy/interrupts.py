@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: at whatever moment one comes, one line and an exit status instead of a traceback."""
+"""Ctrl-C, SIGTERM and SIGHUP: one line and an exit status instead of a traceback, from the first import to the last result."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from sigrl_deploy.config import Arch
+from sigrl_deploy.errors import ScoreError
 
 Array = NDArray[np.float32]
 
@@ -46,3 +47,15 @@ def score(arch: Arch, local: Array | None, global_feature: Array, label_embeddin
     if local is None:
         return global_score
     return (_unit_rows(local_match(local, label_embedding, topk)) + global_score) / np.float32(2)
+
+
+def require_finite(scores: Array, precision: str) -> None:
+    """Raise ScoreError for scores [B, C] of which one is no finite number."""
+    finite = np.isfinite(scores).all(axis=-1)
+    if not finite.all():
+        raise ScoreError(not_finite(precision), int(finite.argmin()))
+
+
+def not_finite(precision: str) -> str:
+    """What is said of a picture whose scores are no finite numbers."""
+    return f"its scores are no finite numbers in {precision}; try another precision, or export again"

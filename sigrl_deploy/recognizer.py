@@ -21,7 +21,7 @@ from sigrl_deploy.cache_folder import default_cache_dir, require_private
 from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.engines import Pixels, Preparation
 from sigrl_deploy.engines.choice import open_engine
-from sigrl_deploy.errors import BundleError, ImageError, LabelError, ScoreError, UsageError
+from sigrl_deploy.errors import BundleError, ImageError, LabelError, UsageError
 from sigrl_deploy.files import DamagedFileError
 from sigrl_deploy.images import ImageSource, name_of, read_image
 from sigrl_deploy.tokenizer import Tokenizer
@@ -237,17 +237,8 @@ class Recognizer:
         """pixels [B, 3, H, W] → scores [B, C] fp32. Raises ScoreError where one is no finite number."""
         self._check(pixels, vocabulary)
         scores = self.engine.score(pixels, vocabulary)
-        self._require_finite(scores)
+        matching.require_finite(scores, self.engine.precision.value)
         return scores
-
-    def _require_finite(self, scores: NDArray[np.float32]) -> None:
-        if not np.isfinite(scores).all():
-            raise ScoreError(self.not_finite)
-
-    @property
-    def not_finite(self) -> str:
-        """What is said of a picture whose scores are no finite numbers."""
-        return f"its scores are no finite numbers in {self.engine.precision.value}; try another precision, or export again"
 
     def score_batches(self, batches: Iterable[Pixels], vocabulary: Vocabulary) -> Iterator[NDArray[np.float32]]:
         """`score_pixels` of each batch, in order, but for the check that scores are finite.
@@ -294,8 +285,7 @@ class Recognizer:
     ) -> list[tuple[NDArray[np.float32], list[Tag]]]:
         """pixels [B, 3, H, W] → each picture's scores [C] fp32 and, as `recognize` gives them, its tags. Raises as it does."""
         (found,) = self.tag_batches([pixels], vocabulary, top, threshold, evidence)
-        for scores, _ in found:
-            self._require_finite(scores)
+        matching.require_finite(np.stack([scores for scores, _ in found]), self.engine.precision.value)
         return found
 
     def tag_batches(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sigrl_deploy import cpus
 from sigrl_deploy.engines import Pixels
 from sigrl_deploy.errors import ImageError, UsageError, printable
+from sigrl_deploy.matching import not_finite
 from sigrl_deploy.recognizer import Recognizer, Tag
 from sigrl_deploy.vocabulary import Vocabulary
 
@@ -86,7 +87,7 @@ def _tag(
             if np.isfinite(scores).all():
                 yield Record(path, tuple(tags), scores)
             else:
-                yield Record(path, error=recognizer.not_finite)
+                yield Record(path, error=not_finite(recognizer.engine.precision.value))
 
 
 def _readable(read: Iterable[list[tuple[str, Pixels | str]]]) -> Iterator[Pixels]:

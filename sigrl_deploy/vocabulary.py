@@ -41,12 +41,12 @@ class Vocabulary:
         except ValueError:
             raise LabelError(f"label {label!r}: not in the vocabulary of {len(self)} labels") from None
 
-    def write(self, path: Path) -> None:
-        """Write the vocabulary as a file of arrays, whole or not at all."""
+    def write(self, path: Path, mode: int = 0o666) -> None:
+        """Write the vocabulary as a file of arrays, whole or not at all; `mode` as for `replacing`."""
         arrays: dict[str, NDArray[Any]] = {"labels": np.array(self.labels), "label_embedding": self.label_embedding}
         if self.graph_projection is not None:
             arrays["graph_projection"] = self.graph_projection
-        write_arrays(path, arrays)
+        write_arrays(path, arrays, mode)
 
     @classmethod
     def read(cls, path: Path, graph: bool, width: int) -> Vocabulary:

@@ -339,6 +339,14 @@ def test_encoding_many_labels_blocks_no_other_vocabulary(folder: Path) -> None:
     assert order == ["new", "large"]
 
 
+def test_vocabularies_that_fail_leave_nothing_behind(folder: Path) -> None:
+    cache = Encoder(fail_after=0).cache(folder)
+    for count in range(1, 20):
+        with pytest.raises(KeyboardInterrupt):
+            cache.vocabulary(names(count))
+    assert not cache._building
+
+
 def test_rows_that_mean_nothing_are_not_kept(folder: Path) -> None:
     for wrong, message in (
         (np.zeros((1, DIM + 1), np.float32), r"gave rows \[1, 9\], expected \[1, 8\]"),

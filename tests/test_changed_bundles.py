@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from sigrl_deploy import Recognizer
+from sigrl_deploy.bundle import Bundle
 from sigrl_deploy.errors import BundleError, ScoreError, SigRLError
 from sigrl_deploy.external_data import external_files
 from sigrl_deploy.files import sha256_file
@@ -134,6 +135,25 @@ def test_the_cache_key_holds_weights_beside_the_graph(copied: Path, tmp_path: Pa
     assert len(origins) == 2
 
 
+@pytest.mark.parametrize("graph", ["visual", "text"])
+def test_a_graph_by_another_name_is_looked_at_too(copied: Path, graph: str) -> None:
+    in_a_file_beside_it(copied, f"{graph}.onnx", "hidden.bin")
+    (copied / f"{graph}.onnx").rename(copied / f"{graph}.model")
+    path = copied / "manifest.json"
+    path.write_text(path.read_text().replace(f"{graph}.onnx", f"{graph}.model"))
+    mend_hashes(copied)
+    with pytest.raises(BundleError, match=r"expected names that end in \.onnx"):
+        Recognizer(copied, cache_dir=False)
+
+
+def test_a_file_that_cannot_be_read(copied: Path) -> None:
+    """Root may open any file, so one that fails when it is read."""
+    (copied / "text.onnx").unlink()
+    (copied / "text.onnx").symlink_to("/proc/self/mem")
+    with pytest.raises(BundleError, match=r"text\.onnx: cannot be read \(Input/output error\)"):
+        Bundle(copied)
+
+
 @pytest.mark.parametrize("location", ["../hiden.b", "/etc/passw", "a/../hid.b"])
 def test_weights_outside_the_bundle(copied: Path, location: str) -> None:
     in_a_file_beside_it(copied, "visual.onnx", location)
@@ -211,6 +231,16 @@ def test_compiled_code_in_a_graph(copied: Path) -> None:
     change_graph(copied, "visual.onnx", add)
     with pytest.raises(BundleError, match=r"visual\.onnx: cannot be used \(it holds an EPContext node"):
         Recognizer(copied, cache_dir=False)
+
+
+def test_a_graph_of_millions_of_fields_is_given_up(tmp_path: Path) -> None:
+    """4 MB of empty nodes, which would take seconds, as 2 GB would take an hour."""
+    nodes = bytes([0x0A, 0]) * 2_000_000
+    length = len(nodes)
+    varint = bytes((length >> 7 * i & 0x7F) | (0x80 if length >> 7 * (i + 1) else 0) for i in range(4))
+    (tmp_path / "m.onnx").write_bytes(bytes([7 << 3 | 2]) + varint + nodes)
+    with pytest.raises(ValueError, match="more than 500000 fields"):
+        external_files(tmp_path / "m.onnx")
 
 
 def test_no_bundle_names_what_it_does_not_list(bundle: Path) -> None:

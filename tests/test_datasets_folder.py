@@ -116,7 +116,9 @@ def test_a_csv_of_no_end_is_refused_before_it_is_read(tmp_path: Path, kind: str)
         path.touch()
         os.truncate(path, 1 << 40)  # no room is taken
     message = refusal(DatasetError, lambda: read_folder(tmp_path))
-    assert message.startswith(f"{path}: {'has 1099511627776 bytes' if kind == 'large' else 'is a device or pipe'}")
+    assert message.startswith(
+        f"{path}: cannot be read ({'has 1,099,511,627,776 bytes' if kind == 'large' else 'is a folder, pipe'}"
+    )
 
 
 SPLIT = "path,split,dog,cat\na.jpg,train,1,0\nb.jpg,test,0,1\nc.jpg,train,1,1\n"

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from processes import interruptible
 from sklearn.metrics import average_precision_score
+from test_changed_bundles import change_graph, nan_for_dark_pictures
 
 from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.datasets.opening import open_dataset
@@ -276,16 +277,15 @@ def test_label_sets_and_labels_can_be_chosen(data: Path, tmp_path: Path, caplog:
         choose_label_sets(dataset, ["common"], None)
 
 
-def test_a_score_that_is_not_finite_ends_the_run_at_once(bundle: Path, data: Path) -> None:
-    class Overflowing(Recognizer):
-        def score_pixels(self, pixels: NDArray[np.float32], vocabulary: Vocabulary) -> NDArray[np.float32]:
-            scores = super().score_pixels(pixels, vocabulary)
-            scores[-1, 2] = np.nan
-            return scores
-
-    model = _model(Path("half"), Overflowing(bundle, device="cpu"))
-    with pytest.raises(UsageError, match=r"half: scores .*02\.png with a number that is not finite"):
-        evaluate(open_dataset(str(data), "test"), [model], {"all": LABELS}, batch_size=3)
+def test_a_score_that_is_not_finite_ends_the_run_and_names_picture_and_model(bundle: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    change_graph(copied, "visual.onnx", nan_for_dark_pictures)
+    for i, brightness in enumerate((255, 200, 0)):
+        Image.new("RGB", (90, 90), (brightness,) * 3).save(tmp_path / f"{i}.png")
+    (tmp_path / "labels.csv").write_text("path,labels\n" + "\n".join(f"{i}.png,cat;dog" for i in range(3)))
+    model = _model(copied, Recognizer(copied, device="cpu", cache_dir=False))
+    with pytest.raises(UsageError, match=r"copy, .*: .*2\.png: its scores are no finite numbers in fp32"):
+        evaluate(open_dataset(str(tmp_path), "test"), [model], {"all": ("cat", "dog")}, batch_size=3)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ BOUNDS = {
     f"{bundle._MOST_MANIFEST_BYTES >> 20} MiB of manifest": "a manifest",
     f"{tokenizer._MOST_BYTES >> 20} MiB of tokenizer": "a tokenizer",
     f"{files.MOST_ARRAY_BYTES >> 30} GiB of vocabulary": "a vocabulary",
-    f"{bundle._MOST_BYTES >> 30} GiB of any other file": "any other file of a bundle",
+    f"{files.MOST_BYTES >> 30} GiB of any other file": "any other file of a bundle",
     f"{vocabulary._MOST_LABEL_BYTES >> 20} MiB of a label file": "a label file",
     f"{vocabulary.MAX_LABEL_LENGTH} characters a label": "a label",
 }

@@ -80,5 +80,5 @@ def infer(pictures: tuple[str, ...], null: bool, scores: str, **options: Any) ->
     if found.skipped_line:
         log.warning(found.skipped_line)
     if failed:
-        log.error("%d picture%s could not be read; the records say why", failed, "" if failed == 1 else "s")
+        log.error("%d picture%s could not be read or scored; the records say why", failed, "" if failed == 1 else "s")
         raise SystemExit(1)

@@ -60,8 +60,8 @@ cache_option = click.option(
 
 def _set_threads(ctx: click.Context, _: click.Parameter, count: int | None) -> None:
     """Before numpy, PyTorch and the runtimes are imported, which read the variable then."""
-    if count is None and (quota := cpus.quota()) is not None and cpus.VARIABLE not in os.environ:
-        count = quota
+    if count is None and cpus.VARIABLE not in os.environ and cpus.quota() is not None:
+        count = cpus.threads()
     if count is not None:
         os.environ[cpus.VARIABLE] = str(count)
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import csv
 import os
-import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path, PurePath
 from typing import TextIO
 
 from sigrl_deploy.errors import DatasetError, LabelError
+from sigrl_deploy.files import open_regular
 from sigrl_deploy.vocabulary import check_labels
 
 MAX_PICTURES = 10_000_000  # of a split
@@ -49,24 +50,12 @@ def open_text(path: Path, largest: int, encoding: str = "utf-8") -> Iterator[Tex
     cannot be read, or (while it is read) is not UTF-8.
     """
     try:
-        # A pipe would otherwise wait for somebody who writes into it.
-        with open(path, encoding=encoding, newline="", opener=_open_without_waiting) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise DatasetError(f"{path}: is a device or pipe; expected a file")
-            if status.st_size > largest:
-                raise DatasetError(
-                    f"{path}: has {status.st_size} bytes, expected at most {largest}; check that it is the right file"
-                )
-            yield file
+        with open_regular(path, largest) as file, TextIOWrapper(file, encoding, newline="") as text:
+            yield text
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror}); check path and permissions") from None
     except UnicodeDecodeError:
         raise DatasetError(f"{path}: is not UTF-8; save the file as UTF-8") from None
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_csv(path: Path, largest: int) -> Iterator[tuple[int, list[str]]]:

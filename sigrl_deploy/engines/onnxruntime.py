@@ -17,6 +17,7 @@ import onnxruntime as ort
 from sigrl_deploy import cpus
 from sigrl_deploy.bundle import Bundle, Manifest
 from sigrl_deploy.cache import digest
+from sigrl_deploy.cache_folder import make_private
 from sigrl_deploy.config import Precision
 from sigrl_deploy.engines import Array, Pixels
 from sigrl_deploy.engines.graphs import GraphEngine
@@ -115,7 +116,7 @@ class OnnxRuntimeEngine(GraphEngine):
             place = ""
         folder = self._folder / digest(graph, ort.__version__, place)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_private(folder)
         except OSError as error:
             log.warning("%s: cannot be written (%s); the engine is built again at the next start", folder, error.strerror)
             return None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.datasets import Dataset
-from sigrl_deploy.errors import ImageError, UsageError, printable
+from sigrl_deploy.errors import ImageError, ScoreError, UsageError, printable
 from sigrl_deploy.images import ImageSource, name_of
 from sigrl_deploy.progress import Progress
 from sigrl_deploy.tagging import batches, read_ahead
@@ -87,8 +87,12 @@ def score_pictures(
             continue
         start, end = end, end + len(readable)
         for i, (model, vocabulary) in enumerate(zip(models, vocabularies, strict=True)):
-            scores[i][start:end] = model.scorer.score_pixels(np.stack([pixels[i] for _, pixels in readable]), vocabulary)
-            _check_finite(scores[i][start:end], [dataset.name(index) for index, _ in readable], model)
+            try:
+                rows = model.scorer.score_pixels(np.stack([pixels[i] for _, pixels in readable]), vocabulary)
+            except ScoreError as error:
+                name = printable(dataset.name(readable[error.picture][0]))
+                raise UsageError(f"{model.path}, {model.description}: {name}: {error}") from None
+            scores[i][start:end] = rows
         targets[start:end] = [dataset.targets(index)[columns] for index, _ in readable]
     return Pass([rows[:end] for rows in scores], targets[:end], unreadable)
 
@@ -111,11 +115,3 @@ def _read(
         for read in read_ahead(pixels, pictures, ahead):
             yield read
             progress.advance()
-
-
-def _check_finite(scores: NDArray[np.float32], names: Sequence[str], model: Model) -> None:
-    # At once, not when all pictures are scored: a graph that overflows in half precision does so early.
-    finite = np.isfinite(scores).all(axis=1)
-    if not finite.all():
-        name = names[int(finite.argmin())]
-        raise UsageError(f"{model.path}: scores {name} with a number that is not finite; export it with --precision fp32")

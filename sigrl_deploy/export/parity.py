@@ -184,7 +184,13 @@ def _drift(tested: Scorer, pixels: Array, others: Array, labels: Sequence[str]) 
 
 
 def _engine_scorer(recognizer: Recognizer) -> Scorer:
-    return lambda pixels, labels: recognizer.score_pixels(pixels, recognizer.vocabulary(labels))
+    """Scores as an engine gives them, numbers or not."""
+
+    def score(pixels: Array, labels: Sequence[str]) -> Array:
+        (scores,) = recognizer.score_batches([pixels], recognizer.vocabulary(labels))
+        return scores
+
+    return score
 
 
 def _compare(expected: Array, got: Array) -> Case:

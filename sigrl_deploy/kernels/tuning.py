@@ -25,6 +25,7 @@ import torch
 import triton
 from filelock import FileLock
 
+from sigrl_deploy.cache_folder import PRIVATE, make_private
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.files import replacing
 from sigrl_deploy.kernels.blocks import Launch
@@ -82,7 +83,7 @@ def keep_compiled(folder: Path | None) -> None:
 
 def _writable(folder: Path) -> bool:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
         with tempfile.TemporaryFile(dir=folder):
             return True
     except OSError as error:
@@ -235,11 +236,11 @@ def _add(folder: Path, key: str, measured: Mapping[str, Any]) -> None:
     """Add to the file what was measured; what other processes added meanwhile stays."""
     path = folder / FILE
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
         with FileLock(folder / f"{FILE}.lock", timeout=LOCK_SECONDS):
             results = _read(path)
             results[key] = {**results.get(key, {}), **measured}
-            with replacing(path) as temporary:
+            with replacing(path, PRIVATE) as temporary:
                 temporary.write_text(json.dumps({"format": FORMAT, "results": results}, indent=1), encoding="utf-8")
     except OSError as error:  # filelock's Timeout is one too
         log.warning("%s: tuning results cannot be written (%s); the next run measures again", path, error.strerror or error)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sigrl_deploy.cache_folder import PRIVATE, make_private
 from sigrl_deploy.errors import BundleError
 from sigrl_deploy.files import replacing
 from sigrl_deploy.tensorrt.library import Library
@@ -65,8 +66,8 @@ class LoadedEngine:
             return
         self._kept = content
         with suppress(OSError):
-            self._compiled.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self._compiled) as temporary:
+            make_private(self._compiled.parent)
+            with replacing(self._compiled, PRIVATE) as temporary:
                 temporary.write_bytes(content)
 
 
