@@ -151,14 +151,13 @@ def _of_modules(root: Module) -> Iterator[tuple[str, View | Global]]:
         prefix, module = waiting.pop()
         for name, value in module.attributes.items():
             seen += 1
-            full = f"{prefix}{name}"
-            if seen > 8 * MAX_TENSORS or len(full) > _MAX_NAME:
+            if seen > 8 * MAX_TENSORS or len(prefix) > _MAX_NAME:
                 raise PickleError("its modules are more, or deeper in one another, than a model's")
             if isinstance(value, Module):
-                waiting.append((f"{full}.", value))
+                waiting.append((f"{prefix}{name}.", value))
             # CLIP's blocks may keep their causal mask as a plain attribute, which a state dict leaves out.
             elif isinstance(value, View) and name != "attn_mask":
-                yield full, value
+                yield f"{prefix}{name}", value
 
 
 def _checked_names(path: Path, names: Any) -> list[str]:

@@ -136,12 +136,11 @@ def pickles() -> Iterator[tuple[str, bytes]]:
     long = integer(1 << 56_000_000)
     yield from both("long-key", entries([long + b"q\x00N", *[b"h\x00N"] * 3_000]))
     same = text("c" * 3_900_000)
-    yield from both("equal-keys", entries([same + b"N", same + b"q\x00N", *[b"h\x00N"] * 115_000]))
+    yield from both("equal-keys", entries([same + b"N", same + b"q\x00N", *[b"h\x00N"] * 190_000]))
     named = storage(key="c" * 3_900_000)[:-1]  # without the instruction that makes a storage of it
-    yield from both("equal-storages", b"\x80\x02" + named + b"Q0" + named + b"q\x000" + b"h\x00Q0" * 80_000 + b"}.")
+    yield from both("equal-storages", b"\x80\x02" + named + b"Q0" + named + b"q\x000" + b"h\x00Q0" * 130_000 + b"}.")
     parts = storage()[:-2] + b"N" * 100_000 + b"tq\x000"
     yield from both("storage-parts", b"\x80\x02" + parts + b"h\x00Q0" * 45_000 + b"}.")
-    yield "module-names.pt", archive(b"\x80\x02" + long_names() + b".", script=True)
     yield "modules.pt", archive(modules(60), script=True)
     yield "itself.pt", archive(b"\x80\x02" + name("__torch__", "M") + b")\x81q\x00}" + text("a") + b"h\x00sb.", script=True)
     yield "negative-count.pth", archive(entry("conv1.weight", tensor((1,), (1,), storage(count=(1 << 32) - 4))))
@@ -151,13 +150,6 @@ def shared_attributes() -> bytes:
     """100,000 modules that share their 100,000 attributes."""
     attributes = b"}(" + b"".join(text(str(i)) + b"N" for i in range(50_000)) + b"uq\x01"
     return attributes + (name("__torch__", "M") + b")\x81h\x01b0") * 50_000
-
-
-def long_names() -> bytes:
-    """A module of 60,000 attributes that are one module whose attribute has a name of 200 kB."""
-    inner = name("__torch__", "M") + b")\x81q\x00}" + text("a" * 200_000) + name("__torch__", "M") + b")\x81sb0"
-    outer = b"".join(text(str(i)) + b"h\x00" for i in range(60_000))
-    return inner + name("__torch__", "M") + b")\x81}(" + outer + b"ub"
 
 
 def containers() -> Iterator[tuple[str, bytes]]:
