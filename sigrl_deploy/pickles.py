@@ -14,7 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 _MAX_NAME = 300
-MAX_OPS = 250_000  # a state dict has about 30 a tensor
+_MAX_KEY = 1 << 10  # characters: equal texts are compared to their end wherever one of them is looked up
+_MAX_BITS = 128  # of a whole number; torch's own are half as long, a random generator's state is this long
+# The largest model that open_clip knows, with its optimizer, has a fifth of these.
+MAX_TENSORS = 1 << 13
+MAX_OPS = 50 * MAX_TENSORS  # torch writes 32 a tensor, 48 a parameter
 # What state dicts are made of, and what lies beside them: names of any other class or function are refused.
 _KNOWN = re.compile(
     r"torch\.(\w+Storage|Size|device|Tensor|per_\w+|b?float\d\w*|u?int\d+|complex\d+|q?u?int\d\w*|half|bool|double|float|long|int)"
@@ -24,7 +28,7 @@ _KNOWN = re.compile(
 )
 _TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 _VALUES = (
-    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BININT", "BININT1", "BININT2", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
     *("BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES"),
 )  # instructions that push what is written behind them
 _WRAPPED = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
@@ -71,22 +75,22 @@ class Module:
     attributes: dict[Any, Any] = field(default_factory=dict)
 
 
-def read_pickle(stream: BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
-    """The next pickle of a stream; the storages that it refers to are put into `storages`, by key.
+def read_pickle(stream: BinaryIO, storages: dict[str, Storage] | None = None, limit: int = MAX_OPS) -> Any:
+    """The next pickle of a stream; the storages that it refers to are put into `storages`, by key. `limit` is of instructions.
 
     Raises PickleError, or ValueError for opcodes that are no pickle's.
     """
     machine = _Machine({} if storages is None else storages)
     for count, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
-        if count > MAX_OPS:
-            raise PickleError(f"has more than {MAX_OPS} instructions")
+        if count > limit:
+            raise PickleError(f"has more than {limit} instructions")
         machine.step(opcode.name, arg)
     return machine.pop()
 
 
 class _Machine:
-    """The stack and the memo of one pickle. Dicts keep the entries whose keys are text or whole numbers: of other keys, made
-    of one another, a hash could take for ever.
+    """The stack and the memo of one pickle. Each instruction takes a time that what it wrote, or took off the stack, accounts
+    for, whatever the memo holds: so dicts keep only entries whose keys are quick to hash and to compare, see `_is_key`.
     """
 
     def __init__(self, storages: dict[str, Storage]) -> None:
@@ -126,6 +130,9 @@ class _Machine:
         self._steps |= dict.fromkeys(("BINGET", "LONG_BINGET"), lambda key: push(self._memo[key]))
         self._steps |= dict.fromkeys(("PROTO", "FRAME", "STOP"), self._drop)
         self._steps |= dict.fromkeys(_VALUES, push)
+        self._steps |= dict.fromkeys(
+            ("LONG1", "LONG4"), lambda value: push(value if value.bit_length() <= _MAX_BITS else Global("int"))
+        )
 
     def step(self, name: str, arg: Any) -> None:
         try:
@@ -167,7 +174,7 @@ class _Machine:
             return
         if type(target) is not dict:
             raise PickleError("sets items of what is no dict")
-        target.update((key, value) for key, value in zip(items[::2], items[1::2], strict=True) if type(key) in (str, int))
+        target.update((key, value) for key, value in zip(items[::2], items[1::2], strict=True) if _is_key(key))
 
     def _global(self, name: str) -> None:
         if len(name) > _MAX_NAME or not _KNOWN.fullmatch(name):
@@ -201,9 +208,16 @@ class _Machine:
 
     def _storage(self, identity: Any) -> None:
         """A persistent id: `("storage", class, key, device, count)`, and in the old format one more."""
+        if len(identity) not in (5, 6):
+            raise PickleError("refers to what is no storage")
         tag, kind, key, _, count, *part = identity
-        if tag != "storage" or type(key) is not str or type(count) is not int or count < 0 or any(part):
+        if tag != "storage" or type(key) is not str or not _is_key(key) or type(count) is not int or count < 0 or any(part):
             raise PickleError("refers to what is no storage")
         storage = Storage(kind.name.rpartition(".")[2], key, count)
         self._storages.setdefault(key, storage)
         self._stack.append(storage)
+
+
+def _is_key(value: Any) -> bool:
+    """Text of a name's length, or a number that is its own hash: larger ones can all have the same."""
+    return len(value) <= _MAX_KEY if type(value) is str else type(value) is int and 0 <= value < 1 << 32

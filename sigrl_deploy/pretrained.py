@@ -62,7 +62,7 @@ def load_pretrained(value: str, option: str = "") -> tuple[Checkpoint, ClipConfi
     # OpenAI's weights are listed under ViT-B-16 too, whose config has another activation than they were trained with.
     quick_gelu = clip.text.quick_gelu or bool(listed.get("quick_gelu", False))
     clip = replace(clip, vision=replace(clip.vision, quick_gelu=quick_gelu), text=replace(clip.text, quick_gelu=quick_gelu))
-    path = Path(pretrained) if os.path.exists(pretrained) else _download(value, listed, option)
+    path = Path(pretrained) if not listed and os.path.exists(pretrained) else _download(value, listed, option)
     return replace(load_checkpoint(path), path=value), clip
 
 

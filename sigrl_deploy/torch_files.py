@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import zipfile
+from copy import copy
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ _MAX_DIRECTORY = 1 << 21  # bytes of a zip file's list of members
 _BLOCK = 1 << 20
 _ZIP = b"PK\x03\x04"
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the format before torch 1.6
+_MAX_START = 100  # instructions of a pickle before the weights'
 _ITEM_SIZES = {
     "Half": 2,
     "BFloat16": 2,
@@ -27,6 +29,15 @@ _ITEM_SIZES = {
     "Short": 2,
     "Int": 4,
     "Long": 8,
+    # Not read, but passed over on the way to the next.
+    "ComplexFloat": 8,
+    "ComplexDouble": 16,
+    "QInt8": 1,
+    "QUInt8": 1,
+    "QInt32": 4,
+    "QUInt4x2": 1,
+    "QUInt2x4": 1,
+    "Untyped": 1,
 }
 
 
@@ -70,6 +81,9 @@ class _Archive:
         info = self._zip.getinfo(self._folder + name)
         if info.compress_type != zipfile.ZIP_STORED or not info.file_size == info.compress_size <= self._limit:
             raise PickleError(f"its member {name} is compressed, expected one that is stored as it is")
+        if not info.CRC:  # torch can be told to leave it out
+            info = copy(info)
+            del info.CRC  # and zipfile then compares nothing
         return info
 
     def _member(self, name: str) -> bytearray:
@@ -115,9 +129,9 @@ class _Legacy:
         self._path = path
         with path.open("rb") as file:
             head = io.BytesIO(file.read(MAX_PICKLE))
-            if read_pickle(head) != _MAGIC or read_pickle(head) != _PROTOCOL:
+            if any(read_pickle(head, limit=_MAX_START) != expected for expected in (_MAGIC, _PROTOCOL)):
                 raise PickleError("is no file of torch.save's")
-            system = read_pickle(head)
+            system = read_pickle(head, limit=_MAX_START)
             if not isinstance(system, dict) or system.get("little_endian") is not True:
                 raise PickleError("was saved on a machine of another byte order")
             found: dict[str, Storage] = {}
@@ -130,7 +144,7 @@ class _Legacy:
             for key in keys:
                 item = _ITEM_SIZES.get(found[key].kind.removesuffix("Storage")) if key in found else None
                 if item is None:
-                    raise PickleError("holds numbers that are no tensor's, or neither floats nor whole numbers")
+                    raise PickleError("holds numbers that are no tensor's, or of a kind unknown here")
                 file.seek(start)
                 size = struct.unpack("<q", file.read(8))[0] * item
                 if not 0 <= size <= end - start - 8:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sigrl_deploy.errors import CheckpointError, printable
-from sigrl_deploy.pickles import Global, Module, PickleError, UnsafeError, View
+from sigrl_deploy.pickles import MAX_TENSORS, Global, Module, PickleError, UnsafeError, View
 from sigrl_deploy.torch_files import TorchFile, open_torch_file
 
 if TYPE_CHECKING:
@@ -40,11 +40,10 @@ _DTYPES = {
     "F64": ("float64", 8),
 }
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
-# The largest model that open_clip knows, with its optimizer, has a tenth of each.
-MAX_TENSORS = 1 << 14
 _MAX_NAME = 1 << 10
 _MAX_DIMS = 16
-MAX_HEADER = 1 << 22  # bytes of a safetensors file's list of tensors; our own labels are in it
+# Bytes of a safetensors file's list of tensors, our own labels among them; the largest of open_clip's models needs a tenth.
+MAX_HEADER = 1 << 22
 _MAX_SHARING = 4  # tied weights are in a file once, and in memory once for each name
 _DAMAGED = "expected a file, whole, by torch.save, torch.jit.save or safetensors: copy or save it again"
 
@@ -184,9 +183,11 @@ class _Reader:
         self._kept: dict[str, Tensor] = {}
 
     def stored(self, name: str, value: View | Global) -> Stored:
-        """A tensor whose shape and strides stay within its storage, and the storage within the file."""
+        """A tensor whose shape and strides stay within its storage, and the storage within the file. One that cannot be used
+        costs nothing unless it is asked for: it has a dtype that is no float's, and refuses to be read.
+        """
         if isinstance(value, Global):  # sparse, quantised, or of a class of its own
-            return Stored((), value.name.rpartition(".")[2].removeprefix("_rebuild_"), partial(self._refuse, name))
+            return self._unusable(name, (), value.name.rpartition(".")[2].removeprefix("_rebuild_"))
         dtype, itemsize = _DTYPES.get(value.storage.kind, (value.storage.kind, 0))
         numbers = (value.offset, *value.shape, *value.stride)
         if len(value.shape) > _MAX_DIMS or len(value.shape) != len(value.stride):
@@ -196,15 +197,22 @@ class _Reader:
         count = math.prod(value.shape)
         last = value.offset + sum((side - 1) * step for side, step in zip(value.shape, value.stride, strict=True))
         held = self._file.size(value.storage.key) if count else 0
-        if count and (max(count, last + 1) > value.storage.count or value.storage.count * itemsize > held):
+        if count and (last >= value.storage.count or value.storage.count * itemsize > held):
             raise CheckpointError(
                 f"{self._path}: tensor {name} of shape {list(value.shape)} claims more numbers than the file holds for it; "
-                "save it whole (tensor.clone()), or copy the file again"
+                "copy or save it again"
             )
+        if count > value.storage.count:
+            return self._unusable(name, value.shape, f"{dtype}, expanded (tensor.clone() makes it whole)")
+        if value.storage.kind not in _DTYPES:
+            return self._unusable(name, value.shape, dtype)
         return Stored(value.shape, dtype, partial(self._read, value))
 
-    def _refuse(self, name: str) -> Tensor:
-        raise CheckpointError(f"{self._path}: tensor {name} is no dense tensor")
+    def _unusable(self, name: str, shape: tuple[int, ...], kind: str) -> Stored:
+        return Stored(shape, kind, partial(self._refuse, f"tensor {name} is {kind}"))
+
+    def _refuse(self, what: str) -> Tensor:
+        raise CheckpointError(f"{self._path}: {what}; expected dense numbers")
 
     def _read(self, view: View) -> Tensor:
         import torch

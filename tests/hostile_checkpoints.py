@@ -5,7 +5,7 @@ import json
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,11 @@ def integer(value: int) -> bytes:
 def entry(key: str, value: bytes) -> bytes:
     """A state dict of one entry."""
     return b"\x80\x02}" + text(key) + value + b"s."
+
+
+def entries(items: Iterable[bytes]) -> bytes:
+    """A dict of keys and values."""
+    return b"\x80\x02}(" + b"".join(items) + b"u."
 
 
 def called(module: str, function: str, arguments: bytes) -> bytes:
@@ -127,6 +132,15 @@ def pickles() -> Iterator[tuple[str, bytes]]:
     yield from both("many", b"\x80\x02" + b"N0" * 3_000_000 + b"}.")
     yield from both("attributes", b"\x80\x02" + shared_attributes() + b".")
     yield from both("text-name", entry("c" * 5_000_000, tensor((1,), (1,), storage())))
+    yield from both("colliding-keys", entries(integer(((1 << 61) - 1) * i) + b"N" for i in range(1, 60_000)))
+    long = integer(1 << 56_000_000)
+    yield from both("long-key", entries([long + b"q\x00N", *[b"h\x00N"] * 3_000]))
+    same = text("c" * 3_900_000)
+    yield from both("equal-keys", entries([same + b"N", same + b"q\x00N", *[b"h\x00N"] * 190_000]))
+    named = storage(key="c" * 3_900_000)[:-1]  # without the instruction that makes a storage of it
+    yield from both("equal-storages", b"\x80\x02" + named + b"Q0" + named + b"q\x000" + b"h\x00Q0" * 130_000 + b"}.")
+    parts = storage()[:-2] + b"N" * 100_000 + b"tq\x000"
+    yield from both("storage-parts", b"\x80\x02" + parts + b"h\x00Q0" * 45_000 + b"}.")
     yield "modules.pt", archive(modules(60), script=True)
     yield "itself.pt", archive(b"\x80\x02" + name("__torch__", "M") + b")\x81q\x00}" + text("a") + b"h\x00sb.", script=True)
     yield "negative-count.pth", archive(entry("conv1.weight", tensor((1,), (1,), storage(count=(1 << 32) - 4))))
@@ -169,7 +183,7 @@ def containers() -> Iterator[tuple[str, bytes]]:
         keys = (keys, keys)
     yield "keys-old.pth", legacy(one, keys=[keys])
     yield "tar.pth", b"storages" + bytes(92) + b"0000644\0" + bytes(400) + b"ustar\x0000" + bytes(10_000)
-    names = {f"visual.transformer.resblocks.{i}.ln_1.weight": torch.ones(1) for i in range(15_000)}
+    names = {f"visual.transformer.resblocks.{i}.ln_1.weight": torch.ones(1) for i in range(8_000)}
     extra = {"visual.class_embedding": torch.ones(64), "visual.proj": torch.ones(64, 64), "input_resolution": torch.tensor(4),
              "visual.conv1.weight": torch.ones(64, 3, 4, 4), "visual.positional_embedding": torch.ones(2, 64)}  # fmt: skip
     yield "layers.safetensors", save(names | extra)

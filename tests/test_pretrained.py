@@ -15,7 +15,7 @@ from random_weights import VARIANTS, text_shapes, vision_shapes
 from safetensors.torch import save_file
 
 from sigrl_deploy.checkpoint import load_checkpoint
-from sigrl_deploy.pretrained import default_bundle, openai_name
+from sigrl_deploy.pretrained import default_bundle, load_pretrained, openai_name
 
 ROOT = Path(__file__).resolve().parent.parent
 HUB = "models--timm--vit_base_patch16_clip_224.openai"
@@ -97,6 +97,19 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path: Path) -> None:
     assert "127.0.0.1:9 cannot be reached" in said
     assert float(seconds) < 20
     assert run.stderr == ""
+
+
+def test_a_listed_name_is_not_taken_for_a_folder_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "openai").mkdir()
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", ASK]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
+    assert "127.0.0.1:9 cannot be reached" in run.stdout, run.stderr
+
+
+def test_a_path_is_taken_where_no_such_name_is_listed(full_size: Path) -> None:
+    checkpoint, clip = load_pretrained(f"ViT-B-16:{full_size}")
+    assert (checkpoint.layout, clip.vision.width) == ("MKT", 768)
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from sigrl_deploy import bundle, clip_config, files, tokenizer, torch_files, vocabulary, weights
+from sigrl_deploy import bundle, clip_config, files, pickles, tokenizer, torch_files, vocabulary, weights
 
 PAGE = " ".join((Path(__file__).parent.parent / "SECURITY.md").read_text(encoding="utf-8").split())
 BOUNDS = {
     f"{torch_files.MAX_PICKLE >> 20} MiB of pickle": "a checkpoint's pickle",
-    f"{weights.MAX_TENSORS:,} tensors": "tensors of a checkpoint",
+    f"{pickles.MAX_TENSORS:,} tensors": "tensors of a checkpoint",
     f"{weights.MAX_HEADER >> 20} MiB of a safetensors file's header": "a header",
     f"Config files: {clip_config._MAX_JSON >> 20} MiB": "a config file",
     f"{bundle._MOST_MANIFEST_BYTES >> 20} MiB of manifest": "a manifest",

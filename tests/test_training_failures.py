@@ -141,6 +141,21 @@ def test_a_validation_without_a_picture_is_said_and_loses_nothing(voc: Path, tin
     assert torch.load(run / "state.pt", weights_only=True)["progress"]["step"] == 8
 
 
+def test_a_validation_without_a_label_is_none(
+    tiny_clip: Path, colours: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The last model is kept then: none of them has been found the best."""
+    _, *lines = (colours / "labels.csv").read_text().splitlines()
+    rewritten = [line.replace(",", ",train,") if i > 5 else f"{i}.png,val," for i, line in enumerate(lines)]
+    (colours / "labels.csv").write_text("\n".join(["path,split,labels", *rewritten]) + "\n")
+    run = tmp_path / "run"
+    arguments = (f"folder:{colours}", "--init", tiny_clip, *QUICK, *TOPK, "--arch", "mkt", "--augment", "none")
+    assert "trained 8 updates; kept that of update 8 (not validated)" in train(*arguments, "--out", run)
+    assert caplog.text.count("no validation (none of its pictures has a label); the last checkpoint is kept") == 1
+    train(*arguments, "--validate", "0", "--out", tmp_path / "without")
+    assert all(value.equal(weights(run)[name]) for name, value in weights(tmp_path / "without").items())
+
+
 def test_a_run_killed_before_its_validation_validates_when_it_goes_on(tiny_clip: Path, tmp_path: Path) -> None:
     arguments = ["scenes", "--init", str(tiny_clip), *QUICK, *TOPK, "--lr", "1e-3"]
     train(*arguments, "--out", tmp_path / "whole")

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from sigrl_deploy.checkpoint import load_checkpoint
 from sigrl_deploy.errors import CheckpointError
+from sigrl_deploy.pickles import MAX_TENSORS
 from sigrl_deploy.weights import read_weights
 
 
@@ -228,10 +229,68 @@ def test_what_lies_beside_the_weights_is_left_alone(tmp_path: Path) -> None:
     beside = {
         "epoch": 3, "name": "run", "optimizer": optimizer.state_dict(), "scaler": {}, "device": torch.device("cpu"),
         "dtype": torch.float16, "shape": torch.Size([1, 2]), "rng": torch.get_rng_state(), "seen": {1, 2}, "blob": b"abc",
-        "counts": collections.Counter(a=2), "z": 1j, "sparse": torch.ones(2, 2).to_sparse(), "big": 1 << 80,
+        "counts": collections.Counter(a=2), "z": 1j, "sparse": torch.ones(2, 2).to_sparse(), "big": 1 << 80, "huge": 1 << 2000,
+        "by number": {1 << 80: 1, 1 << 2000: 2, "c" * 5000: 3},
     }  # fmt: skip
     path = saved(tmp_path / "run.pt", {"state_dict": sigrl(), **beside})
     assert torch.equal(scores(loaded(path)), scores(loaded(saved(tmp_path / "plain.pth", sigrl()))))
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_tensors_that_cannot_be_used_cost_only_themselves(tmp_path: Path, old: bool) -> None:
+    """Torch's old format writes storages one behind another, so that those between must be passed over."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # quantised tensors are deprecated
+        quantised = {
+            dtype: torch.quantize_per_tensor(torch.ones(5), 0.1, 0, dtype)
+            for dtype in (torch.qint8, torch.quint8, torch.qint32)
+        } | {
+            dtype: torch.quantize_per_channel(torch.ones(3, 5), torch.ones(3), torch.zeros(3), 0, dtype)
+            for dtype in (torch.quint4x2, torch.quint2x4)
+        }
+    kinds = (torch.complex64, torch.complex128, torch.float8_e4m3fn, torch.uint16)
+    others = {str(dtype): torch.ones(3).to(dtype) for dtype in kinds} | {str(dtype): q for dtype, q in quantised.items()}
+    others["mask"] = torch.zeros(1, 1).expand(5000, 50_000)
+    values = [*sigrl().items()]
+    path = tmp_path / "a.pth"
+    for i, (name, value) in enumerate(others.items()):
+        values.insert(2 * i + 1, (name, value))
+    torch.save(dict(values), path, _use_new_zipfile_serialization=not old)
+    if not old:  # which torch itself cannot read where one is of float8
+        assert torch.load(path, weights_only=True).keys() == dict(values).keys()
+    found = read_weights(path)
+    for name, value in sigrl().items():
+        assert torch.equal(found[name].read(), value), name
+    for name in others:
+        assert not found[name].is_float
+        with pytest.raises(CheckpointError, match=rf"a\.pth: tensor {name} is .*; expected dense numbers"):
+            found[name].read()
+    assert torch.equal(scores(loaded(path)), scores(loaded(saved(tmp_path / "plain.pth", sigrl()))))
+
+
+def test_an_expanded_tensor_that_is_used_says_how_to_save_it(tmp_path: Path) -> None:
+    values = sigrl() | {"ln_pre.bias": torch.zeros(1).expand(64)}
+    with pytest.raises(CheckpointError, match=r"a\.pth: tensor ln_pre\.bias is float32, expanded \(tensor\.clone\(\) makes it"):
+        loaded(saved(tmp_path / "a.pth", values))
+
+
+def test_files_without_checksums_are_read(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = saved(tmp_path / "a.pth", sigrl())
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(scores(loaded(path)), scores(loaded(saved(tmp_path / "plain.pth", sigrl()))))
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_as_many_tensors_as_are_allowed(tmp_path: Path, old: bool) -> None:
+    values = {f"visual.transformer.{i}": torch.nn.Parameter(torch.full((1,), float(i))) for i in range(MAX_TENSORS)}
+    torch.save(values, tmp_path / "a.pth", _use_new_zipfile_serialization=not old)
+    found = read_weights(tmp_path / "a.pth")
+    assert found.keys() == values.keys()
+    name = f"visual.transformer.{MAX_TENSORS - 1}"
+    assert found[name].read().item() == MAX_TENSORS - 1
 
 
 def test_module_saved_whole_is_refused_by_name(tmp_path: Path) -> None:

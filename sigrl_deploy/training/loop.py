@@ -30,7 +30,7 @@ _LOG_EVERY = 20  # updates
 LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 _BAR_EVERY = 1.0  # seconds: to read a loss off a GPU waits for it
 
-# The metrics of the model as it is ("map" decides; none where no picture could be read), and the unreadable pictures.
+# The metrics of the model as it is ("map" decides, none where no picture could be read), and the unreadable pictures.
 Validate = Callable[[], tuple[dict[str, float], dict[str, str]]]
 
 
@@ -248,7 +248,11 @@ def _keep_best(
         metrics, unreadable = validate()
         task.train()
         progress.unreadable.update(unreadable)
-        if metrics:
+        if metrics and not metrics["map"]:  # 0 only where nothing is there to be found
+            if not progress.validated:
+                log.warning("no validation (none of its pictures has a label); the last checkpoint is kept, not the best")
+            metrics = {}
+        elif metrics:
             folder.log(fabric, metrics, progress.step)
             better = metrics["map"] > progress.best
             progress.best = max(progress.best, metrics["map"])
