@@ -2,8 +2,8 @@
 
 A small file can make a decoder work for minutes or take gigabytes: thousands of scans, millions of strips, text that inflates
 a thousandfold. Each check here walks the file's own structure, without decoding anything, and refuses what no photograph has.
-No check ends before it has seen all that a decoder may see: at every limit, and where its structure contradicts itself, a file is
-refused. One that merely ends too early passes: its decoder finds that out at no cost.
+No check ends before it has seen all that a decoder may see: at every limit, and where its structure contradicts itself, a file
+is refused. One that merely ends too early passes: its decoder finds that out at no cost.
 """
 
 from __future__ import annotations
