@@ -261,5 +261,5 @@ def test_a_picture_that_ends_too_early_is_an_error_of_a_line() -> None:
     for name in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"):
         data = encode(scene(40, 30), name)
         for end in {1, 2, 3, 5, 9, 15, 20, 27, len(data) // 3}:
-            with pytest.raises(ImageError, match="^<bytes>: "):
+            with pytest.raises(ImageError, match=r"^<bytes>: "):
                 read_image(data[:end])
