@@ -2,13 +2,13 @@
 
 A small file can make a decoder work for minutes or take gigabytes: thousands of scans, millions of strips, text that inflates
 a thousandfold. Each check here walks the file's own structure, without decoding anything, and refuses what no photograph has.
-A file that ends too early or contradicts itself passes: its decoder finds that out at no cost.
+No check ends before it has seen all that a decoder may see: at every limit, and where its structure contradicts itself, a file
+is refused. One that merely ends too early passes: its decoder finds that out at no cost.
 """
 
 from __future__ import annotations
 
 import struct
-from contextlib import suppress
 from typing import BinaryIO
 
 from sigrl_deploy.structure import bmp, boxes, gif, jpeg, png, tiff, webp
@@ -36,7 +36,9 @@ def check_structure(stream: BinaryIO) -> None:
     stream.seek(0)
     prefix = stream.read(12)
     check = boxes.check if prefix[4:8] == b"ftyp" else next((c for p, c in _CHECKS.items() if prefix.startswith(p)), None)
-    with suppress(EOFError, IndexError, struct.error):
+    try:
         if check is not None:
             check(stream, length)
+    except (EOFError, IndexError, struct.error) as error:
+        raise Refused("contradicts itself or ends too early; save the picture anew, or leave it out") from error
     stream.seek(0)

@@ -4,23 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 
 from sigrl_deploy.structure.limits import require
 
 MAX_UNITS = 1000  # a still picture has two or three
+MAX_ALL_UNITS = 50_000
+
+_MAX_HEADER_BYTES = 512  # 32 operating points of 89 bits, and 200 bits
 
 _SEQUENCE_HEADER, _FRAME_HEADER, _FRAME = 1, 3, 6
 
 
-def pixels(data: bytes, at: int = 0, end: int | None = None) -> int:
+@dataclass
+class Work:
+    """What all coded pictures of a file ask of a reader."""
+
+    units: int = 0
+
+    def add_unit(self) -> None:
+        self.units += 1
+        require(self.units <= MAX_ALL_UNITS, f"has more than {MAX_ALL_UNITS:,} units in its pictures")
+
+
+def pixels(work: Work, data: bytes, at: int = 0, end: int | None = None) -> int:
     """Width x height x frames of the coded picture in data[at:end], 0 where there is none. Raises Refused."""
     largest, frames = 0, 0
     units = _units(data, at, len(data) if end is None else min(end, len(data)))
     for number, (kind, begin, stop) in enumerate(units):
         require(number < MAX_UNITS, f"has more than {MAX_UNITS:,} units in a picture")
+        work.add_unit()
         if kind == _SEQUENCE_HEADER:
             with suppress(EOFError):  # no decoder takes a header that ends too early
-                largest = max(largest, _largest_frame(data[begin : min(stop, begin + 1024)]))
+                largest = max(largest, _largest_frame(data[begin : min(stop, begin + _MAX_HEADER_BYTES)]))
         frames += kind in (_FRAME_HEADER, _FRAME)
     return largest * max(1, frames)
 
@@ -61,9 +77,9 @@ def _skip_operating_points(bits: _Bits) -> None:
         bits.take(64)
         if bits.take(1):
             zeros = 0
-            while not bits.take(1):
+            while zeros < 32 and not bits.take(1):
                 zeros += 1
-            bits.take(zeros)
+            bits.take(zeros % 32)  # 32 zeros stand for the largest number, by themselves
         if bits.take(1):  # decoder model
             delay_bits = bits.take(5) + 1
             bits.take(42)

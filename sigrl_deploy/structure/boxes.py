@@ -9,16 +9,20 @@ from __future__ import annotations
 import struct
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import islice
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from sigrl_deploy.structure import av1
 from sigrl_deploy.structure.limits import MAX_BYTES_WHOLE, require
 
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 _AVIF = {b"avif", b"avis"}
+_CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl")
+
+_T = TypeVar("_T")
 
 MAX_ITEMS = 4096
+MAX_BOXES = 65_536  # in all, within each other too
+MAX_ENTRIES = 65_536  # parts of items, parts of grids and properties of items, of each in all
 MAX_ITEM_PIXELS = 64_000_000  # of one coded picture: 50 megapixels and a codec's padding
 MAX_WORK_PIXELS = 150_000_000  # of a picture and all it is made of: tiles, the picture itself, a gain map
 MAX_EXIF_BYTES = 2**20  # Pillow writes it anew where an AVIF file says itself how its picture is turned
@@ -40,56 +44,66 @@ def check(stream: BinaryIO, length: int) -> None:
     """Raises Refused; see `sigrl_deploy.structure`."""
     require(length <= MAX_BYTES_WHOLE, f"{length:,} bytes, expected {MAX_BYTES_WHOLE:,} at most as AVIF or HEIC")
     stream.seek(0)
-    data = stream.read()
-    for kind, start, end in _boxes(data, 0, length):
-        if kind == b"meta":
-            _Items(data, start + 4, end).check()
-        elif kind == b"moov":
-            for unit in _first_samples(data, start, end):
-                _require_item(av1.pixels(data, unit))
+    file = _File(stream.read())
+    samples: set[int] = set()
+    waiting = [(0, length)]
+    while waiting:
+        for kind, start, end in file.boxes(*waiting.pop()):
+            if kind == b"meta":
+                _Items(file, start + 4, end).check()
+            elif kind in _CONTAINERS:
+                waiting.append((start, end))
+            elif kind in (b"stco", b"co64") and int.from_bytes(file.data[start + 4 : start + 8], "big"):
+                # Of a track's chunks the first one is decoded.
+                samples.add(int.from_bytes(file.data[start + 8 : start + (12 if kind == b"stco" else 16)], "big"))
+    for at in samples:
+        _require_item(av1.pixels(file.units, file.data, at))
 
 
 def _require_item(pixels: int) -> None:
     require(pixels <= MAX_ITEM_PIXELS, f"holds a picture of {pixels:,} pixels, expected {MAX_ITEM_PIXELS:,} at most")
 
 
-def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, begin and end of the content of each box."""
-    for _ in range(MAX_ITEMS * 4):
-        if start + 8 > end:
-            return
-        size, kind = struct.unpack_from(">I4s", data, start)
-        head = 8
-        if size == 1 and start + 16 <= end:
-            (size,), head = struct.unpack_from(">Q", data, start + 8), 16
-        stop = end if size == 0 else start + size
-        if size and size < head:
-            return
-        yield kind, start + head, min(stop, end)
-        start = stop
+class _File:
+    """The bytes of a file, and how much of them was walked."""
 
+    def __init__(self, data: bytes) -> None:
+        self.data, self.units = data, av1.Work()
+        self._counts: defaultdict[str, int] = defaultdict(int)
 
-def _first_samples(data: bytes, start: int, end: int) -> Iterator[int]:
-    """Where the chunks of each track begin, of which the first one is decoded."""
-    for kind, begin, stop in _boxes(data, start, end):
-        if kind in (b"trak", b"mdia", b"minf", b"stbl"):
-            yield from _first_samples(data, begin, stop)
-        elif kind in (b"stco", b"co64") and int.from_bytes(data[begin + 4 : begin + 8], "big"):
-            yield int.from_bytes(data[begin + 8 : begin + (12 if kind == b"stco" else 16)], "big")
+    def count(self, what: str, number: int, most: int) -> None:
+        """Raises Refused where there are too many in the whole file."""
+        self._counts[what] += number
+        require(self._counts[what] <= most, f"has more than {most:,} {what}")
+
+    def boxes(self, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+        """Kind, begin and end of the content of each box, up to one that no decoder can pass either."""
+        while start + 8 <= end:
+            self.count("boxes", 1, MAX_BOXES)
+            size, kind = struct.unpack_from(">I4s", self.data, start)
+            head = 8
+            if size == 1 and start + 16 <= end:
+                (size,), head = struct.unpack_from(">Q", self.data, start + 8), 16
+            stop = end if size == 0 else start + size
+            if size and size < head:
+                return
+            yield kind, start + head, min(stop, end)
+            start = stop
 
 
 class _Items:
     """The items of a meta box: what kind each is, where its bytes lie, and which others it is made of."""
 
-    def __init__(self, data: bytes, start: int, end: int) -> None:
-        self._data = data
+    def __init__(self, file: _File, start: int, end: int) -> None:
+        self._file, self._data = file, file.data
         self._boxes: dict[bytes, tuple[int, int]] = {}
-        for kind, begin, stop in _boxes(data, start, end):
+        for kind, begin, stop in file.boxes(start, end):
             self._boxes.setdefault(kind, (begin, stop))
-        self._kinds = dict(self._read_kinds())
-        self._extents = dict(self._read_extents())
+        self._kinds = _unique(self._read_kinds())
+        self._extents = _unique(self._read_extents())
         self._announced = self._read_sizes()
         self._made_of = self._read_references()
+        self._pixels = {item: self._count_pixels(item) for item in self._kinds}
         self._work: dict[int, int] = {}
 
     def check(self) -> None:
@@ -101,7 +115,7 @@ class _Items:
                 metadata += size
             else:
                 pictures += 1
-                _require_item(self._pixels(item))
+                _require_item(self._pixels[item])
                 work = self._all_pixels(item)
                 require(work <= MAX_WORK_PIXELS, f"is made of {work:,} pixels, expected {MAX_WORK_PIXELS:,} at most")
         require(pictures * metadata <= MAX_METADATA_BYTES, f"has {metadata:,} bytes of metadata for {pictures:,} pictures")
@@ -110,19 +124,25 @@ class _Items:
         """Of an item and everything that it is made of, each as often as it is named."""
         if item not in self._work:
             self._work[item] = 0  # an item that contains itself no decoder decodes
-            self._work[item] = self._pixels(item) + sum(self._all_pixels(part) for part in self._made_of[item])
+            self._work[item] = self._pixels.get(item, 0) + sum(self._all_pixels(part) for part in self._made_of[item])
         return self._work[item]
 
-    def _pixels(self, item: int) -> int:
+    def _count_pixels(self, item: int) -> int:
         announced = self._announced.get(item, 0)
-        if self._kinds.get(item) != b"av01":
+        if self._kinds[item] != b"av01":
             return announced
         extents = self._extents.get(item, [])
         begin = extents[0][0] if extents else 0
         if len(extents) > 1:
-            require(sum(length for _, length in extents) <= len(self._data), "has an item whose parts overlap")
-            return max(announced, av1.pixels(b"".join(self._data[at : at + length] for at, length in extents)))
-        return max(announced, av1.pixels(self._data, begin, begin + sum(length for _, length in extents)))
+            parts = [self._data[at : at + length] for at, length in self._count_bytes(extents)]
+            return max(announced, av1.pixels(self._file.units, b"".join(parts)))
+        return max(announced, av1.pixels(self._file.units, self._data, begin, begin + sum(length for _, length in extents)))
+
+    def _count_bytes(self, extents: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Raises Refused where the parts of all items are much more than the file, so that they overlap."""
+        size = sum(min(length, max(0, len(self._data) - at)) for at, length in extents)
+        self._file.count("bytes in parts of its items", size, 2 * len(self._data))
+        return extents
 
     def _box(self, kind: bytes) -> tuple[_Cursor, int]:
         """What a full box holds behind its version, and that version with its flags."""
@@ -133,8 +153,9 @@ class _Items:
     def _read_kinds(self) -> Iterator[tuple[int, bytes]]:
         cursor, version = self._box(b"iinf")
         begin = cursor.at + (4 if version >> 24 else 2)
-        for kind, at, end in islice(_boxes(self._data, begin, cursor.end), MAX_ITEMS + 1):
+        for kind, at, end in self._file.boxes(begin, cursor.end):
             if kind == b"infe":
+                self._file.count("items", 1, MAX_ITEMS)
                 entry = _Cursor(self._data, at, end)
                 item = entry.number(4 if entry.number(4) >> 24 > 2 else 2)
                 yield item, self._data[entry.at + 2 : entry.at + 6]
@@ -149,11 +170,15 @@ class _Items:
         require(count <= MAX_ITEMS, f"has {count:,} items, expected {MAX_ITEMS:,} at most")
         for _ in range(count):
             item = cursor.number(4 if version == 2 else 2)
-            within = self._boxes.get(b"idat", (0, 0))[0] if version and cursor.number(2) & 15 == 1 else 0
+            method = cursor.number(2) & 15 if version else 0
+            require(method < 2, "has an item within another one")
+            within = self._boxes.get(b"idat", (0, 0))[0] if method else 0
             cursor.number(2)
             base = within + cursor.number(base_size)
             extents = []
-            for _ in range(cursor.number(2)):
+            number = cursor.number(2)
+            self._file.count("parts of items", number, MAX_ENTRIES)
+            for _ in range(number):
                 cursor.number(index_size)
                 at, length = base + cursor.number(offset_size), cursor.number(length_size)
                 extents.append((at, length or max(0, len(self._data) - at)))
@@ -162,17 +187,21 @@ class _Items:
     def _read_sizes(self) -> dict[int, int]:
         """The pixels that each item announces."""
         begin, end = self._boxes.get(b"iprp", (0, 0))
-        within = [*_boxes(self._data, begin, end)]
-        properties = [each for kind, at, stop in within if kind == b"ipco" for each in _boxes(self._data, at, stop)]
+        within = [*self._file.boxes(begin, end)]
+        properties = [each for kind, at, stop in within if kind == b"ipco" for each in self._file.boxes(at, stop)]
         announced: dict[int, int] = {}
         for kind, at, stop in within:
             if kind != b"ipma":
                 continue
             cursor = _Cursor(self._data, at, stop)
             version = cursor.number(4)
-            for _ in range(min(cursor.number(4), MAX_ITEMS)):
+            entries = cursor.number(4)
+            self._file.count("items with properties", entries, MAX_ITEMS)
+            for _ in range(entries):
                 item = cursor.number(4 if version >> 24 else 2)
-                for _ in range(cursor.number(1)):
+                number = cursor.number(1)
+                self._file.count("properties of items", number, MAX_ENTRIES)
+                for _ in range(number):
                     index = cursor.number(2) & 0x7FFF if version & 1 else cursor.number(1) & 0x7F
                     if 0 < index <= len(properties) and properties[index - 1][0] == b"ispe":
                         width, height = struct.unpack_from(">II", self._data, properties[index - 1][1] + 4)
@@ -183,12 +212,22 @@ class _Items:
         cursor, version = self._box(b"iref")
         size = 4 if version >> 24 else 2
         made_of: defaultdict[int, list[int]] = defaultdict(list)
-        for kind, at, end in _boxes(self._data, cursor.at, cursor.end):
+        for kind, at, end in self._file.boxes(cursor.at, cursor.end):
             if kind == b"dimg":
                 entry = _Cursor(self._data, at, end)
-                item = entry.number(size)
-                made_of[item] += [entry.number(size) for _ in range(entry.number(2))]
+                item, number = entry.number(size), entry.number(2)
+                self._file.count("parts of grids", number, MAX_ENTRIES)
+                made_of[item] += [entry.number(size) for _ in range(number)]
         return made_of
+
+
+def _unique(pairs: Iterator[tuple[int, _T]]) -> dict[int, _T]:
+    """Raises Refused where a key comes twice: some decoders take the first value, some the last."""
+    found: dict[int, _T] = {}
+    for key, value in pairs:
+        require(key not in found, f"describes item {key} twice")
+        found[key] = value
+    return found
 
 
 class _Cursor:

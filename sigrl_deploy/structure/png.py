@@ -23,7 +23,10 @@ def check(stream: BinaryIO, length: int) -> None:
     stream.seek(8)
     raw = inflated = other = data = 0
     for _ in range(MAX_CHUNKS):
-        size, kind = struct.unpack(">I4s", read(stream, 8))
+        head = stream.read(8)
+        if len(head) < 8:
+            return
+        size, kind = struct.unpack(">I4s", head)
         at = stream.tell()
         if kind == b"IEND":
             return

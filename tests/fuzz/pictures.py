@@ -88,7 +88,22 @@ def _jpeg(data: bytes, others: list[bytes], rng: Random) -> bytes:
                 end += 1
         segments.append(data[at + 1 : at + 2] + data[at + 4 : end])
         at = end
-    return b"\xff\xd8" + b"".join(_segment(part) for part in _damaged_parts(segments, others, rng) if part)
+    if rng.random() < 0.2:
+        segments = [_with_equal_components(part) for part in segments]
+    parts = [_segment(part) for part in _damaged_parts(segments, others, rng) if part]
+    if rng.random() < 0.1:  # a segment shorter than its own length, which some decoders pass over
+        parts.insert(rng.randrange(len(parts) + 1), bytes([0xFF, rng.choice([0xE0, 0xE5, 0xFE, 0xDB]), 0, rng.choice([0, 1])]))
+    return b"\xff\xd8" + b"".join(parts)
+
+
+def _with_equal_components(part: bytes) -> bytes:
+    """A frame or scan whose components have the same identifier, or any other segment as it is."""
+    out = bytearray(part)
+    first, step = {0xC0: (7, 3), 0xC1: (7, 3), 0xC2: (7, 3), 0xDA: (2, 2)}.get(part[0], (0, 0)) if part else (0, 0)
+    count = part[first - 1] if step and len(part) > first else 0
+    for at in range(first, min(len(part), first + step * count), step or 1):
+        out[at] = 1
+    return bytes(out)
 
 
 def _segment(part: bytes) -> bytes:
@@ -104,6 +119,8 @@ def _tiff(data: bytes, others: list[bytes], rng: Random) -> bytes:
     (at,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
     width, head = (20, 8) if big else (12, 2)
     (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, at)
+    if rng.random() < 0.3:
+        return _with_tags_twice(data, order, at, head, width, rng)
     for _ in range(rng.choice([1, 1, 2, 3])):
         entry = at + head + width * rng.randrange(count)
         where, size = rng.choice([(0, 2), (2, 2), (4, 4), (8, 2), (8, 4), (width - 4, 4)])
@@ -111,8 +128,58 @@ def _tiff(data: bytes, others: list[bytes], rng: Random) -> bytes:
     return bytes(out)
 
 
+def _with_tags_twice(data: bytes, order: str, at: int, head: int, width: int, rng: Random) -> bytes:
+    """Moves the directory to the end, where some of its entries come a second time, one of the two with other numbers."""
+    kind = order + ("Q" if head == 8 else "H")
+    (count,) = struct.unpack_from(kind, data, at)
+    entries = [data[at + head + width * i : at + head + width * (i + 1)] for i in range(count)]
+    for _ in range(rng.choice([1, 1, 3])):
+        which = rng.randrange(len(entries))
+        where, size = rng.choice([(2, 2), (4, 4), (width - 4, 4)])
+        changed = bytearray(entries[which])
+        changed[where : where + size] = (
+            struct.pack("<I", rng.choice([0, 9, 18, 99]))[:size] if where == 2 else number(rng, size)
+        )
+        entries.insert(which + rng.randrange(2), bytes(changed))
+    out = bytearray(data + bytes(len(data) % 2))
+    struct.pack_into(order + ("Q" if head == 8 else "I"), out, 8 if head == 8 else 4, len(out))
+    end = b"" if rng.random() < 0.3 else bytes(8)
+    return bytes(out) + struct.pack(kind, len(entries)) + b"".join(entries) + end
+
+
+def _with_padding(data: bytes, rng: Random) -> bytes:
+    """Free boxes before the directory, or within it, of which some end at an odd place; offsets stay as they are."""
+    padding = struct.pack(">I4s", rng.choice([8, 8, 8, 0, 4, 9]), b"free") * rng.choice([1, 20, 20_000, 100_000])
+    start = int.from_bytes(data[:4], "big")
+    if rng.random() < 0.5:
+        return data[:start] + padding + data[start:]
+    size = int.from_bytes(data[start : start + 4], "big") + len(padding)
+    return data[:start] + struct.pack(">I", size) + data[start + 4 : start + 12] + padding + data[start + 12 :]
+
+
+def _with_many_extents(data: bytes, rng: Random) -> bytes:
+    """Each item of the directory has many parts, which overlap, or cover nothing."""
+    at = data.find(b"iloc")
+    if at < 0:
+        return data
+    number_of_items = rng.choice([1, 20, 4096])
+    parts = rng.choice([2, 50, 65_535])
+    sizes, extent = (0x4400, struct.pack(">II", rng.randrange(64), len(data))) if parts < 100 else (0, b"")
+    entries = b"".join(struct.pack(">HHH", 1 + i, 0, parts) + extent * parts for i in range(number_of_items))
+    body = b"iloc" + bytes(4) + struct.pack(">HH", sizes, number_of_items) + entries[:MAX_BYTES]
+    end = at - 4 + int.from_bytes(data[at - 4 : at], "big")
+    grown = 4 + len(body) - (end - at + 4)
+    start = int.from_bytes(data[:4], "big")
+    size = int.from_bytes(data[start : start + 4], "big") + grown
+    head = data[:start] + struct.pack(">I", max(0, size)) + data[start + 4 : at - 4]
+    return head + struct.pack(">I", 4 + len(body)) + body + data[end:]
+
+
 def _boxes(data: bytes, others: list[bytes], rng: Random) -> bytes:
     """Damages the directory of an AVIF or HEIC file, which begins with its second box, or a box within it."""
+    choice = rng.random()
+    if choice < 0.3:
+        return _with_padding(data, rng) if choice < 0.15 else _with_many_extents(data, rng)
     out = bytearray(data)
     start = int.from_bytes(data[:4], "big")
     end = start + int.from_bytes(data[start : start + 4], "big")
