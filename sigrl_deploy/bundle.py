@@ -6,6 +6,7 @@ A bundle is all that a deployment needs: no checkpoint, no torch, no network.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -204,9 +205,9 @@ def _read_manifest(folder: Path) -> Manifest:
     try:
         values = json.loads(read_bounded(path, _MOST_MANIFEST_BYTES))
     except (FileNotFoundError, NotADirectoryError):
-        raise BundleError(
-            f"{folder}: no {MANIFEST} there, so it is no bundle; give the folder that export/to_onnx.py wrote"
-        ) from None
+        missing = "is a file, and no bundle" if os.path.isfile(folder) else "no such folder"
+        problem = f"no {MANIFEST} there, so it is no bundle" if os.path.isdir(folder) else missing
+        raise BundleError(f"{folder}: {problem}; give the folder that export/to_onnx.py wrote") from None
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BundleError(f"{path}: cannot be read ({reason}); copy the bundle again, or export it again") from None

@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sigrl_deploy.cache_folder import ENVIRONMENT, cached_files
-from sigrl_deploy.errors import SigRLError
+from sigrl_deploy.cache_folder import ENVIRONMENT, cached_files, require_private
+from sigrl_deploy.errors import SigRLError, UsageError
 from sigrl_deploy.gpu import OLDEST_FUSED, Gpu, NoGpuError, gpu_at_hand
 from sigrl_deploy.tensorrt.key import EngineRecord, version_tuple
 from sigrl_deploy.tensorrt.library import installed, open_library
@@ -275,11 +275,16 @@ def _tensorrt(gpu: Gpu | None) -> Iterator[Finding]:
 
 def _caches(folder: Path, gpu: Gpu | None) -> Iterator[Finding]:
     size, labels = "empty", 0
-    if folder.is_dir():
+    if os.path.isdir(folder):
         size = f"{sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6:.1f} MB"
         labels = sum(len(file.labels) for file in cached_files(folder) if file.kind == "labels")
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+    existing = next(place for place in (folder, *folder.absolute().parents) if os.path.exists(place))
+    try:
+        require_private(folder)
+    except UsageError as error:
+        yield Finding("cache", False, str(error), f"chmod go-w {shlex.quote(str(folder))}")
+        return
+    if os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK):
         yield Finding("cache", True, f"{folder}: {size}, {labels} labels encoded")
     else:
         yield Finding("cache", False, f"{folder}: cannot be written", f"export {ENVIRONMENT}=$HOME/sigrl-cache")

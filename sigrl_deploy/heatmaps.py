@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from sigrl_deploy.bundle import Manifest
-from sigrl_deploy.errors import ImageError, printable
+from sigrl_deploy.errors import ImageError, UsageError, printable
 from sigrl_deploy.files import replacing
 from sigrl_deploy.images import read_image
 from sigrl_deploy.output import output_errors
@@ -41,6 +41,8 @@ _NAME = re.compile(r"[a-z0-9-]*_[0-9a-f]{12}--[a-z0-9-]*(_[0-9a-f]{12})?\.png")
 
 def open_folder(folder: Path) -> None:
     """Create the folder where it is missing. Raises UsageError where no file can be written there."""
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise UsageError(f"--heatmaps {folder}: is no folder; choose another name")
     with output_errors(f"--heatmaps {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

@@ -90,6 +90,8 @@ def run_infer(options: InferOptions) -> int:
     except KeyboardInterrupt:
         if options.out and format_ == "jsonl" and (kept := records_kept(options.out)):
             log.error("%s keeps %s; go on with --resume", partial_path(options.out), kept)
+        elif options.out and format_ != "jsonl":
+            log.error("%s is not written; with --format jsonl an interrupted run keeps what it has", options.out)
         raise
     return failed
 

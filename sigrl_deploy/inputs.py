@@ -16,6 +16,7 @@ from sigrl_deploy.images import INSTALL_HEIF, is_image_path
 
 STDIN = "-"
 
+_LINKS = "links to folders"
 _LONG_PATH = 300  # of which a message has only the beginning
 _ALLOW = "check its permissions, or leave it out"
 _TOO_DEEP = "move it to a place that is less deep"
@@ -135,7 +136,8 @@ def _folder(folder: str, skipped: Counter[str]) -> list[str]:
 
 def _walk(folder: str, skipped: Counter[str]) -> list[str]:
     found = []
-    for parent, names in _levels(folder):
+    for parent, names, links in _levels(folder):
+        skipped.update([_LINKS] * links)
         for name in names:
             extension = os.path.splitext(name)[1].lower()
             if is_image_path(name):
@@ -145,27 +147,33 @@ def _walk(folder: str, skipped: Counter[str]) -> list[str]:
     return sorted(found)
 
 
-def _levels(folder: str, hidden: bool = True) -> Iterator[tuple[str, list[str]]]:
-    """Each folder at or below `folder`, with the names of its files; as os.walk, which recurses before Python 3.12.
+def _levels(folder: str) -> Iterator[tuple[str, list[str], int]]:
+    """Each folder at or below `folder`, with the names of its files, and how many links to folders it holds; as os.walk, which
+    recurses before Python 3.12.
 
-    Links to folders are not followed: they may lead in circles.
+    Links to folders are not followed: they may lead in circles. What is hidden is left out: thumbnails, and what macOS writes
+    beside a picture.
     """
     waiting = [folder]
     while waiting:
         parent = waiting.pop()
-        files = []
+        files, links = [], 0
         try:
             with os.scandir(parent or ".") as entries:
                 for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
                     if not entry.is_dir():
                         files.append(entry.name)
-                    elif not entry.is_symlink() and (hidden or not entry.name.startswith(".")):
+                    elif entry.is_symlink():
+                        links += 1
+                    else:
                         waiting.append(os.path.join(parent, entry.name))
         except OSError as error:  # to go on without it would lose pictures
             place = parent if len(parent) < _LONG_PATH else f"{parent[:_LONG_PATH]}..."
             remedy = _TOO_DEEP if error.errno == errno.ENAMETOOLONG else _ALLOW
             raise UsageError(f"{printable(place)}: cannot be listed ({error.strerror}); {remedy}") from None
-        yield parent, files
+        yield parent, files, links
 
 
 def _glob(pattern: str, root: str = "") -> list[str]:
@@ -176,7 +184,7 @@ def _glob(pattern: str, root: str = "") -> list[str]:
     starts = _glob(base, root) if base else [root]
     if not rest[0]:
         return starts
-    return [path for start in starts for level, _ in _levels(start, hidden=False) for path in _glob(rest[0], level)]
+    return [path for start in starts for level, _, _ in _levels(start) for path in _glob(rest[0], level)]
 
 
 def _kinds(skipped: Counter[str]) -> str:

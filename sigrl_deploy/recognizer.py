@@ -339,7 +339,7 @@ class Recognizer:
 def _warn_of_few(labels: int) -> None:
     many = f"{labels} label{'' if labels == 1 else 's'}"
     log.warning(
-        "%s: scores compare the labels of one picture, and with so few even a wrong one scores high (a single label always 1); "
+        "%s: scores compare the labels of one picture, and with so few even a wrong one may score high; "
         "add labels of other things that may be there, ten or more in all",
         many,
     )

@@ -7,6 +7,7 @@ classes gives the same ids whichever engine reads it.
 """
 
 import html
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sigrl_deploy.errors import BundleError
+from sigrl_deploy.errors import BundleError, printable
 from sigrl_deploy.files import read_bounded
 
 if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer
+
+log = logging.getLogger(__name__)
 
 _MOST_BYTES = 1 << 26  # of a tokenizer's file
 _END_OF_WORD = "</w>"
@@ -49,7 +52,7 @@ class Tokenizer:
 
         Returns:
             int64 [N, context_length]: start of text, the tokens, end of text, zeros. A longer text is cut, and its last
-            id is end of text.
+            id is end of text; that is said in the log.
         """
         if isinstance(texts, str):
             texts = [texts]
@@ -60,6 +63,9 @@ class Tokenizer:
             row[: len(ids)] = ids[: len(row)]
             if len(ids) > len(row):
                 row[-1] = ids[-1]
+        for text, encoding in zip(texts, encodings, strict=True):
+            if len(encoding.ids) > self.context_length:
+                log.warning("%s: has %d tokens, of which %d count", printable(text), len(encoding.ids), self.context_length)
         return token_ids
 
 

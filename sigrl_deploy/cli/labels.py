@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,9 @@ def list_(cache_dir: Path | None) -> None:
     from sigrl_deploy.errors import printable
 
     folder = cache_dir or default_cache_dir()
+    if not os.path.isdir(folder):
+        click.echo(f"{folder}: nothing is cached there")
+        return
     click.echo(f"{folder}:")
     for side, files in groupby(cached_files(folder), lambda file: file.path.parent):
         click.echo(f"  {printable(about(side) or side.name)}")

@@ -35,6 +35,8 @@ def check_run(options: TrainOptions) -> None:
                 f"{option} {source}: {problem}; expected a checkpoint, or NAME:PRETRAINED as open_clip lists them "
                 "(ViT-B-16:openai)"
             )
+    if options.template is not None and options.template.count("{label}") != 1:
+        raise UsageError(f"--template {options.template!r}: expected the text {{label}} in it, once")
     check_spec(options.data, options.validation_share)
     check_folder(options.out, options.resume)
 

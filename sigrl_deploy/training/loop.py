@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -109,32 +110,34 @@ def fit(
     if progress.step > progress.validated:  # killed in between
         _keep_best(fabric, task, folder, state, progress, validate)
     batches = iter(_loader(fabric, examples, schedule, progress.step))
-    shown = _Shown(progress.step, schedule, fabric.is_global_zero)
+    if progress.step and fabric.is_global_zero:
+        log.info("going on at update %d of %d", progress.step, schedule.steps)
     recent: list[dict[str, Tensor]] = []
     task.train()
-    while progress.step < schedule.steps:
-        torch.manual_seed(seed_of(Purpose.DROPOUT, schedule.seed, progress.step, fabric.global_rank))
-        recent.append(_update(fabric, trained, optimizer, batches, schedule.accumulate, recipe.clip_norm, progress))
-        rate = max(group["lr"] for group in optimizer.param_groups if not group["head"])
-        rates.step()
-        progress.step += 1
-        shown.update(recent[-1]["loss"], rate)
-        last = progress.step == schedule.steps
-        if last or progress.step % _LOG_EVERY == 0 or progress.step % schedule.save_every == 0:
-            values = _mean(fabric, recent, progress.step, folder)
-            recent.clear()
-            folder.log(fabric, {**values, "lr": rate}, progress.step)
-        if last or progress.step % schedule.save_every == 0:
-            _checkpoint(fabric, task, folder, state, progress, validate)
-    shown.close()
+    with _Shown(progress.step, schedule, folder.path, fabric.is_global_zero) as shown:
+        while progress.step < schedule.steps:
+            torch.manual_seed(seed_of(Purpose.DROPOUT, schedule.seed, progress.step, fabric.global_rank))
+            recent.append(_update(fabric, trained, optimizer, batches, schedule.accumulate, recipe.clip_norm, progress))
+            rate = max(group["lr"] for group in optimizer.param_groups if not group["head"])
+            rates.step()
+            progress.step += 1
+            shown.update(recent[-1]["loss"], rate)
+            last = progress.step == schedule.steps
+            if last or progress.step % _LOG_EVERY == 0 or progress.step % schedule.save_every == 0:
+                values = _mean(fabric, recent, progress.step, folder)
+                recent.clear()
+                folder.log(fabric, {**values, "lr": rate}, progress.step)
+            if last or progress.step % schedule.save_every == 0:
+                _checkpoint(fabric, task, folder, state, progress, validate)
     return progress
 
 
 class _Shown:
     """How far a run is: a bar on a terminal, a line every half minute elsewhere. Only the first of several devices shows it."""
 
-    def __init__(self, start: int, schedule: Schedule, is_first: bool) -> None:
+    def __init__(self, start: int, schedule: Schedule, folder: Path, is_first: bool) -> None:
         self._step, self._steps, self._batch_size = start, schedule.steps, schedule.batch_size
+        self._start, self._save_every, self._folder, self._is_first = start, schedule.save_every, folder, is_first
         self._bar = tqdm(initial=start, total=schedule.steps, unit="update", disable=None if is_first else True)
         self._interval = math.inf if not is_first else LINE_EVERY if self._bar.disable else _BAR_EVERY
         self._said, self._said_step = time.monotonic(), start
@@ -154,8 +157,18 @@ class _Shown:
             log.info("update %d of %d: %s", self._step, self._steps, found)
         self._said, self._said_step = time.monotonic(), self._step
 
-    def close(self) -> None:
+    def __enter__(self) -> _Shown:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._bar.close()
+        if not self._is_first or kind is None or not issubclass(kind, KeyboardInterrupt):
+            return
+        saved = max(self._start, self._step // self._save_every * self._save_every)
+        if saved:
+            log.error("%s keeps update %d; go on with --resume", self._folder, saved)
+        else:
+            log.error("%s: nothing is saved before update %d; --save-every sets it", self._folder, self._save_every)
 
 
 def _loader(fabric: Fabric, examples: Examples, schedule: Schedule, start: int) -> Iterable[Batch]:

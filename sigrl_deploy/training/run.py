@@ -203,7 +203,8 @@ def _schedule(options: TrainOptions, recipe: Recipe, pictures: int) -> Schedule:
     per_epoch = pictures // recipe.batch_size
     if not per_epoch:
         raise UsageError(
-            f"--batch-size {recipe.batch_size}: {options.data} has {pictures} pictures with a label; expected at most that many"
+            f"--batch-size {recipe.batch_size}: {options.data} has {pictures} pictures with a label; "
+            f"expected at most that many, such as --batch-size {max(1, pictures // parts) * parts}"
         )
     steps = options.steps or recipe.epochs * per_epoch
     published = RECIPES[options.recipe]
