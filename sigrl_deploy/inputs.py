@@ -16,7 +16,7 @@ from sigrl_deploy.images import INSTALL_HEIF, is_image_path
 
 STDIN = "-"
 
-_LINKS = "links to folders"
+_LINKS = "linked folder"
 _LONG_PATH = 300  # of which a message has only the beginning
 _ALLOW = "check its permissions, or leave it out"
 _TOO_DEEP = "move it to a place that is less deep"
@@ -61,7 +61,7 @@ class Found:
     def skipped_line(self) -> str:
         """What to say of the skipped files at the end of a run, in one line; empty where there are none."""
         number = self.skipped.total()
-        return f"{number} file{' was' if number == 1 else 's were'} skipped: {_kinds(self.skipped)}" if number else ""
+        return f"{number} {'was' if number == 1 else 'were'} skipped: {_kinds(self.skipped)}" if number else ""
 
 
 def find_pictures(arguments: Sequence[str], stdin: BinaryIO, null_separated: bool = False) -> Found:
@@ -190,6 +190,8 @@ def _glob(pattern: str, root: str = "") -> list[str]:
 def _kinds(skipped: Counter[str]) -> str:
     """10 .heic (how to read them), 2 .cr2"""
     return ", ".join(
-        f"{number} {extension}" + (f" ({INSTALL_HEIF} reads them)" if extension in _HEIC else "")
-        for extension, number in skipped.most_common()
+        f"{number} {extension}"
+        + ("s" if extension == _LINKS and number > 1 else "")
+        + (f" ({INSTALL_HEIF} reads them)" if extension in _HEIC else "")
+        for extension, number in sorted(skipped.items(), key=lambda kind: (-kind[1], kind[0]))
     )

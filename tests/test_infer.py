@@ -275,4 +275,4 @@ def test_files_that_were_skipped_because_of_their_kind_are_counted_at_the_end(
         (tmp_path / name).touch()
     run = infer(tmp_path, *model, "--format", "jsonl")
     assert len(records(run.stdout)) == 1
-    assert run.stderr.splitlines()[-1] == b"3 files were skipped: 2 .cr2, 1 .jxl"
+    assert run.stderr.splitlines()[-1] == b"3 were skipped: 2 .cr2, 1 .jxl"

@@ -93,11 +93,20 @@ def test_files_that_hold_a_picture_of_another_kind_are_counted_and_others_are_no
     for name in ("a.CR2", "sub/b.cr2", "c.psd", "labels.csv", "README", "d.json"):
         (tree / name).touch()
     found = find_pictures([str(tree)], io.BytesIO())
-    assert found.skipped_line == "3 files were skipped: 2 .cr2, 1 .psd"
+    assert found.skipped_line == "4 were skipped: 2 .cr2, 1 .psd, 1 linked folder"
     (tree / "sub" / "deep" / "c.psd").touch()
     (tree / "sub" / "deep" / "c.webp").unlink()
     with pytest.raises(UsageError, match=r"no picture in this folder or below it, only 1 \.psd; expected"):
         _find(tree / "sub" / "deep")
+
+
+def test_hidden_files_and_folders_are_left_out_of_folders(tree: Path) -> None:
+    before = find_pictures([str(tree)], io.BytesIO()).paths
+    (tree / ".thumbs").mkdir()
+    for name in ("._b.jpg", ".thumbs/b.jpg"):
+        (tree / name).touch()
+    assert find_pictures([str(tree)], io.BytesIO()).paths == before
+    assert find_pictures([str(tree / "._b.jpg")], io.BytesIO()).paths == [str(tree / "._b.jpg")]
 
 
 def test_heic_files_are_skipped_with_a_word_where_nothing_reads_them(tree: Path) -> None:
@@ -109,7 +118,7 @@ def test_heic_files_are_skipped_with_a_word_where_nothing_reads_them(tree: Path)
         "from sigrl_deploy.inputs import find_pictures; print(find_pictures(['.'], io.BytesIO()).skipped_line)"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=tree, capture_output=True, text=True)
-    assert run.stdout == "1 file was skipped: 1 .heic (pip install '.[heif]' in a checkout reads them)\n", run
+    assert run.stdout == "2 were skipped: 1 .heic (pip install '.[heif]' in a checkout reads them), 1 linked folder\n", run
 
 
 def _nest(folder: Path, levels: int) -> None:
