@@ -19,6 +19,7 @@ from sigrl_deploy.bundle import Bundle, change_manifest
 from sigrl_deploy.cli import main
 from sigrl_deploy.config import Precision
 from sigrl_deploy.doctor import _bundle
+from sigrl_deploy.doctor import examine as looked_at
 from sigrl_deploy.gpu import Gpu
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without a GPU")
@@ -147,7 +148,7 @@ def test_a_bundle_that_is_broken_is_one_finding_among_others(bundle: Path, tmp_p
     assert "visual.onnx: differs from the manifest's sha256" in found["bundle"]["found"]
     assert found["onnxruntime"]["fine"]
     for path in (tmp_path, tmp_path / "nowhere"):
-        assert "so it is no bundle" in examine(path, code=3)["bundle"]["found"]
+        assert "give the folder that export" in examine(path, code=3)["bundle"]["found"]
     done = CliRunner().invoke(main, ["doctor", str(own)])
     assert done.exit_code == 3
     assert done.output.count(str(own)) == 1
@@ -159,3 +160,14 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     assert not found["fine"]
     assert found["command"].startswith("export SIGRL_DEPLOY_CACHE=")
     assert examine("--cache-dir", tmp_path / "not" / "yet")["cache"]["fine"]
+
+
+def test_a_cache_folder_that_others_can_write_to_is_not_fine(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    cache.chmod(0o777)
+    (finding,) = (finding for finding in looked_at(cache).findings if finding.about == "cache")
+    assert not finding.fine
+    assert "other users can write to it" in finding.found
+    assert finding.command is not None
+    assert finding.command.startswith("chmod go-w")

@@ -175,7 +175,7 @@ def test_switches_of_the_command_line(with_weights: Path, bundle: Path, photos: 
     assert "--unfused svfr: nothing is fused here" in refused.output
     build = ["labels", "build", str(tmp_path / "labels.txt"), "--bundle", str(bundle), "--device", "cpu", "--unfused", "gmc"]
     assert "nothing is fused here" in CliRunner().invoke(main, build).output
-    evaluate = ["evaluate", "scenes", "--checkpoint", "x.pth", "--unfused", "svfr"]
+    evaluate = ["evaluate", "scenes", "--checkpoint", __file__, "--unfused", "svfr"]
     assert "a checkpoint runs unfused as it is" in CliRunner().invoke(main, evaluate).output
     evaluate[-2:] = ["--precision", "int8"]
     assert "a checkpoint runs in fp32" in CliRunner().invoke(main, evaluate).output

@@ -349,7 +349,7 @@ def test_a_bundle_is_evaluated_without_torch(bundle: Path, data: Path, tmp_path:
     ],
 )
 def test_without_a_package_the_error_names_the_extra(data: Path, module: str, option: str, said: str) -> None:
-    run = _blocked(module, data, option, "any")
+    run = _blocked(module, data, option, str(data / "labels.csv" if data.is_dir() else data))
     assert run.returncode == 2
     assert run.stderr.splitlines() == [f"error: {said}"]
 

@@ -329,7 +329,7 @@ def test_what_cannot_be_done_is_refused_before_any_picture(
         )
     )
     for model, options, said in (
-        (bundle, ["--heatmaps", "file"], "--heatmaps file: cannot be written (File exists)"),
+        (bundle, ["--heatmaps", "file"], "--heatmaps file: is no folder; choose another name"),
         (bundle, ["--heatmaps", "file/maps"], "--heatmaps file/maps: cannot be written (Not a directory)"),
         (bundle, ["--heatmaps", "maps", "--scores", "all"], "--scores all: heat maps are drawn of the best labels only"),
         (whole, ["--heatmaps", "maps"], "--heatmaps: clip-ft scores whole pictures"),

@@ -104,7 +104,7 @@ def test_of_several_pictures_the_primary_one_is_read() -> None:
 def test_a_damaged_heic_file_is_refused() -> None:
     data = heic(scene(61, 47))
     for harmed in (data[: len(data) // 2], data[:40], data[:200] + bytes(len(data) - 200)):
-        with pytest.raises(ImageError, match="is damaged"):
+        with pytest.raises(ImageError, match=r"is damaged|contradicts itself"):
             read_image(harmed)
 
 

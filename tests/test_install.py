@@ -49,6 +49,7 @@ def test_a_copied_bundle_gives_the_same_tags_without_torch(
 
 def test_export_says_what_it_needs(tmp_path: Path) -> None:
     script = Path(str(PYTHON)).parent / "sigrl-deploy"
+    (tmp_path / "model.pth").touch()
     done = run(script, "export", "onnx", "model.pth", "--out", "bundle", cwd=tmp_path)
     assert done.returncode == 2
     assert "pip install '.[export]'" in done.stderr

@@ -36,6 +36,7 @@ def test_labels_that_are_encoded_are_counted(
 ) -> None:
     monkeypatch.setattr(progress, "SECONDS", 0.0)
     recognizer = Recognizer(bundle, device="cpu", cache_dir=False)
+    caplog.clear()
     with caplog.at_level(logging.INFO, "sigrl_deploy"):
         recognizer.vocabulary([f"label {i}" for i in range(150)])
     assert [message.partition(",")[0] for message in caplog.messages] == ["64 of 150 labels", "128 of 150 labels"]

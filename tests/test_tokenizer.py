@@ -202,3 +202,11 @@ def test_the_runtime_needs_no_torch(tokenizer_path: Path) -> None:
         "assert not {'torch', 'open_clip', 'regex'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script, str(tokenizer_path)], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_a_text_that_is_cut_is_said(tokenizer_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = Tokenizer(tokenizer_path, 8)
+    tokenizer(["a b c d e f"])  # eight tokens with both ends
+    assert caplog.messages == []
+    tokenizer(["a cat", "a b c d e f g"])
+    assert caplog.messages == ["a b c d e f g: has 9 tokens, of which 8 count"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import logging
 import tempfile
 import zipfile
 from functools import cache
@@ -50,7 +49,6 @@ _ODD: list[Any] = [
     "../x",
 ]
 ort.set_default_logger_severity(4)  # the whole process's, so the package leaves it alone; sessions of its own are quiet
-logging.getLogger("sigrl_deploy").setLevel(logging.ERROR)  # its advice against few labels is no fault
 _FLOAT, _INT = TensorProto.FLOAT, TensorProto.INT64
 
 

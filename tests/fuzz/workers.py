@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import resource
 import sys
@@ -103,6 +104,7 @@ def make_case(target: str, case: int) -> bytes:
 def _work(target: str, connection: Connection, parent: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE, _ADDRESS_SPACE))
     module = importlib.import_module(target)
+    logging.disable(logging.WARNING)  # what the package advises is no fault
     with tempfile.TemporaryFile() as printed:
         os.dup2(printed.fileno(), 2)
         for data in module.corpus().values():  # loads what is loaded once
