@@ -84,7 +84,10 @@ def test_a_run_is_resumed_by_its_like_only(tiny_clip: Path, colours: Path, tmp_p
     [
         (["--arch", "sigrl", "--recipe", "contrastive"], "--arch: the contrastive recipe trains a whole CLIP from nothing"),
         (["--augment", "flip", "--recipe", "contrastive"], "--augment: the contrastive recipe"),
-        (["--init", "CLIP", "--batch-size", "4", "--template", "no place"], "--template 'no place': expected the text {label} in it, once"),
+        (
+            ["--init", "CLIP", "--batch-size", "4", "--template", "no place"],
+            "--template 'no place': expected the text {label} in it, once",
+        ),
         (["--init", "CLIP", "--lr", "nan"], "--lr nan: expected a finite number"),
         (["--init", "CLIP", "--batch-size", "4", "--resume"], "has no state.pt, so there is no run to go on with"),
         (["--steps", "3", "--epochs", "2", "--init", "CLIP"], "--steps: takes the place of --epochs"),
