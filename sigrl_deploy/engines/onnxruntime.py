@@ -103,7 +103,9 @@ class OnnxRuntimeEngine(GraphEngine):
             manifest = self._bundle.manifest
             providers.insert(0, (_TENSORRT, tensorrt_options(manifest, self._engine_folder(manifest.files[path.name]))))
             log.info("ONNX Runtime's TensorRT provider builds its engine when it first runs a bundle, which may take minutes")
-        return OpenSession(open_session(path, providers, threads=self._threads), path)
+        # Between the products of a picture threads that wait would lose some per cent of its time; labels are encoded once.
+        spins = path.name == self._bundle.manifest.variants[self.precision].visual
+        return OpenSession(open_session(path, providers, threads=self._threads, spins=spins), path)
 
     def _engine_folder(self, graph: str) -> Path | None:
         """Where the TensorRT provider keeps the engine of a graph for this GPU; None where nothing can be kept."""
@@ -162,17 +164,21 @@ def providers_of(device: str, **cuda: str) -> list[Any]:
 
 
 def open_session(
-    path: Path, providers: list[Any], model: bytes | Path | None = None, threads: int | None = None
+    path: Path,
+    providers: list[Any],
+    model: bytes | Path | None = None,
+    threads: int | None = None,
+    spins: bool = False,
 ) -> ort.InferenceSession:
-    """An ONNX file in ONNX Runtime, or a `model` that was made of it, on `threads` of the CPU, by default `cpus.threads()`.
+    """An ONNX file in ONNX Runtime, or a `model` that was made of it, on `threads` of the CPU, by default `cpus.threads()`, which
+    spin or else sleep where they have nothing to do.
 
     Raises BundleError where it cannot be opened, NoCudaError, a UsageError, where a GPU's provider does not start.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what it prints at 3 comes as an exception too
     options.intra_op_num_threads = threads or cpus.threads()
-    # Between products they would spin, and take the cores from the threads that decode pictures and from other processes.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
     try:
         session = ort.InferenceSession(model or path, options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions have no common base
