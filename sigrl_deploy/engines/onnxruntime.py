@@ -170,8 +170,9 @@ def open_session(
     threads: int | None = None,
     spins: bool = False,
 ) -> ort.InferenceSession:
-    """An ONNX file in ONNX Runtime, or a `model` that was made of it, on `threads` of the CPU, by default `cpus.threads()`, which
-    spin or else sleep where they have nothing to do.
+    """An ONNX file in ONNX Runtime, or a `model` that was made of it, on `threads` of the CPU, by default `cpus.threads()`.
+
+    With `spins` they wait for work awake, else they sleep.
 
     Raises BundleError where it cannot be opened, NoCudaError, a UsageError, where a GPU's provider does not start.
     """
