@@ -214,7 +214,7 @@ def _read_manifest(folder: Path) -> Manifest:
     version = values.pop("format_version", None) if isinstance(values, dict) else None
     if version != FORMAT_VERSION:
         raise BundleError(
-            f"{path}: format version {version}, this release reads version {FORMAT_VERSION}; "
+            f"{path}: format version {printable(str(version)[:100])}, this release reads version {FORMAT_VERSION}; "
             "export the checkpoint again, or install the release that wrote the bundle"
         )
     try:

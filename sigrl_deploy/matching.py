@@ -22,6 +22,7 @@ def _unit_rows(x: Array) -> Array:
     return unit
 
 
+@np.errstate(invalid="ignore", over="ignore")  # what is no number is found in the scores
 def patch_similarity(local: Array, label_embedding: Array) -> Array:
     """Y [P, D], T [C, D] → Y[n] · T[c] as [C, P]: the per-patch evidence of every label."""
     with _blas.limit(limits=1, user_api="blas"):
@@ -37,6 +38,7 @@ def local_match(local: Array, label_embedding: Array, topk: int) -> Array:
     return best
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def score(arch: Arch, local: Array | None, global_feature: Array, label_embedding: Array, topk: int) -> Array:
     """Y [P, D] (None where patches are not matched), g [D], T [C, D] → scores [C] by the architecture's rule (see `Arch`)."""
     with _blas.limit(limits=1, user_api="blas"):

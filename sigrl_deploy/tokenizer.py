@@ -111,7 +111,7 @@ def _load(path: str | os.PathLike[str]) -> Any:
     try:
         tokenizer = Tokenizer.from_buffer(read_bounded(Path(path), _MOST_BYTES))
     except Exception as error:  # the library raises nothing narrower
-        reason = " ".join(str(error).split())
+        reason = printable(" ".join(str(error).split()))
         raise BundleError(f"cannot read tokenizer {os.fspath(path)}: {reason}; {remedy}") from error
     if tokenizer.encode("").tokens != [_START_OF_TEXT, _END_OF_TEXT]:
         raise BundleError(f"{os.fspath(path)} holds another tokenizer than CLIP's; {remedy}")

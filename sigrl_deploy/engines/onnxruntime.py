@@ -181,7 +181,8 @@ def open_session(
     options.intra_op_num_threads = threads or cpus.threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
     try:
-        session = ort.InferenceSession(model or path, options, providers=providers)
+        # Without its fallback, which prints among results, and does what is checked below.
+        session = ort.InferenceSession(model or path, options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions have no common base
         reason = printable((str(error).strip() or type(error).__name__).splitlines()[0])
         raise BundleError(f"{path}: ONNX Runtime {ort.__version__} cannot open it ({reason}); export it again") from None
