@@ -27,8 +27,7 @@ def open_regular(path: Path, most: int) -> Iterator[BinaryIO]:
 
     Raises OSError for what is larger, and for a folder, pipe or device: a pipe would hang, and /dev/zero fill the memory.
     """
-    # Without waiting: opening a pipe that nobody writes to would never return.
-    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
+    with open(path, "rb", opener=_open_without_waiting) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "is a folder, pipe or device, expected a file", os.fspath(path))
@@ -37,15 +36,20 @@ def open_regular(path: Path, most: int) -> Iterator[BinaryIO]:
         yield file
 
 
+def _open_without_waiting(path: str, flags: int) -> int:
+    # Opening a pipe that nobody writes to would never return.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def read_bounded(path: Path, most: int) -> bytes:
     """The bytes of a regular file of `most` bytes at most. Raises OSError as `open_regular` does."""
     with open_regular(path, most) as file:
         return file.read(os.fstat(file.fileno()).st_size)
 
 
-def sha256_file(path: Path, most: int = MOST_BYTES) -> str:
-    """Hex digest of the bytes of a regular file. Raises OSError as `open_regular` does."""
-    with open_regular(path, most) as file:
+def sha256_file(path: Path) -> str:
+    """Hex digest of the bytes of a regular file of MOST_BYTES at most. Raises OSError as `open_regular` does."""
+    with open_regular(path, MOST_BYTES) as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)

@@ -12,7 +12,7 @@ from test_cache import TEXT, Encoder, assert_right, names
 
 from sigrl_deploy.cache_folder import cached_files, clear_cache, default_cache_dir
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.files import replacing, write_arrays
+from sigrl_deploy.files import read_bounded, replacing, write_arrays
 from sigrl_deploy.recognizer import Recognizer
 
 LABELS = ["cat", "cup", "rocket"]
@@ -157,3 +157,12 @@ def test_a_new_cache_folder_is_for_its_owner_to_write(bundle: Path, tmp_path: Pa
     found = [*(tmp_path / "new").rglob("*")]
     assert len(found) > 4
     assert not [path for path in found if path.stat().st_mode & 0o022]
+
+
+def test_what_is_no_file_is_refused_and_left_closed(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    before = os.listdir("/proc/self/fd")
+    for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(OSError, match=r"folder, pipe or device|Is a directory"):
+            read_bounded(path, 10)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
