@@ -20,27 +20,28 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # About an hour on two cores that do nothing else; goes on where it was interrupted.
 bench: $(VENV)/ready
-	$(BIN)/python benchmarks/bench.py --out benchmarks/results/cpu.json
-	$(BIN)/python benchmarks/report.py
+	$(BIN)/python -m benchmarks.bench --out benchmarks/results/cpu.json
+	$(BIN)/python -m benchmarks.report
 
 # Ten minutes on a machine with a GPU.
 gpu: $(VENV)/ready
-	$(BIN)/python benchmarks/gpu_once.py --out benchmarks/results
-	$(BIN)/python benchmarks/report.py
+	$(BIN)/python -m benchmarks.gpu_once --out benchmarks/results
+	$(BIN)/python -m benchmarks.report
 
 # The same on a CPU, at sizes that take no time, to see that it works.
 gpu-rehearsal: $(VENV)/ready
-	$(BIN)/python benchmarks/gpu_once.py --device cpu --variant tiny --out runs
+	$(BIN)/python -m benchmarks.gpu_once --device cpu --variant tiny --out runs
 
 report: $(VENV)/ready
-	$(BIN)/python benchmarks/report.py
+	$(BIN)/python -m benchmarks.report
 
 # About two hours on two cores, three seeds side by side; goes on where it was interrupted.
 demo-checkpoint: $(VENV)/ready
-	$(BIN)/python benchmarks/demo_checkpoint.py runs --ship
+	$(BIN)/python -m benchmarks.demo_checkpoint runs --ship
 
 clean:
 	rm -rf $(VENV) $(BASE) $(BINDINGS) $(TRITON) demo

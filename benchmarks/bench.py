@@ -1,8 +1,8 @@
 """Race the reference and what this project makes of it, on this machine, into one JSON file.
 
-    python benchmarks/bench.py --out benchmarks/results/cpu.json
-    python benchmarks/bench.py --device cuda --out benchmarks/results/h200.json
-    python benchmarks/bench.py --variant tiny --labels 7 20 --batches 1 2  # a quick look
+    python -m benchmarks.bench --out benchmarks/results/cpu.json
+    python -m benchmarks.bench --device cuda --out benchmarks/results/h200.json
+    python -m benchmarks.bench --variant tiny --labels 7 20 --batches 1 2  # a quick look
 
 Every cell (contender, labels, batch) runs in processes of its own, in rounds: on a shared machine a slow minute then falls on
 all contenders. A cell whose pass would take longer than --longest is not run, and its record says so; so does that of one that
@@ -22,16 +22,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
-from contenders import Cell, chosen
-from measure import OUT_OF_MEMORY
-from random_weights import VARIANTS
-from records import timing
 from tqdm import tqdm
-from workload import load, prepare
 
+from benchmarks.contenders import Cell, chosen
+from benchmarks.measure import OUT_OF_MEMORY
+from benchmarks.random_weights import VARIANTS
+from benchmarks.records import timing
+from benchmarks.workload import load, prepare
 from sigrl_deploy.config import ModelConfig
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.files import replacing
@@ -46,7 +44,7 @@ Record = dict[str, Any]
 def main() -> None:
     args = parse()
     pairs = chosen(args.device, args.backends)
-    machine = json.loads(python("machine.py", args.device, check=True).stdout.splitlines()[-1])
+    machine = json.loads(python("machine", args.device, check=True).stdout.splitlines()[-1])
     partial = args.out.with_name(f"{args.out.name}.partial") if args.out else None
     results = begun(partial, {"machine": machine, "variant": args.variant, "records": []})
     with tempfile.TemporaryDirectory() as temporary:
@@ -100,9 +98,9 @@ def write(path: Path | None, results: Record) -> None:
             temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
-def python(script: str, *arguments: object, check: bool = False, **how: Any) -> subprocess.CompletedProcess[str]:
-    """A script beside this one, in a process of its own."""
-    command = [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)]
+def python(module: str, *arguments: object, check: bool = False, **how: Any) -> subprocess.CompletedProcess[str]:
+    """A module of this package, in a process of its own."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=check, **how)
 
 
@@ -160,7 +158,7 @@ class Bench:
         # What torch.compile keeps between processes would make a later one's start warm.
         environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(temporary / "inductor")}
         try:
-            done = python("measure.py", path, env=environment, timeout=20 * self.longest + 600)
+            done = python("measure", path, env=environment, timeout=20 * self.longest + 600)
         except subprocess.TimeoutExpired:
             return "failed: did not end", {}
         if done.returncode:

@@ -21,17 +21,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from workload import NAIVE, OURS, Array, bundle_of, load, vocabulary_file
 
+from benchmarks.workload import NAIVE, OURS, bundle_of, load, vocabulary_file
+from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sigrl_deploy.recognizer import Recognizer
-    from sigrl_deploy.vocabulary import Vocabulary
+    from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
-Pass = Callable[[Array], Array]
+Pass = Callable[[FloatArray], FloatArray]
 ON_CPU = (
     ("eager-as-written", "fp32"), ("eager", "fp32"), ("compile", "fp32"), ("naive-onnx", "fp32"),
     ("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("onnxruntime", "int8x3"), ("onnxruntime", "int8-all"),
@@ -108,7 +109,7 @@ def _engine(cell: Cell, folder: Path) -> tuple[Pass, Recognizer]:
 
 def saved_vocabulary(folder: Path, labels: int) -> Vocabulary:
     """T and G Wbᵀ as a cached vocabulary."""
-    from sigrl_deploy.vocabulary import Vocabulary
+    from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
     saved = np.load(vocabulary_file(folder, labels))
     return Vocabulary(tuple(map(str, range(labels))), saved["label_embedding"], saved["graph_projection"])
@@ -116,7 +117,8 @@ def saved_vocabulary(folder: Path, labels: int) -> Vocabulary:
 
 def _naive(cell: Cell, folder: Path) -> Pass:
     import onnxruntime as ort
-    from machine import cores
+
+    from benchmarks.machine import cores
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = cores()
@@ -133,8 +135,8 @@ def _naive(cell: Cell, folder: Path) -> Pass:
 def _eager(cell: Cell, folder: Path) -> tuple[Pass, Any]:
     """The materialised or the tiled model. In low precision its weights are cast, and autocast joins what then differs."""
     import torch
-    from machine import cores
 
+    from benchmarks.machine import cores
     from sigrl_deploy.config import Precision
     from sigrl_deploy.model.towers import typed
 
@@ -147,9 +149,9 @@ def _eager(cell: Cell, folder: Path) -> tuple[Pass, Any]:
     dtype = model.visual.proj.dtype
 
     @torch.inference_mode()
-    def run(pixels: Array) -> Array:
+    def run(pixels: FloatArray) -> FloatArray:
         with torch.autocast(cell.device, dtype=dtype, enabled=dtype is not torch.float32):
-            scores: Array = forward(torch.from_numpy(pixels).to(cell.device)).float().cpu().numpy()
+            scores: FloatArray = forward(torch.from_numpy(pixels).to(cell.device)).float().cpu().numpy()
             return scores
 
     return run, model

@@ -1,8 +1,8 @@
 """Train the demo checkpoints on `scenes`, evaluate them, and write what they reach into the model card.
 
-python benchmarks/demo_checkpoint.py RUNS                 # seeds 0, 1, 2, side by side; goes on where it was interrupted
-python benchmarks/demo_checkpoint.py RUNS --seeds 1       # seed 0 alone
-python benchmarks/demo_checkpoint.py RUNS --ship          # and put seed 0's SigRL model into the package
+python -m benchmarks.demo_checkpoint RUNS                 # seeds 0, 1, 2, side by side; goes on where it was interrupted
+python -m benchmarks.demo_checkpoint RUNS --seeds 1       # seed 0 alone
+python -m benchmarks.demo_checkpoint RUNS --ship          # and put seed 0's SigRL model into the package
 
 A CLIP is trained from captions (`--recipe contrastive`), then CLIP-FT, MKT and SigRL from that CLIP on the seen labels
 (`--recipe zero-shot`). Unseen combinations of attributes are in no training picture, nor in any caption.
@@ -25,22 +25,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
 import torch
-from model_card import RESULTS, write_card
 from numpy.typing import NDArray
 
+from benchmarks.model_card import RESULTS, write_card
+from sigrl_deploy.arrays import FloatArray
+from sigrl_deploy.checkpoints.eager import load_eager
+from sigrl_deploy.checkpoints.native import HEAD, read_record, write_trained
+from sigrl_deploy.checkpoints.weights import read_weights
 from sigrl_deploy.config import Precision
 from sigrl_deploy.datasets.scenes import LABELS, Scenes
-from sigrl_deploy.eager import load_eager
 from sigrl_deploy.evaluation.metrics import evaluate_scores
 from sigrl_deploy.evaluation.scoring import Model, score_pictures
 from sigrl_deploy.files import replacing
-from sigrl_deploy.trained import HEAD, read_record, write_trained
 from sigrl_deploy.training.data import KeptPictures
-from sigrl_deploy.weights import read_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "sigrl_deploy" / "data"
@@ -86,7 +85,7 @@ def runs_of(seed: int) -> dict[str, list[str]]:
     return RUNS | (FIRST_SEED_ONLY if seed == 0 else {})
 
 
-def measured(scores: NDArray[np.float32], targets: NDArray[np.int8]) -> dict[str, float]:
+def measured(scores: FloatArray, targets: NDArray[np.int8]) -> dict[str, float]:
     metrics = evaluate_scores(scores, targets)
     return {"map": metrics.map, "f1_3": metrics.top_k[3].f1, "f1_5": metrics.top_k[5].f1}
 

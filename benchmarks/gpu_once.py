@@ -1,8 +1,8 @@
 """Everything that a few minutes on a GPU can tell, measured in one process from seeded weights into one file.
 
-    python benchmarks/gpu_once.py --out benchmarks/results      # writes h100.json there, or as the GPU is called
-    python benchmarks/gpu_once.py --out OUT --seconds 240 --sections passes stages      # some of it, into the same file
-    python benchmarks/gpu_once.py --out OUT --device cpu --variant tiny     # a rehearsal, in Triton's interpreter
+    python -m benchmarks.gpu_once --out benchmarks/results      # writes h100.json there, or as the GPU is called
+    python -m benchmarks.gpu_once --out OUT --seconds 240 --sections passes stages      # some of it, into the same file
+    python -m benchmarks.gpu_once --out OUT --device cpu --variant tiny     # a rehearsal, in Triton's interpreter
 
 The sections run in the order of SECTIONS. Each is guarded, as is each measurement in it: what fails, or no longer fits into
 --seconds, is in `left_out` with its reason, and the file is written after every section. `report.py` makes a table, a page and
@@ -21,13 +21,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-from random_weights import VARIANTS  # noqa: E402
+from benchmarks.random_weights import VARIANTS
 
 if TYPE_CHECKING:
-    from gpu.run import Run
+    from benchmarks.gpu.run import Run
 
 SECTIONS = (
     "machine", "ceilings", "compiling", "kernel_errors", "kernel_times", "passes", "stages", "profile", "more_passes", "ncu",
@@ -42,8 +39,9 @@ def main() -> None:
     faulthandler.dump_traceback_later(args.seconds + GRACE, exit=True)  # the file has what came before
 
     import torch
-    from gpu.run import GpuLostError, Run
-    from gpu.sections import SECTIONS as MEASURES
+
+    from benchmarks.gpu.run import GpuLostError, Run
+    from benchmarks.gpu.sections import SECTIONS as MEASURES
 
     path = args.out / f"{card(args.device)}.json"
     with torch.inference_mode():
@@ -106,7 +104,7 @@ def go_on_afresh(run: Run, name: str, args: argparse.Namespace, reason: str) -> 
     if rest:
         sys.stderr.flush()
         options = ["--out", str(args.out), "--device", args.device, "--variant", args.variant, "--seconds", f"{run.left:.0f}"]
-        os.execv(sys.executable, [sys.executable, __file__, *options, "--sections", *rest])
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.gpu_once", *options, "--sections", *rest])
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tables import GPU_PEERS, Record, caption, read, result_files, summary, table
+from benchmarks.tables import GPU_PEERS, Record, caption, read, result_files, summary, table
 
 ORDER = ("eager-as-written", "eager", "compile", "compile-graph", "torch-from-host", "torch")
 NONE = "No GPU has been measured by `make gpu` yet.\n"

@@ -1,6 +1,6 @@
 """The machine: what it is, how fast its matrix products and copies are, and the least time that a picture can take on it.
 
-python benchmarks/machine.py cpu       # or cuda; prints JSON
+python -m benchmarks.machine cpu       # or cuda; prints JSON
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
 
-from sigrl_deploy import cpus
 from sigrl_deploy.config import ModelConfig, Precision
+from sigrl_deploy.machine import cpus
 from sigrl_deploy.version import version_of
 
 PACKAGES = ("torch", "triton", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "open_clip_torch", "numpy")

@@ -1,4 +1,4 @@
-"""Measure one cell in this process: `python benchmarks/measure.py TASK.json`. The last line of its output is the result.
+"""Measure one cell in this process: `python -m benchmarks.measure TASK.json`. The last line of its output is the result.
 
 A process of its own gives every contender its own peak memory and cold start, and a contender that runs out of memory takes
 nothing with it: the exit status is then OUT_OF_MEMORY.
@@ -15,11 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
-from contenders import Cell, open_pass, saved_vocabulary
-from workload import OURS, Array, batch_of, bundle_of, load, real_pictures, vocabulary_file
+
+from benchmarks.contenders import Cell, open_pass, saved_vocabulary
+from benchmarks.workload import OURS, batch_of, bundle_of, load, real_pictures, vocabulary_file
+from sigrl_deploy.arrays import FloatArray
 
 OUT_OF_MEMORY = 71
 TURNS = 7
@@ -126,7 +126,7 @@ def device_bytes(device: str) -> int:
     return whole - free
 
 
-def scores_of(cell: Cell, folder: Path, run: Callable[[Array], Array], size: int) -> Array:
+def scores_of(cell: Cell, folder: Path, run: Callable[[FloatArray], FloatArray], size: int) -> FloatArray:
     """Scores [n, C] of real pictures one by one: of several for what is ours, of one for its peers, whose passes are long."""
     count = pictures_compared(cell.labels, size) if cell.backend in OURS else 1
     return np.concatenate([run(picture[None]) for picture in real_pictures(size)[:count]])
@@ -137,7 +137,7 @@ def pictures_compared(labels: int, size: int) -> int:
     return max(1, min(len(real_pictures(size)), 12000 // labels))
 
 
-def reference(folder: Path, cell: Cell, size: int) -> Array:
+def reference(folder: Path, cell: Cell, size: int) -> FloatArray:
     """Scores [n, C] of real pictures by the eager model in fp32, tiled over labels: what drift is measured against."""
     import torch
 
@@ -147,18 +147,18 @@ def reference(folder: Path, cell: Cell, size: int) -> Array:
     with torch.inference_mode():
         pictures = real_pictures(size)[: pictures_compared(cell.labels, size)]
         rows = [model(torch.from_numpy(picture[None]).to(cell.device), *inputs) for picture in pictures]
-    scores: Array = torch.cat(rows).cpu().numpy()
+    scores: FloatArray = torch.cat(rows).cpu().numpy()
     return scores
 
 
-def stages(cell: Cell, folder: Path, recognizer: Any, pixels: Array, whole: float) -> dict[str, float]:
+def stages(cell: Cell, folder: Path, recognizer: Any, pixels: FloatArray, whole: float) -> dict[str, float]:
     """Medians of the stages of a batch: decoding and resizing a photograph, the tower, SVFR, match.
 
     Of ONNX Runtime the tower is the graph cut at SVFR, and SVFR what is left of `whole`.
     """
     import sigrl_deploy
-    from sigrl_deploy import matching
-    from sigrl_deploy.images import read_image
+    from sigrl_deploy.model import matching
+    from sigrl_deploy.pictures.reading import read_image
 
     photo = Path(sigrl_deploy.__file__).parent / "data" / "photos" / "cat.jpg"
     picture = read_image(photo)
@@ -192,10 +192,11 @@ def share(part: Callable[[], Any], whole: Callable[[], Any]) -> float:
     return float(np.median([timed(part, 1, 0)[0] / timed(whole, 1, 0)[0] for _ in range(TURNS)]))
 
 
-def engine_stages(engine: Any, pixels: Array, vocabulary: Any) -> dict[str, float]:
+def engine_stages(engine: Any, pixels: FloatArray, vocabulary: Any) -> dict[str, float]:
     """Milliseconds of the PyTorch engine's own stages: on a GPU there alone, each as a CUDA graph."""
     import torch
-    from gpu.timing import microseconds
+
+    from benchmarks.gpu.timing import microseconds
 
     with engine.running():
         resident = engine.resident(vocabulary)
@@ -207,14 +208,14 @@ def engine_stages(engine: Any, pixels: Array, vocabulary: Any) -> dict[str, floa
             return {name: microseconds([part], engine.device) / 1000 for name, part in parts.items()}
 
 
-def tower_pass(cell: Cell, folder: Path, pixels: Array) -> Callable[[], Any]:
+def tower_pass(cell: Cell, folder: Path, pixels: FloatArray) -> Callable[[], Any]:
     """The visual graph as far as SVFR's patches and the global feature, in ONNX Runtime."""
     import onnx
     import onnxruntime as ort
-    from machine import cores
 
+    from benchmarks.machine import cores
     from sigrl_deploy.config import Precision
-    from sigrl_deploy.cut import tower
+    from sigrl_deploy.graphs.cutting import tower
 
     model = tower(onnx.load(bundle_of(folder, cell.precision) / "visual.onnx"))
     options = ort.SessionOptions()

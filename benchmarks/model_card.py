@@ -1,16 +1,13 @@
 """Write the tables of the demo checkpoint's model card from `results/scenes.json`.
 
-python benchmarks/model_card.py
+python -m benchmarks.model_card
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 

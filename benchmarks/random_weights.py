@@ -3,8 +3,8 @@
 The weights are drawn per tensor from numpy's frozen legacy generator, so every machine writes the same numbers, and the SigRL
 tensors are those that `tests/golden/reference_*.npz` belong to.
 
-    python benchmarks/random_weights.py tiny out/      # 2 layers, width 128, 80 px, 25 patches; a 2-layer text tower
-    python benchmarks/random_weights.py vit-b16 out/   # the real sizes of both towers
+    python -m benchmarks.random_weights tiny out/      # 2 layers, width 128, 80 px, 25 patches; a 2-layer text tower
+    python -m benchmarks.random_weights vit-b16 out/   # the real sizes of both towers
 
 writes out/sigrl.pth and out/text.pth (an MKT second-stage text tower).
 """
@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+
+from sigrl_deploy.arrays import FloatArray
 
 EMBED = 512  # CLIP's joint embedding width; the reference fixes its heads to it
 Shapes = dict[str, tuple[int, ...]]
@@ -117,7 +118,7 @@ def text_shapes(variant: Variant) -> Shapes:
     }
 
 
-def draw(name: str, shape: tuple[int, ...], seed: int = 0) -> NDArray[np.float32]:
+def draw(name: str, shape: tuple[int, ...], seed: int = 0) -> FloatArray:
     """One tensor's weights, a function of its name, its shape and the seed alone."""
     name = name.replace("linear_r", "linear_l")
     values = np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**32).standard_normal(shape)
@@ -142,12 +143,12 @@ def draw(name: str, shape: tuple[int, ...], seed: int = 0) -> NDArray[np.float32
     return values.astype(np.float32)
 
 
-def tensors(shapes: Shapes, seed: int = 0) -> dict[str, NDArray[np.float32]]:
+def tensors(shapes: Shapes, seed: int = 0) -> dict[str, FloatArray]:
     """A state dict of random weights."""
     return {name: draw(name, shape, seed) for name, shape in shapes.items()}
 
 
-def label_embeddings(count: int, seed: int, embed: int = EMBED) -> NDArray[np.float32]:
+def label_embeddings(count: int, seed: int, embed: int = EMBED) -> FloatArray:
     """[count, embed] stand-ins for CLIP text features, which are not normalised: norms from 6 to 10."""
     rng = np.random.RandomState(seed)
     values = rng.standard_normal((count, embed))
@@ -155,12 +156,12 @@ def label_embeddings(count: int, seed: int, embed: int = EMBED) -> NDArray[np.fl
     return (values / np.linalg.norm(values, axis=1, keepdims=True) * norms).astype(np.float32)
 
 
-def images(count: int, size: int, seed: int) -> NDArray[np.float32]:
+def images(count: int, size: int, seed: int) -> FloatArray:
     """[count, 3, size, size] stand-ins for preprocessed pictures."""
     return np.random.RandomState(seed).standard_normal((count, 3, size, size)).astype(np.float32)
 
 
-def save(path: Path, values: dict[str, NDArray[np.float32]]) -> None:
+def save(path: Path, values: dict[str, FloatArray]) -> None:
     """Save as `torch.save(model.state_dict(), path)` does."""
     import torch
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from contenders import Cell
-from machine import floor_ms
 
+from benchmarks.contenders import Cell
+from benchmarks.machine import floor_ms
 from sigrl_deploy.config import ModelConfig, Precision
 
 

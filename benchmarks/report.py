@@ -1,7 +1,7 @@
 """Table, plots and pages from the files in `benchmarks/results/`: no figure is typed by hand.
 
-python benchmarks/report.py           # rewrite the README's table, docs/benchmarks.md and docs/benchmarks-*.svg
-python benchmarks/report.py --check   # exit status 1 where README or page say something else than the results
+python -m benchmarks.report           # rewrite the README's table, docs/benchmarks.md and docs/benchmarks-*.svg
+python -m benchmarks.report --check   # exit status 1 where README or page say something else than the results
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_page import GLOSSARY, ordered, readme_table, sections
+from benchmarks.tables import RESULTS, Record, caption, name_of, read, result_files, summary, table
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from gpu_page import GLOSSARY, ordered, readme_table, sections  # noqa: E402
-from tables import RESULTS, Record, caption, name_of, read, result_files, summary, table  # noqa: E402
-
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
 ON_CPU = "cpu.json"
 BEGIN, END = "<!-- benchmark table, by benchmarks/report.py -->\n", "<!-- end of benchmark table -->\n"

@@ -1,18 +1,14 @@
 """Peak memory and time of one training step at ViT-B/16 size, 925 labels: random weights, the zero-shot recipe.
 
-python benchmarks/training_memory.py --batch-size 2
-python benchmarks/training_memory.py --batch-size 1 --materialised     (about 10 GB a picture)
+python -m benchmarks.training_memory --batch-size 2
+python -m benchmarks.training_memory --batch-size 1 --materialised     (about 10 GB a picture)
 """
 
 from __future__ import annotations
 
 import argparse
 import resource
-import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 

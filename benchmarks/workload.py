@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
-from random_weights import VARIANTS, images, label_embeddings, save, sigrl_shapes, tensors
+
+from benchmarks.random_weights import VARIANTS, images, label_embeddings, save, sigrl_shapes, tensors
+from sigrl_deploy.arrays import FloatArray
 
 if TYPE_CHECKING:
     from sigrl_deploy.model.sigrl import SigRL
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 CHECKPOINT = "sigrl.pth"
 NAIVE = "naive.onnx"
 OURS = ("onnxruntime", "onnxruntime-tensorrt", "openvino", "torch", "tensorrt")  # backends that run a bundle
-Array = NDArray[np.float32]
 
 
 def prepare(folder: Path, variant: str, labels: Sequence[int], pairs: Sequence[tuple[str, str]], device: str) -> None:
@@ -47,7 +47,7 @@ def _export(folder: Path, precision: str, weights: bool) -> None:
     import torch
 
     from sigrl_deploy.config import Precision
-    from sigrl_deploy.export.bundle import ExportOptions, export_bundle
+    from sigrl_deploy.export.run import ExportOptions, export_bundle
 
     names, embedding = folder / "labels.txt", folder / "label_emb.pt"
     names.write_text("\n".join(map(str, range(100))), encoding="utf-8")
@@ -66,7 +66,9 @@ def _export(folder: Path, precision: str, weights: bool) -> None:
 
 def load(folder: Path) -> SigRL:
     """The eager model of the folder's checkpoint."""
-    from sigrl_deploy.checkpoint import build_model, load_checkpoint, model_config
+    from sigrl_deploy.checkpoints.building import build_model
+    from sigrl_deploy.checkpoints.layouts import load_checkpoint
+    from sigrl_deploy.checkpoints.model_config import model_config
 
     checkpoint = load_checkpoint(folder / CHECKPOINT)
     return build_model(checkpoint, model_config(checkpoint)).eval()
@@ -128,15 +130,16 @@ def export_materialised(model: SigRL, path: Path) -> None:
         program.save(temporary)
 
 
-def batch_of(count: int, size: int) -> Array:
+def batch_of(count: int, size: int) -> FloatArray:
     """[count, 3, size, size] stand-ins for preprocessed pictures, for what is timed."""
     return images(count, size, seed=0)
 
 
-def real_pictures(size: int) -> Array:
+def real_pictures(size: int) -> FloatArray:
     """[12, 3, size, size]: the package's photographs and scenes, for what is compared."""
-    from sigrl_deploy.images import read_image
-    from sigrl_deploy.preprocess import Contract, Preprocess
+    from sigrl_deploy.config import Contract
+    from sigrl_deploy.pictures.preprocess import Preprocess
+    from sigrl_deploy.pictures.reading import read_image
 
     preprocess = Preprocess.for_contract(Contract.ZERO_SHOT, size)
     return np.stack([preprocess(read_image(path)) for path in real_files()])

@@ -10,7 +10,8 @@ from sigrl_deploy.version import __version__
 if TYPE_CHECKING:
     from sigrl_deploy.errors import ImageError, SigRLError
     from sigrl_deploy.recognizer import Recognizer, Tag
-    from sigrl_deploy.vocabulary import Vocabulary, read_labels
+    from sigrl_deploy.vocabulary.label_files import read_labels
+    from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 __all__ = ["ImageError", "Recognizer", "SigRLError", "Tag", "Vocabulary", "__version__", "read_labels"]
 
@@ -19,8 +20,8 @@ _HOME = {
     "SigRLError": "errors",
     "Recognizer": "recognizer",
     "Tag": "recognizer",
-    "Vocabulary": "vocabulary",
-    "read_labels": "vocabulary",
+    "Vocabulary": "vocabulary.vocabulary",
+    "read_labels": "vocabulary.label_files",
 }
 
 

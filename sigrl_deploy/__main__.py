@@ -2,13 +2,13 @@
 
 import sys
 
-from sigrl_deploy.interrupts import leave_at_once
+from sigrl_deploy.cli.interrupts import leave_at_once
 
 
 def run(*verb: str, name: str = "sigrl-deploy") -> None:
     """Run a verb, by default the one that the arguments of this process name, and exit."""
     leave_at_once()
-    from sigrl_deploy.cli import main
+    from sigrl_deploy.cli.main import main
 
     main([*verb, *sys.argv[1:]], prog_name=name)
 

@@ -78,6 +78,14 @@ class Precision(str, Enum):
         return {Precision.FP16: "float16", Precision.BF16: "bfloat16"}.get(self, "float32")
 
 
+class Contract(str, Enum):
+    """The preprocessing recipes that can be asked for by name."""
+
+    ZERO_SHOT = "zero-shot"
+    SINGLE_POSITIVE = "single-positive"
+    CLIP = "clip"
+
+
 @dataclass(frozen=True)
 class VisionConfig:
     """A CLIP ViT. Pixels are square; P = (image_size // patch_size)²."""

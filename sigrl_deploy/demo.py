@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from sigrl_deploy.bundle import MANIFEST, Bundle
+from sigrl_deploy.bundle.bundle import Bundle
+from sigrl_deploy.bundle.manifest import MANIFEST
 from sigrl_deploy.datasets.scenes import UNSEEN, Scenes, labels_of
 from sigrl_deploy.errors import BundleError
-from sigrl_deploy.export.bundle import ExportOptions, export_bundle
-from sigrl_deploy.infer import InferOptions, run_infer
+from sigrl_deploy.export.run import ExportOptions, export_bundle
+from sigrl_deploy.tagging.run import InferOptions, run_infer
 
 log = logging.getLogger(__name__)
 

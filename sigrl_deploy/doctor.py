@@ -14,15 +14,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sigrl_deploy.cache_folder import ENVIRONMENT, cached_files, require_private
+from sigrl_deploy.bundle.engine_records import EngineRecord, version_tuple
 from sigrl_deploy.errors import SigRLError, UsageError
-from sigrl_deploy.gpu import OLDEST_FUSED, Gpu, NoGpuError, gpu_at_hand
-from sigrl_deploy.tensorrt.key import EngineRecord, version_tuple
+from sigrl_deploy.machine.cache_folder import ENVIRONMENT, cached_files, require_private
+from sigrl_deploy.machine.gpu import OLDEST_FUSED, Gpu, NoGpuError, gpu_at_hand
 from sigrl_deploy.tensorrt.library import installed, open_library
 from sigrl_deploy.version import version_of
 
 if TYPE_CHECKING:
-    from sigrl_deploy.bundle import Bundle
+    from sigrl_deploy.bundle.bundle import Bundle
 
 _PACKAGES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx-cu13"}
 # Instructions as Linux calls them, on x86 and on ARM, best first.
@@ -313,7 +313,7 @@ def _tuned(path: Path) -> list[str]:
 
 def _bundle(path: Path, gpu: Gpu | None) -> Iterator[Finding]:
     """Whether a bundle is whole, and of each of its TensorRT engines what it is for, whether it is whole, and runs here."""
-    from sigrl_deploy.bundle import Bundle
+    from sigrl_deploy.bundle.bundle import Bundle
 
     try:
         bundle = Bundle(path)

@@ -11,21 +11,24 @@ from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from sigrl_deploy import cpus, matching
-from sigrl_deploy.bundle import TOKENIZER, VOCABULARY, Bundle
-from sigrl_deploy.cache import VocabularyCache, digest
-from sigrl_deploy.cache_folder import default_cache_dir, require_private
+from sigrl_deploy.arrays import FloatArray, Pixels
+from sigrl_deploy.bundle.bundle import Bundle
+from sigrl_deploy.bundle.manifest import TOKENIZER, VOCABULARY
 from sigrl_deploy.config import Arch, Precision
-from sigrl_deploy.engines import Pixels, Preparation
-from sigrl_deploy.engines.choice import open_engine
+from sigrl_deploy.engines.choosing import open_engine
+from sigrl_deploy.engines.engine import Preparation
 from sigrl_deploy.errors import BundleError, ImageError, LabelError, UsageError
 from sigrl_deploy.files import DamagedFileError
-from sigrl_deploy.images import ImageSource, name_of, read_image
-from sigrl_deploy.tokenizer import Tokenizer
-from sigrl_deploy.vocabulary import Vocabulary, check_labels, read_labels
+from sigrl_deploy.machine import cpus
+from sigrl_deploy.machine.cache_folder import default_cache_dir, require_private
+from sigrl_deploy.model import matching
+from sigrl_deploy.pictures.reading import ImageSource, name_of, read_image
+from sigrl_deploy.vocabulary.cache import VocabularyCache, digest
+from sigrl_deploy.vocabulary.label_files import check_labels, read_labels
+from sigrl_deploy.vocabulary.tokenizer import Tokenizer
+from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +45,7 @@ class Tag:
 
     label: str
     score: float
-    evidence: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    evidence: FloatArray | None = field(default=None, repr=False, compare=False)
 
 
 class Recognizer:
@@ -136,14 +139,14 @@ class Recognizer:
         assert length is not None
         return Tokenizer(self.bundle.file(TOKENIZER), length)
 
-    def _encode_labels(self, labels: Sequence[str]) -> NDArray[np.float32]:
+    def _encode_labels(self, labels: Sequence[str]) -> FloatArray:
         """A batch of labels → T [N, D]."""
         template = self.bundle.manifest.template
         token_ids = self._tokenizer([template.replace("{label}", label) for label in labels])
         # Columns behind the last end-of-text token, the highest id, change nothing and cost most of the time.
         return self.engine.encode_labels(token_ids[:, : int(token_ids.argmax(axis=1).max()) + 1])
 
-    def _embed_known_labels(self, labels: Sequence[str]) -> NDArray[np.float32]:
+    def _embed_known_labels(self, labels: Sequence[str]) -> FloatArray:
         own = self.bundled_vocabulary
         assert own is not None
         row = {label: i for i, label in enumerate(own.labels)}
@@ -199,9 +202,7 @@ class Recognizer:
         except ImageError as error:
             raise ImageError(f"{name_of(image)}: {error}") from None
 
-    def features(
-        self, pixels: Pixels, vocabulary: Vocabulary
-    ) -> Iterator[tuple[NDArray[np.float32] | None, NDArray[np.float32]]]:
+    def features(self, pixels: Pixels, vocabulary: Vocabulary) -> Iterator[tuple[FloatArray | None, FloatArray]]:
         """pixels [B, 3, H, W] → each picture's local [P, D] (None where patches are not matched) and global [D] feature."""
         self._check(pixels, vocabulary)
         local, global_feature = self.engine.encode(pixels, vocabulary)
@@ -225,7 +226,7 @@ class Recognizer:
                 "vocabulary: was made by another bundle, whose scores it would mix up; make one with this recognizer"
             )
 
-    def scores(self, images: Iterable[ImageSource], vocabulary: Vocabulary) -> NDArray[np.float32]:
+    def scores(self, images: Iterable[ImageSource], vocabulary: Vocabulary) -> FloatArray:
         """Scores [N, C] fp32 of every label, in the vocabulary's order.
 
         Raises ImageError where a picture cannot be read, ScoreError where its scores are no finite numbers.
@@ -233,14 +234,14 @@ class Recognizer:
         rows = [self.score_pixels(self.pixels(image)[None], vocabulary) for image in _several(images)]
         return np.concatenate([np.zeros((0, len(vocabulary)), np.float32), *rows])
 
-    def score_pixels(self, pixels: Pixels, vocabulary: Vocabulary) -> NDArray[np.float32]:
+    def score_pixels(self, pixels: Pixels, vocabulary: Vocabulary) -> FloatArray:
         """pixels [B, 3, H, W] → scores [B, C] fp32. Raises ScoreError where one is no finite number."""
         self._check(pixels, vocabulary)
         scores = self.engine.score(pixels, vocabulary)
         matching.require_finite(scores, self.engine.precision.value)
         return scores
 
-    def score_batches(self, batches: Iterable[Pixels], vocabulary: Vocabulary) -> Iterator[NDArray[np.float32]]:
+    def score_batches(self, batches: Iterable[Pixels], vocabulary: Vocabulary) -> Iterator[FloatArray]:
         """`score_pixels` of each batch, in order, but for the check that scores are finite.
 
         A GPU gets a batch while the one before it runs: scores of one come when the next was taken from `batches`.
@@ -282,7 +283,7 @@ class Recognizer:
         top: int = 5,
         threshold: float | None = None,
         evidence: bool = False,
-    ) -> list[tuple[NDArray[np.float32], list[Tag]]]:
+    ) -> list[tuple[FloatArray, list[Tag]]]:
         """pixels [B, 3, H, W] → each picture's scores [C] fp32 and, as `recognize` gives them, its tags. Raises as it does."""
         (found,) = self.tag_batches([pixels], vocabulary, top, threshold, evidence)
         matching.require_finite(np.stack([scores for scores, _ in found]), self.engine.precision.value)
@@ -295,7 +296,7 @@ class Recognizer:
         top: int = 5,
         threshold: float | None = None,
         evidence: bool = False,
-    ) -> Iterator[list[tuple[NDArray[np.float32], list[Tag]]]]:
+    ) -> Iterator[list[tuple[FloatArray, list[Tag]]]]:
         """`tag_pixels` of each batch, in order, which `score_batches` scores: it does not ask whether scores are finite."""
         self._check_choice(top, threshold, evidence)
         if not evidence:
@@ -310,12 +311,12 @@ class Recognizer:
 
     def _tags_with_evidence(
         self,
-        local: NDArray[np.float32] | None,
-        global_feature: NDArray[np.float32],
+        local: FloatArray | None,
+        global_feature: FloatArray,
         vocabulary: Vocabulary,
         top: int,
         threshold: float | None,
-    ) -> tuple[NDArray[np.float32], list[Tag]]:
+    ) -> tuple[FloatArray, list[Tag]]:
         assert local is not None
         manifest = self.bundle.manifest
         scores = matching.score(manifest.arch, local, global_feature, vocabulary.label_embedding, manifest.topk)
@@ -330,7 +331,7 @@ class Recognizer:
         if evidence and not arch.has_local:
             raise UsageError(f"evidence: {arch.value} scores whole pictures, so there is none by patch; leave evidence out")
 
-    def _with_evidence(self, tag: Tag, local: NDArray[np.float32], vocabulary: Vocabulary) -> Tag:
+    def _with_evidence(self, tag: Tag, local: FloatArray, vocabulary: Vocabulary) -> Tag:
         row = vocabulary.label_embedding[vocabulary.index(tag.label)][None]
         return Tag(tag.label, tag.score, matching.patch_similarity(local, row).reshape(self.bundle.manifest.grid))
 
@@ -352,7 +353,7 @@ def _several(images: Iterable[ImageSource]) -> Iterable[ImageSource]:
     return images
 
 
-def best_tags(scores: NDArray[np.float32], vocabulary: Vocabulary, top: int, threshold: float | None = None) -> list[Tag]:
+def best_tags(scores: FloatArray, vocabulary: Vocabulary, top: int, threshold: float | None = None) -> list[Tag]:
     """scores [C] → at most `top` tags, best first, ties in the vocabulary's order."""
     order = np.argsort(-scores, kind="stable")[:top]
     return [Tag(vocabulary.labels[i], float(scores[i])) for i in order if threshold is None or scores[i] >= threshold]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,20 +18,17 @@ import pytest
 import torch
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: kernels then run on the CPU
 
-from random_weights import VARIANTS, save, sigrl_shapes, tensors, text_shapes  # noqa: E402
-from training_runs import LABELS as COLOURS  # noqa: E402
-from training_runs import TINY  # noqa: E402
-
-from sigrl_deploy.export.bundle import ExportOptions, export_bundle  # noqa: E402
-from sigrl_deploy.export.parity import LABELS, PHOTOS  # noqa: E402
-from sigrl_deploy.preprocess import Contract  # noqa: E402
-from sigrl_deploy.trained import TrainedRecord, write_trained  # noqa: E402
-from sigrl_deploy.training.models import new_clip  # noqa: E402
+from benchmarks.random_weights import VARIANTS, save, sigrl_shapes, tensors, text_shapes
+from sigrl_deploy.checkpoints.native import TrainedRecord, write_trained
+from sigrl_deploy.config import Contract
+from sigrl_deploy.export.parity import LABELS, PHOTOS
+from sigrl_deploy.export.run import ExportOptions, export_bundle
+from sigrl_deploy.training.models import new_clip
+from tests.support.training_runs import LABELS as COLOURS
+from tests.support.training_runs import TINY
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from machine import vit_flop
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.machine import vit_flop
 from sigrl_deploy.config import Arch, ModelConfig, Precision
 from sigrl_deploy.kernels import between, gmc, match, svfr, vit
 from sigrl_deploy.kernels.blocks import Launch

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import describe
 
-from gpu.run import Run
-from gpu.timing import captured, latencies, microseconds
-from gpu.units import read_again, special_function
+from benchmarks.gpu.run import Run
+from benchmarks.gpu.timing import captured, latencies, microseconds
+from benchmarks.gpu.units import read_again, special_function
+from benchmarks.machine import describe
 
 CHAIN = 100  # tiny kernels in one graph
 

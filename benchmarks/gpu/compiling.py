@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from gpu.cases import BEHIND_ENGINE, ERRORS, PRECISIONS, REHEARSED, TIMES, Kernel, kernels
-from gpu.run import Run
+from benchmarks.gpu.cases import BEHIND_ENGINE, ERRORS, PRECISIONS, REHEARSED, TIMES, Kernel, kernels
+from benchmarks.gpu.run import Run
 from sigrl_deploy.config import ModelConfig
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.model.towers import typed

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpu.cases import ERRORS, PRECISIONS, REHEARSED, Kernel, kernels
-from gpu.compiling import usable
-from gpu.run import Run
+from benchmarks.gpu.cases import ERRORS, PRECISIONS, REHEARSED, Kernel, kernels
+from benchmarks.gpu.compiling import usable
+from benchmarks.gpu.run import Run
 
 REPEATS = 6
 # Errors that are nothing, whatever plain PyTorch's is: half a rounding of the result; in fp32 what products of three TF32 keep.

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpu.cases import PRECISIONS, REHEARSED, TIMES, Kernel, decouple, decoupled, kernels, reconstruct, reconstructed
-from gpu.compiling import usable
-from gpu.run import Run
-from gpu.timing import microseconds
+from benchmarks.gpu.cases import PRECISIONS, REHEARSED, TIMES, Kernel, decouple, decoupled, kernels, reconstruct, reconstructed
+from benchmarks.gpu.compiling import usable
+from benchmarks.gpu.run import Run
+from benchmarks.gpu.timing import microseconds
 
 ROTATION = 4  # sets of inputs
 FIRST = 2  # of the sizes: those that every dtype is timed at

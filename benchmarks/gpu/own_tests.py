@@ -11,21 +11,21 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from gpu.profile import beside
-from gpu.run import NotRunError, Run
+from benchmarks.gpu.profile import beside
+from benchmarks.gpu.run import NotRunError, Run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MARKS = ("mark.gpu", "kernel_rule")  # of a file with such tests
 LEAST = 20.0  # seconds
 WORKERS = 8
-REHEARSED = "test_device_preprocess.py"  # on a CPU, which runs the rest of this file
+REHEARSED = "pictures/test_device_preprocess.py"  # on a CPU, which runs the rest of this file
 
 
 def own_tests(run: Run) -> None:
     """Into `tests` what pytest's last line counts, and which tests fail."""
     files = [
         str(path)
-        for path in sorted((ROOT / "tests").glob("test_*.py"))
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
         if any(mark in path.read_text(encoding="utf-8") for mark in MARKS)
     ]
     options = ["-q", "-rfE", "--tb=short", "-p", "no:cacheprovider", "--continue-on-collection-errors"]

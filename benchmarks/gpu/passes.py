@@ -16,21 +16,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench import drift_of
-from contenders import Cell
-from records import timing
 from torch import Tensor
 
-from gpu.cases import REHEARSED
-from gpu.run import Run
-from gpu.timing import captured, latencies, wait
+from benchmarks.bench import drift_of
+from benchmarks.contenders import Cell
+from benchmarks.gpu.cases import REHEARSED
+from benchmarks.gpu.run import Run
+from benchmarks.gpu.timing import captured, latencies, wait
+from benchmarks.records import timing
+from sigrl_deploy.arrays import Pixels
 from sigrl_deploy.config import Precision
-from sigrl_deploy.engines import Pixels
-from sigrl_deploy.engines.captured import Resident
+from sigrl_deploy.engines.cuda_graphs import GpuVocabulary
 from sigrl_deploy.engines.torch import TorchEngine
 from sigrl_deploy.model import materialised
 from sigrl_deploy.model.sigrl import SigRL
-from sigrl_deploy.vocabulary import Vocabulary
+from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 PASSES = 500
 BATCHES = 40  # of several pictures, from the host
@@ -189,7 +189,7 @@ def _record(run: Run, cell: Cell, times: list[float], peak: int, more: Record) -
     return record | {"peak_bytes": peak, "status": "ok"} | more
 
 
-def tuned(run: Run, engine: TorchEngine, batch: int, labels: int) -> Resident:
+def tuned(run: Run, engine: TorchEngine, batch: int, labels: int) -> GpuVocabulary:
     """A vocabulary on the GPU, the engine's kernels tuned for it as its own passes have them."""
     with engine.running():
         resident = engine.resident(run.setup.vocabulary(labels))

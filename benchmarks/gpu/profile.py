@@ -15,10 +15,10 @@ import torch
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 
-from gpu.cases import REHEARSED
-from gpu.passes import tuned
-from gpu.run import NotRunError, Run
-from gpu.timing import captured
+from benchmarks.gpu.cases import REHEARSED
+from benchmarks.gpu.passes import tuned
+from benchmarks.gpu.run import NotRunError, Run
+from benchmarks.gpu.timing import captured
 from sigrl_deploy.config import Precision
 
 SIZES = (81, 1006)
@@ -27,7 +27,7 @@ NCU_SECONDS = 60.0
 STAGES = "regex:(decouple|reconstruct|stage)_kernel"
 SECTIONS = ("SpeedOfLight", "ComputeWorkloadAnalysis", "WarpStateStats", "LaunchStats", "Occupancy")
 METRICS = ("Compute (SM) Throughput", "L2 Cache Throughput", "Duration", "Achieved Occupancy", "Registers Per Thread")
-SCRIPT = "from gpu.profile import both_stages; both_stages()"
+SCRIPT = "from benchmarks.gpu.profile import both_stages; both_stages()"
 
 
 def profile(run: Run) -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from gpu.setup import Setup
+from benchmarks.gpu.setup import Setup
 from sigrl_deploy.files import replacing
 
 Result = TypeVar("Result")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from gpu.ceilings import ceilings, machine
-from gpu.compiling import compiling
-from gpu.kernel_errors import kernel_errors
-from gpu.kernel_times import kernel_times
-from gpu.own_tests import own_tests
-from gpu.passes import more_passes, passes
-from gpu.profile import ncu, profile
-from gpu.run import Section
-from gpu.stages import stages
+from benchmarks.gpu.ceilings import ceilings, machine
+from benchmarks.gpu.compiling import compiling
+from benchmarks.gpu.kernel_errors import kernel_errors
+from benchmarks.gpu.kernel_times import kernel_times
+from benchmarks.gpu.own_tests import own_tests
+from benchmarks.gpu.passes import more_passes, passes
+from benchmarks.gpu.profile import ncu, profile
+from benchmarks.gpu.run import Section
+from benchmarks.gpu.stages import stages
 
 SECTIONS: dict[str, Section] = {
     section.__name__: section

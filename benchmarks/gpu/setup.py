@@ -10,25 +10,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from random_weights import VARIANTS, draw, label_embeddings, sigrl_shapes
 from torch import Tensor
-from workload import Array, real_files
 
-from gpu.cases import PRECISIONS
-from sigrl_deploy.bundle import MANIFEST, VOCABULARY, Bundle, Manifest, Variant
-from sigrl_deploy.checkpoint import Checkpoint, build_model, model_config
-from sigrl_deploy.config import FUSED, ModelConfig, Precision
-from sigrl_deploy.device_preprocess import Normalise
-from sigrl_deploy.engines import Pixels
+from benchmarks.gpu.cases import PRECISIONS
+from benchmarks.random_weights import VARIANTS, draw, label_embeddings, sigrl_shapes
+from benchmarks.workload import real_files
+from sigrl_deploy.arrays import FloatArray, Pixels
+from sigrl_deploy.bundle.bundle import Bundle
+from sigrl_deploy.bundle.manifest import MANIFEST, VOCABULARY, Manifest, Variant
+from sigrl_deploy.checkpoints.building import build_model
+from sigrl_deploy.checkpoints.layouts import Checkpoint
+from sigrl_deploy.checkpoints.model_config import model_config
+from sigrl_deploy.checkpoints.native import TrainedRecord, write_trained
+from sigrl_deploy.checkpoints.weights import Stored
+from sigrl_deploy.config import FUSED, Contract, ModelConfig, Precision
 from sigrl_deploy.engines.torch import TorchEngine
 from sigrl_deploy.files import sha256_file
-from sigrl_deploy.images import read_image
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.model.towers import typed
-from sigrl_deploy.preprocess import Contract, Preprocess
-from sigrl_deploy.trained import TrainedRecord, write_trained
-from sigrl_deploy.vocabulary import Vocabulary
-from sigrl_deploy.weights import Stored
+from sigrl_deploy.pictures.device_preprocess import Normalise
+from sigrl_deploy.pictures.preprocess import Preprocess
+from sigrl_deploy.pictures.reading import read_image
+from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 REHEARSED_WIDTH = 64  # D on a CPU, where the interpreter takes minutes for that of CLIP
 WEIGHTS = "weights.safetensors"
@@ -87,13 +90,13 @@ class Setup:
         return Vocabulary(names, self.labels(count).cpu().numpy(), self.projection(count).cpu().numpy())
 
     @lru_cache  # noqa: B019
-    def exact(self, count: int, pictures: int) -> Array:
+    def exact(self, count: int, pictures: int) -> FloatArray:
         """Scores [n, C] of real pictures by the eager model in fp32, what drift is measured against."""
         rows = [
             self.eager(self.normalised(picture[None]), self.labels(count), self.projection(count))
             for picture in self.pictures[:pictures]
         ]
-        scores: Array = torch.cat(rows).cpu().numpy()
+        scores: FloatArray = torch.cat(rows).cpu().numpy()
         return scores
 
     @cached_property

@@ -6,10 +6,10 @@ from functools import partial
 
 import torch
 
-from gpu.cases import REHEARSED
-from gpu.passes import tuned
-from gpu.run import Run
-from gpu.timing import microseconds
+from benchmarks.gpu.cases import REHEARSED
+from benchmarks.gpu.passes import tuned
+from benchmarks.gpu.run import Run
+from benchmarks.gpu.timing import microseconds
 from sigrl_deploy.config import Precision
 from sigrl_deploy.engines.torch import TorchEngine
 

@@ -19,8 +19,8 @@ def doctor(bundle: Path | None, as_json: bool, cache_dir: Path | None) -> None:
     Exit status 3 where BUNDLE cannot be used. An engine that does not fit is no such case: it is built again, or another
     backend runs.
     """
-    from sigrl_deploy.cache_folder import default_cache_dir
     from sigrl_deploy.doctor import examine
+    from sigrl_deploy.machine.cache_folder import default_cache_dir
 
     report = examine(cache_dir or default_cache_dir(), bundle)
     click.echo(report.to_json() if as_json else report.to_text(), nl=False)

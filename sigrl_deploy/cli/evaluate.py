@@ -74,20 +74,20 @@ def evaluate(**options: Any) -> None:
     whose pictures are evaluated where labels.csv has no column split (train, val or test) directly behind path.
     """
     if options["checkpoint"]:
-        from sigrl_deploy.pretrained import check_source
+        from sigrl_deploy.checkpoints.open_clip_weights import check_source
 
         check_source(options["checkpoint"])
     try:
-        from sigrl_deploy.evaluation.evaluate import EvaluateOptions, run_evaluate
         from sigrl_deploy.evaluation.report import as_json, table
+        from sigrl_deploy.evaluation.run import EvaluateOptions, run_evaluate
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "sklearn":
             raise
         raise UsageError(
             "evaluate needs scikit-learn; install the extra evaluate: pip install '.[evaluate]' in a checkout"
         ) from None
-    from sigrl_deploy.output import open_output
-    from sigrl_deploy.preprocess import Contract
+    from sigrl_deploy.config import Contract
+    from sigrl_deploy.tagging.output import open_output
 
     for name, enum in (("arch", Arch), ("preprocess", Contract)):
         options[name] = options[name] and enum(options[name])

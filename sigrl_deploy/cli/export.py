@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
+from sigrl_deploy.bundle.engine_records import Ops, Range
 from sigrl_deploy.cli.options import PATH
 from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.tensorrt.key import Ops, Range
 from sigrl_deploy.tensorrt.library import LIBRARIES
 
 
@@ -84,13 +84,13 @@ def export_onnx(**options: Any) -> None:
     CHECKPOINT is a file (SigRL, MKT, CLIP, or what train saved), or NAME:PRETRAINED for weights that open_clip downloads, such
     as ViT-B-16:openai; `python -c "import open_clip; print(open_clip.list_pretrained())"` lists them.
     """
-    from sigrl_deploy.pretrained import check_source, default_bundle
+    from sigrl_deploy.checkpoints.open_clip_weights import check_source, default_bundle
 
     check_source(options["checkpoint"])
     options["out"] = options["out"] or default_bundle(options["checkpoint"])
     try:
-        from sigrl_deploy.export.bundle import ExportOptions, export_bundle
-        from sigrl_deploy.preprocess import Contract
+        from sigrl_deploy.config import Contract
+        from sigrl_deploy.export.run import ExportOptions, export_bundle
     except ModuleNotFoundError as error:
         raise UsageError(
             f"export needs {error.name}; install the extra export: pip install '.[export]' in a checkout"

@@ -63,8 +63,8 @@ log = logging.getLogger(__name__)
 @threads_option
 def infer(pictures: tuple[str, ...], null: bool, scores: str, **options: Any) -> None:
     """Tag PICTURES: files, folders (recursively), globs, or - for a list on standard input."""
-    from sigrl_deploy.infer import InferOptions, run_infer
-    from sigrl_deploy.inputs import STDIN, find_pictures
+    from sigrl_deploy.pictures.finding import STDIN, find_pictures
+    from sigrl_deploy.tagging.run import InferOptions, run_infer
 
     if scores == "all" and (options["top"] is not None or options["threshold"] is not None):
         raise UsageError("--scores all: gives every label, so leave out --top and --threshold")

@@ -45,7 +45,7 @@ def build(
     cache_dir: Path | None,
 ) -> None:
     """Encode LABEL_FILE for a bundle and cache it, so that later runs do no text work."""
-    from sigrl_deploy.cache_folder import default_cache_dir, require_writable
+    from sigrl_deploy.machine.cache_folder import default_cache_dir, require_writable
     from sigrl_deploy.recognizer import Recognizer
 
     require_writable(cache_dir or default_cache_dir())
@@ -58,8 +58,8 @@ def build(
 @cache_option
 def list_(cache_dir: Path | None) -> None:
     """Show what is cached, by bundle: kind, number of labels, size, first labels."""
-    from sigrl_deploy.cache_folder import about, cached_files, default_cache_dir
     from sigrl_deploy.errors import printable
+    from sigrl_deploy.machine.cache_folder import about, cached_files, default_cache_dir
 
     folder = cache_dir or default_cache_dir()
     if not os.path.isdir(folder):
@@ -78,7 +78,7 @@ def list_(cache_dir: Path | None) -> None:
 @cache_option
 def clear(cache_dir: Path | None) -> None:
     """Remove every cached label embedding and vocabulary."""
-    from sigrl_deploy.cache_folder import clear_cache, default_cache_dir
+    from sigrl_deploy.machine.cache_folder import clear_cache, default_cache_dir
 
     folder = cache_dir or default_cache_dir()
     click.echo(f"{clear_cache(folder)} files removed from {folder}")

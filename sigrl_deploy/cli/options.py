@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from sigrl_deploy import cpus
 from sigrl_deploy.config import BACKENDS, FUSED, Precision
+from sigrl_deploy.machine import cpus
 
 _Option = Callable[[Any], Any]
 

@@ -73,7 +73,7 @@ def train(**options: Any) -> None:
 
     The best checkpoint by validation is RUN/model.safetensors; sigrl-deploy export onnx takes it as it is.
     """
-    from sigrl_deploy.preprocess import Contract
+    from sigrl_deploy.config import Contract
     from sigrl_deploy.training.checks import check_run
     from sigrl_deploy.training.recipes import LossInput, RecipeName, TrainOptions
 

@@ -57,12 +57,12 @@ def verify(bundle: Path, pictures: tuple[str, ...], **options: Any) -> None:
     into the manifest. Exit status 3 where an error exceeds its tolerance, 1 where pictures could not be read.
     """
     if options["checkpoint"]:
-        from sigrl_deploy.pretrained import check_source
+        from sigrl_deploy.checkpoints.open_clip_weights import check_source
 
         check_source(options["checkpoint"])
-    from sigrl_deploy.output import open_output
-    from sigrl_deploy.verify import NothingToCompareError, VerifyOptions, not_run_lines, table
-    from sigrl_deploy.verify import verify as run
+    from sigrl_deploy.evaluation.verify import NothingToCompareError, VerifyOptions, not_run_lines, table
+    from sigrl_deploy.evaluation.verify import verify as run
+    from sigrl_deploy.tagging.output import open_output
 
     for name in ("tolerance", "threshold"):
         if options[name] is not None and not math.isfinite(options[name]):

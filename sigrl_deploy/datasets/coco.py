@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sigrl_deploy.datasets import NEGATIVE, POSITIVE
+from sigrl_deploy.datasets.dataset import NEGATIVE, POSITIVE
 from sigrl_deploy.datasets.picture_files import PictureFiles
 from sigrl_deploy.datasets.reading import check_size, find_files, open_text, picture_path, unique_labels
 from sigrl_deploy.datasets.single_positive import hold_out

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sigrl_deploy.datasets import NEGATIVE, POSITIVE, UNKNOWN
+from sigrl_deploy.datasets.dataset import NEGATIVE, POSITIVE, UNKNOWN
 from sigrl_deploy.datasets.picture_files import PictureFiles
 from sigrl_deploy.datasets.reading import check_size, find_files, picture_path, shown
 from sigrl_deploy.errors import DatasetError, UsageError
-from sigrl_deploy.vocabulary import read_labels
+from sigrl_deploy.vocabulary.label_files import read_labels
 
 SEEN, UNSEEN = 925, 81
 _LARGEST_CHUNK = 1 << 16  # numbers that are unpacked at once

@@ -6,7 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from sigrl_deploy.datasets import SPLITS, Dataset
+from sigrl_deploy.datasets.dataset import SPLITS, Dataset
 from sigrl_deploy.errors import DatasetError, UsageError
 
 KINDS = ("nus-wide", "coco", "voc", "open-images", "folder")
@@ -65,7 +65,7 @@ def has_splits(spec: str) -> bool:
     kind, place = parse(spec)
     if kind != "folder":
         return True
-    from sigrl_deploy.datasets.folder import has_split_column
+    from sigrl_deploy.datasets.labelled_folder import has_split_column
 
     return has_split_column(_root(place))
 
@@ -75,7 +75,7 @@ def folder_identity(spec: str) -> str | None:
     kind, place = parse(spec)
     if kind != "folder":
         return None
-    from sigrl_deploy.datasets.folder import find_csv
+    from sigrl_deploy.datasets.labelled_folder import find_csv
 
     return hashlib.sha256(os.fsencode(os.path.realpath(find_csv(_root(place))))).hexdigest()
 
@@ -107,6 +107,6 @@ def _open(kind: str, root: Path, split: str, validation_share: float | None) -> 
         from sigrl_deploy.datasets.open_images import OpenImages
 
         return OpenImages(root, split)
-    from sigrl_deploy.datasets.folder import read_folder
+    from sigrl_deploy.datasets.labelled_folder import read_folder
 
     return read_folder(root, split, validation_share)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sigrl_deploy.errors import DatasetError
-from sigrl_deploy.images import read_image
+from sigrl_deploy.pictures.reading import read_image
 
 
 class PictureFiles:

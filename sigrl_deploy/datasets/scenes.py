@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sigrl_deploy.datasets import NEGATIVE, POSITIVE
+from sigrl_deploy.datasets.dataset import NEGATIVE, POSITIVE
 from sigrl_deploy.datasets.drawing import HUES, RADII, SHAPES, SIZE, TEXTURES, Thing, draw_scene
 from sigrl_deploy.errors import UsageError
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sigrl_deploy.datasets import POSITIVE, UNKNOWN, Dataset
+from sigrl_deploy.datasets.dataset import POSITIVE, UNKNOWN, Dataset
 from sigrl_deploy.errors import DatasetError
 
 SEED = 1200

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sigrl_deploy.datasets import NEGATIVE, POSITIVE, UNKNOWN
+from sigrl_deploy.datasets.dataset import NEGATIVE, POSITIVE, UNKNOWN
 from sigrl_deploy.datasets.picture_files import PictureFiles
 from sigrl_deploy.datasets.reading import find_files, open_text, picture_path, shown
 from sigrl_deploy.datasets.single_positive import hold_out

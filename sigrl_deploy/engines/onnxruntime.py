@@ -14,17 +14,18 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import onnxruntime as ort
 
-from sigrl_deploy import cpus
-from sigrl_deploy.bundle import Bundle, Manifest
-from sigrl_deploy.cache import digest
-from sigrl_deploy.cache_folder import make_private
+from sigrl_deploy.arrays import FloatArray, Pixels
+from sigrl_deploy.bundle.bundle import Bundle
+from sigrl_deploy.bundle.engine_records import DEFAULT_BATCH, MOST_LABELS, Profile, Range
+from sigrl_deploy.bundle.manifest import Manifest
 from sigrl_deploy.config import Precision
-from sigrl_deploy.engines import Array, Pixels
-from sigrl_deploy.engines.graphs import GraphEngine
+from sigrl_deploy.engines.onnx_graphs import OnnxEngine
 from sigrl_deploy.errors import BundleError, SigRLError, UsageError, printable
-from sigrl_deploy.gpu import NoGpuError, gpu_at_hand
-from sigrl_deploy.tensorrt.key import DEFAULT_BATCH, MOST_LABELS, Profile, Range
-from sigrl_deploy.vocabulary import Vocabulary
+from sigrl_deploy.machine import cpus
+from sigrl_deploy.machine.cache_folder import make_private
+from sigrl_deploy.machine.gpu import NoGpuError, gpu_at_hand
+from sigrl_deploy.vocabulary.cache import digest
+from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class NoCudaError(UsageError):
         self.reason = reason
 
 
-class OnnxRuntimeEngine(GraphEngine):
+class OnnxRuntimeEngine(OnnxEngine):
     """The bundle's graphs in ONNX Runtime.
 
     `device` is "auto" (CUDA where it starts, else the CPU), "cpu" or "cuda". With `tensorrt` the visual graph runs in ONNX
@@ -124,7 +125,7 @@ class OnnxRuntimeEngine(GraphEngine):
             return None
         return folder
 
-    def encode(self, pixels: Pixels, vocabulary: Vocabulary) -> tuple[Array | None, Array]:
+    def encode(self, pixels: Pixels, vocabulary: Vocabulary) -> tuple[FloatArray | None, FloatArray]:
         """See `Engine.encode`. In TensorRT within its engine's profile: larger batches are split, more labels refused."""
         if not self._tensorrt:
             return super().encode(pixels, vocabulary)
@@ -207,7 +208,7 @@ class OpenSession:
         self.inputs: dict[str, list[int | str]] = {node.name: node.shape[1:] for node in session.get_inputs()}
         self._outputs = [node.name for node in session.get_outputs()]
 
-    def __call__(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
+    def __call__(self, feeds: Mapping[str, Any]) -> dict[str, FloatArray]:
         binding = self._session.io_binding()
         for name, value in feeds.items():
             if isinstance(value, ort.OrtValue):

@@ -15,14 +15,14 @@ import onnxruntime as ort
 import torch
 from torch import Tensor
 
-from sigrl_deploy.bundle import Bundle
+from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.config import Precision
-from sigrl_deploy.cut import GLOBAL, PATCHES, tower
-from sigrl_deploy.engines.captured import Resident
-from sigrl_deploy.engines.graphs import TextGraphEngine, check_interface, inputs_of
+from sigrl_deploy.engines.cuda_graphs import GpuVocabulary
+from sigrl_deploy.engines.gpu_engine import GpuEngine, cut_svfr
+from sigrl_deploy.engines.onnx_graphs import OnnxTextEngine, check_interface, inputs_of
 from sigrl_deploy.engines.onnxruntime import CUDA, NO_MEMORY, OpenSession, choose_precision, open_session, providers_of
-from sigrl_deploy.engines.prepared import Prepared
-from sigrl_deploy.engines.resident import ResidentEngine, cut_svfr
+from sigrl_deploy.engines.size_cache import Prepared
+from sigrl_deploy.graphs.cutting import GLOBAL, PATCHES, tower
 from sigrl_deploy.kernels.cases import Sizes
 
 _ELEMENTS = {
@@ -34,7 +34,7 @@ _IN_MEMORY = 2**31 - 2**26  # bytes of weights: what protobuf takes, less room f
 MOST_BATCHES = 32  # of sizes
 
 
-class OnnxRuntimeFusedEngine(ResidentEngine, TextGraphEngine):
+class OnnxRuntimeFusedEngine(GpuEngine, OnnxTextEngine):
     """See `Engine`, for a model with SVFR. `device` is "cuda", the current GPU, or "cpu".
 
     The tower runs in ONNX Runtime, on this engine's stream, into buffers that the captured head reads: its launches cannot be
@@ -125,6 +125,6 @@ class OnnxRuntimeFusedEngine(ResidentEngine, TextGraphEngine):
             if self.device == "cuda":
                 torch.cuda.empty_cache()
 
-    def _features(self, pixels: Tensor, vocabulary: Resident) -> tuple[Tensor, Tensor]:
+    def _features(self, pixels: Tensor, vocabulary: GpuVocabulary) -> tuple[Tensor, Tensor]:
         patches, global_feature = self._buffers_of(len(pixels))
         return self._reconstructed(patches, vocabulary), global_feature.to(self.dtype)

@@ -13,16 +13,16 @@ import openvino as ov
 from numpy.typing import NDArray
 from onnx.inliner import inline_local_functions
 
-from sigrl_deploy.bundle import Bundle
+from sigrl_deploy.arrays import FloatArray
+from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.config import Precision
-from sigrl_deploy.engines import Array
-from sigrl_deploy.engines.graphs import GraphEngine, inputs_of
+from sigrl_deploy.engines.onnx_graphs import OnnxEngine, inputs_of
 from sigrl_deploy.errors import BundleError, UsageError
 
 _VERSION = ov.__version__.split("-")[0]
 
 
-class OpenVinoEngine(GraphEngine):
+class OpenVinoEngine(OnnxEngine):
     """The bundle's graphs in OpenVINO: those of `precision`, or of its first variant but int8's, which hold ONNX Runtime's ops.
 
     `device` is "auto" or "cpu", `threads` by default `cpus.threads()`. Raises UsageError for another device or a precision that
@@ -77,7 +77,7 @@ class _Compiled:
         self.inputs = inputs_of(graph)
         self._outputs = [output.name for output in graph.output]
 
-    def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
+    def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, FloatArray]:
         request = self._compiled.create_infer_request()  # one cannot be shared between threads; it costs microseconds
         try:
             return dict(zip(self._outputs, request.infer(dict(feeds)).to_tuple(), strict=True))

@@ -17,22 +17,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sigrl_deploy.bundle import Bundle
+from sigrl_deploy.arrays import FloatArray
+from sigrl_deploy.bundle.bundle import Bundle
+from sigrl_deploy.bundle.engine_records import EngineKey, EngineRecord, Ops, Range
 from sigrl_deploy.config import Precision
-from sigrl_deploy.engines import Array
-from sigrl_deploy.engines.captured import Resident
-from sigrl_deploy.engines.prepared import Prepared
-from sigrl_deploy.engines.resident import ResidentEngine, cut_svfr
+from sigrl_deploy.engines.cuda_graphs import GpuVocabulary
+from sigrl_deploy.engines.gpu_engine import GpuEngine, cut_svfr
+from sigrl_deploy.engines.size_cache import Prepared
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.gpu import Gpu
 from sigrl_deploy.kernels.cases import Sizes
+from sigrl_deploy.machine.gpu import Gpu
 from sigrl_deploy.model.sigrl import SVFR
 from sigrl_deploy.tensorrt.build import BuildOptions, build_engines, expected_time
 from sigrl_deploy.tensorrt.find import Search, find_engine
-from sigrl_deploy.tensorrt.key import EngineKey, EngineRecord, Ops, Range
 from sigrl_deploy.tensorrt.library import Library
 from sigrl_deploy.tensorrt.runtime import Context, LoadedEngine
-from sigrl_deploy.vocabulary import Vocabulary
+from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class NoEngineError(UsageError):
         self.reason = reason
 
 
-class TensorRtEngine(ResidentEngine):
+class TensorRtEngine(GpuEngine):
     """See `Engine`. Runs on the current GPU the bundle's engines in `precision`, or in its first variant but int8.
 
     An engine that is missing, damaged or built for something else is built again, which is said before, unless `build` is
@@ -109,7 +109,7 @@ class TensorRtEngine(ResidentEngine):
         module = cut_svfr(onnx.load(path, load_external_data=False), path.parent, self.sizes.dim)
         return module.to(self.place, self.dtype)
 
-    def _features(self, pixels: Tensor, vocabulary: Resident) -> tuple[Tensor, Tensor]:
+    def _features(self, pixels: Tensor, vocabulary: GpuVocabulary) -> tuple[Tensor, Tensor]:
         rows = len(vocabulary.label_embedding)
         size = len(pixels), 0 if self.key.ops is Ops.FUSED else rows
         context = self._contexts.get(size, self._visual.context, self._forget_passes)
@@ -122,8 +122,8 @@ class TensorRtEngine(ResidentEngine):
             return self._reconstructed(outputs["patches"], vocabulary), global_feature
         return outputs.get("local_feature", global_feature[:, None]), global_feature
 
-    def resident(self, vocabulary: Vocabulary) -> Resident:
-        """See `ResidentEngine.resident`. Raises UsageError for more labels than the engine takes."""
+    def resident(self, vocabulary: Vocabulary) -> GpuVocabulary:
+        """See `GpuEngine.resident`. Raises UsageError for more labels than the engine takes."""
         if self.sizes.arch.has_graph and self.key.ops is not Ops.FUSED:
             check_range(self.bundle.path, "labels", len(vocabulary), self.key)
         return super().resident(vocabulary)
@@ -133,13 +133,13 @@ class TensorRtEngine(ResidentEngine):
         loaded = self._load(self._records["text"])
         return loaded, loaded.context()
 
-    def encode_labels(self, token_ids: NDArray[np.int64]) -> Array:
+    def encode_labels(self, token_ids: NDArray[np.int64]) -> FloatArray:
         """See `Engine.encode_labels`."""
         # The profile asks for a row before those of the labels.
         rows = self._run_text(np.zeros((1, self.sizes.dim), np.float32), token_ids)["label_embedding"]
         return rows[-len(token_ids) :]
 
-    def project_graph(self, label_embedding: Array) -> Array | None:
+    def project_graph(self, label_embedding: FloatArray) -> FloatArray | None:
         """See `Engine.project_graph`. Raises UsageError for more labels than the engine takes."""
         if not self.sizes.arch.has_graph:
             return None
@@ -148,7 +148,7 @@ class TensorRtEngine(ResidentEngine):
         shortest = np.zeros((0, self.bundle.manifest.context_length or 0), np.int64)
         return self._run_text(label_embedding, shortest)["graph_projection"]
 
-    def _run_text(self, cached_embedding: Array, token_ids: NDArray[np.int64]) -> dict[str, Array]:
+    def _run_text(self, cached_embedding: FloatArray, token_ids: NDArray[np.int64]) -> dict[str, FloatArray]:
         given = {"cached_embedding": cached_embedding, "token_ids": token_ids}
         with self.running():
             loaded, context = self._text

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sigrl_deploy.bundle import Bundle
+from sigrl_deploy.arrays import FloatArray
+from sigrl_deploy.bundle.bundle import Bundle
+from sigrl_deploy.checkpoints.loading import load_model
 from sigrl_deploy.config import Precision
-from sigrl_deploy.eager import load_model
-from sigrl_deploy.engines import Array
-from sigrl_deploy.engines.captured import Resident
-from sigrl_deploy.engines.resident import ResidentEngine
+from sigrl_deploy.engines.cuda_graphs import GpuVocabulary
+from sigrl_deploy.engines.gpu_engine import GpuEngine
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.kernels import gmc, vit
 from sigrl_deploy.kernels.cases import Shape, Sizes
@@ -24,7 +24,7 @@ from sigrl_deploy.model.sigrl import GMC, encode_image
 from sigrl_deploy.model.towers import typed
 
 
-class TorchEngine(ResidentEngine):
+class TorchEngine(GpuEngine):
     """See `Engine`. `device` is "auto" (a GPU where torch has one), "cpu" or "cuda", which means the current GPU.
 
     `fused` are the ops of FUSED that run as kernels; the others run in plain PyTorch, tiled over labels. On a CPU kernels run
@@ -70,11 +70,11 @@ class TorchEngine(ResidentEngine):
         name = torch.cuda.get_device_name() if on_gpu else "cpu"
         self.description = f"PyTorch {torch.__version__} on {name}, {self.precision.value}, {self.kernels}"
 
-    def _features(self, pixels: Tensor, vocabulary: Resident) -> tuple[Tensor, Tensor]:
+    def _features(self, pixels: Tensor, vocabulary: GpuVocabulary) -> tuple[Tensor, Tensor]:
         patches, global_feature = self._tower(pixels, vocabulary)
         return self._local(patches, vocabulary), global_feature
 
-    def _tower(self, pixels: Tensor, vocabulary: Resident) -> tuple[Tensor, Tensor]:
+    def _tower(self, pixels: Tensor, vocabulary: GpuVocabulary) -> tuple[Tensor, Tensor]:
         """pixels [B, 3, H, W], uint8 or normalised fp32 → X [B, P, D], g [B, D]."""
         if "tower" not in self.fused:
             return encode_image(self.model.visual, self._normalised(pixels).to(self.dtype))
@@ -82,11 +82,11 @@ class TorchEngine(ResidentEngine):
         statistics = self._normalise.statistics if pixels.dtype is torch.uint8 else None
         return vit.encode_image(self.model.visual, pixels, statistics, how)
 
-    def _local(self, patches: Tensor, vocabulary: Resident) -> Tensor:
+    def _local(self, patches: Tensor, vocabulary: GpuVocabulary) -> Tensor:
         """What labels are matched with: X [B, P, D] → Y [B, P, D], or X in a model without SVFR."""
         return patches if vocabulary.graph_projection is None else self._reconstructed(patches, vocabulary)
 
-    def stages(self, pixels: Tensor, vocabulary: Resident) -> dict[str, Callable[[], object]]:
+    def stages(self, pixels: Tensor, vocabulary: GpuVocabulary) -> dict[str, Callable[[], object]]:
         """The parts of `forward` in their order, each on what the ones before it made: to be run, or captured, alone and often.
 
         Call it, and them, within `running`.
@@ -99,13 +99,13 @@ class TorchEngine(ResidentEngine):
             "match": partial(self._matched, local, global_feature, vocabulary),
         }
 
-    def encode_labels(self, token_ids: NDArray[np.int64]) -> Array:
+    def encode_labels(self, token_ids: NDArray[np.int64]) -> FloatArray:
         """See `Engine.encode_labels`."""
         with self.running():
-            rows: Array = self.model.encode_text(torch.from_numpy(token_ids).to(self.place)).float().cpu().numpy()
+            rows: FloatArray = self.model.encode_text(torch.from_numpy(token_ids).to(self.place)).float().cpu().numpy()
         return rows
 
-    def project_graph(self, label_embedding: Array) -> Array | None:
+    def project_graph(self, label_embedding: FloatArray) -> FloatArray | None:
         """See `Engine.project_graph`."""
         module = self.model.gmc
         if module is None or self.model.svfr is None:
@@ -113,7 +113,7 @@ class TorchEngine(ResidentEngine):
         with self.running():
             rows = torch.from_numpy(label_embedding).to(self.place, self.dtype)
             graph = self._graph(module, rows) if "gmc" in self.fused else module(rows)
-            projection: Array = self.model.svfr.graph_projection(graph).float().cpu().numpy()
+            projection: FloatArray = self.model.svfr.graph_projection(graph).float().cpu().numpy()
         return projection
 
     def _graph(self, module: GMC, label_embedding: Tensor) -> Tensor:

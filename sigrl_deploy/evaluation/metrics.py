@@ -13,14 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
-from sigrl_deploy.datasets import NEGATIVE, POSITIVE, UNKNOWN
+from sigrl_deploy.arrays import FloatArray, Targets
+from sigrl_deploy.datasets.dataset import NEGATIVE, POSITIVE, UNKNOWN
 from sigrl_deploy.errors import UsageError
 
 TOP_K = (3, 5)
 _BLOCK = 1024  # pictures
-
-Scores = NDArray[np.float32]
-Targets = NDArray[np.int8]
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Difference:
     largest_score: float
 
 
-def evaluate_scores(scores: Scores, targets: Targets) -> Metrics:
+def evaluate_scores(scores: FloatArray, targets: Targets) -> Metrics:
     """scores [N, C] fp32, targets [N, C] int8 → metrics.
 
     A target is POSITIVE, NEGATIVE or UNKNOWN. Unknown ones are left out of average precision, and count as not positive in the
@@ -96,7 +94,7 @@ def evaluate_scores(scores: Scores, targets: Targets) -> Metrics:
     )
 
 
-def _check(scores: Scores, targets: Targets) -> None:
+def _check(scores: FloatArray, targets: Targets) -> None:
     if scores.ndim != 2 or scores.shape != targets.shape:
         raise UsageError(f"scores {[*scores.shape]}, targets {[*targets.shape]}: expected the same [pictures, labels] of both")
     if 0 in scores.shape:
@@ -112,14 +110,14 @@ def _check(scores: Scores, targets: Targets) -> None:
         )
 
 
-def _average_precision(scores: Scores, targets: Targets) -> float | None:
+def _average_precision(scores: FloatArray, targets: Targets) -> float | None:
     known = targets != UNKNOWN
     positive = targets[known] == POSITIVE
     # scikit-learn computes in the dtype of the scores.
     return float(average_precision_score(positive, scores[known].astype(np.float64))) if positive.any() else None
 
 
-def top_labels(scores: Scores, k: int) -> NDArray[np.intp]:
+def top_labels(scores: FloatArray, k: int) -> NDArray[np.intp]:
     """scores [N, C] → the columns of each picture's k best labels [N, min(k, C)], best first, ties in column order."""
     # Copies, since a slice would keep its block's whole order in memory.
     return np.concatenate([np.argsort(-block, axis=1, kind="stable")[:, :k].copy() for block in _blocks(scores)])
@@ -146,7 +144,7 @@ def _f1(hits: NDArray[np.intp], predicted: NDArray[np.intp] | int, positives: ND
     return 2 * hits / np.maximum(1, predicted + positives)
 
 
-def compare(scores: Scores, reference: Scores, map_: float, reference_map: float) -> Difference:
+def compare(scores: FloatArray, reference: FloatArray, map_: float, reference_map: float) -> Difference:
     """Two models' scores [N, C] of the same pictures and labels, and their mAP → how the first differs from the second."""
     best, reference_best = top_labels(scores, 3), top_labels(reference, 3)
     same_three = (np.sort(best) == np.sort(reference_best)).all(axis=1)
@@ -159,5 +157,5 @@ def compare(scores: Scores, reference: Scores, map_: float, reference_map: float
     )
 
 
-def _blocks(scores: Scores) -> Iterator[Scores]:
+def _blocks(scores: FloatArray) -> Iterator[FloatArray]:
     return (scores[start : start + _BLOCK] for start in range(0, len(scores), _BLOCK))

@@ -8,8 +8,8 @@ from datetime import datetime, timezone
 from typing import Any
 
 from sigrl_deploy.errors import printable
-from sigrl_deploy.evaluation.evaluate import EvaluateOptions, Evaluation, LabelSetResult, ModelResult
 from sigrl_deploy.evaluation.metrics import TOP_K
+from sigrl_deploy.evaluation.run import EvaluateOptions, Evaluation, LabelSetResult, ModelResult
 from sigrl_deploy.version import tool_versions
 
 _PATH_WIDTH = 40

@@ -10,13 +10,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.config import Arch, Precision
-from sigrl_deploy.datasets import Dataset
+from sigrl_deploy.datasets.dataset import Dataset
 from sigrl_deploy.errors import ImageError, ScoreError, UsageError, printable
-from sigrl_deploy.images import ImageSource, name_of
+from sigrl_deploy.pictures.reading import ImageSource, name_of
+from sigrl_deploy.pictures.reading_ahead import batches, read_ahead
 from sigrl_deploy.progress import Progress
-from sigrl_deploy.tagging import batches, read_ahead
-from sigrl_deploy.vocabulary import Vocabulary
+from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 Pixels = NDArray[Any]  # in the dtype that a scorer gives and takes
 
@@ -34,7 +35,7 @@ class Scorer(Protocol):
     def vocabulary(self, labels: Sequence[str]) -> Vocabulary:
         """Labels with what scoring needs. Raises LabelError for labels that cannot be used."""
 
-    def score_pixels(self, pixels: Pixels, vocabulary: Vocabulary) -> NDArray[np.float32]:
+    def score_pixels(self, pixels: Pixels, vocabulary: Vocabulary) -> FloatArray:
         """pixels [B, 3, H, W] → scores [B, C] fp32."""
 
 
@@ -54,7 +55,7 @@ class Model:
 class Pass:
     """Scores [N, C] of each model, targets [N, C], and why which pictures (by index) could not be read; N counts the others."""
 
-    scores: list[NDArray[np.float32]]
+    scores: list[FloatArray]
     targets: NDArray[np.int8]
     unreadable: dict[int, str]
 

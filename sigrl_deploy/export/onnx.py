@@ -17,9 +17,9 @@ from onnxscript import opset20
 from torch import Tensor, nn
 
 from sigrl_deploy.config import Precision
-from sigrl_deploy.export.functions import EXP_LIMIT, OPSET, gmc_function, linear_function, svfr_function
-from sigrl_deploy.export.graphs import TextGraph, VisualGraph
-from sigrl_deploy.export.quantise import quantised_tower, split_products
+from sigrl_deploy.export.graph_modules import TextGraph, VisualGraph
+from sigrl_deploy.graphs.functions import EXP_LIMIT, OPSET, gmc_function, linear_function, svfr_function
+from sigrl_deploy.graphs.quantising import quantised_tower, split_products
 from sigrl_deploy.model.sigrl import SVFR, SigRL
 
 DATA = ".data"  # after a graph's name: the file with its weights, where they are too large for the graph's own

@@ -11,28 +11,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from sigrl_deploy.bundle import Bundle
-from sigrl_deploy.cache import LABELS_PER_BATCH
+from sigrl_deploy.arrays import FloatArray
+from sigrl_deploy.bundle.bundle import Bundle
+from sigrl_deploy.checkpoints.eager import cut_padding
+from sigrl_deploy.comparison import agreement
 from sigrl_deploy.config import Precision
-from sigrl_deploy.device_preprocess import DevicePreprocess
-from sigrl_deploy.eager import cut_padding
-from sigrl_deploy.evaluation.agreement import agreement
-from sigrl_deploy.export.graphs import TextGraph, VisualGraph
-from sigrl_deploy.images import read_image
+from sigrl_deploy.export.graph_modules import TextGraph, VisualGraph
 from sigrl_deploy.model.sigrl import SigRL, encode_text, match
-from sigrl_deploy.preprocess import Preprocess
+from sigrl_deploy.pictures.device_preprocess import DevicePreprocess
+from sigrl_deploy.pictures.preprocess import Preprocess
+from sigrl_deploy.pictures.reading import read_image
 from sigrl_deploy.recognizer import Recognizer
-from sigrl_deploy.vocabulary import Vocabulary
+from sigrl_deploy.vocabulary.cache import LABELS_PER_BATCH
+from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 PHOTOS = Path(__file__).parent.parent / "data" / "photos"
 LABELS = Path(__file__).parent.parent / "data" / "labels.txt"
 LABEL_COUNTS = (1, 7, 33, 100)  # one label, and counts that do and do not fill the last tile
 BATCHES = (1, 3)
 
-Array = NDArray[np.float32]
-Scorer = Callable[[Array, Sequence[str]], Array]  # pixels [B, 3, H, W], labels → scores [B, C]
+Scorer = Callable[[FloatArray, Sequence[str]], FloatArray]  # pixels [B, 3, H, W], labels → scores [B, C]
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class EagerScorer:
             self._embedded |= dict(zip(batch, rows, strict=True))
 
     @torch.inference_mode()
-    def __call__(self, pixels: Array, labels: Sequence[str]) -> Array:
+    def __call__(self, pixels: FloatArray, labels: Sequence[str]) -> FloatArray:
         vocabulary = self.vocabulary(labels)
         label_embedding = torch.from_numpy(vocabulary.label_embedding)
         inputs = [torch.from_numpy(pixels)]
@@ -115,7 +114,7 @@ class EagerScorer:
             inputs += [label_embedding, torch.from_numpy(vocabulary.graph_projection)]
         *local, global_feature = self.visual(*inputs)
         patches = local[0] if local else torch.empty(0)
-        scores: Array = match(self.config.arch, patches, global_feature, label_embedding, self.config.topk).numpy()
+        scores: FloatArray = match(self.config.arch, patches, global_feature, label_embedding, self.config.topk).numpy()
         return scores
 
 
@@ -128,7 +127,7 @@ class Reference:
     def __init__(self, model: SigRL, rows: dict[str, torch.Tensor], preprocess: Preprocess, cache: Path) -> None:
         self.rows, self.preprocess, self.cache = rows, preprocess, cache
         self.pictures = [read_image(path) for path in photos()]
-        self.pixels: Array = np.stack([preprocess(picture) for picture in self.pictures])
+        self.pixels: FloatArray = np.stack([preprocess(picture) for picture in self.pictures])
         known = list(rows)
         counts = sorted({min(count, len(known)) for count in LABEL_COUNTS})
         exact = EagerScorer(model, rows)
@@ -176,7 +175,7 @@ def _without_advice() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _drift(tested: Scorer, pixels: Array, others: Array, labels: Sequence[str]) -> float:
+def _drift(tested: Scorer, pixels: FloatArray, others: FloatArray, labels: Sequence[str]) -> float:
     """The largest score difference between pictures prepared in two ways."""
     if np.array_equal(pixels, others):
         return 0.0
@@ -186,14 +185,14 @@ def _drift(tested: Scorer, pixels: Array, others: Array, labels: Sequence[str]) 
 def _engine_scorer(recognizer: Recognizer) -> Scorer:
     """Scores as an engine gives them, numbers or not."""
 
-    def score(pixels: Array, labels: Sequence[str]) -> Array:
+    def score(pixels: FloatArray, labels: Sequence[str]) -> FloatArray:
         (scores,) = recognizer.score_batches([pixels], recognizer.vocabulary(labels))
         return scores
 
     return score
 
 
-def _compare(expected: Array, got: Array) -> Case:
+def _compare(expected: FloatArray, got: FloatArray) -> Case:
     error = np.abs(expected.astype(np.float64) - got)
     largest = float(error.max()) if np.isfinite(error).all() else float("inf")
     shares = [agreement(expected, got, k) for k in (1, 5)]

@@ -25,10 +25,10 @@ import torch
 import triton
 from filelock import FileLock
 
-from sigrl_deploy.cache_folder import PRIVATE, make_private
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.files import replacing
 from sigrl_deploy.kernels.blocks import Launch
+from sigrl_deploy.machine.cache_folder import PRIVATE, make_private
 
 log = logging.getLogger(__name__)
 

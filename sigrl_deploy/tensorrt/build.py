@@ -20,14 +20,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-import sigrl_deploy
-from sigrl_deploy.bundle import LOCK, VOCABULARY, Bundle, Manifest, change_manifest
-from sigrl_deploy.cache import LABELS_PER_BATCH
-from sigrl_deploy.config import Precision
-from sigrl_deploy.errors import ExportError, UsageError
-from sigrl_deploy.files import read_arrays, sha256_file
-from sigrl_deploy.gpu import Gpu, NoGpuError, gpu_at_hand
-from sigrl_deploy.tensorrt.key import (
+from sigrl_deploy.bundle.bundle import Bundle
+from sigrl_deploy.bundle.engine_records import (
     DEFAULT_BATCH,
     MOST_LABELS,
     EngineKey,
@@ -37,7 +31,13 @@ from sigrl_deploy.tensorrt.key import (
     Range,
     version_tuple,
 )
+from sigrl_deploy.bundle.manifest import LOCK, VOCABULARY, Manifest, change_manifest
+from sigrl_deploy.config import Precision
+from sigrl_deploy.errors import ExportError, UsageError
+from sigrl_deploy.files import read_arrays, sha256_file
+from sigrl_deploy.machine.gpu import Gpu, NoGpuError, gpu_at_hand
 from sigrl_deploy.tensorrt.library import Library, open_library
+from sigrl_deploy.vocabulary.cache import LABELS_PER_BATCH
 
 log = logging.getLogger(__name__)
 
@@ -291,7 +291,7 @@ def _source(bundle: Bundle, key: EngineKey, folder: Path) -> Path:
         return path
     import onnx
 
-    from sigrl_deploy.cut import tower
+    from sigrl_deploy.graphs.cutting import tower
 
     changed: Callable[[onnx.ModelProto], onnx.ModelProto] = tower
     if key.ops is Ops.PLUGIN:
@@ -324,7 +324,7 @@ def run_builder(task: Task, folder: Path) -> float:
     command = [sys.executable, "-m", "sigrl_deploy.tensorrt.builder", str(path)]
     last: dict[str, Any] = {}
     # This package from wherever it is, and nothing from the current folder.
-    package = str(Path(sigrl_deploy.__file__).parent.parent)
+    package = str(Path(__file__).parents[2])
     search = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONSAFEPATH": "1", "PYTHONPATH": search}
     how: dict[str, Any] = {"text": True, "errors": "replace", "env": environment}

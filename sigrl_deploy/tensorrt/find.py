@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sigrl_deploy.bundle import Bundle
+from sigrl_deploy.bundle.bundle import Bundle
+from sigrl_deploy.bundle.engine_records import EngineRecord
 from sigrl_deploy.config import Precision
 from sigrl_deploy.files import sha256_file
-from sigrl_deploy.gpu import Gpu
-from sigrl_deploy.tensorrt.key import EngineRecord
+from sigrl_deploy.machine.gpu import Gpu
 
 
 @dataclass(frozen=True)

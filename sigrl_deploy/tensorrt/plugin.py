@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sigrl_deploy.bundle.engine_records import MOST_LABELS
 from sigrl_deploy.config import Precision
-from sigrl_deploy.tensorrt.key import MOST_LABELS
 
 if TYPE_CHECKING:
     from onnx import FunctionProto, ModelProto
@@ -70,7 +70,7 @@ def svfr_function() -> FunctionProto:
     """`SVFR` with the plugin's nodes in the place of both stages; inputs and outputs as in `export.functions.svfr_function`."""
     import onnx.parser
 
-    from sigrl_deploy.export.functions import BETWEEN, OPSET
+    from sigrl_deploy.graphs.functions import BETWEEN, OPSET
 
     return onnx.parser.parse_function(_SVFR.format(opset=OPSET, attributes=_ATTRIBUTES, between=BETWEEN))
 

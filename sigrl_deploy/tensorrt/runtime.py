@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sigrl_deploy.cache_folder import PRIVATE, make_private
 from sigrl_deploy.errors import BundleError
 from sigrl_deploy.files import replacing
+from sigrl_deploy.machine.cache_folder import PRIVATE, make_private
 from sigrl_deploy.tensorrt.library import Library
 
 

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sigrl_deploy.checkpoints.eager import cut_padding
 from sigrl_deploy.datasets.drawing import SHAPES, SIZE, TEXTURES, Thing
 from sigrl_deploy.datasets.scenes import COLOURS, SIZES, Scenes
-from sigrl_deploy.eager import cut_padding
 from sigrl_deploy.model.sigrl import SigRL, encode_image, encode_text, unit_rows
 from sigrl_deploy.training.data import Purpose
 from sigrl_deploy.training.losses import caption_loss

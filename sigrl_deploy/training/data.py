@@ -16,9 +16,9 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 from torchvision.transforms import InterpolationMode, v2
 
-from sigrl_deploy.datasets import Dataset
+from sigrl_deploy.datasets.dataset import Dataset
 from sigrl_deploy.errors import DatasetError, ImageError
-from sigrl_deploy.preprocess import Preprocess
+from sigrl_deploy.pictures.preprocess import Preprocess
 
 AUGMENTATIONS = ("randaugment", "crop", "flip", "none")
 ATTEMPTS = 100  # pictures that are tried in the place of one

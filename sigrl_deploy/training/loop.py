@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from sigrl_deploy.errors import DatasetError, TrainingError
 from sigrl_deploy.training.data import Batch, Examples, Order, Purpose, collate, seed_of
-from sigrl_deploy.training.folder import RunFolder
 from sigrl_deploy.training.optim import build_optimizer, build_schedule, follow_schedule
 from sigrl_deploy.training.recipes import Recipe
+from sigrl_deploy.training.run_folder import RunFolder
 from sigrl_deploy.training.tasks import Task
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sigrl_deploy.datasets import NEGATIVE, POSITIVE, UNKNOWN
+from sigrl_deploy.datasets.dataset import NEGATIVE, POSITIVE, UNKNOWN
 
 MARGIN = 1.0
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sigrl_deploy.clip_config import clip_config
-from sigrl_deploy.config import Arch, GraphConfig, ModelConfig
-from sigrl_deploy.eager import CLIP_TOKENS, load_model
+from sigrl_deploy.checkpoints.loading import CLIP_TOKENS, load_model
+from sigrl_deploy.checkpoints.open_clip_configs import clip_config
+from sigrl_deploy.config import Arch, Contract, GraphConfig, ModelConfig
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.files import sha256_file
 from sigrl_deploy.model.sigrl import SigRL
-from sigrl_deploy.preprocess import Contract, Preprocess
+from sigrl_deploy.pictures.preprocess import Preprocess
 from sigrl_deploy.training.recipes import TrainOptions
 
 MIN_CAPTION = 16  # tokens of the longest caption of a scene

@@ -8,9 +8,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from sigrl_deploy.config import Arch
+from sigrl_deploy.config import Arch, Contract
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.preprocess import Contract
 
 
 class RecipeName(str, Enum):

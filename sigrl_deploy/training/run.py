@@ -20,23 +20,23 @@ from numpy.typing import NDArray
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from sigrl_deploy.checkpoints.eager import EagerModel, embed_labels
+from sigrl_deploy.checkpoints.native import TrainedRecord
 from sigrl_deploy.config import Precision
-from sigrl_deploy.datasets import NEGATIVE, POSITIVE, Dataset
+from sigrl_deploy.datasets.dataset import NEGATIVE, POSITIVE, Dataset
 from sigrl_deploy.datasets.opening import SCENES, folder_identity, open_dataset, parse
 from sigrl_deploy.datasets.scenes import Scenes
 from sigrl_deploy.datasets.single_positive import SinglePositive
-from sigrl_deploy.eager import EagerModel, embed_labels
 from sigrl_deploy.errors import DatasetError, UsageError
 from sigrl_deploy.evaluation.metrics import evaluate_scores
 from sigrl_deploy.evaluation.scoring import Model, score_pictures
 from sigrl_deploy.files import sha256_file
-from sigrl_deploy.trained import TrainedRecord
 from sigrl_deploy.training.contrastive import ContrastiveTask, draw_captions
 from sigrl_deploy.training.data import Examples, KeptPictures, augmentation
-from sigrl_deploy.training.folder import RunFolder
 from sigrl_deploy.training.loop import Progress, Schedule, Validate, fit
 from sigrl_deploy.training.models import Start, new_clip, start_from
 from sigrl_deploy.training.recipes import RECIPES, Recipe, RecipeName, TrainOptions, choose_recipe
+from sigrl_deploy.training.run_folder import RunFolder
 from sigrl_deploy.training.tasks import TaggingTask, Task
 from sigrl_deploy.version import tool_versions
 

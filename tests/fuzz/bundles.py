@@ -21,10 +21,10 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from sigrl_deploy import Recognizer, SigRLError
-from sigrl_deploy.bundle import FORMAT_VERSION, MANIFEST, TOKENIZER, VOCABULARY
-from sigrl_deploy.preprocess import Preprocess
-from sigrl_deploy.tokenizer import write_clip_tokenizer
-from sigrl_deploy.vocabulary import Vocabulary
+from sigrl_deploy.bundle.manifest import FORMAT_VERSION, MANIFEST, TOKENIZER, VOCABULARY
+from sigrl_deploy.pictures.preprocess import Preprocess
+from sigrl_deploy.vocabulary.tokenizer import write_clip_tokenizer
+from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 from .mutate import damaged
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import struct
-import sys
 import tempfile
 import warnings
 import zipfile
@@ -17,21 +16,25 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]  # where `python -m` does not look
+from benchmarks.random_weights import Variant, sigrl_shapes, text_shapes, vision_shapes
+from sigrl_deploy.checkpoints.building import add_text_tower, build_model
+from sigrl_deploy.checkpoints.layouts import load_checkpoint
+from sigrl_deploy.checkpoints.model_config import model_config
+from sigrl_deploy.checkpoints.native import HEADER, TrainedRecord
+from sigrl_deploy.config import (
+    Arch,
+    Contract,
+    ModelConfig,
+    TextConfig,
+    VisionConfig,
+)
+from sigrl_deploy.errors import CheckpointError
+from sigrl_deploy.model.sigrl import SigRL
+from sigrl_deploy.pictures.preprocess import Preprocess
+from tests.checkpoints.test_weights import OpenAI, archive
+from tests.support.checkpoints import State, clip_of, prefixed, state
 
-from checkpoints import State, clip_of, prefixed, state  # noqa: E402
-from random_weights import Variant, sigrl_shapes, text_shapes, vision_shapes  # noqa: E402
-from test_weights import OpenAI, archive  # noqa: E402
-
-from sigrl_deploy.checkpoint import add_text_tower, build_model, load_checkpoint, model_config  # noqa: E402
-from sigrl_deploy.config import Arch, ModelConfig, TextConfig, VisionConfig  # noqa: E402
-from sigrl_deploy.errors import CheckpointError  # noqa: E402
-from sigrl_deploy.model.sigrl import SigRL  # noqa: E402
-from sigrl_deploy.preprocess import Contract, Preprocess  # noqa: E402
-from sigrl_deploy.trained import HEADER, TrainedRecord  # noqa: E402
-
-from .mutate import damaged, number  # noqa: E402
+from .mutate import damaged, number
 
 _SMALL = Variant(layers=1, width=64, image_size=32, text_layers=1, text_width=64, vocabulary=20, context=10, embed=32)
 _NUMBERS: list[Any] = [0, 1, -1, 2, 255, 256, 1 << 16, 1 << 31, 1 << 62, 1 << 64, 1 << 200, True, None, 0.5, "1", [], {}]

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from sigrl_deploy.errors import ImageError
-from sigrl_deploy.images import read_image
-from sigrl_deploy.preprocess import Preprocess
+from sigrl_deploy.pictures.preprocess import Preprocess
+from sigrl_deploy.pictures.reading import read_image
 
 from .mutate import MAX_BYTES, damaged, number
 

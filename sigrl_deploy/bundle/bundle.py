@@ -1,0 +1,76 @@
+"""The exported folder: a manifest, typed ONNX files, the tokenizer, and a vocabulary where the export was given one.
+
+A bundle is all that a deployment needs: no checkpoint, no torch, no network.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sigrl_deploy.bundle.engine_records import EngineRecord
+from sigrl_deploy.bundle.external_data import external_files
+from sigrl_deploy.bundle.manifest import GRAPH, read_manifest
+from sigrl_deploy.config import Precision
+from sigrl_deploy.errors import BundleError, UsageError
+from sigrl_deploy.files import sha256_file
+
+
+class Bundle:
+    """An opened bundle: its files are there and are what the manifest says.
+
+    Raises BundleError where the folder is no bundle, of another format version, incomplete or changed since export.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.manifest = read_manifest(self.path)
+        self._external: dict[str, set[str]] = {}
+        for name, digest in self.manifest.files.items():
+            path = self.file(name)
+            try:
+                if sha256_file(path) != digest:
+                    raise BundleError(f"{path}: differs from the manifest's sha256; copy the bundle again, or export it again")
+                if path.suffix == GRAPH:
+                    self._external[name] = self._external_files(path)
+            except OSError as error:
+                raise BundleError(f"{path}: cannot be read ({error.strerror or error}); copy the bundle again") from None
+
+    def file(self, name: str) -> Path:
+        """The path of one of the bundle's files. Raises BundleError where it is missing, or is no file."""
+        path = self.path / name
+        if name not in self.manifest.files or not path.is_file():
+            raise BundleError(f"{path}: missing from the bundle; copy the whole folder again, or export it again")
+        return path
+
+    def digests(self, name: str) -> tuple[str, ...]:
+        """The sha256 of one of the bundle's files, and of those that hold its weights."""
+        return tuple(self.manifest.files[part] for part in (name, *sorted(self._external.get(name, ()))))
+
+    def _external_files(self, path: Path) -> set[str]:
+        """Files that an ONNX file names are read by whoever opens it, so they must be hashed too."""
+        try:
+            locations = external_files(path)
+        except ValueError as error:
+            raise BundleError(f"{path}: cannot be used ({error}); export the bundle again") from None
+        for location in locations - set(self.manifest.files):
+            raise BundleError(
+                f"{path}: takes weights from {location!r}, which the manifest does not list; do not use this bundle"
+            )
+        return locations
+
+    def engine_path(self, record: EngineRecord) -> Path:
+        """Where a TensorRT engine lies; whether it is there and whole its user finds out."""
+        return self.path / record.file
+
+    def precisions(self, asked: Precision | None) -> list[Precision]:
+        """The precision asked for, or all, the default first. Raises UsageError where the bundle was exported without it."""
+        held = list(self.manifest.variants)
+        if asked is None:
+            return held
+        if asked not in held:
+            names = ", ".join(precision.value for precision in held)
+            raise UsageError(f"--precision {asked.value}: {self.path} holds only {names}; take that, or export again")
+        return [asked]
+
+    def has(self, name: str) -> bool:
+        return name in self.manifest.files

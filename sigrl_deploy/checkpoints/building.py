@@ -1,0 +1,120 @@
+"""A checkpoint and its config → the eager model, every tensor accounted for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sigrl_deploy.checkpoints.layouts import OWN_LAYOUT, Checkpoint
+from sigrl_deploy.checkpoints.model_config import check_checkpoint_sizes, text_config
+from sigrl_deploy.checkpoints.open_clip_configs import ClipConfig
+from sigrl_deploy.checkpoints.weights import Stored
+from sigrl_deploy.config import ModelConfig
+from sigrl_deploy.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sigrl_deploy.model.sigrl import SigRL
+
+
+def build_model(checkpoint: Checkpoint, config: ModelConfig) -> SigRL:
+    """The eager fp32 model in evaluation mode, without a text tower. Raises CheckpointError naming the tensor at fault."""
+    import torch
+
+    from sigrl_deploy.model.sigrl import SigRL
+
+    with torch.device("meta"):
+        model = SigRL(config)
+    model.load_state_dict(_collect(checkpoint, model.state_dict()), assign=True)
+    if config.arch.has_graph:
+        _check_shared_graph_weights(checkpoint)
+    return model.eval().requires_grad_(False)
+
+
+def add_text_tower(model: SigRL, checkpoint: Checkpoint, clip: ClipConfig | None = None) -> None:
+    """Give the model the text tower of a CLIP checkpoint, an MKT second-stage checkpoint or a text tower alone.
+
+    Raises CheckpointError where the file has no text tower, or its embedding width is not the model's.
+    """
+    import torch
+
+    from sigrl_deploy.model.text import TextTransformer
+
+    if not checkpoint.has_text:
+        raise CheckpointError(
+            f"{checkpoint.path}: a {checkpoint.layout} checkpoint holds no text tower; expected OpenAI's ViT-B-16.pt, an "
+            "open_clip or an MKT second-stage checkpoint"
+        )
+    projection = checkpoint.shape("text.text_projection", 2)
+    if projection[1] != model.config.embed_dim:
+        raise CheckpointError(
+            f"{checkpoint.path}: tensor {checkpoint.label('text.text_projection')} projects to {projection[1]}, the "
+            f"checkpoint's patches to {model.config.embed_dim}; give the text tower of the same CLIP model"
+        )
+    recorded = checkpoint.record and checkpoint.record.config.text
+    config = recorded or (clip.text if clip else text_config(checkpoint))
+    check_checkpoint_sizes(checkpoint, "text.", config)
+    with torch.device("meta"):
+        tower = TextTransformer(config, model.config.embed_dim)
+    expected = {f"text.{name}": tensor for name, tensor in tower.state_dict().items()}
+    tensors = _collect(checkpoint, expected)
+    tower.load_state_dict({name.removeprefix("text."): tensor for name, tensor in tensors.items()}, assign=True)
+    model.text = tower.eval().requires_grad_(False)
+    model.config = replace(model.config, text=config)
+
+
+def _check_shared_graph_weights(checkpoint: Checkpoint) -> None:
+    """GATv2 is trained with one matrix for both ends of an edge, saved twice; another checkpoint would be computed wrongly."""
+    for layer in ("layer1", "output"):
+        left, right = (checkpoint.tensors.get(f"GATv2_1.{layer}.linear_{side}.weight") for side in "lr")
+        if left is not None and right is not None and not left.read().float().equal(right.read().float()):
+            raise CheckpointError(
+                f"{checkpoint.path}: tensors {checkpoint.prefix}GATv2_1.{layer}.linear_l.weight and linear_r.weight differ, "
+                "expected one shared matrix"
+            )
+
+
+def _collect(checkpoint: Checkpoint, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors in fp32, each there, of the right shape and finite; none of a tower's left over. Shapes are compared before
+    anything is read.
+    """
+    stored = {name: _matching(checkpoint, name, tuple(like.shape)) for name, like in expected.items()}
+    _refuse_leftovers(checkpoint, expected)
+    found = {}
+    for name, like in expected.items():
+        tensor = stored[name].read().float()
+        if not all(math.isfinite(extreme) for extreme in tensor.aminmax()):  # a NaN is both
+            label = checkpoint.label(name)
+            raise CheckpointError(f"{checkpoint.path}: tensor {label} holds NaN or infinite values; the training run diverged")
+        found[name] = tensor.reshape(like.shape).contiguous()
+    return found
+
+
+def _matching(checkpoint: Checkpoint, name: str, expected: tuple[int, ...]) -> Stored:
+    """The file's tensor for one of ours, which has the expected shape."""
+    tensor = checkpoint.tensors.get(checkpoint.original(name))
+    label = checkpoint.label(name)
+    if tensor is None:
+        raise CheckpointError(f"{checkpoint.path}: tensor {label} is missing, expected shape {list(expected)}")
+    checkpoint.check_float(name, tensor)
+    reference = name.endswith(".attention") and checkpoint.layout != OWN_LAYOUT
+    shape = (1, *expected) if reference else expected
+    if tensor.shape != shape:
+        raise CheckpointError(f"{checkpoint.path}: tensor {label} has shape {list(tensor.shape)}, expected {list(shape)}")
+    return tensor
+
+
+def _refuse_leftovers(checkpoint: Checkpoint, expected: dict[str, Tensor]) -> None:
+    """A tensor inside a transformer that nothing uses (more layers than configured, layer scale) means a wrong forward pass."""
+    used = {checkpoint.original(name) for name in expected}
+    for tower in ("visual.", "text."):
+        if any(name.startswith(tower) for name in expected):
+            blocks = checkpoint.original(tower + "transformer.")
+            left = sorted(name for name in checkpoint.tensors if name.startswith(blocks) and name not in used)
+            if left:
+                raise CheckpointError(
+                    f"{checkpoint.path}: tensor {checkpoint.prefix}{left[0]} has no place in the model; name the checkpoint's "
+                    "open_clip config with --clip-config"
+                )

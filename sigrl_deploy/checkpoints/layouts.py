@@ -1,0 +1,136 @@
+"""Any checkpoint layout → the eager model. Layouts are recognised from tensor names; no code from a file is ever run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sigrl_deploy.checkpoints.native import TrainedRecord, read_record
+from sigrl_deploy.checkpoints.weights import Stored, read_weights
+from sigrl_deploy.config import largest_size
+from sigrl_deploy.errors import CheckpointError
+
+if TYPE_CHECKING:
+    pass
+
+# Each layout: (prefix of our tensor names, prefix in the file), the first that fits wins.
+_REFERENCE_VISION = [("visual.proj", "projection_dist"), ("visual.", "")]
+OWN_LAYOUT = "sigrl-deploy"
+_LAYOUTS: dict[str, list[tuple[str, str]]] = {
+    OWN_LAYOUT: [("", "")],
+    "SigRL": [
+        ("svfr.decouple.", "SemanticDecoupling.fc3."),
+        ("svfr.fuse.", "DecouplingSemantic.fc1."),
+        ("svfr.reconstruct.", "DecouplingSemantic.fc3."),
+        ("gmc.layers.0.linear.", "GATv2_1.layer1.linear_l."),
+        ("gmc.layers.0.attention", "GATv2_1.layer1.attn.weight"),
+        ("gmc.layers.1.linear.", "GATv2_1.output.linear_l."),
+        ("gmc.layers.1.attention", "GATv2_1.output.attn.weight"),
+        *_REFERENCE_VISION,
+    ],
+    "MKT": _REFERENCE_VISION,
+    "CLIP": [("visual.", "visual."), ("text.", "")],
+    "CustomTextCLIP": [("visual.", "visual."), ("text.", "text.")],
+    "text tower": [("text.", "")],
+}
+_PREFIXES = ("module.f.feature_extractor.", "f.module.feature_extractor.", "f.feature_extractor.", "module.")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One file's tensors under the file's own names, less `prefix`, and the layout they are in.
+
+    `record` is what our own training wrote beside them, None in every other layout.
+    """
+
+    path: str
+    layout: str
+    prefix: str
+    tensors: dict[str, Stored]
+    openai: bool  # heads and activation follow OpenAI's convention, known from the layout or from OpenAI's own archives
+    record: TrainedRecord | None = None
+
+    def original(self, name: str) -> str:
+        """The file's name (without `prefix`) of one of our tensors."""
+        for ours, theirs in _LAYOUTS[self.layout]:
+            if name.startswith(ours):
+                return theirs + name[len(ours) :]
+        raise KeyError(name)
+
+    def label(self, name: str) -> str:
+        """One of our tensors by the file's full name, for error messages."""
+        return self.prefix + self.original(name)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the file holds a CLIP text tower."""
+        if self.record is not None:
+            return self.record.config.text is not None
+        return self.layout in ("CLIP", "CustomTextCLIP", "text tower")
+
+    def shape(self, name: str, ndim: int) -> tuple[int, ...]:
+        """The shape of one of our tensors, for reading dimensions off it."""
+        tensor = self.tensors.get(self.original(name))
+        if tensor is None:
+            raise CheckpointError(
+                f"{self.path}: tensor {self.label(name)} is missing, which a {self.layout} checkpoint has; "
+                "give the file that training saved, whole"
+            )
+        self.check_float(name, tensor)
+        if len(tensor.shape) != ndim or 0 in tensor.shape:
+            raise CheckpointError(
+                f"{self.path}: tensor {self.label(name)} has shape {list(tensor.shape)}, expected {ndim} dimensions above 0"
+            )
+        return tensor.shape
+
+    def check_float(self, name: str, tensor: Stored) -> None:
+        """Raise CheckpointError where one of our tensors is of whole numbers, sparse, quantised …"""
+        if not tensor.is_float:
+            raise CheckpointError(
+                f"{self.path}: tensor {self.label(name)} is {tensor.dtype}; expected dense numbers in fp16, bf16, fp32 or fp64"
+            )
+
+    def layers(self, tower: str) -> int:
+        """Number of transformer blocks below `tower` ("visual." or "text.")."""
+        start = self.original(tower + "transformer.resblocks.")
+        numbers = {name[len(start) :].split(".")[0] for name in self.tensors if name.startswith(start)}
+        most = largest_size("layers")
+        if not 0 < len(numbers) <= most:
+            where = self.prefix + start[:-1]
+            raise CheckpointError(f"{self.path}: has {len(numbers)} blocks below {where}, expected 1 to {most}")
+        return len(numbers)
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a `.pth`, `.pt`, TorchScript archive or `.safetensors` file and recognise its layout.
+
+    Raises CheckpointError where the file cannot be read without running code, or its layout is unknown.
+    """
+    tensors = read_weights(Path(path))
+    record = read_record(Path(path))
+    if record is not None:
+        return Checkpoint(str(path), OWN_LAYOUT, "", tensors, openai=False, record=record)
+    prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name in tensors)), "")
+    if prefix:
+        tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    layout = _recognise(tensors)
+    if layout is None:
+        shown = ", ".join(sorted(tensors)[:3]) or "none"
+        raise CheckpointError(
+            f"{path}: unknown layout, its first tensors are {shown}; expected a SigRL, MKT or CLIP ViT checkpoint "
+            "(the README lists the layouts)"
+        )
+    # OpenAI's own archives, and state dicts made from them, carry their input resolution beside the weights.
+    openai = "input_resolution" in tensors or not layout.endswith("CLIP")
+    return Checkpoint(str(path), layout, prefix, tensors, openai)
+
+
+def _recognise(tensors: dict[str, Stored]) -> str | None:
+    if any(name.startswith(("SemanticDecoupling.", "DecouplingSemantic.", "GATv2_1.")) for name in tensors):
+        return "SigRL"
+    if "projection_dist" in tensors or "class_embedding" in tensors:
+        return "MKT"
+    if any(name.startswith("visual.") for name in tensors):
+        return "CustomTextCLIP" if any(name.startswith("text.") for name in tensors) else "CLIP"
+    return "text tower" if "token_embedding.weight" in tensors or "text_projection" in tensors else None

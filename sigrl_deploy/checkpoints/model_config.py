@@ -1,0 +1,128 @@
+"""The model that a checkpoint holds, read off its layout, its record or the shapes of its tensors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sigrl_deploy.checkpoints.layouts import Checkpoint
+from sigrl_deploy.checkpoints.open_clip_configs import ClipConfig, Shapes, fitting_configs
+from sigrl_deploy.config import Arch, GraphConfig, ModelConfig, TextConfig, VisionConfig, check_sizes
+from sigrl_deploy.errors import CheckpointError
+
+if TYPE_CHECKING:
+    pass
+_HEAD_WIDTH = 64  # of every model that OpenAI published
+_MAX_WIDTH = 1024  # of OpenAI's largest, ViT-L/14; wider ones are others', with heads of 80, 88 or 104
+
+
+def model_config(
+    checkpoint: Checkpoint, arch: Arch | None = None, topk: int | None = None, clip: ClipConfig | None = None
+) -> ModelConfig:
+    """The model that a checkpoint holds, its text tower apart. `arch` is read off the layout where it is None.
+
+    Raises CheckpointError where the tensors cannot be that architecture, or do not say enough about it.
+    """
+    if checkpoint.layout == "text tower":
+        raise CheckpointError(
+            f"{checkpoint.path}: is a CLIP text tower alone; give it as --text-tower, and a checkpoint with a ViT"
+        )
+    if checkpoint.record is not None:
+        return _recorded_config(checkpoint, checkpoint.record.config, arch, topk)
+    arch = arch or {"SigRL": Arch.SIGRL, "MKT": Arch.MKT}.get(checkpoint.layout, Arch.CLIP)
+    if arch.has_graph and checkpoint.layout != "SigRL":
+        raise CheckpointError(
+            f"{checkpoint.path}: a {checkpoint.layout} checkpoint without SigRL's tensors (SemanticDecoupling.fc3.weight …); "
+            "give a SigRL checkpoint, or --arch mkt, clip-ft or clip"
+        )
+    if checkpoint.original("visual.class_embedding") not in checkpoint.tensors:
+        raise CheckpointError(
+            f"{checkpoint.path}: tensor {checkpoint.label('visual.class_embedding')} is missing, expected CLIP's ViT "
+            "with a class token; a ResNet or another vision tower cannot be used"
+        )
+    embed_dim = checkpoint.shape("visual.proj", 2)[1]
+    vision = clip.vision if clip else _vision_config(checkpoint)
+    graph = _graph_configs(checkpoint, embed_dim) if arch.has_graph else ()
+    config = ModelConfig(arch, embed_dim, topk or arch.default_topk, vision, None, graph)
+    for name, part in (("", config), ("vision.", vision), *(("graph.", layer) for layer in graph)):
+        check_checkpoint_sizes(checkpoint, name, part)
+    return config
+
+
+def check_checkpoint_sizes(checkpoint: Checkpoint, name: str, part: object) -> None:
+    try:
+        check_sizes(name, part)
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.path}: is no model that can be built: {error}") from None
+
+
+def _recorded_config(checkpoint: Checkpoint, config: ModelConfig, arch: Arch | None, topk: int | None) -> ModelConfig:
+    """The trained config; another architecture takes its own top-k, and leaves out the parts that it does not score with."""
+    arch = arch or config.arch
+    if arch.has_graph and not config.arch.has_graph:
+        raise CheckpointError(
+            f"{checkpoint.path}: was trained as {config.arch.value} and has no SVFR or GMC; give a SigRL checkpoint, or leave "
+            "out --arch"
+        )
+    topk = topk or (config.topk if arch is config.arch else arch.default_topk)
+    return replace(config, arch=arch, topk=topk, text=None, graph=config.graph if arch.has_graph else ())
+
+
+def _openai_heads(checkpoint: Checkpoint, width: int) -> int:
+    """Heads of a tower that follows OpenAI's convention; any other is refused, since its tensors do not show them."""
+    if not checkpoint.openai or width % _HEAD_WIDTH or width > _MAX_WIDTH:
+        names = " or ".join(fitting_configs(checkpoint_shapes(checkpoint)))
+        choice = f"of its sizes are {names}" if names else "none has its sizes: give a .json file"
+        raise CheckpointError(
+            f"{checkpoint.path}: its tensors (width {width}) do not tell the number of heads or the activation; "
+            f"name its open_clip config with --clip-config ({choice})"
+        )
+    return width // _HEAD_WIDTH
+
+
+def checkpoint_shapes(checkpoint: Checkpoint) -> Shapes:
+    """Sizes that are read off the tensors of whichever towers a checkpoint has."""
+    found: Shapes = {}
+    if checkpoint.layout != "text tower" and checkpoint.original("visual.class_embedding") in checkpoint.tensors:
+        width, _, patch, _ = checkpoint.shape("visual.conv1.weight", 4)
+        grid = math.isqrt(checkpoint.shape("visual.positional_embedding", 2)[0] - 1)
+        embed_dim = checkpoint.shape("visual.proj", 2)[1]
+        found |= {"embed_dim": embed_dim, "vision.patch_size": patch, "vision.width": width, "vision.grid": grid}
+        found["vision.layers"] = checkpoint.layers("visual.")
+    if checkpoint.has_text:
+        vocab_size, width = checkpoint.shape("text.token_embedding.weight", 2)
+        context, _ = checkpoint.shape("text.positional_embedding", 2)
+        found |= {"text.width": width, "text.layers": checkpoint.layers("text."), "text.context_length": context}
+        found["text.vocab_size"] = vocab_size
+    return found
+
+
+def _vision_config(checkpoint: Checkpoint) -> VisionConfig:
+    width, _, patch, _ = checkpoint.shape("visual.conv1.weight", 4)
+    heads = _openai_heads(checkpoint, width)
+    tokens = checkpoint.shape("visual.positional_embedding", 2)[0]
+    grid = round((tokens - 1) ** 0.5)
+    if grid * grid != tokens - 1 or not grid:
+        raise CheckpointError(
+            f"{checkpoint.path}: tensor {checkpoint.label('visual.positional_embedding')} has "
+            f"{tokens} rows, expected a square number of patches and one class token"
+        )
+    return VisionConfig(grid * patch, patch, width, checkpoint.layers("visual."), heads)
+
+
+def text_config(checkpoint: Checkpoint) -> TextConfig:
+    vocab_size, width = checkpoint.shape("text.token_embedding.weight", 2)
+    heads = _openai_heads(checkpoint, width)
+    context = checkpoint.shape("text.positional_embedding", 2)[0]
+    return TextConfig(width, checkpoint.layers("text."), heads, context, vocab_size)
+
+
+def _graph_configs(checkpoint: Checkpoint, dim: int) -> tuple[GraphConfig, ...]:
+    """Two layers, `dim` → hidden → `dim`. Widths that do not meet come out as a misshapen tensor in `_collect`."""
+    hidden = checkpoint.shape("gmc.layers.0.linear.weight", 2)[0]
+    layers = []
+    for i, (width_in, width_out) in enumerate([(dim, hidden), (hidden, dim)]):
+        width_head = checkpoint.shape(f"gmc.layers.{i}.attention", 2)[1]
+        layers.append(GraphConfig(width_in, max(1, width_out // width_head), width_head))
+    return tuple(layers)

@@ -1,0 +1,121 @@
+"""What our own training saves: one `.safetensors` file with the weights, and in its header everything else.
+
+Tensors have the eager model's own names (`visual.*`, `text.*`, `svfr.*`, `gmc.*`, `head.*`). The header's entry `sigrl_deploy`
+is JSON: the model's config with its preprocessing and template, so that nothing has to be guessed or asked for at export; the
+labels it was trained on; and a record of the training.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sigrl_deploy.checkpoints.weights import MAX_HEADER, open_safetensors
+from sigrl_deploy.config import Arch, GraphConfig, ModelConfig, TextConfig, VisionConfig
+from sigrl_deploy.errors import BundleError, CheckpointError, printable
+from sigrl_deploy.files import replacing
+from sigrl_deploy.pictures.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HEADER = "sigrl_deploy"
+FORMAT_VERSION = 1
+HEAD = "head."  # tensors of the loss (scale and bias of the scores), of no use to inference
+
+
+@dataclass(frozen=True)
+class TrainedRecord:
+    """The header of a trained checkpoint. `labels` are those it was trained on, in order; `training` is for people."""
+
+    config: ModelConfig
+    template: str
+    preprocess: Preprocess
+    labels: tuple[str, ...] = ()
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise ValueError for values that no model has."""
+        self.config.check()
+        vision = self.config.vision
+        if self.preprocess.image_size != vision.image_size:
+            raise ValueError(f"preprocess.image_size is {self.preprocess.image_size}, vision.image_size {vision.image_size}")
+        if sum(map(len, self.labels)) > MAX_HEADER // 2:
+            raise ValueError(f"its {len(self.labels)} labels are more than fit into a header")
+        if not isinstance(self.training, dict):
+            raise ValueError("training is no mapping")
+        if not isinstance(self.template, str) or not self.template.isprintable() or self.template.count("{label}") != 1:
+            raise ValueError(f"template is {reprlib.repr(self.template)}, expected text with {{label}} in it, once")
+
+    def to_json(self) -> str:
+        values = asdict(self) | {"format_version": FORMAT_VERSION, "preprocess": self.preprocess.to_dict()}
+        return json.dumps(values, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str, path: Path) -> TrainedRecord:
+        """The inverse of `to_json`. Raises CheckpointError where the header is damaged or of another format version."""
+        try:
+            values = json.loads(text)
+            version = values.pop("format_version")
+            if type(version) is not int or version != FORMAT_VERSION:
+                raise CheckpointError(
+                    f"{path}: format version {reprlib.repr(version)}, this release reads version {FORMAT_VERSION}; "
+                    "install the release that wrote the checkpoint"
+                )
+            values["config"] = _model_config(values["config"])
+            values["preprocess"] = Preprocess.from_dict(values["preprocess"])
+            if not isinstance(values["labels"], list) or not all(isinstance(label, str) for label in values["labels"]):
+                raise ValueError("labels is no list of text")
+            values["labels"] = tuple(values["labels"])
+            record = cls(**values)
+            record.check()
+            return record
+        except (AttributeError, BundleError, KeyError, RecursionError, TypeError, ValueError) as error:
+            reason = printable(str(error)[:200])
+            raise CheckpointError(f"{path}: its header cannot be read ({reason}); copy the checkpoint again") from None
+
+
+def _model_config(values: dict[str, Any]) -> ModelConfig:
+    parts = {
+        "arch": Arch(values["arch"]),
+        "vision": VisionConfig(**values["vision"]),
+        "text": None if values["text"] is None else TextConfig(**values["text"]),
+        "graph": tuple(GraphConfig(**layer) for layer in values["graph"]),
+    }
+    return ModelConfig(**values | parts)
+
+
+def read_record(path: Path) -> TrainedRecord | None:
+    """The record of a checkpoint that our training saved; None for any other file."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    from safetensors import SafetensorError
+
+    try:
+        with open_safetensors(path) as file:
+            header = (file.metadata() or {}).get(HEADER)
+    except (CheckpointError, OSError, SafetensorError):
+        return None  # whoever reads the weights says what is wrong
+    return None if header is None else TrainedRecord.from_json(header, path)
+
+
+def write_trained(path: Path, record: TrainedRecord, tensors: Mapping[str, Tensor]) -> None:
+    """Write a checkpoint, whole or not at all. Raises OSError where it cannot be written."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        mode = temporary.stat().st_mode
+        try:
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+                temporary,
+                {HEADER: record.to_json()},
+            )
+        except SafetensorError as error:  # it wraps the operating system's
+            raise OSError(str(error)) from None
+        temporary.chmod(mode)  # safetensors makes a file that only its owner can read

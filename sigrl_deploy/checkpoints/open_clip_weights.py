@@ -1,0 +1,143 @@
+"""open_clip's own weights, as `NAME:PRETRAINED`: from its caches, or downloaded."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sigrl_deploy.checkpoints.layouts import Checkpoint, load_checkpoint
+from sigrl_deploy.checkpoints.model_config import checkpoint_shapes
+from sigrl_deploy.checkpoints.open_clip_configs import ClipConfig, clip_config
+from sigrl_deploy.checkpoints.weights import check_file
+from sigrl_deploy.errors import CheckpointError
+
+_NAMES = "NAME:PRETRAINED as open_clip lists them (ViT-B-16:openai)"
+NAMED = f"a file, or {_NAMES}"
+_OPENAI = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336")
+_TIMEOUT = 20.0  # seconds until a server answers
+
+
+def check_source(source: str | Path) -> None:
+    """Raise CheckpointError where there is no such file, before anything that takes seconds."""
+    if not is_pretrained(source):
+        check_file(Path(source), f"a .pth, .pt or .safetensors checkpoint, or {_NAMES}")
+
+
+def is_pretrained(source: str | Path) -> bool:
+    """Whether this is no file, and of the form `NAME:PRETRAINED`."""
+    return ":" in str(source) and not os.path.exists(source)
+
+
+def default_bundle(source: Path) -> Path:
+    """Where the bundle of a checkpoint goes unless said otherwise: beside the file, or for NAME:PRETRAINED into this folder."""
+    if not is_pretrained(source):
+        return source.with_name(f"{source.stem}-bundle")
+    name, _, pretrained = str(source).partition(":")
+    return Path(f"{name}-{Path(pretrained).name}-bundle")
+
+
+def load_pretrained(value: str, option: str = "") -> tuple[Checkpoint, ClipConfig]:
+    """`NAME:PRETRAINED` as open_clip lists them (`ViT-B-16:openai`), downloaded or from open_clip's cache, with its config.
+
+    Raises CheckpointError for an unknown name, and where the weights cannot be had.
+    """
+    import open_clip
+
+    name, _, pretrained = value.partition(":")
+    clip = clip_config(name) if name in open_clip.list_models() else None
+    if clip is None:
+        raise CheckpointError(
+            f"{option}{value}: no such file, and {name} is no model of open_clip's; expected a file, or "
+            "NAME:PRETRAINED as in ViT-B-16:openai"
+        )
+    listed = open_clip.get_pretrained_cfg(name, pretrained) or {}
+    # OpenAI's weights are listed under ViT-B-16 too, whose config has another activation than they were trained with.
+    quick_gelu = clip.text.quick_gelu or bool(listed.get("quick_gelu", False))
+    clip = replace(clip, vision=replace(clip.vision, quick_gelu=quick_gelu), text=replace(clip.text, quick_gelu=quick_gelu))
+    path = Path(pretrained) if not listed and os.path.exists(pretrained) else _download(value, listed, option)
+    return replace(load_checkpoint(path), path=value), clip
+
+
+def openai_name(checkpoint: Checkpoint) -> str | None:
+    """`NAME:openai` of the OpenAI model whose ViT has these sizes, of its resolution or else another; None where none has."""
+    shapes = checkpoint_shapes(checkpoint)
+    grid = shapes.pop("vision.grid")
+    ours = {name: config for name in _OPENAI if (config := clip_config(name))}
+    fitting = {
+        name: config
+        for name, config in ours.items()
+        if shapes
+        == {
+            "embed_dim": config.embed_dim,
+            "vision.patch_size": config.vision.patch_size,
+            "vision.width": config.vision.width,
+            "vision.layers": config.vision.layers,
+        }
+    }
+    names = sorted(fitting, key=lambda name: fitting[name].vision.grid != grid)
+    return f"{names[0]}:openai" if names else None
+
+
+def _download(value: str, listed: dict[str, Any], option: str) -> Path:
+    import open_clip
+
+    advice = "check the name with open_clip.list_pretrained(), or download the file and give its path"
+    if not listed:
+        raise CheckpointError(f"{option}{value}: open_clip lists no such weights; {advice}")
+    problem = _hub_problem() if listed.get("hf_hub") else ""
+    try:
+        with _quiet(), _patient(offline=bool(problem)):
+            return Path(open_clip.download_pretrained(listed))
+    except Exception as error:  # network, hub and file errors of several libraries
+        reason = problem or next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise CheckpointError(f"{option}{value}: open_clip cannot load these weights: {reason}; {advice}") from None
+
+
+def _hub_problem() -> str:
+    """Why the hub cannot be reached, or nothing. Its own client would ask five times for each of several file names."""
+    from huggingface_hub import constants
+
+    try:
+        with urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=_TIMEOUT):
+            return ""
+    except urllib.error.HTTPError:  # it answers
+        return ""
+    except (OSError, ValueError) as error:
+        return f"{constants.ENDPOINT} cannot be reached: {getattr(error, 'reason', error)}"
+
+
+@contextmanager
+def _patient(offline: bool) -> Iterator[None]:
+    """Connections that end when nobody answers; offline, what the hub's client has in its cache and nothing else."""
+    from huggingface_hub import constants
+
+    before = socket.getdefaulttimeout(), constants.HF_HUB_OFFLINE
+    socket.setdefaulttimeout(_TIMEOUT)
+    constants.HF_HUB_OFFLINE = offline or constants.HF_HUB_OFFLINE
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before[0])
+        constants.HF_HUB_OFFLINE = before[1]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip and the hub's client log what their exceptions say again."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

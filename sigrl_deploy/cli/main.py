@@ -1,0 +1,107 @@
+"""The command line: one file a verb, thin functions. Heavy imports stay inside them, so that --help answers at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import click
+
+from sigrl_deploy.cli.demo import demo
+from sigrl_deploy.cli.doctor import doctor
+from sigrl_deploy.cli.evaluate import evaluate
+from sigrl_deploy.cli.export import export
+from sigrl_deploy.cli.infer import infer
+from sigrl_deploy.cli.interrupts import Interrupted, interruptible
+from sigrl_deploy.cli.labels import labels
+from sigrl_deploy.cli.options import quiet_option, verbose_option
+from sigrl_deploy.cli.train import train
+from sigrl_deploy.cli.verify import verify
+from sigrl_deploy.errors import SigRLError, printable
+from sigrl_deploy.version import __version__
+
+log = logging.getLogger("sigrl_deploy")
+
+_CLOSED_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
+
+
+class _Group(click.Group):
+    """Prints our errors as one line and exits with their code; a traceback is left to bugs."""
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        logging.basicConfig(format="%(message)s", stream=sys.stderr)
+        log.setLevel(logging.INFO if _speaks() else logging.CRITICAL)
+        with _errors_in_one_line():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _errors_in_one_line():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    try:
+        with interruptible():
+            yield
+        return
+    except SigRLError as error:
+        if _speaks():
+            click.echo(f"error: {printable(str(error))}", err=True)
+        code = error.exit_code
+    except Interrupted as error:
+        with suppress(OSError):  # the terminal may be gone
+            click.echo(str(error), err=True)
+        code = error.exit_code
+    except BrokenPipeError:
+        code = _CLOSED_PIPE
+    _flush_or_discard()
+    raise click.exceptions.Exit(code)
+
+
+def _speaks() -> bool:
+    """Whether this process is the one to say something, where several train on a device each."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _flush_or_discard() -> None:
+    # What the interpreter cannot flush when it exits, it reports with a traceback.
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="sigrl-deploy")
+@quiet_option
+@verbose_option
+def main() -> None:
+    """Open-vocabulary image tagging with SigRL, exported to ONNX.
+
+    \b
+    Exit status: 0 done; 1 done, but some pictures could not be read; 2 an argument or a file that it names cannot be
+    used; 3 a bundle, checkpoint or export failed, or verify did; 130 interrupted; 141 nobody read standard output any
+    more; 143 terminated.
+    """
+
+
+def _with_verbosity(command: click.Command) -> None:
+    """Adds the group's options to every verb: people write them in either place."""
+    if isinstance(command, click.Group):
+        for verb in command.commands.values():
+            _with_verbosity(verb)
+    else:
+        quiet_option(command)
+        verbose_option(command)
+
+
+for verb in (demo, infer, labels, evaluate, train, export, doctor, verify):
+    _with_verbosity(verb)
+    main.add_command(verb)

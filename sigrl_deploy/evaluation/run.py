@@ -1,0 +1,270 @@
+"""One run of `sigrl-deploy evaluate`."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sigrl_deploy.config import Arch, Contract, Precision
+from sigrl_deploy.datasets.dataset import Dataset
+from sigrl_deploy.datasets.opening import folder_identity, has_splits, open_dataset
+from sigrl_deploy.errors import LabelError, UsageError, printable
+from sigrl_deploy.evaluation.metrics import Difference, Metrics, compare, evaluate_scores
+from sigrl_deploy.evaluation.scoring import Model, score_pictures
+from sigrl_deploy.vocabulary.label_files import read_labels
+
+log = logging.getLogger(__name__)
+
+DEFAULT_LABEL_SETS = ("unseen", "seen", "all")
+_SHOWN_ERRORS = 5
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """The command's options; None means its default."""
+
+    data: str
+    split: str
+    bundles: tuple[Path, ...]
+    checkpoint: Path | None
+    text_tower: str | None
+    arch: Arch | None
+    clip_config: str | None
+    preprocess: Contract | None
+    template: str | None
+    topk: int | None
+    label_sets: tuple[str, ...]
+    labels: Path | None
+    limit: int | None
+    batch_size: int | None
+    device: str
+    cache_dir: Path | None
+    out: Path | None
+    backend: str = "auto"
+    precisions: tuple[Precision, ...] = ()  # of each bundle; none is its first that the device can run
+    unfused: tuple[str, ...] = ()
+    validation_share: float | None = None
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """One model on one label set; `difference` is from the first model, and None for that one."""
+
+    model: Model
+    metrics: Metrics
+    difference: Difference | None
+
+
+@dataclass(frozen=True)
+class LabelSetResult:
+    """All models on one label set, over the same pictures."""
+
+    name: str
+    labels: tuple[str, ...]
+    pictures: int
+    results: tuple[ModelResult, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of a run, and the pictures left out because they could not be read: name and reason."""
+
+    models: tuple[Model, ...]
+    label_sets: tuple[LabelSetResult, ...]
+    unreadable: tuple[tuple[str, str], ...]
+
+
+def run_evaluate(options: EvaluateOptions) -> Evaluation:
+    """Open the data set and the models, and evaluate. Raises a SigRLError before any picture is read for a wrong option."""
+    _check_options(options)
+    dataset = open_dataset(options.data, options.split, options.validation_share)
+    label_sets = choose_label_sets(dataset, options.label_sets, options.labels)
+    models = open_models(options)
+    _warn_of_training_pictures(options, models)
+    batch_size = options.batch_size or (16 if any(model.device == "cuda" for model in models) else 1)
+    return evaluate(dataset, models, label_sets, limit=options.limit, batch_size=batch_size)
+
+
+def _check_options(options: EvaluateOptions) -> None:
+    if not options.bundles and options.checkpoint is None:
+        raise UsageError("nothing to evaluate; give one or more --bundle DIR, a --checkpoint FILE, or both")
+    for name in ("text_tower", "arch", "clip_config", "preprocess", "template", "topk"):
+        if getattr(options, name) is not None and options.checkpoint is None:
+            raise UsageError(f"--{name.replace('_', '-')}: is about a checkpoint, and a bundle knows its own; add --checkpoint")
+    if options.unfused and not options.bundles:
+        raise UsageError(f"--unfused {options.unfused[0]}: a checkpoint runs unfused as it is; leave it out, or add --bundle")
+    if options.precisions and not options.bundles:
+        raise UsageError("--precision: is of bundles, and a checkpoint runs in fp32; add --bundle, or leave it out")
+    if options.out is None:
+        if sys.stdout is None:
+            raise UsageError("standard output: is closed; open it, or give --out FILE")
+        return
+    out = options.out
+    # The data set's and the bundles' own files are easily named by mistake, and hardly one of them ends so.
+    if out.suffix.lower() != ".json":
+        raise UsageError(f"--out {out}: the results are JSON; expected a name that ends in .json")
+    if not os.access(out.parent, os.W_OK | os.X_OK) or not os.path.isdir(out.parent):
+        raise UsageError(f"--out {out}: the folder {out.parent} is not there or cannot be written; choose another place")
+    if os.path.exists(out) and not os.path.isfile(out):
+        raise UsageError(f"--out {out}: is a folder, device or pipe, expected a file")
+
+
+def open_models(options: EvaluateOptions) -> list[Model]:
+    """The checkpoint, where there is one, then the bundles; torch is imported for a checkpoint only."""
+    models = []
+    if options.checkpoint is not None:
+        try:
+            from sigrl_deploy.checkpoints.eager import load_eager
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                f"--checkpoint needs {error.name}; install the extra export: pip install '.[export]' in a checkout"
+            ) from None
+        eager = load_eager(
+            options.checkpoint,
+            text_tower=options.text_tower,
+            arch=options.arch,
+            clip_config=options.clip_config,
+            preprocess=options.preprocess,
+            template=options.template,
+            topk=options.topk,
+            device=options.device,
+        )
+        log.info("engine: %s", eager.description)  # as a recognizer does
+        arch, device = eager.model.config.arch, eager.model.visual.proj.device.type
+        models.append(Model(options.checkpoint, eager.description, arch, Precision.FP32, device, eager))
+    if options.bundles:
+        from sigrl_deploy.recognizer import Recognizer
+
+        how: dict[str, Any] = {name: getattr(options, name) for name in ("device", "backend", "cache_dir", "unfused")}
+        for path, precision in itertools.product(options.bundles, options.precisions or (None,)):
+            recognizer = Recognizer(path, precision=precision, **how)
+            engine, arch = recognizer.engine, recognizer.bundle.manifest.arch
+            models.append(Model(path, engine.description, arch, engine.precision, engine.device, recognizer))
+    _warn_of_differences(models)
+    return models
+
+
+def _warn_of_differences(models: Sequence[Model]) -> None:
+    """Say where models are not one model: their scores then differ by more than the export."""
+    for model in models[1:]:
+        first, other = models[0].scorer.rules, model.scorer.rules
+        for name in first:
+            if first[name] != other[name]:
+                log.warning("%s: has %s %s, and %s has %s", model.path, name, other[name], models[0].path, first[name])
+
+
+def _warn_of_training_pictures(options: EvaluateOptions, models: Sequence[Model]) -> None:
+    """Say where a folder without splits is evaluated whole, or by another share, and which models were trained on it."""
+    if options.split == "train" or has_splits(options.data):
+        return
+    if options.split == "test":
+        log.info("%s: has no column split, so all its pictures are evaluated", options.data)
+    here, said = folder_identity(options.data), set[Path]()
+    for model in models:
+        training = _training_of(model)
+        if training.get("folder") != here or model.path in said:
+            continue
+        said.add(model.path)
+        settings = training.get("settings")
+        apart = settings.get("validation_share") if isinstance(settings, dict) else None
+        if not isinstance(apart, float):
+            log.warning("%s: was trained on these very pictures, so its figures do not tell how it does on others", model.path)
+        elif options.validation_share is None or options.validation_share > apart:
+            log.warning(
+                "%s: was trained on pictures of this folder, which are among these; --split val --validation-share %g leaves "
+                "them out",
+                model.path,
+                apart,
+            )
+
+
+def _training_of(model: Model) -> dict[str, Any]:
+    """The record of a model's training; empty where there is none."""
+    from sigrl_deploy.recognizer import Recognizer
+
+    if isinstance(model.scorer, Recognizer):
+        training = model.scorer.bundle.manifest.source.get("training")
+        return training if isinstance(training, dict) else {}
+    from sigrl_deploy.checkpoints.native import read_record
+
+    record = read_record(model.path)
+    return record.training if record else {}
+
+
+def choose_label_sets(dataset: Dataset, names: Sequence[str], labels: Path | None) -> dict[str, tuple[str, ...]]:
+    """The label sets to evaluate, each restricted to the labels of a file where one is given; none of them is empty.
+
+    No `names` means those of unseen, seen and all that the data set has. Raises UsageError for a name that it has not,
+    LabelError for a label in the file that it has no annotations of, or where nothing is left of a label set asked for.
+    """
+    missing = [name for name in names if name not in dataset.label_sets]
+    if missing:
+        raise UsageError(f"--label-set {missing[0]}: not in this data set, which has {', '.join(dataset.label_sets)}")
+    chosen = dict.fromkeys(names or [name for name in DEFAULT_LABEL_SETS if name in dataset.label_sets])
+    if labels is None:
+        return {name: dataset.label_sets[name] for name in chosen}
+    wanted = set(_annotated(labels, dataset))
+    kept = {name: tuple(label for label in dataset.label_sets[name] if label in wanted) for name in chosen}
+    for name, rest in kept.items():
+        if names and not rest:
+            raise LabelError(f"{labels}: holds no label of the label set {name}; add one, or leave out --label-set {name}")
+        left_out = len(dataset.label_sets[name]) - len(rest)
+        log.info("%s: %d of %d labels are not in %s and left out", name, left_out, len(rest) + left_out, labels)
+    return {name: rest for name, rest in kept.items() if rest}
+
+
+def _annotated(path: Path, dataset: Dataset) -> tuple[str, ...]:
+    labels, known = read_labels(path), set(dataset.labels)
+    unknown = [label for label in labels if label not in known]
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise LabelError(
+            f"{path}: the data set has no annotations of {unknown[0]!r}{more}; leave it out, or write it as the data set does"
+        )
+    return labels
+
+
+def evaluate(
+    dataset: Dataset,
+    models: Sequence[Model],
+    label_sets: Mapping[str, tuple[str, ...]],
+    *,
+    limit: int | None = None,
+    batch_size: int = 1,
+) -> Evaluation:
+    """Evaluate models over the first `limit` pictures (None: all). The first model is what the others are compared with.
+
+    Each label set is a pass of its own, since scores depend on the vocabulary. A picture that cannot be read is left out for
+    all models. Raises UsageError where no picture is left.
+    """
+    pictures = list(range(min(len(dataset), len(dataset) if limit is None else limit)))
+    unreadable: dict[int, str] = {}
+    results = []
+    for name, labels in label_sets.items():
+        log.info("%s: %d labels, %d pictures", name, len(labels), len(pictures) - len(unreadable))
+        scored = score_pictures(dataset, [i for i in pictures if i not in unreadable], labels, models, batch_size)
+        _report(dataset, scored.unreadable)
+        unreadable |= scored.unreadable
+        if len(scored.targets) == 0:
+            raise UsageError(f"no picture to evaluate: the data set has {len(dataset)}, and {len(unreadable)} cannot be read")
+        metrics = [evaluate_scores(scores, scored.targets) for scores in scored.scores]
+        differences = [
+            compare(scores, scored.scores[0], its.map, metrics[0].map)
+            for scores, its in zip(scored.scores[1:], metrics[1:], strict=True)
+        ]
+        rows = zip(models, metrics, [None, *differences], strict=True)
+        results.append(LabelSetResult(name, labels, len(scored.targets), tuple(ModelResult(*row) for row in rows)))
+    return Evaluation(tuple(models), tuple(results), tuple((dataset.name(i), unreadable[i]) for i in sorted(unreadable)))
+
+
+def _report(dataset: Dataset, unreadable: Mapping[int, str]) -> None:
+    for index in list(unreadable)[:_SHOWN_ERRORS]:
+        log.warning("%s: %s", printable(dataset.name(index)), unreadable[index])
+    if len(unreadable) > _SHOWN_ERRORS:
+        log.warning("and %d more pictures that cannot be read", len(unreadable) - _SHOWN_ERRORS)

@@ -1,0 +1,355 @@
+"""A bundle on a user's own pictures: every backend that runs here, side by side, against one reference."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sigrl_deploy.arrays import FloatArray
+from sigrl_deploy.bundle.bundle import Bundle
+from sigrl_deploy.bundle.manifest import VOCABULARY, Manifest, change_manifest
+from sigrl_deploy.comparison import agreement
+from sigrl_deploy.config import BACKENDS, Precision
+from sigrl_deploy.datasets.dataset import UNKNOWN, Dataset
+from sigrl_deploy.datasets.labelled_folder import LABELS_CSV, read_folder
+from sigrl_deploy.errors import ExportError, LabelError, SigRLError, UsageError, printable
+from sigrl_deploy.evaluation.scoring import Model, score_pictures
+from sigrl_deploy.pictures.finding import find_pictures
+from sigrl_deploy.pictures.reading import read_image
+from sigrl_deploy.recognizer import Recognizer
+from sigrl_deploy.vocabulary.label_files import read_labels
+from sigrl_deploy.vocabulary.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+TAGS = 5  # of a picture, which the default threshold lets pass
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What to compare. None means: every backend that runs here, each precision's own tolerance, labels of the bundle or of
+    `labels.csv`, a threshold that lets about five tags a picture pass. The checkpoint's other options are the bundle's.
+    """
+
+    bundle: Path
+    pictures: list[str]
+    labels: Path | None = None
+    checkpoint: Path | None = None
+    text_tower: str | None = None
+    clip_config: str | None = None
+    backends: tuple[str, ...] = ()
+    precisions: tuple[Precision, ...] = ()
+    device: str = "auto"
+    tolerance: float | None = None
+    threshold: float | None = None
+    batch_size: int = 1
+    cache_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a model's scores [N, C] differ from the reference's. Agreements and `map` are shares, from 0 to 1.
+
+    `cosine` is the lowest of any picture's scores, `flips` the share of picture and label pairs on another side of the
+    threshold, `map` the mean average precision where labels are known.
+    """
+
+    description: str
+    precision: str
+    tolerance: float
+    largest_error: float
+    mean_error: float
+    cosine: float
+    top1_agreement: float
+    top5_agreement: float
+    flips: float
+    map: float | None
+
+    @property
+    def within(self) -> bool:
+        return self.largest_error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found: the reference and the others, in order, and what did not open, with the reason."""
+
+    reference: str
+    reference_map: float | None
+    comparisons: tuple[Comparison, ...]
+    not_run: dict[str, str]
+    threshold: float
+    pictures: int
+    labels: int
+    unreadable: dict[str, str]
+
+
+class NothingToCompareError(UsageError):
+    """Fewer than two models were opened. `not_run` says why not which others, as in `Verification`."""
+
+    def __init__(self, advice: str, not_run: dict[str, str]) -> None:
+        super().__init__(advice)
+        self.not_run = not_run
+
+
+class PictureList:
+    """Pictures by path, of which no labels are known; see `Dataset`."""
+
+    def __init__(self, paths: Sequence[str], labels: tuple[str, ...]) -> None:
+        self._paths = paths
+        self.labels = labels
+        self.label_sets: Mapping[str, tuple[str, ...]] = {"all": labels}
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def name(self, index: int) -> str:
+        return self._paths[index]
+
+    def image(self, index: int) -> Image.Image:
+        return read_image(self._paths[index])
+
+    def targets(self, index: int) -> NDArray[np.int8]:
+        return np.full(len(self.labels), UNKNOWN, np.int8)
+
+
+def verify(options: VerifyOptions) -> Verification:
+    """Score the pictures with every model, compare, and write the result into the bundle's manifest.
+
+    What does not open is left out, and said, but for a backend that was asked for by name. A manifest that cannot be written
+    is said too. Raises UsageError for options that cannot be followed, NothingToCompareError (one of them) where there is
+    nothing to compare.
+    """
+    for option in ("text_tower", "clip_config"):
+        if getattr(options, option) is not None and options.checkpoint is None:
+            raise UsageError(
+                f"--{option.replace('_', '-')}: is about a checkpoint, and a bundle knows its own; add --checkpoint"
+            )
+    bundle = Bundle(options.bundle)
+    dataset = _dataset(options, bundle)
+    models, not_run = _models(options, bundle)
+    if len(models) < 2:
+        only = f"only {models[0].description} runs here" if models else "nothing runs here"
+        limited = [f"--{name}" for name in ("backend", "precision") if getattr(options, f"{name}s")]
+        advice = ["give the --checkpoint that it was exported from"] * (options.checkpoint is None)
+        advice += [f"leave out {' and '.join(limited)}"] * bool(limited)
+        raise NothingToCompareError(
+            f"{options.bundle}: {only}, so there is nothing to compare; {', or '.join(advice or ['mend one of the others'])}",
+            not_run,
+        )
+    scored = score_pictures(dataset, range(len(dataset)), dataset.labels, models, options.batch_size)
+    unreadable = {dataset.name(i): reason for i, reason in scored.unreadable.items()}
+    if len(scored.targets) == 0:
+        raise UsageError(f"no picture to compare: {len(unreadable)} cannot be read, such as {next(iter(unreadable))}")
+    exact, known = scored.scores[0], bool((scored.targets != UNKNOWN).any())
+    maps = [_map(scores, scored.targets) if known else None for scores in scored.scores]
+    threshold = _threshold(exact) if options.threshold is None else options.threshold
+    comparisons = tuple(
+        compare(exact, scores, model, options.tolerance, threshold, its_map)
+        for model, scores, its_map in list(zip(models, scored.scores, maps, strict=True))[1:]
+    )
+    found = Verification(
+        models[0].description, maps[0], comparisons, not_run, threshold, len(exact), len(dataset.labels), unreadable
+    )
+    _record(options.bundle, found)
+    return found
+
+
+def _dataset(options: VerifyOptions, bundle: Bundle) -> Dataset:
+    first = Path(options.pictures[0])
+    labelled = len(options.pictures) == 1 and (first.suffix.lower() == ".csv" or (first / LABELS_CSV).is_file())
+    if labelled:
+        known = read_folder(first)
+        if options.labels is None:
+            return known
+        return _Restricted(known, read_labels(options.labels))
+    labels = read_labels(options.labels) if options.labels else _own_labels(bundle)
+    found = find_pictures(options.pictures, sys.stdin.buffer if sys.stdin else io.BytesIO())
+    if found.skipped_line:
+        log.warning(found.skipped_line)
+    return PictureList(found.paths, labels)
+
+
+class _Restricted:
+    """A labelled folder against labels of the user's choice: those that it does not know are unknown for every picture."""
+
+    def __init__(self, known: Dataset, labels: tuple[str, ...]) -> None:
+        self._known, self.labels = known, labels
+        self.label_sets: Mapping[str, tuple[str, ...]] = {"all": labels}
+        column = {label: i for i, label in enumerate(known.labels)}
+        self._columns = [(i, column[label]) for i, label in enumerate(labels) if label in column]
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def name(self, index: int) -> str:
+        return self._known.name(index)
+
+    def image(self, index: int) -> Image.Image:
+        return self._known.image(index)
+
+    def targets(self, index: int) -> NDArray[np.int8]:
+        found, theirs = np.full(len(self.labels), UNKNOWN, np.int8), self._known.targets(index)
+        for own, other in self._columns:
+            found[own] = theirs[other]
+        return found
+
+
+def _own_labels(bundle: Bundle) -> tuple[str, ...]:
+    if not bundle.has(VOCABULARY):
+        raise LabelError(f"{bundle.path}: carries no vocabulary of its own; give a label file (--labels)")
+    return Vocabulary.read(
+        bundle.file(VOCABULARY), graph=bundle.manifest.arch.has_graph, width=bundle.manifest.embed_dim
+    ).labels
+
+
+def _models(options: VerifyOptions, bundle: Bundle) -> tuple[list[Model], dict[str, str]]:
+    """The reference first: the checkpoint, or the bundle's finest graph. What does not open is said, with its reason."""
+    models = [_checkpoint(options, bundle.manifest)] if options.checkpoint else []
+    not_run: dict[str, str] = {}
+    held = bundle.precisions(None)
+    for precision in options.precisions:
+        bundle.precisions(precision)
+    chosen = [p for p in held if not options.precisions or p in options.precisions]
+    by_fineness = sorted(chosen, key=lambda precision: (precision.tolerance, list(Precision).index(precision)))
+    for backend in options.backends or BACKENDS[1:]:
+        opened = 0
+        for precision in by_fineness:
+            try:
+                models.append(_open(options, bundle, backend, precision))
+                opened += 1
+            except SigRLError as error:
+                not_run[f"{backend} {precision.value}"] = str(error)
+        if not opened and options.backends:
+            raise UsageError(f"--backend {backend}: runs in no precision; {not_run[f'{backend} {by_fineness[0].value}']}")
+    return models, not_run
+
+
+def _open(options: VerifyOptions, bundle: Bundle, backend: str, precision: Precision) -> Model:
+    how: dict[str, Any] = {"device": options.device, "precision": precision, "cache_dir": options.cache_dir, "build": False}
+    recognizer = Recognizer(bundle.path, backend=backend, **how)
+    engine = recognizer.engine
+    if backend == "tensorrt" and not hasattr(engine, "key"):  # it fell back
+        raise UsageError("the bundle has no engine for this machine; sigrl-deploy export tensorrt builds it")
+    return Model(bundle.path, engine.description, bundle.manifest.arch, precision, engine.device, recognizer)
+
+
+def _checkpoint(options: VerifyOptions, manifest: Manifest) -> Model:
+    assert options.checkpoint is not None
+    try:
+        from sigrl_deploy.checkpoints.eager import load_eager
+    except ModuleNotFoundError as error:
+        raise UsageError(f"--checkpoint needs {error.name}; pip install '.[export]' in a checkout") from None
+    eager = load_eager(
+        options.checkpoint,
+        text_tower=options.text_tower,
+        clip_config=options.clip_config,
+        arch=manifest.arch,
+        topk=manifest.topk,
+        template=manifest.template,
+        preprocess=manifest.preprocess.contract,
+        device=options.device,
+    )
+    log.info("engine: %s", eager.description)
+    return Model(options.checkpoint, f"checkpoint, {eager.description}", manifest.arch, Precision.FP32, eager.device, eager)
+
+
+def compare(
+    exact: FloatArray, scores: FloatArray, model: Model, tolerance: float | None, threshold: float, its_map: float | None
+) -> Comparison:
+    """exact, scores [N, C] fp32 of the same pictures and labels → how they differ."""
+    error = np.abs(exact.astype(np.float64) - scores)
+    return Comparison(
+        description=model.description,
+        precision=model.precision.value,
+        tolerance=model.precision.tolerance if tolerance is None else tolerance,
+        largest_error=float(error.max()),
+        mean_error=float(error.mean()),
+        cosine=float(_cosines(exact, scores).min()),
+        top1_agreement=agreement(exact, scores, 1),
+        top5_agreement=agreement(exact, scores, 5),
+        flips=float(((exact >= threshold) != (scores >= threshold)).mean()),
+        map=its_map,
+    )
+
+
+def _cosines(exact: FloatArray, scores: FloatArray) -> NDArray[np.float64]:
+    a, b = exact.astype(np.float64), scores.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines: NDArray[np.float64] = (a * b).sum(1) / np.where(lengths > 0, lengths, 1)
+    return cosines
+
+
+def _threshold(exact: FloatArray) -> float:
+    """Lets about TAGS labels a picture pass; in the middle of two neighbouring scores, so that rounding moves few across it."""
+    ordered = -np.sort(-exact, axis=None)
+    passing = min(TAGS * len(exact), max(1, ordered.size // 2))
+    return float(ordered[passing - 1 : passing + 1].mean())
+
+
+def _map(scores: FloatArray, targets: NDArray[np.int8]) -> float | None:
+    try:
+        from sigrl_deploy.evaluation.metrics import evaluate_scores
+    except ModuleNotFoundError as error:
+        log.warning("mAP is left out: %s is not installed; pip install '.[evaluate]' in a checkout", error.name)
+        return None
+    return evaluate_scores(scores, targets).map_present
+
+
+def _record(folder: Path, found: Verification) -> None:
+    """Write the comparisons into the manifest, in the place of earlier ones of the same engines."""
+    when = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    about = {"date": when, "reference": found.reference, "pictures": found.pictures, "labels": found.labels}
+    new = [about | asdict(comparison) | {"within": comparison.within} for comparison in found.comparisons]
+    said = {comparison.description for comparison in found.comparisons}
+
+    def changed(manifest: Manifest) -> Manifest:
+        kept = [entry for entry in manifest.verified if entry.get("description") not in said]
+        return replace(manifest, verified=(*kept, *new))
+
+    try:
+        change_manifest(folder, changed)
+    except ExportError as error:
+        log.warning("not recorded: %s", error)
+
+
+def table(found: Verification) -> str:
+    """A row a model, and below it what was not run. Ends with a line feed."""
+    head = ["engine", "largest error", "tolerance", "mean error", "cosine", "top-1", "top-5", "flips", "mAP"]
+    rows = [head, [found.reference, "reference", *[""] * 6, _share(found.reference_map)]]
+    for one in found.comparisons:
+        numbers = [f"{one.largest_error:.1e}", f"{one.tolerance:g}{'' if one.within else ' EXCEEDED'}", f"{one.mean_error:.1e}"]
+        numbers += [f"{one.cosine:.6f}", _share(one.top1_agreement), _share(one.top5_agreement), _share(one.flips)]
+        rows.append([one.description, *numbers, _share(one.map)])
+    if found.reference_map is None:
+        rows = [row[:-1] for row in rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+             for row in rows]  # fmt: skip
+    lines += [
+        "",
+        f"{found.pictures} pictures, {found.labels} labels; flips at a threshold of {found.threshold:.4g}; shares in percent",
+    ]
+    return "\n".join([*lines, *not_run_lines(found.not_run)]) + "\n"
+
+
+def not_run_lines(not_run: Mapping[str, str]) -> list[str]:
+    """A line for each reason, with all that it kept from running."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in not_run.items():
+        reasons.setdefault(reason, []).append(name)
+    return [f"not run: {', '.join(names)}: {printable(reason)}" for reason, names in reasons.items()]
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"

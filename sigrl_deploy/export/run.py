@@ -1,0 +1,263 @@
+"""A checkpoint → a bundle: build, export, measure, and only then put the folder in its place."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sigrl_deploy.bundle.manifest import MANIFEST, TOKENIZER, VOCABULARY, Manifest, Variant
+from sigrl_deploy.checkpoints.eager import tokenize
+from sigrl_deploy.checkpoints.layouts import Checkpoint
+from sigrl_deploy.checkpoints.loading import choose_preprocess, default_template, load_model
+from sigrl_deploy.checkpoints.native import TrainedRecord, write_trained
+from sigrl_deploy.checkpoints.weights import read_tensor
+from sigrl_deploy.config import Arch, Contract, Precision
+from sigrl_deploy.errors import CheckpointError, ExportError, UsageError
+from sigrl_deploy.export.onnx import DATA, export_text, export_visual
+from sigrl_deploy.export.out_folder import check_out, replaced_folder
+from sigrl_deploy.export.parity import LABELS, EagerScorer, Parity, Reference, measure
+from sigrl_deploy.files import sha256_file
+from sigrl_deploy.model.sigrl import SigRL
+from sigrl_deploy.model.towers import typed
+from sigrl_deploy.pictures.preprocess import Preprocess
+from sigrl_deploy.recognizer import Recognizer
+from sigrl_deploy.version import tool_versions
+from sigrl_deploy.vocabulary.label_files import check_labels, read_labels
+from sigrl_deploy.vocabulary.tokenizer import write_clip_tokenizer
+from sigrl_deploy.vocabulary.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+_TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "open_clip_torch")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export and how. None means: what the checkpoint or the architecture says.
+
+    `text_tower` is a file, or `NAME:PRETRAINED` for open_clip's own weights. `labels` with `label_embeddings` take the text
+    tower's place; `labels` alone put a vocabulary into the bundle, by default the labels that our own training recorded.
+    `precisions` are the variants of the graphs, the one that runs by default first. `weights` adds what the PyTorch engine
+    needs. `clip_config` None means the config of a `NAME:PRETRAINED` text tower, else OpenAI's convention.
+    """
+
+    checkpoint: Path
+    out: Path
+    arch: Arch | None = None
+    text_tower: str | None = None
+    clip_config: str | None = None
+    labels: Path | None = None
+    label_embeddings: Path | None = None
+    precisions: tuple[Precision, ...] = (Precision.FP32,)
+    topk: int | None = None
+    preprocess: Contract | None = None
+    template: str | None = None
+    tolerance: float | None = None
+    weights: bool = False
+    force: bool = False
+
+
+def export_bundle(options: ExportOptions) -> list[Parity]:
+    """Write a bundle and return the measured parity of each precision.
+
+    Raises UsageError for options that contradict each other, CheckpointError for a checkpoint that cannot be read, ExportError
+    where the folder cannot be written or the graphs miss the tolerance. Whatever it raises, nothing is left behind.
+    """
+    _check_options(options)
+    given = read_labels(options.labels) if options.labels else ()
+    checkpoint, model, sources = _load(options)
+    if Precision.INT8 in options.precisions and model.svfr is None:
+        raise UsageError(f"--precision int8: is of SVFR's products, and {model.config.arch.value} has none; take int8x3")
+    template = options.template or default_template(checkpoint, model)
+    own = given or (check_labels(checkpoint.record.labels) if checkpoint.record and checkpoint.record.labels else ())
+    rows = _label_rows(options, model, template, own)
+    preprocess = choose_preprocess(checkpoint, model, options.preprocess)
+    with replaced_folder(options.out) as folder, tempfile.TemporaryDirectory(prefix="sigrl-deploy-") as cache:
+        log.info("scoring the package's photographs with the eager model, to measure against")
+        reference = Reference(model, rows, preprocess, Path(cache))
+        export = _Export(options, model, reference, folder, _manifest(model, template, preprocess, sources))
+        found = export.run(vocabulary=bool(own))
+    return list(found.values())
+
+
+class _Export:
+    """One folder being filled, a precision at a time. Each file is hashed once, when it is there."""
+
+    def __init__(self, options: ExportOptions, model: SigRL, reference: Reference, folder: Path, manifest: Manifest) -> None:
+        self._options, self._model, self._reference = options, model, reference
+        self._folder, self._manifest = folder, manifest
+        self._texts: dict[str, str | None] = {}  # one dtype has one text graph
+
+    def run(self, vocabulary: bool) -> dict[Precision, Parity]:
+        """Write everything, and measure each precision as soon as it is there."""
+        if self._model.text is not None:
+            write_clip_tokenizer(self._folder / TOKENIZER)
+        elif vocabulary:  # without which the graphs could not be opened
+            self._write_vocabulary(EagerScorer(self._model, self._reference.rows).vocabulary(list(self._reference.rows)))
+        found = {precision: self._write_and_measure(precision) for precision in self._options.precisions}
+        if vocabulary:
+            self._encode_vocabulary()
+        self._write_manifest(self._manifest.variants)
+        return found
+
+    def _write_and_measure(self, precision: Precision) -> Parity:
+        log.info("%s: exporting", precision.value)
+        began = time.monotonic()
+        graphs = self._model if precision.torch_name == "float32" else typed(self._model, precision)
+        variant = self._write_variant(graphs, precision)
+        self._write_manifest({precision: variant})
+        written = time.monotonic()
+        log.info("%s: exported in %.0f s; measuring against the eager model", precision.value, written - began)
+        parity = self._measure(graphs, precision)
+        log.info("%s: measured in %.0f s", precision.value, time.monotonic() - written)
+        variants = self._manifest.variants | {precision: replace(variant, parity=parity.to_dict())}
+        self._manifest = replace(self._manifest, variants=variants)
+        del graphs
+        gc.collect()  # the exporter's graphs and an engine's sessions refer to themselves, and hold all weights
+        return parity
+
+    def _write_variant(self, graphs: SigRL, precision: Precision) -> Variant:
+        """The graphs of a precision; where asked for, weights of those that PyTorch runs."""
+        ending = f"-{precision.value}" if self._manifest.variants else ""
+        visual, text, weights = f"visual{ending}.onnx", f"text{ending}.onnx", f"weights{ending}.safetensors"
+        export_visual(graphs, self._folder / visual, precision)
+        if precision.torch_name not in self._texts:
+            self._texts[precision.torch_name] = text if export_text(graphs, self._folder / text) else None
+        held = weights if self._options.weights and not precision.is_int8 else None
+        if held:
+            record = TrainedRecord(graphs.config, self._manifest.template, self._manifest.preprocess)
+            write_trained(self._folder / held, record, graphs.state_dict())
+        return Variant(visual, self._texts[precision.torch_name], held)
+
+    def _measure(self, graphs: SigRL, precision: Precision) -> Parity:
+        options = self._options
+        tolerance = precision.tolerance if options.tolerance is None else options.tolerance
+        parity = measure(self._reference, self._folder, precision, tolerance, graphs)
+        if not parity.largest_error <= tolerance:
+            raise ExportError(
+                f"{options.out}: the {precision.value} scores differ from the eager model's by {parity.largest_error:.2g}, "
+                f"more than the tolerance of {tolerance:g}; nothing was written; "
+                "take another --precision, or allow more with --tolerance"
+            )
+        return parity
+
+    def _encode_vocabulary(self) -> None:
+        """The bundle's own vocabulary, by its finest graph that runs here, else by the model."""
+        runnable = [precision for precision in self._options.precisions if precision is not Precision.BF16]
+        labels = list(self._reference.rows)
+        if not runnable:
+            self._write_vocabulary(EagerScorer(typed(self._model, Precision.BF16), self._reference.rows).vocabulary(labels))
+            return
+        finest = min(runnable, key=lambda precision: precision is Precision.FP16)
+        self._write_manifest({finest: self._manifest.variants[finest]})
+        recognizer = Recognizer(self._folder, device="cpu", precision=finest, cache_dir=False)
+        self._write_vocabulary(recognizer.vocabulary(labels))
+
+    def _write_vocabulary(self, vocabulary: Vocabulary) -> None:
+        vocabulary.write(self._folder / VOCABULARY)
+        self._manifest.files.pop(VOCABULARY, None)
+
+    def _write_manifest(self, variants: dict[Precision, Variant]) -> None:
+        """With these variants, so that the folder opens as it will for a user; files of others need not be hashed then."""
+        others = {VOCABULARY, TOKENIZER}
+        parts = {name for variant in variants.values() for name in (variant.visual, variant.text, variant.weights) if name}
+        files = self._manifest.files
+        for path in sorted(self._folder.iterdir()):
+            if path.name != MANIFEST and path.name not in files:
+                files[path.name] = sha256_file(path)
+        listed = {name: digest for name, digest in files.items() if name in others or name.removesuffix(DATA) in parts}
+        manifest = replace(self._manifest, variants=variants, files=dict(sorted(listed.items())))
+        (self._folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _check_options(options: ExportOptions) -> None:
+    if options.label_embeddings and not options.labels:
+        raise UsageError("--label-embeddings: needs the labels of its rows; give their file with --labels")
+    if options.label_embeddings and options.text_tower:
+        raise UsageError("--label-embeddings: takes the place of a text tower; leave out either it or --text-tower")
+    if options.topk is not None and options.topk < 1:
+        raise UsageError(f"--topk {options.topk}: expected at least 1 patch")
+    if options.template is not None and options.template.count("{label}") != 1:
+        raise UsageError(f"--template {options.template!r}: expected the text {{label}} in it, once")
+    if options.weights and all(precision.is_int8 for precision in options.precisions):
+        raise UsageError("--weights: are for PyTorch, which runs no int8; add --precision fp32, fp16 or bf16")
+    if len(set(options.precisions)) != len(options.precisions):
+        raise UsageError("--precision: names one twice; leave one of them out")
+    if options.tolerance is not None and not 0 <= options.tolerance < math.inf:
+        raise UsageError(f"--tolerance {options.tolerance}: expected a score error of 0 or more")
+    check_out(options.out, options.force)
+
+
+def _load(options: ExportOptions) -> tuple[Checkpoint, SigRL, dict[str, Any]]:
+    checkpoint, text, model = load_model(
+        options.checkpoint,
+        text_tower=options.text_tower,
+        arch=options.arch,
+        topk=options.topk,
+        clip_config=options.clip_config,
+        with_text=options.label_embeddings is None,
+    )
+    sources: dict[str, Any] = {"checkpoint": _source(options.checkpoint), "layout": checkpoint.layout}
+    if checkpoint.record is not None:
+        sources["training"] = checkpoint.record.training
+    if text is None:
+        assert options.label_embeddings is not None
+        return checkpoint, model, sources | {"label_embeddings": _source(options.label_embeddings)}
+    return checkpoint, model, sources | {"text_tower": _source(Path(text.path))}
+
+
+def _source(path: Path) -> dict[str, Any]:
+    """A file's name and digest; of open_clip's own weights, the name."""
+    return {"file": path.name, "sha256": sha256_file(path)} if path.is_file() else {"file": str(path), "sha256": None}
+
+
+def _label_rows(options: ExportOptions, model: SigRL, template: str, own: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """Label → token ids (by open_clip's own tokenizer) or given embedding: what the eager model scores pictures against, the
+    bundle's own vocabulary where it gets one.
+    """
+    labels = own or read_labels(LABELS)
+    if options.label_embeddings is not None:
+        return dict(zip(labels, _read_embeddings(options.label_embeddings, len(labels), model.config.embed_dim), strict=True))
+    return dict(zip(labels, tokenize(model, template, labels), strict=True))
+
+
+def _read_embeddings(path: Path, labels: int, dim: int) -> torch.Tensor:
+    stored = read_tensor(path)
+    if stored.shape != (labels, dim) or not stored.is_float:
+        held = f"{list(stored.shape)} of {stored.dtype}"
+        raise CheckpointError(
+            f"{path}: holds {held}, expected a tensor [{labels}, {dim}] of floats: a row for each line of --labels"
+        )
+    rows = stored.read().float()
+    if not rows.isfinite().all():
+        raise CheckpointError(f"{path}: holds NaN or infinite values; encode the labels again")
+    return rows
+
+
+def _manifest(model: SigRL, template: str, preprocess: Preprocess, sources: dict[str, Any]) -> Manifest:
+    """What is known before anything is written."""
+    config = model.config
+    return Manifest(
+        arch=config.arch,
+        embed_dim=config.embed_dim,
+        image_size=config.vision.image_size,
+        patch_size=config.vision.patch_size,
+        topk=config.topk,
+        template=template,
+        context_length=config.text.context_length if config.text else None,
+        preprocess=preprocess,
+        variants={},
+        files={},
+        source=sources,
+        tools=tool_versions(*_TOOLS),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )

@@ -1,0 +1,210 @@
+"""From an upright RGB picture to the pixels a visual encoder was trained on.
+
+A checkpoint does not say how its pictures were prepared, so the choice is made at export and written, as data, into the
+bundle's manifest: what `Preprocess.to_dict` gives is all another runtime needs to do the same.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sigrl_deploy.arrays import FloatArray
+from sigrl_deploy.config import Contract
+from sigrl_deploy.errors import BundleError, ImageError, UsageError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+MAX_IMAGE_SIZE = 4096
+
+# A thread of 1 x 60000 pixels with its short side brought to 256 has 3.9 billion pixels, of which the crop keeps 65536.
+# Resizing only what the crop needs is not exact: Pillow rounds the corners of `box=` to single precision, and moving
+# the origin alters how its filter weights round. So the picture is resized whole, as in training, up to this bound
+# (256 MiB in Pillow; with a short side of 256, an aspect ratio of 1024), and refused beyond it.
+MAX_RESIZED_PIXELS = 2**26
+
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_FINISH_OF_MODE = {"short-side": "center-crop", "squash": "tensor-bilinear"}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What a preprocessing contract means, in data. Calling it turns a picture into pixels.
+
+    contract: the recipe's name, for people; the other fields alone decide what is computed.
+    image_size: S, the side in pixels of what comes out.
+    resize_size: the side in pixels that the uint8 picture is resized to.
+    resize_mode: "short-side" keeps the aspect ratio, "squash" does not.
+    interpolation: Pillow's antialiased "bicubic" or "bilinear".
+    finish: "center-crop" of the uint8 picture (with "short-side"), or "tensor-bilinear", a resize of the normalised
+        floats without antialias and with half-pixel centres (with "squash").
+    mean, std: per channel, of values scaled to [0, 1].
+
+    Raises ValueError for values that no picture could be prepared with.
+    """
+
+    contract: Contract
+    image_size: int
+    resize_size: int
+    resize_mode: str
+    interpolation: str
+    finish: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "resize_size"):
+            side = getattr(self, name)
+            if type(side) is not int or not 1 <= side <= MAX_IMAGE_SIZE * 2:
+                raise ValueError(f"{name} is {side!r}, expected a whole number of pixels, 1 to {MAX_IMAGE_SIZE * 2}")
+        if self.image_size > MAX_IMAGE_SIZE:
+            raise ValueError(f"image_size is {self.image_size}, expected {MAX_IMAGE_SIZE} at most")
+        _require_choice("resize_mode", self.resize_mode, _FINISH_OF_MODE)
+        _require_choice("interpolation", self.interpolation, _RESAMPLING)
+        _require_choice("finish", self.finish, [_FINISH_OF_MODE[self.resize_mode]])
+        if self.finish == "center-crop" and self.resize_size < self.image_size:
+            raise ValueError(f"resize_size {self.resize_size} is less than image_size {self.image_size}, its crop")
+        _require_channels("mean", self.mean, lowest=0.0)
+        _require_channels("std", self.std, lowest=1e-3)
+
+    @classmethod
+    def for_contract(cls, contract: Contract | str, image_size: int) -> Preprocess:
+        """The named recipe for an encoder that takes image_size x image_size pixels.
+
+        Raises UsageError for an unknown name or an image size outside 1 to MAX_IMAGE_SIZE.
+        """
+        names = [choice.value for choice in Contract]
+        if contract not in names:
+            raise UsageError(f"unknown preprocessing {contract!r}: choose one of {', '.join(names)}")
+        if type(image_size) is not int or not 1 <= image_size <= MAX_IMAGE_SIZE:
+            raise UsageError(f"image size {image_size!r}: expected a whole number of pixels, 1 to {MAX_IMAGE_SIZE}")
+        chosen = Contract(contract)
+        if chosen is Contract.ZERO_SHOT:
+            resize_size = math.floor(image_size / 0.875)
+            mean, std = IMAGENET_MEAN, IMAGENET_STD
+        elif chosen is Contract.CLIP:
+            resize_size, mean, std = image_size, CLIP_MEAN, CLIP_STD
+        else:
+            mean, std = IMAGENET_MEAN, IMAGENET_STD
+            return cls(chosen, image_size, 448, "squash", "bilinear", "tensor-bilinear", mean, std)
+        return cls(chosen, image_size, resize_size, "short-side", "bicubic", "center-crop", mean, std)
+
+    @classmethod
+    def from_dict(cls, data: object) -> Preprocess:
+        """The inverse of `to_dict`. Raises BundleError for a missing or unknown key, or a value that means nothing."""
+        expected = {field.name for field in fields(cls)}
+        if not isinstance(data, dict) or set(data) != expected:
+            raise BundleError(f"preprocess: expected exactly the keys {', '.join(sorted(expected))}; export again")
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        try:
+            _require_choice("contract", values["contract"], [choice.value for choice in Contract])
+            values["contract"] = Contract(values["contract"])
+            return cls(**values)
+        except ValueError as error:
+            raise BundleError(f"preprocess: {error}; export the bundle again") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Strings, numbers and lists only, ready for JSON."""
+        return {**asdict(self), "contract": self.contract.value, "mean": list(self.mean), "std": list(self.std)}
+
+    def __call__(self, image: Image.Image) -> FloatArray:
+        """Normalised float32 pixels [3, S, S], channels in RGB order, of an RGB picture of any size.
+
+        Raises ImageError for a picture of another mode, without a pixel, or too elongated to resize.
+        """
+        if self.ends_in_uint8:
+            return self._normalise(self._crop(image))
+        return _resize_bilinear(self._normalise(self._resize(image)), self.image_size)
+
+    @property
+    def ends_in_uint8(self) -> bool:
+        """Whether the last step is normalisation, so that a quarter of the bytes may travel and be normalised elsewhere."""
+        return self.finish == "center-crop"
+
+    def uint8(self, image: Image.Image) -> NDArray[np.uint8]:
+        """As a call, but for the normalisation: uint8 pixels [3, S, S]. Only where `ends_in_uint8`. Raises as it does."""
+        return np.asarray(self._crop(image)).transpose(2, 0, 1).copy()
+
+    def _crop(self, image: Image.Image) -> Image.Image:
+        resized = self._resize(image)
+        left, top = crop_corner(resized.size, self.image_size)
+        return resized.crop((left, top, left + self.image_size, top + self.image_size))
+
+    def _resize(self, image: Image.Image) -> Image.Image:
+        if image.mode != "RGB" or 0 in image.size:
+            raise ImageError(f"picture of mode {image.mode}, size {image.size}: expected RGB pixels; use read_image")
+        return image.resize(self.resized_size(*image.size), _RESAMPLING[self.interpolation])
+
+    def source_box(self, width: int, height: int, extent: int) -> tuple[float, float, float, float]:
+        """Where the upper left extent x extent of the S x S pixels come from, in a picture of width x height pixels.
+
+        Left, top, right and bottom edge in pixels of that picture, whose pixel i covers [i, i + 1). Raises ImageError where the
+        picture is too elongated to resize.
+        """
+        resized = self.resized_size(width, height)
+        cropped = self.finish == "center-crop"
+        left, top = crop_corner(resized, self.image_size) if cropped else (0, 0)
+        side = extent if cropped else extent * self.resize_size / self.image_size
+        x, y = width / resized[0], height / resized[1]
+        return left * x, top * y, (left + side) * x, (top + side) * y
+
+    def resized_size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height that a picture is resized to. Raises ImageError where it is too elongated."""
+        if self.resize_mode == "squash":
+            return self.resize_size, self.resize_size
+        short, long = sorted((width, height))
+        resized_long = int(self.resize_size * long / short)
+        if self.resize_size * resized_long > MAX_RESIZED_PIXELS:
+            ratio = MAX_RESIZED_PIXELS // self.resize_size**2
+            raise ImageError(f"picture of {width} x {height} pixels: expected an aspect ratio of {ratio} at most; crop it")
+        return (self.resize_size, resized_long) if width <= height else (resized_long, self.resize_size)
+
+    def _normalise(self, image: Image.Image) -> FloatArray:
+        # Single precision and true divisions, in this order: anything else differs from training in the last bit.
+        pixels = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
+        pixels /= np.float32(255)
+        pixels -= np.array(self.mean, np.float32)[:, None, None]
+        pixels /= np.array(self.std, np.float32)[:, None, None]
+        return pixels
+
+
+def crop_corner(resized: tuple[int, int], size: int) -> tuple[int, int]:
+    """Left and top edge of the centre crop of size x size pixels, rounded as torchvision rounds."""
+    return round((resized[0] - size) / 2), round((resized[1] - size) / 2)
+
+
+def _resize_bilinear(pixels: FloatArray, size: int) -> FloatArray:
+    below, above, weight = bilinear_taps(pixels.shape[-1], size)
+    top, bottom = pixels.take(below, axis=1), pixels.take(above, axis=1)
+    rows = top + (bottom - top) * weight[:, None]
+    left, right = rows.take(below, axis=2), rows.take(above, axis=2)
+    return left + (right - left) * weight
+
+
+def bilinear_taps(source: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], FloatArray]:
+    """For each of `size` outputs without antialias: the pixels below and above it, and the weight of the one above."""
+    # PyTorch computes these coordinates in single precision; in double they would differ by 3e-5 of a pixel.
+    scale = np.float32(source) / np.float32(size)
+    position = np.maximum(scale * (np.arange(size, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), np.float32(0))
+    below = np.minimum(position.astype(np.intp), source - 1)
+    above = np.minimum(below + 1, source - 1)
+    return below, above, np.clip(position - below.astype(np.float32), 0, 1).astype(np.float32)
+
+
+def _require_choice(name: str, value: object, choices: Any) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} is {value!r}, expected {' or '.join(choices)}")
+
+
+def _require_channels(name: str, values: object, lowest: float) -> None:
+    numbers = values if isinstance(values, tuple) else ()
+    if len(numbers) != 3 or not all(type(v) in (int, float) and lowest <= v <= 1 for v in numbers):
+        raise ValueError(f"{name} is {values!r}, expected three numbers, {lowest} to 1")

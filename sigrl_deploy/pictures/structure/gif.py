@@ -1,0 +1,42 @@
+"""GIF: what precedes the first picture, which Pillow reads block by block in Python."""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+from sigrl_deploy.pictures.structure.limits import require
+
+MAX_HEAD_BYTES = 2**20
+
+
+def check(stream: BinaryIO, length: int) -> None:
+    """Raises Refused; see `sigrl_deploy.structure`. The first picture's size is known once Pillow has opened the file."""
+    stream.seek(0)
+    head = stream.read(MAX_HEAD_BYTES)
+    at = 13 + (3 << (head[10] & 7) + 1 if len(head) > 10 and head[10] & 0x80 else 0)
+    while at < len(head):
+        kind = head[at : at + 1]
+        if kind in (b",", b";"):
+            return
+        at = _end_of_extension(head, at + 1) if kind == b"!" else at + 1
+    require(length <= MAX_HEAD_BYTES, f"has no picture in its first {MAX_HEAD_BYTES:,} bytes")
+
+
+def _end_of_extension(head: bytes, at: int) -> int:
+    """As Pillow finds it, which reads on where an extension other than a comment begins, or goes on, with an empty block."""
+    comment, at = head[at : at + 1] == b"\xfe", at + 1
+    size, at = _block(head, at)
+    if comment and not size:
+        return at
+    if not comment and head[at - size : at].startswith(b"NETSCAPE2.0") and head[at - size - 2] == 0xFF:
+        _, at = _block(head, at)
+    while True:
+        size, at = _block(head, at)
+        if not size:
+            return at
+
+
+def _block(head: bytes, at: int) -> tuple[int, int]:
+    """A block's size, 0 at the end of an extension or of the file, and where it ends."""
+    size = head[at] if at < len(head) else 0
+    return size, at + 1 + size

@@ -1,0 +1,12 @@
+"""WebP: decoded as a whole, from memory."""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+from sigrl_deploy.pictures.structure.limits import MAX_BYTES_WHOLE, require
+
+
+def check(stream: BinaryIO, length: int) -> None:
+    """Raises Refused; see `sigrl_deploy.structure`. Its size in pixels is known once Pillow has opened the file."""
+    require(length <= MAX_BYTES_WHOLE, f"{length:,} bytes, expected {MAX_BYTES_WHOLE:,} at most as WebP")

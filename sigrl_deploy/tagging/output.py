@@ -1,0 +1,216 @@
+"""Records on standard output or in a file, as a table, JSON, JSON lines or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+import numpy as np
+
+from sigrl_deploy.errors import UsageError, printable
+from sigrl_deploy.files import replacing
+from sigrl_deploy.tagging.tagging import Record
+
+_PATH_WIDTH = 48
+_ENCODING_ERRORS = "backslashreplace"
+_FORMATS = {".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".txt": "table"}
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes text for a formula by
+
+
+class Writer:
+    """Writes the records of one run to a text stream, as they come.
+
+    `run` names the bundle, vocabulary and options that make the records: a run is resumed by its like only.
+    """
+
+    def __init__(self, stream: TextIO, labels: Sequence[str], all_scores: bool, run: str) -> None:
+        self.stream = stream
+        self.labels = labels
+        self.all_scores = all_scores
+        self.run = run
+        self.begin()
+
+    def begin(self) -> None:
+        """Write what comes before the first record."""
+
+    def write(self, record: Record) -> None:
+        """Write one record."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Write what comes after the last record."""
+
+
+def as_json(record: Record, labels: Sequence[str], all_scores: bool) -> dict[str, Any]:
+    """`{"path", "tags": [{"label", "score"}]}`, `{"path", "scores": {label: score}}` or `{"path", "error"}`.
+
+    Where heat maps were drawn, a tag has its file as "heatmap", or null where the picture had vanished.
+    """
+    if record.error is not None or record.scores is None:
+        return {"path": record.path, "error": record.error}
+    if all_scores:
+        return {"path": record.path, "scores": dict(zip(labels, map(_rounded, record.scores.tolist()), strict=True))}
+    tags: list[dict[str, Any]] = [{"label": tag.label, "score": _rounded(tag.score)} for tag in record.tags]
+    for values, heatmap in zip(tags, record.heatmaps, strict=bool(record.heatmaps)):
+        values["heatmap"] = heatmap
+    return {"path": record.path, "tags": tags}
+
+
+def _rounded(score: float) -> float:
+    """The fewest digits that read back as the same fp32 score."""
+    return float(str(np.float32(score)))
+
+
+class JsonLinesWriter(Writer):
+    """One JSON object a line, written out at once: an interrupted run keeps what it has done."""
+
+    def write(self, record: Record) -> None:
+        values = as_json(record, self.labels, self.all_scores) | {"run": self.run}
+        self.stream.write(json.dumps(values, ensure_ascii=False) + "\n")
+        self.stream.flush()
+
+
+class JsonWriter(Writer):
+    """One JSON array."""
+
+    def begin(self) -> None:
+        self.stream.write("[")
+        self.separator = "\n"
+
+    def write(self, record: Record) -> None:
+        self.stream.write(self.separator + json.dumps(as_json(record, self.labels, self.all_scores), ensure_ascii=False))
+        self.separator = ",\n"
+
+    def end(self) -> None:
+        self.stream.write("\n]\n")
+
+
+class CsvWriter(Writer):
+    """A row a tag: path, label, score, error; a row with neither label nor error for a picture without tags.
+
+    With all scores a row a picture: path, error, then a column a label. Text that a spreadsheet would run as a formula begins
+    with a single quote.
+    """
+
+    def begin(self) -> None:
+        # Text is always quoted: before Python 3.13 the writer leaves a carriage return in a file name bare.
+        self.csv = csv.writer(self.stream, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        self._row(*(["path", "error", *self.labels] if self.all_scores else ["path", "label", "score", "error"]))
+
+    def write(self, record: Record) -> None:
+        error = record.error or ""
+        if self.all_scores:
+            scores = [""] * len(self.labels) if record.scores is None else map(_rounded, record.scores.tolist())
+            self._row(record.path, error, *scores)
+        elif record.tags:
+            for tag in record.tags:
+                self._row(record.path, tag.label, _rounded(tag.score), "")
+        else:
+            self._row(record.path, "", "", error)
+
+    def _row(self, *cells: str | float) -> None:
+        self.csv.writerow([self.text(cell) if isinstance(cell, str) else cell for cell in cells])
+
+    def text(self, cell: str) -> str:
+        """What stands in the file for a text."""
+        return f"'{cell}" if cell.startswith(_FORMULA) else cell
+
+
+class RawCsvWriter(CsvWriter):
+    """The same with every text as it is: for programs, which know no formulas."""
+
+    def text(self, cell: str) -> str:
+        """See `CsvWriter.text`."""
+        return cell
+
+
+class TableWriter(Writer):
+    """Columns for people: picture, label, score."""
+
+    def begin(self) -> None:
+        self.label_width = min(40, max(5, *(len(printable(label)) for label in self.labels)))
+        self._line("picture", "label", "  score")
+
+    def write(self, record: Record) -> None:
+        name = printable(record.path)
+        name = name if len(name) <= _PATH_WIDTH else "…" + name[1 - _PATH_WIDTH :]
+        if record.error is not None or record.scores is None:
+            self._line(name, "error", record.error or "")
+            return
+        tags = (
+            zip(self.labels, record.scores.tolist(), strict=True)
+            if self.all_scores
+            else ((t.label, t.score) for t in record.tags)
+        )
+        for label, score in tags:
+            self._line(name, printable(label), f"{score:7.4f}")
+            name = ""
+        if name:
+            self._line(name, "-", "no label above the threshold")
+
+    def _line(self, name: str, label: str, rest: str) -> None:
+        self.stream.write(f"{name:<{_PATH_WIDTH}}  {label:<{self.label_width}}  {rest}\n")
+
+
+WRITERS: dict[str, type[Writer]] = {"table": TableWriter, "json": JsonWriter, "jsonl": JsonLinesWriter, "csv": CsvWriter}
+
+
+def choose_format(name: str | None, out: Path | None) -> str:
+    """The format asked for, or the one that the output file's name ends with; a table on standard output.
+
+    Raises UsageError where the name says none.
+    """
+    if name or out is None:
+        return name or "table"
+    if out.suffix.lower() not in _FORMATS:
+        raise UsageError(f"--out {out}: no format ends so; expected {', '.join(_FORMATS)} (a table), or give --format")
+    return _FORMATS[out.suffix.lower()]
+
+
+@contextmanager
+def open_output(format_: str, out: Path | None) -> Iterator[TextIO]:
+    """Standard output (`out` None), or a file that appears when the block ends well; see `open_partial` for JSON lines.
+
+    Bytes of a file name that are no text are written as `\\udcXX`, which in JSON is the escape that reads back as the same
+    name.
+
+    Raises UsageError where the output cannot be written, BrokenPipeError where nobody reads standard output any more.
+    """
+    if out is None:
+        with output_errors("standard output"):
+            _set_encoding(sys.stdout, format_)
+            yield sys.stdout
+            sys.stdout.flush()
+    else:
+        with output_errors(f"--out {out}"), replacing(out) as temporary, open_text(temporary, "w") as stream:
+            yield stream
+
+
+def _set_encoding(stream: TextIO, format_: str) -> None:
+    if isinstance(stream, io.TextIOWrapper):
+        # A table is for the terminal and in its encoding; the other formats are for programs, and UTF-8 everywhere.
+        stream.reconfigure(encoding=stream.encoding if format_ == "table" else "utf-8", errors=_ENCODING_ERRORS)
+
+
+def open_text(path: Path, mode: str) -> TextIO:
+    """A file of records, which holds any name that a picture may have."""
+    return cast(TextIO, path.open(mode, encoding="utf-8", errors=_ENCODING_ERRORS, newline=""))
+
+
+@contextmanager
+def output_errors(name: str, then: str = "") -> Iterator[None]:
+    """An OSError in the block becomes a UsageError that says `name` cannot be written; a BrokenPipeError stays one."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UsageError(
+            f"{name}: cannot be written ({error.strerror or error}); free space or choose another place{then}"
+        ) from None

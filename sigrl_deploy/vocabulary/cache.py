@@ -1,0 +1,220 @@
+"""The vocabulary cache, two tiers, each in memory and on disk.
+
+1. A label's text embedding, by (text tower, template, label): packs of labels, one file an encoded batch.
+2. A whole vocabulary's embeddings and graph projection, by its set of labels and the GMC weights. GMC's rows move with their
+   labels, so one file serves every order.
+
+Many processes may share the folder: a file is written under a temporary name and renamed, and two processes that compute the
+same thing write the same thing. A damaged file is reported and rebuilt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+
+from sigrl_deploy.arrays import FloatArray
+from sigrl_deploy.errors import BundleError
+from sigrl_deploy.files import DamagedFileError, replacing
+from sigrl_deploy.machine.cache_folder import ABOUT, PRIVATE, entries, make_private
+from sigrl_deploy.progress import Progress
+from sigrl_deploy.vocabulary.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+LABELS_PER_BATCH = 64  # bounds the text encoder's memory
+_VOCABULARIES_IN_MEMORY = 16
+_LAYOUT = "2"  # part of every key: a change of what is stored makes old files unseen, not wrong
+
+
+def digest(*parts: str) -> str:
+    """A short name for what a file was made from."""
+    return hashlib.sha256(json.dumps([_LAYOUT, *parts]).encode()).hexdigest()[:32]
+
+
+class VocabularyCache:
+    """The cache of one text side: a text tower with a template, and a label graph where there is one.
+
+    `encode` maps a batch of labels to T [N, D], `project` maps T [C, D] to G Wbᵀ [C, D] or None. `text_key` and `graph_key` are
+    `digest`s of what those two depend on, `graph_key` empty without a label graph. `width` is D, and `about` describes the text
+    side to people. `folder` None keeps to memory. It may be shared between threads: whoever encodes lets others in after
+    every batch.
+    """
+
+    labels_per_batch = LABELS_PER_BATCH
+
+    def __init__(
+        self,
+        folder: Path | None,
+        text_key: str,
+        graph_key: str,
+        encode: Callable[[Sequence[str]], FloatArray],
+        project: Callable[[FloatArray], FloatArray | None],
+        width: int,
+        about: str = "",
+    ) -> None:
+        self._folder = folder / text_key if folder else None
+        self._text_key = text_key
+        self.origin = digest(text_key, graph_key)
+        self._graph_key = graph_key
+        self._encode = encode
+        self._project = project
+        self._width = width
+        self._about = about
+        self._rows: dict[str, FloatArray] = {}
+        self._vocabularies: OrderedDict[str, Vocabulary] = OrderedDict()
+        self._packs_read = False
+        self._writable = True
+        self._in_memory = Lock()  # held for a moment only
+        self._next, self._encoding = Lock(), Lock()  # held by who encodes next, and for a batch
+        self._building: defaultdict[str, Lock] = defaultdict(Lock)  # held while one vocabulary is built
+
+    def vocabulary(self, labels: tuple[str, ...]) -> Vocabulary:
+        """The vocabulary of these labels in this order, from the fastest tier that has it.
+
+        Raises BundleError where the text graph gives rows of another width, or rows that are no finite numbers.
+        """
+        ordered = tuple(sorted(labels))
+        name = self._vocabulary_name(ordered)
+        found = self._remembered(name)
+        if found is None:
+            with self._in_memory:
+                building = self._building[name]
+            try:
+                with building:
+                    found = self._remembered(name) or self._read(name, self._vocabulary_name, graph=bool(self._graph_key))
+                    found = found or self._build(ordered)
+                    self._remember(name, found)
+            finally:
+                self._building.pop(name, None)
+        return _reordered(found, labels, self.origin)
+
+    def _remembered(self, name: str) -> Vocabulary | None:
+        with self._in_memory:
+            found = self._vocabularies.get(name)
+            if found is not None:
+                self._vocabularies.move_to_end(name)
+            return found
+
+    def _remember(self, name: str, vocabulary: Vocabulary) -> None:
+        with self._in_memory:
+            self._vocabularies[name] = vocabulary
+            self._vocabularies.move_to_end(name)
+            while len(self._vocabularies) > _VOCABULARIES_IN_MEMORY:
+                self._vocabularies.popitem(last=False)
+
+    def _vocabulary_name(self, labels: Sequence[str]) -> str:
+        return f"vocabulary-{digest(self._text_key, self._graph_key, *labels)}.npz"
+
+    def _pack_name(self, labels: Sequence[str]) -> str:
+        return f"labels-{digest(self._text_key, *labels)}.npz"
+
+    def _build(self, labels: tuple[str, ...]) -> Vocabulary:
+        with self._turn_to_encode():
+            self._read_packs()
+            missing = [label for label in labels if label not in self._rows]
+        log.debug("%d of %d labels are not in the cache and are encoded", len(missing), len(labels))
+        with Progress(len(missing), "label") as progress:
+            while encoded := self._encode_some(missing):
+                progress.advance(encoded)
+        embedding = np.stack([self._rows[label] for label in labels])
+        vocabulary = Vocabulary(labels, embedding, self._checked_projection(embedding))
+        self._write(self._vocabulary_name(labels), vocabulary)
+        return vocabulary
+
+    def _encode_some(self, labels: Sequence[str]) -> int:
+        """Encode a batch of the labels that have no row yet; how many there were."""
+        with self._turn_to_encode():
+            batch = tuple(itertools.islice((label for label in labels if label not in self._rows), self.labels_per_batch))
+            if batch:
+                rows = _checked(self._encode(batch), (len(batch), self._width))
+                self._rows.update(zip(batch, rows, strict=True))
+                self._write(self._pack_name(batch), Vocabulary(batch, rows))
+            return len(batch)
+
+    @contextmanager
+    def _turn_to_encode(self) -> Iterator[None]:
+        # Two locks: of one, whoever lets it go takes it again before a thread that waits wakes up.
+        taken = False
+        try:
+            with self._next:
+                taken = self._encoding.acquire()
+            yield
+        finally:
+            if taken:
+                self._encoding.release()
+
+    def _checked_projection(self, embedding: FloatArray) -> FloatArray | None:
+        projection = self._project(embedding)
+        return None if projection is None else _checked(projection, embedding.shape)
+
+    def _read_packs(self) -> None:
+        if self._folder is None or self._packs_read:
+            return
+        self._packs_read = True
+        for path in entries(self._folder):
+            if not (path.name.startswith("labels-") and path.suffix == ".npz"):
+                continue
+            pack = self._read(path.name, self._pack_name, graph=False)
+            if pack is not None:
+                self._rows.update(zip(pack.labels, pack.label_embedding, strict=True))
+
+    def _read(self, name: str, name_of: Callable[[Sequence[str]], str], graph: bool) -> Vocabulary | None:
+        """A file whose labels are those that its name stands for. A damaged one is reported and removed."""
+        if self._folder is None:
+            return None
+        path = self._folder / name
+        try:
+            found = Vocabulary.read(path, graph, self._width)
+            if name_of(found.labels) != name:
+                raise DamagedFileError(f"{path}: holds other labels than its name stands for")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, MemoryError) as error:  # no reason to remove what may be whole
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            log.warning("%s: cannot be read at present (%s); its labels are computed again", path, reason)
+            return None
+        except DamagedFileError as error:
+            log.warning("%s; its labels are computed again", error)
+            with suppress(OSError):  # where it cannot be removed it may still be replaced
+                path.unlink()
+            return None
+        return found
+
+    def _write(self, name: str, vocabulary: Vocabulary) -> None:
+        if self._folder is None or not self._writable:
+            return
+        try:
+            make_private(self._folder)
+            if self._about and not (self._folder / ABOUT).exists():
+                with replacing(self._folder / ABOUT, PRIVATE) as temporary:
+                    temporary.write_text(self._about, encoding="utf-8")
+            vocabulary.write(self._folder / name, PRIVATE)
+        except OSError as error:
+            reason = error.strerror or error
+            log.warning("%s: the vocabulary cache cannot be written (%s); going on in memory", self._folder, reason)
+            self._writable = False
+
+
+def _checked(rows: FloatArray, shape: tuple[int, ...]) -> FloatArray:
+    if rows.shape != shape:
+        raise BundleError(f"the text graph gave rows {list(rows.shape)}, expected {list(shape)}; export the bundle again")
+    if not np.isfinite(rows).all():
+        raise BundleError("the text graph gave rows that are no finite numbers; take another --precision, or export again")
+    return rows
+
+
+def _reordered(vocabulary: Vocabulary, labels: tuple[str, ...], origin: str) -> Vocabulary:
+    row = {label: i for i, label in enumerate(vocabulary.labels)}
+    order = [row[label] for label in labels]
+    graph = vocabulary.graph_projection
+    return Vocabulary(labels, vocabulary.label_embedding[order], None if graph is None else graph[order], origin)

@@ -1,0 +1,62 @@
+"""A vocabulary: the labels that pictures are scored against, and everything about them that does not depend on a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sigrl_deploy.arrays import FloatArray
+from sigrl_deploy.errors import LabelError
+from sigrl_deploy.files import DamagedFileError, read_arrays, write_arrays
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """Labels with their embeddings, in one order. A score holds for one vocabulary only: it depends on all its labels.
+
+    `label_embedding` T [C, D] and `graph_projection` G Wbᵀ [C, D] are fp32; the latter is None without a label graph. `origin`
+    names the text tower, template and label graph that made them; empty for arrays of one's own.
+    """
+
+    labels: tuple[str, ...]
+    label_embedding: FloatArray = field(repr=False)
+    graph_projection: FloatArray | None = field(default=None, repr=False)
+    origin: str = field(default="", repr=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def index(self, label: str) -> int:
+        """Row of a label. Raises LabelError where the vocabulary has no such label."""
+        try:
+            return self.labels.index(label)
+        except ValueError:
+            raise LabelError(f"label {label!r}: not in the vocabulary of {len(self)} labels") from None
+
+    def write(self, path: Path, mode: int = 0o666) -> None:
+        """Write the vocabulary as a file of arrays, whole or not at all; `mode` as for `replacing`."""
+        arrays: dict[str, NDArray[Any]] = {"labels": np.array(self.labels), "label_embedding": self.label_embedding}
+        if self.graph_projection is not None:
+            arrays["graph_projection"] = self.graph_projection
+        write_arrays(path, arrays, mode)
+
+    @classmethod
+    def read(cls, path: Path, graph: bool, width: int) -> Vocabulary:
+        """Read what `write` wrote; `graph` says whether it must have a graph projection, `width` is D.
+
+        Raises OSError or MemoryError where the file cannot be read at present, DamagedFileError where it is not whole.
+        """
+        arrays = read_arrays(path, ("labels", "label_embedding") + ("graph_projection",) * graph)
+        labels, embedding, *graphs = arrays.values()
+        whole = labels.ndim == 1 and labels.dtype.kind == "U" and embedding.ndim == 2 and len(labels) == len(embedding) > 0
+        if not whole or any(rows.shape != embedding.shape for rows in graphs):
+            raise DamagedFileError(f"{path}: its arrays are not labels with a row each")
+        if embedding.shape[1] != width:
+            raise DamagedFileError(f"{path}: its rows have {embedding.shape[1]} numbers, expected {width}")
+        if any(rows.dtype != np.float32 or not np.isfinite(rows).all() for rows in (embedding, *graphs)):
+            raise DamagedFileError(f"{path}: its rows are not finite fp32 numbers")
+        return cls(tuple(arrays["labels"].tolist()), arrays["label_embedding"], arrays.get("graph_projection"))

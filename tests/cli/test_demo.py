@@ -1,0 +1,110 @@
+"""The model that ships: it recognises combinations that it was never trained on, and its engines do what it does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from benchmarks.demo_checkpoint import baselines
+from sigrl_deploy.checkpoints.native import read_record
+from sigrl_deploy.cli.main import main
+from sigrl_deploy.config import Arch
+from sigrl_deploy.datasets.scenes import LABELS, SEEN, Scenes
+from sigrl_deploy.demo import CHECKPOINT, PICTURES
+from sigrl_deploy.demo import LABELS as LABEL_FILE
+from sigrl_deploy.files import sha256_file
+from sigrl_deploy.vocabulary.label_files import read_labels
+
+COUNT = 150  # test pictures
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+def test_what_ships_is_what_it_says() -> None:
+    assert CHECKPOINT.stat().st_size < 20e6
+    record = read_record(CHECKPOINT)
+    assert record is not None
+    assert record.config.arch is Arch.SIGRL
+    assert record.labels == SEEN
+    assert {"settings", "tools", "step", "validation"} <= record.training.keys()
+    assert read_labels(LABEL_FILE) == LABELS
+    for i, path in enumerate(sorted(PICTURES.glob("*.jpg"))):
+        exact, shipped = (np.asarray(image, float) for image in (Scenes("test").image(i), Image.open(path)))
+        assert np.abs(exact - shipped).mean() < 4  # of JPEG at quality 95
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    precisions = [word for name in PRECISIONS for word in ("--precision", name)]
+    done = CliRunner().invoke(main, ["export", "onnx", str(CHECKPOINT), "--out", str(folder / "bundle"), *precisions])
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(bundles: Path) -> dict[str, list[dict]]:
+    """Label set → results of the eager checkpoint and of PRECISIONS on the first test pictures."""
+    out = bundles / "results.json"
+    precisions = [word for name in PRECISIONS for word in ("--precision", name)]
+    arguments = ["evaluate", "scenes", "--checkpoint", CHECKPOINT, "--bundle", bundles / "bundle", *precisions]
+    done = CliRunner().invoke(main, [*map(str, arguments), "--limit", str(COUNT), "--device", "cpu", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    return {entry["name"]: entry["results"] for entry in json.loads(out.read_text())["label_sets"]}
+
+
+def test_unseen_combinations_are_recognised_beyond_chance_and_pixels(evaluated: dict[str, list[dict]]) -> None:
+    reached = evaluated["unseen"][0]["map"]
+    others = {entry["model"]: entry["map"] for entry in baselines(COUNT) if entry["label_set"] == "unseen"}
+    assert reached > 2 * others["chance"], (reached, others)
+    assert reached > 2 * others["nearest"], (reached, others)
+
+
+@pytest.mark.parametrize("label_set", ["unseen", "seen", "all"])
+def test_the_fp32_engine_ranks_as_the_checkpoint_does(evaluated: dict[str, list[dict]], label_set: str) -> None:
+    """The required bounds: 0.05 points of mAP, the same three best labels on 99.9 % of pictures (of 150: on all)."""
+    difference = evaluated[label_set][1]["difference"]
+    assert abs(difference["map"]) < 0.0005
+    assert difference["top3_agreement"] >= 0.999
+    assert difference["largest_score"] < 1e-5  # fp32 in another order of operations
+
+
+@pytest.mark.parametrize("label_set", ["unseen", "seen", "all"])
+def test_the_fp16_engine_stays_near_it(evaluated: dict[str, list[dict]], label_set: str) -> None:
+    difference = evaluated[label_set][2]["difference"]
+    assert abs(difference["map"]) < 0.002  # ten times what was measured; fp16 keeps 11 bits
+    assert difference["top1_agreement"] > 0.98
+
+
+@pytest.mark.parametrize("label_set", ["unseen", "seen", "all"])
+def test_the_int8_engine_keeps_what_it_finds(evaluated: dict[str, list[dict]], label_set: str) -> None:
+    """The required bounds: 0.2 points of mAP, the same best label on 99 % of pictures (of 150: on all but one)."""
+    difference = evaluated[label_set][3]["difference"]
+    assert abs(difference["map"]) < 0.002
+    assert difference["top1_agreement"] >= 0.99
+
+
+def test_the_demo_replaces_no_bundle_but_its_own(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "bundle")
+    done = CliRunner().invoke(main, ["demo", "--out", str(tmp_path)])
+    assert done.exit_code == 2, done.output
+    assert "exists already" in done.output
+    assert sha256_file(tmp_path / "bundle" / "visual.onnx") == sha256_file(bundle / "visual.onnx")
+
+
+def test_the_demo_tags_its_pictures_and_draws_where(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):  # the second replaces what the first has left
+        done = CliRunner().invoke(main, ["demo", "--out", str(tmp_path / "demo")])
+        assert done.exit_code == 0, done.output
+    assert len(list((tmp_path / "demo" / "heatmaps").glob("*.png"))) == 4 * len(list(PICTURES.glob("*.jpg")))
+    things = Scenes("test").things(0)
+    first = done.output[done.output.index("scene-0.jpg") :].split("scene-1.jpg")[0]
+    present = {f"{word} {thing.shape}" for thing in things for word in (thing.colour, thing.texture, thing.size) if word}
+    assert any(label in first for label in present)
+    (truth,) = {line for line in caplog.messages if line.startswith("scene-0.jpg  ")}
+    assert set(truth.removeprefix("scene-0.jpg  ").replace("*", "").split(", ")) == present

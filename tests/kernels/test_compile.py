@@ -1,0 +1,57 @@
+"""What the compiler makes of the kernels, for GPUs that are not here: their machine code is read."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sigrl_deploy.kernels import svfr
+from sigrl_deploy.kernels.compile import SHARED_LIMIT, Compiled, Variant
+from sigrl_deploy.kernels.sass import Code, Loop
+from tests.support.paths import ROOT
+
+
+def compiled_by(triton: str | None, show: Callable[[str], None], *capabilities: str) -> None:
+    """Every candidate, by the installed Triton or by the one in a folder; prints what each takes."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (triton, str(ROOT), environment.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", "sigrl_deploy.kernels.compile", *capabilities]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    show(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_candidate_compiles_for_every_chip(show: Callable[[str], None]) -> None:
+    """For sm_80, sm_90 and sm_100: registers, shared memory, and on sm_90 loops that keep the tensor cores at work."""
+    compiled_by(None, show)
+
+
+@pytest.mark.skipif("SIGRL_TRITON" not in os.environ, reason="SIGRL_TRITON names no folder with another Triton")
+def test_every_candidate_compiles_for_hopper_with_the_triton_of_torch_2_11(show: Callable[[str], None]) -> None:
+    compiled_by(os.environ["SIGRL_TRITON"], show, "90")
+
+
+GOOD = Loop(instructions=250, warpgroup_products=8, pending=(3, 3))
+
+
+@pytest.mark.parametrize(
+    ("loops", "spilled", "shared", "fault"),
+    [
+        ((GOOD,), 0, 0, ""),
+        ((GOOD,), 4, 0, "spills"),
+        ((GOOD,), 0, SHARED_LIMIT[90] + 1, "more shared memory than there is"),
+        ((), 0, 0, "no warpgroup product in a loop"),
+        ((GOOD, replace(GOOD, warpgroup_products=0)), 0, 0, "no warpgroup product in a loop"),
+        ((replace(GOOD, pending=(0, 0)),), 0, 0, "waits for every product"),
+    ],
+)
+def test_what_is_wrong_with_a_kernel_is_said(loops: tuple[Loop, ...], spilled: int, shared: int, fault: str) -> None:
+    how = svfr.launch(196, 512, torch.bfloat16, 1, (9, 0))
+    variant = Variant("svfr stage 1", "P = 196, bf16", svfr.decouple_kernel, {}, how)
+    assert Compiled(variant, 90, Code(200, spilled, loops), shared).fault == fault

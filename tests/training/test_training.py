@@ -1,0 +1,162 @@
+"""Training by the command line, on small models: what it writes, what a kill leaves, and what it says of wrong input."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from sigrl_deploy import Recognizer
+from sigrl_deploy.checkpoints.eager import load_eager
+from sigrl_deploy.checkpoints.loading import load_model
+from sigrl_deploy.checkpoints.native import read_record, write_trained
+from sigrl_deploy.cli.main import main
+from sigrl_deploy.config import Arch, Contract
+from sigrl_deploy.demo import CHECKPOINT
+from sigrl_deploy.training.models import new_clip
+from tests.support.training_runs import LABELS, QUICK, TOPK, rows, train, weights
+
+
+@pytest.mark.parametrize("arch", ["sigrl", "mkt", "clip-ft"])
+@pytest.mark.parametrize("recipe", ["zero-shot", "single-positive"])
+def test_what_training_saves_goes_straight_into_the_exporter(
+    tiny_clip: Path, colours: Path, photos: list[Path], tmp_path: Path, recipe: str, arch: str
+) -> None:
+    run = tmp_path / "run"
+    options = [*QUICK, *([] if arch == "clip-ft" else TOPK)]
+    output = train(f"folder:{colours}", "--init", tiny_clip, "--recipe", recipe, "--arch", arch, "--out", run, *options)
+    assert "trained 8 updates" in output
+    record = read_record(run / "model.safetensors")
+    assert record is not None
+    assert record.config.arch is Arch(arch)
+    assert sorted(record.labels) == sorted(LABELS)
+    assert record.training["settings"]["recipe.loss_input"] == "scaled"
+    assert record.training["validation"] == {}  # a folder has no pictures apart
+    trained, start = weights(run), load_file(tiny_clip)
+    assert not trained["visual.proj"].equal(start["visual.proj"])
+    assert all(trained[name].equal(start[name]) for name in start if name.startswith("text."))
+    assert any(name.startswith("head.") for name in trained)
+
+    done = CliRunner().invoke(main, ["export", "onnx", str(run / "model.safetensors"), "--out", str(tmp_path / "bundle")])
+    assert done.exit_code == 0, done.output
+    recognizer, eager = Recognizer(tmp_path / "bundle", cache_dir=False), load_eager(run / "model.safetensors", device="cpu")
+    assert recognizer.vocabulary().labels == record.labels
+    expected = eager.score_pixels(np.stack([eager.pixels(photos[0])]), eager.vocabulary(LABELS))
+    got = recognizer.scores(photos[:1], recognizer.vocabulary(LABELS))
+    assert np.abs(expected - got).max() < 1e-5  # fp32 in another order of operations, over two layers
+
+
+@pytest.fixture(scope="module")
+def scenes_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The towers of the model that ships, without its heads, and with a projection that has to be learned anew."""
+    record = read_record(CHECKPOINT)
+    assert record is not None
+    _, _, model = load_model(CHECKPOINT, arch=Arch.CLIP)
+    torch.manual_seed(0)
+    model.visual.proj.data.normal_(std=model.visual.proj.shape[0] ** -0.5)
+    path = tmp_path_factory.mktemp("scenes") / "clip.safetensors"
+    write_trained(path, replace(record, config=model.config), model.state_dict())
+    return path
+
+
+def test_200_updates_learn_and_a_killed_run_goes_on_to_the_same_result(scenes_clip: Path, tmp_path: Path) -> None:
+    """Fed the scores themselves: of scaled ones ever fewer pairs are violated, and their mean hinge need not fall."""
+    common = ["scenes", "--init", str(scenes_clip), "--batch-size", "8", "--validate", "100", "--topk", "4"]
+    common += [
+        "--augment",
+        "none",
+        "--device",
+        "cpu",
+        "--save-every",
+        "100",
+        "--distillation",
+        "0",
+        "--loss-input",
+        "normalised",
+    ]
+    train(*common, "--steps", "1", "--lr", "1e-12", "--out", tmp_path / "untrained")
+    arguments = [*common, "--steps", "200", "--lr", "1e-3"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(*arguments, "--out", whole)
+    losses = [float(row["ranking"]) for row in rows(whole) if row["ranking"]]
+    assert losses[-1] < losses[0] - 0.1, losses
+    before, after = (float(rows(run)[-1]["map"]) for run in (tmp_path / "untrained", whole))
+    assert after > before + 0.1, (before, after)
+
+    command = [sys.executable, "-m", "sigrl_deploy", "train", *arguments, "--out", str(killed)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        while not (killed / "state.pt").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert torch.load(killed / "state.pt", weights_only=True)["progress"]["step"] == 100
+    train(*arguments, "--out", killed, "--resume", "--workers", "1")
+    a, b = weights(whole), weights(killed)
+    assert a.keys() == b.keys()
+    assert all(a[name].equal(b[name]) for name in a)
+    assert rows(whole)[-1] == rows(killed)[-1]
+    train(*arguments, "--out", killed, "--resume")  # nothing left to do
+    assert all(value.equal(a[name]) for name, value in weights(killed).items())
+
+
+def test_captions_train_a_clip(tiny_config: Path, tmp_path: Path) -> None:
+    """In fp32 and in bf16; with pictures drawn anew or kept, which changes nothing. 60 updates are too few to recognise by, so
+    what is asked for is that the loss falls, that both towers move, and that bf16 moves them much the same way.
+    """
+    arguments = ["scenes", "--recipe", "contrastive", "--clip-config", str(tiny_config), "--device", "cpu", "--validate", "0"]
+    arguments += ["--steps", "60", "--batch-size", "16", "--save-every", "60", "--lr", "1e-3"]
+    train(*arguments, "--out", tmp_path / "drawn")
+    train(*arguments, "--out", tmp_path / "kept", "--keep-pictures", "--workers", "1")
+    train(*arguments, "--out", tmp_path / "bf16", "--precision", "bf16")
+    drawn, kept, half = (weights(tmp_path / name) for name in ("drawn", "kept", "bf16"))
+    assert all(kept[name].equal(drawn[name]) for name in drawn)
+    for run in ("drawn", "bf16"):
+        losses = [float(row["loss"]) for row in rows(tmp_path / run)]
+        assert losses[-1] < 0.9 * losses[0], losses
+    torch.manual_seed(0)
+    start = new_clip(str(tiny_config), None, Contract.CLIP).model.state_dict()
+    for name in ("visual.conv1.weight", "text.token_embedding.weight"):
+        assert not torch.allclose(drawn[name], start[name], atol=1e-3)
+        apart, moved = (half[name] - drawn[name]).norm(), (drawn[name] - start[name]).norm()
+        assert apart < 0.5 * moved, (name, apart, moved)
+
+
+@pytest.mark.parametrize("how", [["--accumulate", "2"], ["--devices", "2"]])
+def test_parts_of_a_batch_add_up_to_the_whole(tiny_clip: Path, colours: Path, tmp_path: Path, how: list[str]) -> None:
+    """mkt has no dropout, whose draws differ between parts. Adam's first steps follow signs, so sums in another order show."""
+    arguments = [
+        f"folder:{colours}",
+        "--init",
+        str(tiny_clip),
+        "--arch",
+        "mkt",
+        *QUICK,
+        *TOPK,
+        "--lr",
+        "1e-4",
+        "--augment",
+        "none",
+    ]
+    arguments += ["--distillation", "0"]  # its gradient, where it starts at 0, is the sign of rounding
+    train(*arguments, "--out", tmp_path / "whole")
+    command = [sys.executable, "-m", "sigrl_deploy", "train", *arguments, *how, "--out", str(tmp_path / "parts")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    a, b, start = weights(tmp_path / "whole"), weights(tmp_path / "parts"), load_file(tiny_clip)
+    moved = max(float((a[name] - start[name]).abs().max()) for name in start)
+    apart = max(float((a[name] - b[name]).abs().max()) for name in start)
+    assert moved > 1e-4
+    assert apart < 0.1 * moved
+    assert done.stdout.count("trained 8 updates") == 1
