@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sigrl_deploy.bundle.bundle import Bundle
-from sigrl_deploy.config import BACKENDS, FUSED, Precision
+from sigrl_deploy.config import Backend, Precision
 from sigrl_deploy.engines.engine import Engine
+from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.machine.gpu import NoGpuError, gpu_at_hand, has_driver
 
@@ -23,33 +25,17 @@ log = logging.getLogger(__name__)
 _NOT_FUSED = "--unfused {}: nothing is fused here; leave it out, or use --backend torch on a GPU"
 
 
-def open_engine(
-    bundle: Bundle,
-    backend: str,
-    device: str,
-    precision: Precision | None = None,
-    unfused: Collection[str] = (),
-    cache_folder: Path | None = None,
-    build: bool = True,
-    threads: int | None = None,
-) -> Engine:
+def open_engine(bundle: Bundle, options: EngineOptions) -> Engine:
     """The engine of a bundle, in one of its precisions or in its first that can run.
 
     "auto" takes PyTorch where it has a GPU and the bundle its weights, else ONNX Runtime. ONNX Runtime has SVFR and the match
     run as kernels where it and PyTorch have a GPU.
 
-    `unfused` are ops of FUSED that run in their plain form; `cache_folder` keeps compiled kernels, and engines of ONNX
-    Runtime's TensorRT provider, between runs. Without `build`, "tensorrt" runs an engine that the bundle has, or falls back on
-    what "auto" takes. `threads` of the CPU are, unless given, those of `cpus.threads()`, and of PyTorch its own.
-
-    Raises UsageError for an unknown backend, one that is not installed or one that the bundle was not exported for, for an
-    unknown op or one that the backend does not fuse, and what the engine raises.
+    Raises UsageError for a backend that is not installed or that the bundle was not exported for, for an op that the backend
+    does not fuse, and what the engine raises.
     """
-    for op in unfused:
-        if op not in FUSED:
-            raise UsageError(f"unfused {op!r}: expected some of {', '.join(FUSED)}")
-    if backend not in BACKENDS:
-        raise UsageError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}")
+    backend, device, precision = options.backend, options.device.value, options.precision
+    unfused, cache_folder, threads = options.unfused, options.cache_folder, options.threads
     if backend == "torch" or (backend == "auto" and device != "cpu" and _torch_has_gpu(bundle, precision)):
         for package in ("torch", "triton"):
             if find_spec(package) is None:
@@ -62,8 +48,8 @@ def open_engine(
             raise UsageError(_NOT_FUSED.format(next(iter(unfused))))
         return TorchEngine(bundle, device, precision, fused - set(unfused), cache_folder, threads)
     if backend == "tensorrt":
-        engine = _tensorrt(bundle, device, precision, unfused, cache_folder, build)
-        return engine or open_engine(bundle, "auto", device, precision, unfused, cache_folder, threads=threads)
+        engine = _tensorrt(bundle, device, precision, unfused, cache_folder, options.build)
+        return engine or open_engine(bundle, replace(options, backend=Backend.AUTO))
     if backend in ("auto", "onnxruntime") and _can_fuse(bundle, device):
         engine = _onnxruntime_fused(bundle, device, precision, unfused, cache_folder)
         if engine:

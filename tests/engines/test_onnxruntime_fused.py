@@ -15,10 +15,11 @@ import torch
 from sigrl_deploy import Recognizer
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.manifest import MANIFEST
-from sigrl_deploy.config import FUSED, Precision
+from sigrl_deploy.config import FUSED, Backend, Device, Precision
 from sigrl_deploy.engines import choosing as choice
 from sigrl_deploy.engines.onnxruntime import NoCudaError, OnnxRuntimeEngine
 from sigrl_deploy.engines.onnxruntime_fused import OnnxRuntimeFusedEngine
+from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import BundleError, UsageError
 from sigrl_deploy.export.run import ExportOptions, export_bundle
 
@@ -122,6 +123,10 @@ def test_a_graph_that_the_manifest_does_not_describe_is_refused(bundle: Path, tm
         OnnxRuntimeFusedEngine(Bundle(tmp_path / "bundle"), "cpu", None, (), None)
 
 
+def options(backend: str, device: str, *unfused: str) -> EngineOptions:
+    return EngineOptions(Backend(backend), Device(device), unfused=frozenset(unfused))
+
+
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A machine whose driver, torch and ONNX Runtime have a GPU, as far as the choice of an engine asks; what it opened."""
@@ -144,14 +149,14 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_where_both_have_a_gpu_the_kernels_run_behind_onnx_runtimes_tower(bundle: Path, gpu: list[str]) -> None:
     held = Bundle(bundle)
     for device, unfused in (("auto", ()), ("cuda", ("match",)), ("cuda", ("svfr",)), ("cpu", ())):
-        choice.open_engine(held, "onnxruntime", device, unfused=unfused)
+        choice.open_engine(held, options("onnxruntime", device, *unfused))
     assert gpu == ["fused gmc match svfr tower", "fused gmc svfr tower", "whole cuda", "whole cpu"]
     with pytest.raises(UsageError, match="--unfused gmc: ONNX Runtime runs the label graph in standard ops"):
-        choice.open_engine(held, "onnxruntime", "cuda", unfused=("gmc",))
+        choice.open_engine(held, options("onnxruntime", "cuda", "gmc"))
     with pytest.raises(UsageError, match="--unfused tower: ONNX Runtime runs the tower in standard ops"):
-        choice.open_engine(held, "onnxruntime", "cuda", unfused=("tower",))
+        choice.open_engine(held, options("onnxruntime", "cuda", "tower"))
     with pytest.raises(UsageError, match="--unfused svfr: nothing is fused here"):
-        choice.open_engine(held, "onnxruntime", "cpu", unfused=("svfr",))
+        choice.open_engine(held, options("onnxruntime", "cpu", "svfr"))
 
 
 def test_a_cuda_provider_that_does_not_start_is_an_error_only_where_cuda_was_asked_for(
@@ -161,7 +166,7 @@ def test_a_cuda_provider_that_does_not_start_is_an_error_only_where_cuda_was_ask
         raise NoCudaError("the CUDA provider did not start", "check the GPU", False)
 
     monkeypatch.setattr("sigrl_deploy.engines.onnxruntime_fused.OnnxRuntimeFusedEngine", fails)
-    choice.open_engine(Bundle(bundle), "auto", "auto")
+    choice.open_engine(Bundle(bundle), options("auto", "auto"))
     assert gpu == ["whole auto"]
     with pytest.raises(UsageError, match="--device cuda: the CUDA provider did not start"):
-        choice.open_engine(Bundle(bundle), "onnxruntime", "cuda")
+        choice.open_engine(Bundle(bundle), options("onnxruntime", "cuda"))

@@ -86,8 +86,9 @@ def test_infer_takes_a_backend_and_says_which(with_weights: Path, bundle: Path, 
     done = CliRunner().invoke(main, [*arguments, "--bundle", str(bundle), "--backend", "torch"])
     assert done.exit_code == 2
     assert "holds no weights for PyTorch; export it with --weights" in done.output
-    with pytest.raises(UsageError, match="backend 'trt': expected one of auto, onnxruntime, "):
+    with pytest.raises(UsageError, match="expected one of auto, onnxruntime, ") as refused:
         Recognizer(bundle, backend="trt")
+    assert (refused.value.argument, refused.value.value) == ("backend", "trt")
 
 
 def test_threads_are_pytorchs_where_they_are_asked_for(with_weights: Path) -> None:
@@ -183,7 +184,7 @@ def test_switches_of_the_command_line(with_weights: Path, bundle: Path, photos: 
         Recognizer(with_weights, device="cpu", precision="int8")
     with pytest.raises(UsageError, match="--precision int8: PyTorch runs no int8"):
         Recognizer(with_weights, backend="torch", device="cpu", precision="int8")
-    with pytest.raises(UsageError, match="unfused 'svd': expected some of tower, svfr, match, gmc"):
+    with pytest.raises(UsageError, match="expected some of tower, svfr, match, gmc"):
         Recognizer(with_weights, backend="torch", device="cpu", unfused=["svd"])
 
 
