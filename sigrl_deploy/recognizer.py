@@ -17,8 +17,8 @@ from sigrl_deploy.arrays import FloatArray, Pixels
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.manifest import TOKENIZER, VOCABULARY
 from sigrl_deploy.config import Arch, Backend, Device, Precision
-from sigrl_deploy.engines.choosing import open_engine
 from sigrl_deploy.engines.engine import Preparation
+from sigrl_deploy.engines.opening import open_engine
 from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import BundleError, ImageError, LabelError, UsageError, member_of
 from sigrl_deploy.files import DamagedFileError

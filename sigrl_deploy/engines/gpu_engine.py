@@ -27,7 +27,6 @@ from torch import Tensor
 
 from sigrl_deploy.arrays import FloatArray, Pixels
 from sigrl_deploy.bundle.bundle import Bundle
-from sigrl_deploy.config import FUSED
 from sigrl_deploy.engines.cuda_graphs import CapturedPass, GpuVocabulary, GraphPool, bucket
 from sigrl_deploy.engines.gpu_memory import check_room, pass_bytes
 from sigrl_deploy.engines.kernel_launches import Launches
@@ -35,7 +34,6 @@ from sigrl_deploy.engines.size_cache import Prepared
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.kernels import match, svfr
 from sigrl_deploy.kernels.cases import Shape, Sizes
-from sigrl_deploy.machine.gpu import OLDEST_FUSED
 from sigrl_deploy.model import sigrl
 from sigrl_deploy.pictures.device_preprocess import DevicePreprocess, Normalise
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
@@ -49,16 +47,6 @@ SMALLEST_LABELS = 64  # of the label buckets
 MOST_GRAPHS = 64  # of sizes of batch and vocabulary; each holds buffers of its own
 
 Result = TypeVar("Result")
-
-
-def fused_on(device: str, unfused: Collection[str]) -> frozenset[str]:
-    """The ops that run as kernels: on a GPU that can, those that are not switched off; on a CPU none."""
-    if device == "cpu" or not torch.cuda.is_available():
-        return frozenset()
-    if torch.cuda.get_device_capability() < OLDEST_FUSED:
-        log.warning("%s is too old for the fused kernels; none of them runs", torch.cuda.get_device_name())
-        return frozenset()
-    return frozenset(FUSED) - frozenset(unfused)
 
 
 def cut_svfr(model: onnx.ModelProto, folder: Path, dim: int) -> sigrl.SVFR:
