@@ -1,6 +1,6 @@
 """Table, plots and pages from the files in `benchmarks/results/`: no figure is typed by hand.
 
-python -m benchmarks.report           # rewrite the README's table, docs/benchmarks.md and docs/benchmarks-*.svg
+python -m benchmarks.report           # rewrite the README's tables, docs/benchmarks.md and docs/benchmarks-*.svg
 python -m benchmarks.report --check   # exit status 1 where README or page say something else than the results
 """
 
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_page import GLOSSARY, ordered, readme_table, sections
+from benchmarks.stages import STAGES
+from benchmarks.support import support_table
 from benchmarks.tables import RESULTS, Record, caption, name_of, read, result_files, summary, table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,6 +21,12 @@ README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
 ON_CPU = "cpu.json"
 BEGIN, END = "<!-- benchmark table, by benchmarks/report.py -->\n", "<!-- end of benchmark table -->\n"
 BEGIN_GPU, END_GPU = "<!-- table of GPUs, by benchmarks/report.py -->\n", "<!-- end of table of GPUs -->\n"
+STAGE_NAMES = ("decode", "preprocess", "tower", "svfr", "match")
+NO_SVFR = (
+    "SVFR is left out: it was not timed by itself in these results, only as what tower and match leave of the whole pass, "
+    "which takes in all that goes on beside them."
+)
+BEGIN_SUPPORT, END_SUPPORT = "<!-- support matrix, by benchmarks/report.py -->\n", "<!-- end of support matrix -->\n"
 INTRODUCTION = """# Benchmarks
 
 Written by `benchmarks/report.py` from `benchmarks/results/`; `make bench` measures, and `make gpu` a GPU. What is
@@ -58,7 +66,8 @@ def main() -> int:
 def with_tables(readme: str) -> str:
     results = read(RESULTS / ON_CPU)
     readme = between(readme, BEGIN, summary(results) + "\n" + caption(results) + "\n", END)
-    return between(readme, BEGIN_GPU, readme_table(), END_GPU)
+    readme = between(readme, BEGIN_GPU, readme_table(), END_GPU)
+    return between(readme, BEGIN_SUPPORT, support_table(), END_SUPPORT)
 
 
 def between(text: str, begin: str, inside: str, end: str) -> str:
@@ -110,10 +119,14 @@ def throughput(records: list[Record]) -> str:
 
 
 def stages(records: list[Record]) -> str:
-    own = [record for record in records if "stages_ms" in record and record["batch"] == 1]
-    names = ("decode", "preprocess", "tower", "svfr", "match")
-    rows = [[name_of(record), record["labels"], *(record["stages_ms"][name] for name in names)] for record in own]
-    return table(["contender", "labels", *names], rows)
+    """One row per contender and label count. Stages that were not measured by themselves are left out, and the text says so."""
+    names, own = list(STAGE_NAMES), [record for record in records if record["batch"] == 1]
+    old = any("stages_ms" in record for record in own)
+    if old:
+        names.remove("svfr")
+    times = [(record, record.get(STAGES) or record.get("stages_ms")) for record in own]
+    rows = [[name_of(record), record["labels"], *(found.get(name, "") for name in names)] for record, found in times if found]
+    return table(["contender", "labels", *names], rows) + (f"\n{NO_SVFR}\n" if old else "")
 
 
 def cold_start(records: list[Record]) -> str:

@@ -32,7 +32,7 @@ from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 log = logging.getLogger(__name__)
 
 NO_MEMORY = re.compile("allocate memory|out of memory|bad_alloc|bad allocation|ALLOC_FAILED|smaller than requested bytes")
-_TENSORRT = "TensorrtExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 
@@ -60,7 +60,7 @@ class OnnxRuntimeEngine(OnnxEngine):
         # Labels are encoded once, and then cached: no engine is worth its build for that.
         if self._tensorrt and path.name == self._bundle.manifest.variants[self.precision].visual:
             manifest = self._bundle.manifest
-            providers.insert(0, (_TENSORRT, tensorrt_options(manifest, self._engine_folder(manifest.files[path.name]))))
+            providers.insert(0, (TENSORRT, tensorrt_options(manifest, self._engine_folder(manifest.files[path.name]))))
             log.info("ONNX Runtime's TensorRT provider builds its engine when it first runs a bundle, which may take minutes")
         # Between the products of a picture threads that wait would lose some per cent of its time; labels are encoded once.
         spins = path.name == self._bundle.manifest.variants[self.precision].visual
@@ -109,7 +109,7 @@ class OnnxRuntimeEngine(OnnxEngine):
 
 def provider_of(backend: Backend) -> str:
     """The execution provider that a backend needs on a GPU."""
-    return _TENSORRT if backend is Backend.ONNXRUNTIME_TENSORRT else CUDA
+    return TENSORRT if backend is Backend.ONNXRUNTIME_TENSORRT else CUDA
 
 
 def has_provider(name: str) -> bool:
@@ -158,7 +158,7 @@ def open_session(
             f"the {short(first)} provider did not start",
             "`sigrl-deploy doctor` checks the GPU's driver and libraries",
         )
-        if first == _TENSORRT:
+        if first == TENSORRT:
             value = Backend.ONNXRUNTIME_TENSORRT.value
             raise UnavailableError(reason, f"{advice}; or use another `backend`", argument="backend", value=value)
         raise UnavailableError(reason, f"{advice}; or use `device=cpu`", argument="device", value="cuda")

@@ -35,10 +35,10 @@ class ThisMachine:
             if has_provider(provider):
                 return ""
             return _no_driver() or f"this onnxruntime has no {short(provider)} provider, which onnxruntime-gpu has"
+        if backend is Backend.TENSORRT:
+            return _no_driver() or _no_torch_gpu() or _not_torchs()
         # Torch takes long to import, and has no GPU without the driver.
-        return (
-            ("" if has_driver() else _no_driver()) or _no_torch_gpu() or (_not_torchs() if backend is Backend.TENSORRT else "")
-        )
+        return _no_torch_gpu() if has_driver() else _no_driver()
 
     def runs_kernels(self) -> bool:
         import torch

@@ -109,11 +109,11 @@ class TensorRtEngine(GpuEngine):
             return self._reconstructed(outputs["patches"], vocabulary), global_feature
         return outputs.get("local_feature", global_feature[:, None]), global_feature
 
-    def resident(self, vocabulary: Vocabulary) -> GpuVocabulary:
-        """See `GpuEngine.resident`. Raises UsageError for more labels than the engine takes."""
+    def on_device(self, vocabulary: Vocabulary) -> GpuVocabulary:
+        """See `GpuEngine.on_device`. Raises UsageError for more labels than the engine takes."""
         if self.sizes.arch.has_graph and self.key.ops is not Ops.FUSED:
             check_range(self.bundle.path, "labels", len(vocabulary), self.key)
-        return super().resident(vocabulary)
+        return super().on_device(vocabulary)
 
     @cached_property
     def _text(self) -> tuple[LoadedEngine, Context]:

@@ -206,13 +206,13 @@ def test_stages_are_the_parts_of_a_pass(with_weights: Path, recognizer: Recogniz
     engine = TorchEngine(Bundle(with_weights), Device.CPU, Precision.FP32)
     pixels = torch.from_numpy(np.stack([recognizer.pixels(path) for path in photos[:2]]))
     with engine.running():
-        resident = engine.resident(recognizer.vocabulary(LABELS))
-        stages = engine.stages(pixels, resident)
+        on_device = engine.on_device(recognizer.vocabulary(LABELS))
+        stages = engine.stages(pixels, on_device)
         assert list(stages) == ["tower", "svfr", "match"]
         first, again = ([stage() for stage in stages.values()] for _ in range(2))
         patches, _ = first[0]
         assert torch.equal(patches, again[0][0])
         assert first[1].shape == patches.shape
         assert not torch.equal(first[1], patches)
-        assert torch.equal(first[2], engine.forward(pixels, resident))
+        assert torch.equal(first[2], engine.forward(pixels, on_device))
         assert torch.equal(first[2], again[2])

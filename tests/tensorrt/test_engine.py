@@ -41,8 +41,11 @@ def test_without_a_build_it_says_why_there_is_no_engine(bundle: Path, built: Pat
     assert "it was built for compute capability 8.9, and NVIDIA H200 has 9.0" in other.value.reason
 
 
-def test_before_a_build_it_says_what_and_how_long_it_took(built: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The build itself then fails here, where there is no GPU to build for."""
+def test_before_a_build_it_says_what_and_how_long_it_took(
+    built: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The build itself then fails, since there is no GPU to build for."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with caplog.at_level(logging.INFO), pytest.raises(UsageError, match="no GPU to build for"):
         TensorRtEngine(Bundle(built), open_library(), H200, Precision.FP32)
     reason, announced = (record.getMessage() for record in caplog.records[:2])
