@@ -148,8 +148,8 @@ measure.main()
     assert failure(done) == "failed: ValueError: no such thing"
 
 
-def test_work_is_counted_as_the_design_counts_it() -> None:
-    """The design's table: 35 GFLOP for the ViT, 17 and 207 GFLOP and 1.6 TFLOP for SVFR."""
+def test_work_is_counted_as_the_method_page_says() -> None:
+    """docs/method.md, "Cost": 35 GFLOP for the ViT, 17 and 207 GFLOP and 1.6 TFLOP for SVFR."""
     assert vit_flop(VIT_B16) == pytest.approx(35e9, rel=0.02)
     for labels, flop in ((81, 17e9), (1006, 207e9), (7586, 1.6e12)):
         assert svfr_flop(VIT_B16, labels) == pytest.approx(flop, rel=0.03)
