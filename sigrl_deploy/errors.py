@@ -1,20 +1,64 @@
 """Everything that sigrl_deploy raises on purpose.
 
-A message is one line: what was wrong, in which file or argument, what was expected, and what to do about it. The command
-line prints it without a traceback and exits with `exit_code`.
+    SigRLError
+    ├── UsageError          an argument, or a file that it names, cannot be used
+    │   ├── LabelError
+    │   └── DatasetError
+    ├── ImageError          one picture cannot be read
+    ├── ScoreError          one picture's scores are not finite
+    ├── CheckpointError
+    ├── BundleError
+    ├── ExportError
+    ├── TrainingError
+    └── VerificationError
+
+A message is one line: what was wrong, in which file or argument, what was expected, and what to do about it. Arguments that it
+advises stand in backticks, as a Python keyword: `force`, or `backend=torch`. The command line prints the line without a
+traceback, with arguments as its own options, and exits with `exit_code`.
 """
+
+from __future__ import annotations
 
 
 class SigRLError(Exception):
-    """Base of every error raised on purpose; `exit_code` is what `sigrl-deploy` exits with."""
+    """Base of every error raised on purpose.
 
-    exit_code = 3
+    Args:
+        problem: the line, without the argument.
+        argument: name of the parameter or option field at fault, "" where it is none.
+        value: what it was given, where that tells more than the line.
+    """
+
+    exit_code = 3  # of `sigrl-deploy`
+
+    def __init__(self, problem: str, *, argument: str = "", value: object = None) -> None:
+        super().__init__(problem)
+        self.argument = argument
+        self.value = value
+
+    @property
+    def problem(self) -> str:
+        """The line, without the argument."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        if not self.argument:
+            return self.problem
+        value = "" if self.value is None else f"={str(self.value)!r}"
+        return f"{self.argument}{value}: {self.problem}"
 
 
 class UsageError(SigRLError):
-    """An argument, or a file that an argument names, cannot be used as asked."""
+    """An argument, or a file that an argument names, cannot be used as asked.
+
+    `extra` is the part of this package that is not installed, "" where nothing is missing.
+    """
 
     exit_code = 2
+
+    def __init__(self, problem: str, *, argument: str = "", value: object = None, extra: str = "") -> None:
+        super().__init__(problem, argument=argument, value=value)
+        self.extra = extra
 
 
 class LabelError(UsageError):
@@ -22,17 +66,17 @@ class LabelError(UsageError):
 
 
 class ImageError(SigRLError):
-    """One picture cannot be read. In a run over many it becomes an error record, and the others go on."""
+    """One picture cannot be read. In a run over many pictures it becomes an error record, and the others go on."""
 
 
 class ScoreError(SigRLError):
-    """A picture's scores are no finite numbers; `picture` is its place in the batch.
+    """A picture's scores are not finite; `picture` is its place in the batch.
 
-    In a run over many it becomes an error record, and the others go on.
+    In a run over many pictures it becomes an error record, and the others go on.
     """
 
-    def __init__(self, message: str, picture: int = 0) -> None:
-        super().__init__(message)
+    def __init__(self, problem: str, picture: int = 0) -> None:
+        super().__init__(problem)
         self.picture = picture
 
 
@@ -41,7 +85,7 @@ class DatasetError(UsageError):
 
 
 class CheckpointError(SigRLError):
-    """A checkpoint is of no known layout, or one of its tensors is missing or misshapen."""
+    """A checkpoint has no known layout, or one of its tensors is missing or has the wrong shape."""
 
 
 class ExportError(SigRLError):
@@ -49,11 +93,11 @@ class ExportError(SigRLError):
 
 
 class TrainingError(SigRLError):
-    """A training run cannot go on: its loss is no number any more, or what it has learned cannot be saved."""
+    """A training run cannot go on: its loss is not finite, or what it has learned cannot be saved."""
 
 
 class BundleError(SigRLError):
-    """A bundle is incomplete, damaged, of another format version, or cannot run on the engine asked for."""
+    """A bundle is incomplete, damaged, of an unknown format version, or cannot run on the engine asked for."""
 
 
 class VerificationError(SigRLError):

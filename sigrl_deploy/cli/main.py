@@ -7,12 +7,14 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import wraps
 from typing import Any
 
 import click
 
 from sigrl_deploy.cli.demo import demo
 from sigrl_deploy.cli.doctor import doctor
+from sigrl_deploy.cli.error_lines import error_line
 from sigrl_deploy.cli.evaluate import evaluate
 from sigrl_deploy.cli.export import export
 from sigrl_deploy.cli.infer import infer
@@ -21,7 +23,7 @@ from sigrl_deploy.cli.labels import labels
 from sigrl_deploy.cli.options import quiet_option, verbose_option
 from sigrl_deploy.cli.train import train
 from sigrl_deploy.cli.verify import verify
-from sigrl_deploy.errors import SigRLError, printable
+from sigrl_deploy.errors import SigRLError
 from sigrl_deploy.version import __version__
 
 log = logging.getLogger("sigrl_deploy")
@@ -38,20 +40,16 @@ class _Group(click.Group):
         with _errors_in_one_line():
             return super().make_context(*args, **extra)
 
-    def invoke(self, ctx: click.Context) -> Any:
-        with _errors_in_one_line():
-            return super().invoke(ctx)
-
 
 @contextmanager
-def _errors_in_one_line() -> Iterator[None]:
+def _errors_in_one_line(verb: click.Command | None = None) -> Iterator[None]:
     try:
         with interruptible():
             yield
         return
     except SigRLError as error:
         if _speaks():
-            click.echo(f"error: {printable(str(error))}", err=True)
+            click.echo(f"error: {error_line(error, verb)}", err=True)
         code = error.exit_code
     except Interrupted as error:
         with suppress(OSError):  # the terminal may be gone
@@ -92,16 +90,25 @@ def main() -> None:
     """
 
 
-def _with_verbosity(command: click.Command) -> None:
-    """Adds the group's options to every verb: people write them in either place."""
+def _complete(command: click.Command) -> None:
+    """Adds to every verb the group's options, which people write in either place, and its errors in one line."""
     if isinstance(command, click.Group):
         for verb in command.commands.values():
-            _with_verbosity(verb)
-    else:
-        quiet_option(command)
-        verbose_option(command)
+            _complete(verb)
+        return
+    quiet_option(command)
+    verbose_option(command)
+    run = command.callback
+    assert run is not None
+
+    @wraps(run)
+    def explained(*arguments: Any, **options: Any) -> Any:
+        with _errors_in_one_line(command):
+            return run(*arguments, **options)
+
+    command.callback = explained
 
 
 for verb in (demo, infer, labels, evaluate, train, export, doctor, verify):
-    _with_verbosity(verb)
+    _complete(verb)
     main.add_command(verb)

@@ -1,0 +1,48 @@
+"""One error, in Python's words and in the command line's."""
+
+import pickle
+
+import pytest
+
+from sigrl_deploy.cli.error_lines import error_line
+from sigrl_deploy.cli.export import export_onnx, export_tensorrt
+from sigrl_deploy.cli.infer import infer
+from sigrl_deploy.errors import SigRLError, UsageError
+from sigrl_deploy.extras import require
+
+
+def test_python_reads_arguments_and_a_shell_reads_options() -> None:
+    error = UsageError("the bundle holds fp32 only; leave it out, or add `force`", argument="precision", value="fp16")
+    assert str(error) == "precision='fp16': the bundle holds fp32 only; leave it out, or add `force`"
+    assert error_line(error, export_onnx) == "--precision fp16: the bundle holds fp32 only; leave it out, or add --force"
+
+
+@pytest.mark.parametrize(
+    ("problem", "verb", "line"),
+    [
+        ("use `backend='torch'`", infer, "use --backend torch"),
+        ("use `device=cpu`", None, "use --device cpu"),
+        ("leave out `build=False`", infer, "leave out --no-build"),
+        ("leave out `force=True`", export_tensorrt, "leave out --force"),
+        ("add `text_tower`", export_onnx, "add --text-tower"),
+        ("give `null`", infer, "give --null"),
+        ("see `sigrl-deploy doctor`", infer, "see `sigrl-deploy doctor`"),
+        ("two\nlines", infer, "two\\nlines"),
+    ],
+)
+def test_arguments_in_a_message_become_the_options_of_the_verb(problem: str, verb: object, line: str) -> None:
+    assert error_line(SigRLError(problem), verb) == line
+
+
+def test_a_positional_argument_is_named_by_what_was_given() -> None:
+    assert error_line(UsageError("no such file", argument="checkpoint", value="a.pth"), export_onnx) == "a.pth: no such file"
+    assert error_line(UsageError("no such file", argument="checkpoint"), export_onnx) == "CHECKPOINT: no such file"
+
+
+def test_a_missing_package_names_its_extra() -> None:
+    require("json", extra="export")
+    with pytest.raises(UsageError) as caught:
+        require("json", "no_such_package", extra="openvino", argument="backend", value="openvino")
+    error = pickle.loads(pickle.dumps(caught.value))  # as another process would get it
+    assert (error.argument, error.value, error.extra) == ("backend", "openvino", "openvino")
+    assert "no_such_package is not installed; pip install" in str(error)
