@@ -28,7 +28,7 @@ from sigrl_deploy.evaluation.scoring import Model
 from sigrl_deploy.export.run import ExportOptions, export_bundle
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
-from tests.bundle.test_changed_bundles import change_graph, nan_for_dark_pictures
+from tests.support.changed_bundles import change_graph, nan_for_dark_pictures
 from tests.support.processes import interruptible
 
 COMMAND = [sys.executable, "-m", "sigrl_deploy", "evaluate"]

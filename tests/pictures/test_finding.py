@@ -115,7 +115,7 @@ def test_heic_files_are_skipped_with_a_word_where_nothing_reads_them(tree: Path)
         "import sys, io; sys.modules['pillow_heif'] = None\n"
         "import importlib.util as u; real = u.find_spec\n"
         "u.find_spec = lambda name, *more: None if name == 'pillow_heif' else real(name, *more)\n"
-        "from sigrl_deploy.inputs import find_pictures; print(find_pictures(['.'], io.BytesIO()).skipped_line)"
+        "from sigrl_deploy.pictures.finding import find_pictures; print(find_pictures(['.'], io.BytesIO()).skipped_line)"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=tree, capture_output=True, text=True)
     assert run.stdout == "2 were skipped: 1 .heic (pip install '.[heif]' in a checkout reads them), 1 linked folder\n", run
@@ -158,7 +158,10 @@ def test_a_glob_of_any_depth_does_not_follow_links_in_circles(tree: Path) -> Non
 
 
 def test_a_glob_of_any_depth_starts_where_the_process_stands(tree: Path) -> None:
-    code = "import io; from sigrl_deploy.inputs import find_pictures; print(find_pictures(['**/*.jpg'], io.BytesIO()).paths)"
+    code = (
+        "import io; from sigrl_deploy.pictures.finding import find_pictures\n"
+        "print(find_pictures(['**/*.jpg'], io.BytesIO()).paths)"
+    )
     run = subprocess.run([sys.executable, "-c", code], cwd=tree, capture_output=True, text=True)
     assert run.stdout == "['b.jpg', 'sub/x[1].jpg']\n", run
 
@@ -178,8 +181,8 @@ def test_nothing_found_is_an_error_that_names_the_argument(tmp_path: Path, argum
 _AS_NOBODY = """
 import io, os
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.images import is_image_path
-from sigrl_deploy.inputs import find_pictures
+from sigrl_deploy.pictures.reading import is_image_path
+from sigrl_deploy.pictures.finding import find_pictures
 is_image_path("a.jpg")  # loads what root alone may be able to read
 if os.getuid() == 0:
     os.setuid(65534)

@@ -264,7 +264,7 @@ def test_threads_leave_the_warning_filters_alone() -> None:
 
 MEMORY = """
 import sys
-from sigrl_deploy.images import read_image
+from sigrl_deploy.pictures.reading import read_image
 def now(name):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
 read_image(sys.argv[1])
