@@ -100,7 +100,7 @@ COSTLY = {
     "strips of nothing": (lambda: strips(60_000, [8] * 300_000), "300,000 values in tag 273"),
     "strips that overlap": (lambda: strips(60_000, [*range(8, 60_008)]), "strips that overlap"),
     "tags": (lambda: tiff({**tiff_tags(9, 9), **{code: ("H", [1]) for code in range(20_000, 25_000)}}, b""), "5,006 tags"),
-    "samples a pixel": (lambda: tiff({**tiff_tags(9, 9), 277: ("H", [60_000])}, bytes(243)), "60,000 samples a pixel"),
+    "samples a pixel": (lambda: tiff({**tiff_tags(9, 9), 277: ("H", [60_000])}, bytes(243)), "60,000 samples per pixel"),
     "a tile much larger than its picture": (lambda: tiles(60_000, 60_000, zeros(30_000), 8), "tiles of 60,000 x 60,000 pixels"),
     "one strip of 16-bit samples": (
         lambda: tiff({**tiff_tags(11_000, 11_000, 8), 258: ("H", [16] * 3), 273: ("I", [8]), 279: ("I", [9])}, bytes(9)),
