@@ -141,7 +141,7 @@ def export_tensorrt(bundle: Path, **options: Any) -> None:
     from sigrl_deploy.tensorrt.build import BuildOptions, build_engines
 
     for name in ("batch", "labels"):
-        options[name] = options[name] and Range.of(f"--{name}", options[name])
+        options[name] = options[name] and Range.of(name, options[name])
     for name, enum in (("precision", Precision), ("ops", Ops)):
         options[name] = options[name] and enum(options[name])
     if options["workspace"] is not None:

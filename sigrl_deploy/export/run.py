@@ -7,12 +7,13 @@ import logging
 import math
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
 from sigrl_deploy.bundle.manifest import MANIFEST, TOKENIZER, VOCABULARY, Manifest, Variant
 from sigrl_deploy.checkpoints.eager import tokenize
@@ -81,21 +82,51 @@ def export_bundle(options: ExportOptions) -> list[Parity]:
     own = given or (check_labels(checkpoint.record.labels) if checkpoint.record and checkpoint.record.labels else ())
     rows = _label_rows(options, model, template, own)
     preprocess = choose_preprocess(checkpoint, model, options.preprocess)
+    origin = _Origin(model, template, preprocess, sources)
     with replaced_folder(options.out) as folder, tempfile.TemporaryDirectory(prefix="sigrl-deploy-") as cache:
         log.info("scoring the package's photographs with the eager model, to measure against")
         reference = Reference(model, rows, preprocess, Path(cache))
-        export = _Export(options, model, reference, folder, _manifest(model, template, preprocess, sources))
-        found = export.run(vocabulary=bool(own))
+        found = _Export(options, origin, reference, folder).run(vocabulary=bool(own))
     return list(found.values())
 
 
-class _Export:
-    """One folder being filled, a precision at a time. Each file is hashed once, when it is there."""
+@dataclass(frozen=True)
+class _Origin:
+    """What a bundle is made from. `sources` names the files, with their hashes."""
 
-    def __init__(self, options: ExportOptions, model: SigRL, reference: Reference, folder: Path, manifest: Manifest) -> None:
-        self._options, self._model, self._reference = options, model, reference
-        self._folder, self._manifest = folder, manifest
-        self._texts: dict[str, str | None] = {}  # one dtype has one text graph
+    model: SigRL
+    template: str
+    preprocess: Preprocess
+    sources: dict[str, Any]
+
+    def manifest(self, variants: dict[Precision, Variant], files: dict[str, str]) -> Manifest:
+        config = self.model.config
+        return Manifest(
+            arch=config.arch,
+            embed_dim=config.embed_dim,
+            image_size=config.vision.image_size,
+            patch_size=config.vision.patch_size,
+            topk=config.topk,
+            template=self.template,
+            context_length=config.text.context_length if config.text else None,
+            preprocess=self.preprocess,
+            variants=variants,
+            files=files,
+            source=self.sources,
+            tools=tool_versions(*_TOOLS),
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+
+
+class _Export:
+    """One folder being filled, one precision at a time. Each file is hashed once, when it has been written."""
+
+    def __init__(self, options: ExportOptions, origin: _Origin, reference: Reference, folder: Path) -> None:
+        self._options, self._origin, self._reference, self._folder = options, origin, reference, folder
+        self._model = origin.model
+        self._variants: dict[Precision, Variant] = {}
+        self._hashes: dict[str, str] = {}
+        self._texts: dict[str, str | None] = {}  # by dtype: variants of one dtype share a text graph
 
     def run(self, vocabulary: bool) -> dict[Precision, Parity]:
         """Write everything, and measure each precision as soon as it is there."""
@@ -106,7 +137,7 @@ class _Export:
         found = {precision: self._write_and_measure(precision) for precision in self._options.precisions}
         if vocabulary:
             self._encode_vocabulary()
-        self._write_manifest(self._manifest.variants)
+        self._write_manifest(self._variants)
         return found
 
     def _write_and_measure(self, precision: Precision) -> Parity:
@@ -119,22 +150,21 @@ class _Export:
         log.info("%s: exported in %.0f s; measuring against the eager model", precision.value, written - began)
         parity = self._measure(graphs, precision)
         log.info("%s: measured in %.0f s", precision.value, time.monotonic() - written)
-        variants = self._manifest.variants | {precision: replace(variant, parity=parity.to_dict())}
-        self._manifest = replace(self._manifest, variants=variants)
+        self._variants[precision] = replace(variant, parity=parity.to_dict())
         del graphs
         gc.collect()  # the exporter's graphs and an engine's sessions refer to themselves, and hold all weights
         return parity
 
     def _write_variant(self, graphs: SigRL, precision: Precision) -> Variant:
         """The graphs of a precision; where asked for, weights of those that PyTorch runs."""
-        ending = f"-{precision.value}" if self._manifest.variants else ""
+        ending = f"-{precision.value}" if self._variants else ""
         visual, text, weights = f"visual{ending}.onnx", f"text{ending}.onnx", f"weights{ending}.safetensors"
         export_visual(graphs, self._folder / visual, precision)
         if precision.torch_name not in self._texts:
             self._texts[precision.torch_name] = text if export_text(graphs, self._folder / text) else None
         held = weights if self._options.weights and not precision.is_int8 else None
         if held:
-            record = TrainedRecord(graphs.config, self._manifest.template, self._manifest.preprocess)
+            record = TrainedRecord(graphs.config, self._origin.template, self._origin.preprocess)
             write_trained(self._folder / held, record, graphs.state_dict())
         return Variant(visual, self._texts[precision.torch_name], held)
 
@@ -158,24 +188,22 @@ class _Export:
             self._write_vocabulary(EagerScorer(typed(self._model, Precision.BF16), self._reference.rows).vocabulary(labels))
             return
         finest = min(runnable, key=lambda precision: precision is Precision.FP16)
-        self._write_manifest({finest: self._manifest.variants[finest]})
+        self._write_manifest({finest: self._variants[finest]})
         recognizer = Recognizer(self._folder, device="cpu", precision=finest, cache_dir=False)
         self._write_vocabulary(recognizer.vocabulary(labels))
 
     def _write_vocabulary(self, vocabulary: Vocabulary) -> None:
         vocabulary.write(self._folder / VOCABULARY)
-        self._manifest.files.pop(VOCABULARY, None)
+        self._hashes.pop(VOCABULARY, None)
 
     def _write_manifest(self, variants: dict[Precision, Variant]) -> None:
         """With these variants, so that the folder opens as it will for a user; files of others need not be hashed then."""
-        others = {VOCABULARY, TOKENIZER}
-        parts = {name for variant in variants.values() for name in (variant.visual, variant.text, variant.weights) if name}
-        files = self._manifest.files
-        for path in sorted(self._folder.iterdir()):
-            if path.name != MANIFEST and path.name not in files:
-                files[path.name] = sha256_file(path)
-        listed = {name: digest for name, digest in files.items() if name in others or name.removesuffix(DATA) in parts}
-        manifest = replace(self._manifest, variants=variants, files=dict(sorted(listed.items())))
+        parts = {VOCABULARY, TOKENIZER, *(name for variant in variants.values() for name in variant.files)}
+        for path in self._folder.iterdir():
+            if path.name != MANIFEST and path.name not in self._hashes:
+                self._hashes[path.name] = sha256_file(path)
+        listed = {name: digest for name, digest in sorted(self._hashes.items()) if name.removesuffix(DATA) in parts}
+        manifest = self._origin.manifest(variants, listed)
         (self._folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
@@ -241,23 +269,3 @@ def _read_embeddings(path: Path, labels: int, dim: int) -> torch.Tensor:
     if not rows.isfinite().all():
         raise CheckpointError(f"{path}: holds NaN or infinite values; encode the labels again")
     return rows
-
-
-def _manifest(model: SigRL, template: str, preprocess: Preprocess, sources: dict[str, Any]) -> Manifest:
-    """What is known before anything is written."""
-    config = model.config
-    return Manifest(
-        arch=config.arch,
-        embed_dim=config.embed_dim,
-        image_size=config.vision.image_size,
-        patch_size=config.vision.patch_size,
-        topk=config.topk,
-        template=template,
-        context_length=config.text.context_length if config.text else None,
-        preprocess=preprocess,
-        variants={},
-        files={},
-        source=sources,
-        tools=tool_versions(*_TOOLS),
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    )
