@@ -17,11 +17,11 @@ from msgspec.structs import replace
 
 from sigrl_deploy.bundle.manifest import MANIFEST, TOKENIZER, VOCABULARY, Manifest, Variant
 from sigrl_deploy.checkpoints.eager import tokenize
-from sigrl_deploy.checkpoints.layouts import Checkpoint
-from sigrl_deploy.checkpoints.loading import choose_preprocess, default_template, load_model
+from sigrl_deploy.checkpoints.loading import LoadedCheckpoint, load_model
 from sigrl_deploy.checkpoints.native import TrainedRecord, write_trained
+from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.checkpoints.weights import read_tensor
-from sigrl_deploy.config import Arch, Contract, Precision
+from sigrl_deploy.config import Precision
 from sigrl_deploy.errors import CheckpointError, ExportError, UsageError
 from sigrl_deploy.export.onnx import DATA, export_text, export_visual
 from sigrl_deploy.export.out_folder import check_out, replaced_folder
@@ -29,7 +29,6 @@ from sigrl_deploy.export.parity import LABELS, EagerScorer, Parity, Reference, m
 from sigrl_deploy.files import sha256_file
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.model.towers import typed
-from sigrl_deploy.pictures.preprocess import Preprocess
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.version import tool_versions
 from sigrl_deploy.vocabulary.label_files import check_labels, read_labels
@@ -42,26 +41,22 @@ _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "open_clip_torch")
 
 
 @dataclass(frozen=True)
-class ExportOptions:
-    """What to export and how. None means: what the checkpoint or the architecture says.
+class ExportOptions(CheckpointOptions):
+    """What to export, and how.
 
-    `text_tower` is a file, or `NAME:PRETRAINED` for open_clip's own weights. `labels` with `label_embeddings` take the text
-    tower's place; `labels` alone put a vocabulary into the bundle, by default the labels that our own training recorded.
-    `precisions` are the variants of the graphs, the one that runs by default first. `weights` adds what the PyTorch engine
-    needs. `clip_config` None means the config of a `NAME:PRETRAINED` text tower, else OpenAI's convention.
+    out: the bundle's folder.
+    labels: a label file, whose vocabulary is put into the bundle; None takes the labels that our own training recorded, if any.
+    label_embeddings: a saved tensor [C, D] of those labels, in place of a text tower.
+    precisions: the variants of the graphs; the first runs by default.
+    tolerance: the largest score error against the eager fp32 model; None takes each precision's own.
+    weights: also write the weights that the PyTorch engine needs.
+    force: replace a bundle at `out`.
     """
 
-    checkpoint: Path
     out: Path
-    arch: Arch | None = None
-    text_tower: str | None = None
-    clip_config: str | None = None
     labels: Path | None = None
     label_embeddings: Path | None = None
     precisions: tuple[Precision, ...] = (Precision.FP32,)
-    topk: int | None = None
-    preprocess: Contract | None = None
-    template: str | None = None
     tolerance: float | None = None
     weights: bool = False
     force: bool = False
@@ -75,55 +70,26 @@ def export_bundle(options: ExportOptions) -> list[Parity]:
     """
     _check_options(options)
     given = read_labels(options.labels) if options.labels else ()
-    checkpoint, model, sources = _load(options)
+    loaded = load_model(options, with_text=options.label_embeddings is None)
+    model, record = loaded.model, loaded.checkpoint.record
     if Precision.INT8 in options.precisions and model.svfr is None:
-        raise UsageError(f"--precision int8: is of SVFR's products, and {model.config.arch.value} has none; take int8x3")
-    template = options.template or default_template(checkpoint, model)
-    own = given or (check_labels(checkpoint.record.labels) if checkpoint.record and checkpoint.record.labels else ())
-    rows = _label_rows(options, model, template, own)
-    preprocess = choose_preprocess(checkpoint, model, options.preprocess)
-    origin = _Origin(model, template, preprocess, sources)
+        problem = f"int8 is for SVFR's products, and {model.config.arch.value} has no SVFR; use `precision=int8x3`"
+        raise UsageError(problem, argument="precisions", value="int8")
+    own = given or (check_labels(record.labels) if record and record.labels else ())
+    rows = _label_rows(options, model, loaded.template, own)
     with replaced_folder(options.out) as folder, tempfile.TemporaryDirectory(prefix="sigrl-deploy-") as cache:
         log.info("scoring the package's photographs with the eager model, to measure against")
-        reference = Reference(model, rows, preprocess, Path(cache))
-        found = _Export(options, origin, reference, folder).run(vocabulary=bool(own))
+        reference = Reference(model, rows, loaded.preprocess, Path(cache))
+        found = _Export(options, loaded, reference, folder).run(vocabulary=bool(own))
     return list(found.values())
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """What a bundle is made from. `sources` names the files, with their hashes."""
-
-    model: SigRL
-    template: str
-    preprocess: Preprocess
-    sources: dict[str, Any]
-
-    def manifest(self, variants: dict[Precision, Variant], files: dict[str, str]) -> Manifest:
-        config = self.model.config
-        return Manifest(
-            arch=config.arch,
-            embed_dim=config.embed_dim,
-            image_size=config.vision.image_size,
-            patch_size=config.vision.patch_size,
-            topk=config.topk,
-            template=self.template,
-            context_length=config.text.context_length if config.text else None,
-            preprocess=self.preprocess,
-            variants=variants,
-            files=files,
-            source=self.sources,
-            tools=tool_versions(*_TOOLS),
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        )
 
 
 class _Export:
     """One folder being filled, one precision at a time. Each file is hashed once, when it has been written."""
 
-    def __init__(self, options: ExportOptions, origin: _Origin, reference: Reference, folder: Path) -> None:
-        self._options, self._origin, self._reference, self._folder = options, origin, reference, folder
-        self._model = origin.model
+    def __init__(self, options: ExportOptions, loaded: LoadedCheckpoint, reference: Reference, folder: Path) -> None:
+        self._options, self._loaded, self._reference, self._folder = options, loaded, reference, folder
+        self._model, self._sources = loaded.model, _sources(options, loaded)
         self._variants: dict[Precision, Variant] = {}
         self._hashes: dict[str, str] = {}
         self._texts: dict[str, str | None] = {}  # by dtype: variants of one dtype share a text graph
@@ -164,7 +130,7 @@ class _Export:
             self._texts[precision.torch_name] = text if export_text(graphs, self._folder / text) else None
         held = weights if self._options.weights and not precision.is_int8 else None
         if held:
-            record = TrainedRecord(graphs.config, self._origin.template, self._origin.preprocess)
+            record = TrainedRecord(graphs.config, self._loaded.template, self._loaded.preprocess)
             write_trained(self._folder / held, record, graphs.state_dict())
         return Variant(visual, self._texts[precision.torch_name], held)
 
@@ -203,8 +169,26 @@ class _Export:
             if path.name != MANIFEST and path.name not in self._hashes:
                 self._hashes[path.name] = sha256_file(path)
         listed = {name: digest for name, digest in sorted(self._hashes.items()) if name.removesuffix(DATA) in parts}
-        manifest = self._origin.manifest(variants, listed)
+        manifest = self._manifest(variants, listed)
         (self._folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+    def _manifest(self, variants: dict[Precision, Variant], files: dict[str, str]) -> Manifest:
+        config = self._model.config
+        return Manifest(
+            arch=config.arch,
+            embed_dim=config.embed_dim,
+            image_size=config.vision.image_size,
+            patch_size=config.vision.patch_size,
+            topk=config.topk,
+            template=self._loaded.template,
+            context_length=config.text.context_length if config.text else None,
+            preprocess=self._loaded.preprocess,
+            variants=variants,
+            files=files,
+            source=self._sources,
+            tools=tool_versions(*_TOOLS),
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
 
 
 def _check_options(options: ExportOptions) -> None:
@@ -225,27 +209,21 @@ def _check_options(options: ExportOptions) -> None:
     check_out(options.out, options.force)
 
 
-def _load(options: ExportOptions) -> tuple[Checkpoint, SigRL, dict[str, Any]]:
-    checkpoint, text, model = load_model(
-        options.checkpoint,
-        text_tower=options.text_tower,
-        arch=options.arch,
-        topk=options.topk,
-        clip_config=options.clip_config,
-        with_text=options.label_embeddings is None,
-    )
-    sources: dict[str, Any] = {"checkpoint": _source(options.checkpoint), "layout": checkpoint.layout}
-    if checkpoint.record is not None:
-        sources["training"] = checkpoint.record.training
-    if text is None:
-        assert options.label_embeddings is not None
-        return checkpoint, model, sources | {"label_embeddings": _source(options.label_embeddings)}
-    return checkpoint, model, sources | {"text_tower": _source(Path(text.path))}
+def _sources(options: ExportOptions, loaded: LoadedCheckpoint) -> dict[str, Any]:
+    """Where the model came from, for people."""
+    sources: dict[str, Any] = {"checkpoint": _source(options.checkpoint), "layout": loaded.checkpoint.layout}
+    if loaded.checkpoint.record is not None:
+        sources["training"] = loaded.checkpoint.record.training
+    if loaded.text is not None:
+        return sources | {"text_tower": _source(loaded.text.path)}
+    assert options.label_embeddings is not None
+    return sources | {"label_embeddings": _source(options.label_embeddings)}
 
 
-def _source(path: Path) -> dict[str, Any]:
-    """A file's name and digest; of open_clip's own weights, the name."""
-    return {"file": path.name, "sha256": sha256_file(path)} if path.is_file() else {"file": str(path), "sha256": None}
+def _source(source: str | Path) -> dict[str, Any]:
+    """A file's name and digest; for open_clip's own weights, their name."""
+    path = Path(source)
+    return {"file": path.name, "sha256": sha256_file(path)} if path.is_file() else {"file": str(source), "sha256": None}
 
 
 def _label_rows(options: ExportOptions, model: SigRL, template: str, own: tuple[str, ...]) -> dict[str, torch.Tensor]:

@@ -54,8 +54,10 @@ LOAD = """
 import logging, sys
 logging.basicConfig(format="%(message)s"); logging.getLogger("sigrl_deploy").setLevel(logging.INFO)
 from sigrl_deploy.checkpoints.loading import load_model
-_, text, model = load_model(sys.argv[1])
-print(text.path, model.config.text.width, model.config.text.layers, model.config.text.quick_gelu)
+from sigrl_deploy.checkpoints.options import CheckpointOptions
+loaded = load_model(CheckpointOptions(sys.argv[1]))
+model = loaded.model
+print(loaded.text.path, model.config.text.width, model.config.text.layers, model.config.text.quick_gelu)
 """
 
 
