@@ -18,14 +18,16 @@ from benchmarks.contenders import chosen, eager_forward
 from benchmarks.machine import floor_ms, least_bytes, svfr_flop, vit_flop
 from benchmarks.random_weights import label_embeddings
 from benchmarks.tables import cell, summary
-from sigrl_deploy.config import Arch, ModelConfig, Precision, VisionConfig
+from sigrl_deploy.config import Arch, GraphConfig, ModelConfig, Precision, VisionConfig
 from sigrl_deploy.engines.onnxruntime import CUDA, has_provider
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.model.sigrl import LABEL_TILE
 from tests.support.checkpoints import loaded, saved, sigrl
 from tests.support.paths import ROOT
 
-VIT_B16 = ModelConfig(Arch.SIGRL, 512, 16, VisionConfig(image_size=224, patch_size=16, width=768, layers=12, heads=12))
+GRAPH = (GraphConfig(512, 4, 32), GraphConfig(128, 1, 512))
+VISION = VisionConfig(image_size=224, patch_size=16, width=768, layers=12, heads=12)
+VIT_B16 = ModelConfig(Arch.SIGRL, 512, 16, VISION, graph=GRAPH)
 
 
 def bench(*arguments: object) -> None:
