@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -150,29 +148,15 @@ def measure(reference: Reference, bundle: Path, precision: Precision, tolerance:
         recognizer = Recognizer(bundle, device="cpu", precision=precision, cache_dir=reference.cache)
         backend, tested = recognizer.engine.description, _engine_scorer(recognizer)
         has_weights = recognizer.bundle.manifest.variants[precision].weights
-    with _without_advice():
-        cases = [
-            _compare(expected, tested(reference.pixels[:batch], labels))
-            for (batch, labels), expected in reference.scores.items()
-        ]
+    cases = [
+        _compare(expected, tested(reference.pixels[:batch], labels)) for (batch, labels), expected in reference.scores.items()
+    ]
     drift = None
     if has_weights:
         on_device = DevicePreprocess(reference.preprocess, torch.device("cpu"))
         others = np.stack([on_device(picture) for picture in reference.pictures])
         drift = _drift(tested, reference.pixels, others, list(reference.scores)[-1][1])
     return Parity(backend, tolerance, max(case.largest_error for case in cases), cases, drift)
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """A recognizer advises against few labels, which are meant here."""
-    logger = logging.getLogger(Recognizer.__module__)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _drift(tested: Scorer, pixels: FloatArray, others: FloatArray, labels: Sequence[str]) -> float:

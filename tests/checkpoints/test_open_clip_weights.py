@@ -156,7 +156,7 @@ def test_a_missing_checkpoint_is_found_before_torch_is_imported(command: str, tm
     script = """
 import sys
 from click.testing import CliRunner
-from sigrl_deploy.cli import main
+from sigrl_deploy.cli.main import main
 shown = CliRunner().invoke(main, sys.argv[1:])
 print(shown.exit_code, "torch" in sys.modules, shown.output)
 """

@@ -319,7 +319,7 @@ class Blocker:
         if name.partition(".")[0] in blocked:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocker())
-from sigrl_deploy.cli import main
+from sigrl_deploy.cli.main import main
 main()
 """
 
