@@ -19,7 +19,6 @@ from sigrl_deploy.cli.options import (
     unfused_option,
 )
 from sigrl_deploy.config import Arch, Precision
-from sigrl_deploy.errors import UsageError
 
 log = logging.getLogger(__name__)
 
@@ -77,16 +76,9 @@ def evaluate(**options: Any) -> None:
         from sigrl_deploy.checkpoints.open_clip_weights import check_source
 
         check_source(options["checkpoint"])
-    try:
-        from sigrl_deploy.evaluation.report import as_json, table
-        from sigrl_deploy.evaluation.run import EvaluateOptions, run_evaluate
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "sklearn":
-            raise
-        raise UsageError(
-            "evaluate needs scikit-learn; install the extra evaluate: pip install '.[evaluate]' in a checkout"
-        ) from None
     from sigrl_deploy.config import Contract
+    from sigrl_deploy.evaluation.report import as_json, table
+    from sigrl_deploy.evaluation.run import EvaluateOptions, run_evaluate
     from sigrl_deploy.tagging.output import open_output
 
     for name, enum in (("arch", Arch), ("preprocess", Contract)):

@@ -15,8 +15,9 @@ from sigrl_deploy.config import Arch, Contract, Precision
 from sigrl_deploy.datasets.dataset import Dataset
 from sigrl_deploy.datasets.opening import folder_identity, has_splits, open_dataset
 from sigrl_deploy.errors import LabelError, UsageError, printable
-from sigrl_deploy.evaluation.metrics import Difference, Metrics, compare, evaluate_scores
+from sigrl_deploy.evaluation.metrics import Difference, Metrics, difference, evaluate_scores, require_scikit_learn
 from sigrl_deploy.evaluation.scoring import Model, score_pictures
+from sigrl_deploy.extras import missing
 from sigrl_deploy.vocabulary.label_files import read_labels
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ class Evaluation:
 
 def run_evaluate(options: EvaluateOptions) -> Evaluation:
     """Open the data set and the models, and evaluate. Raises a SigRLError before any picture is read for a wrong option."""
+    require_scikit_learn()
     _check_options(options)
     dataset = open_dataset(options.data, options.split, options.validation_share)
     label_sets = choose_label_sets(dataset, options.label_sets, options.labels)
@@ -122,9 +124,7 @@ def open_models(options: EvaluateOptions) -> list[Model]:
         try:
             from sigrl_deploy.checkpoints.eager import load_eager
         except ModuleNotFoundError as error:
-            raise UsageError(
-                f"--checkpoint needs {error.name}; install the extra export: pip install '.[export]' in a checkout"
-            ) from None
+            raise missing(error.name or "torch", "export", argument="checkpoint") from None
         eager = load_eager(
             options.checkpoint,
             text_tower=options.text_tower,
@@ -255,7 +255,7 @@ def evaluate(
             raise UsageError(f"no picture to evaluate: the data set has {len(dataset)}, and {len(unreadable)} cannot be read")
         metrics = [evaluate_scores(scores, scored.targets) for scores in scored.scores]
         differences = [
-            compare(scores, scored.scores[0], its.map, metrics[0].map)
+            difference(scores, scored.scores[0], its.map, metrics[0].map)
             for scores, its in zip(scored.scores[1:], metrics[1:], strict=True)
         ]
         rows = zip(models, metrics, [None, *differences], strict=True)

@@ -13,7 +13,7 @@ import torch
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.checkpoints.eager import cut_padding
-from sigrl_deploy.comparison import agreement
+from sigrl_deploy.comparison import agreement, overlap, score_errors
 from sigrl_deploy.config import Precision
 from sigrl_deploy.export.graph_modules import TextGraph, VisualGraph
 from sigrl_deploy.model.sigrl import SigRL, encode_text, match
@@ -34,14 +34,17 @@ Scorer = Callable[[FloatArray, Sequence[str]], FloatArray]  # pixels [B, 3, H, W
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: the largest and the mean score error, and how much of the eager model's best labels agree (0 to 1)."""
+    """One comparison with the eager model: score errors, and how many of its best labels are the graphs' too.
+
+    `top1_agreement` is a share of pictures, `top5_overlap` a share of the five best labels (of all, where there are fewer).
+    """
 
     batch: int
     labels: int
     largest_error: float
     mean_error: float
     top1_agreement: float
-    top5_agreement: float
+    top5_overlap: float
 
 
 @dataclass(frozen=True)
@@ -177,8 +180,6 @@ def _engine_scorer(recognizer: Recognizer) -> Scorer:
 
 
 def _compare(expected: FloatArray, got: FloatArray) -> Case:
-    error = np.abs(expected.astype(np.float64) - got)
-    largest = float(error.max()) if np.isfinite(error).all() else float("inf")
-    shares = [agreement(expected, got, k) for k in (1, 5)]
+    errors = score_errors(expected, got)
     batch, labels = expected.shape
-    return Case(batch, labels, largest, float(error.mean()), *shares)
+    return Case(batch, labels, errors.largest, errors.mean, agreement(expected, got, 1), overlap(expected, got, 5))
