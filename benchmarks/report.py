@@ -1,7 +1,7 @@
 """Table, plots and pages from the files in `benchmarks/results/`: no figure is typed by hand.
 
 python -m benchmarks.report           # rewrite the README's table, docs/benchmarks.md and docs/benchmarks-*.svg
-python -m benchmarks.report --check   # exit status 1 where README or page say something else than the results
+python -m benchmarks.report --check   # exit status 1 where README or page differ from the results
 """
 
 from __future__ import annotations
@@ -11,29 +11,31 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_page import GLOSSARY, ordered, readme_table, sections
-from benchmarks.tables import RESULTS, Record, caption, name_of, read, result_files, summary, table
+from benchmarks.gpu_page import GLOSSARY, ordered, sections
+from benchmarks.readme_table import readme_table
+from benchmarks.tables import CPU_PEERS, GPU_PEERS, Record, caption, name_of, read, result_files, summary, table
 
 ROOT = Path(__file__).resolve().parent.parent
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
-ON_CPU = "cpu.json"
 BEGIN, END = "<!-- benchmark table, by benchmarks/report.py -->\n", "<!-- end of benchmark table -->\n"
-BEGIN_GPU, END_GPU = "<!-- table of GPUs, by benchmarks/report.py -->\n", "<!-- end of table of GPUs -->\n"
 INTRODUCTION = """# Benchmarks
 
-Written by `benchmarks/report.py` from `benchmarks/results/`; `make bench` measures, and `make gpu` a GPU. What is
-not in a table was not run{no_gpu}.
+`benchmarks/report.py` writes this page from `benchmarks/results/`. [benchmarking.md](benchmarking.md) says how to measure.
+Whatever is not in a table was not run{no_gpu}.
 
-- `eager-as-written`: the reference's operations in PyTorch, label graph in every forward. `eager`: the same with the label
-  graph's result kept. `compile`: `eager` under torch.compile. `naive-onnx`: `eager` exported as it stands, in ONNX Runtime.
-- `onnxruntime`, `openvino`: this project's bundle of the given precision under `Recognizer`, vocabulary cached, from pixels in
+- `eager-as-written`: the reference's operations in PyTorch, with the label graph in every pass. `eager`: the same, with the
+  label graph's result kept. `compile`: `eager` under torch.compile. `naive-onnx`: `eager` exported as it stands, in ONNX
+  Runtime.
+- `onnxruntime`, `openvino`: this project's bundle in the given precision under `Recognizer`, vocabulary cached, from pixels in
   memory to scores. `int8` is SVFR in 8 bits, `int8-all` the ViT too, `int8x3` the ViT in three products of 8 bits each. On a
-  GPU `onnxruntime` is the tower in ONNX Runtime, and this project's kernels behind it.
-- The floor is the least time for the products (2 FLOP a multiply-add) at the machine's own measured rates, or for reading
-  weights, picture and labels once at its copy rate, whichever is more.
-- Processes take turns in rounds; a median is that of the rounds' medians. Memory is the largest resident set of the process.
-- Scores are compared with eager in fp32 on the package's pictures: on one for peers, on 12 for ours, on fewer where labels are
-  many. Weights are random, so labels lie closer together than a trained model's; the model card has a trained one.
+  GPU `onnxruntime` is the tower in ONNX Runtime, followed by this project's kernels.
+- The floor is the least time for the products (2 FLOP per multiply-add) at the machine's own measured rates, or for reading
+  weights, picture and labels once at its copy rate, whichever is longer.
+- Processes take turns in rounds; a median is the median of the rounds' medians. Memory is the largest resident set of the
+  process.
+- Scores are compared with eager in fp32 on the package's pictures: one for peers, 12 for this project's engines, fewer where
+  there are many labels. Weights are random, so labels lie closer together than in a trained model; the
+  [model card](../sigrl_deploy/data/MODEL_CARD.md) has a trained one.
 """
 
 
@@ -42,7 +44,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     readme = README.read_text(encoding="utf-8")
-    wanted = {README: with_tables(readme), PAGE: page()}
+    wanted = {README: with_table(readme), PAGE: page()}
     if args.check:
         old = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
         for path in old:
@@ -55,10 +57,8 @@ def main() -> int:
     return 0
 
 
-def with_tables(readme: str) -> str:
-    results = read(RESULTS / ON_CPU)
-    readme = between(readme, BEGIN, summary(results) + "\n" + caption(results) + "\n", END)
-    return between(readme, BEGIN_GPU, readme_table(), END_GPU)
+def with_table(readme: str) -> str:
+    return between(readme, BEGIN, readme_table(), END)
 
 
 def between(text: str, begin: str, inside: str, end: str) -> str:
@@ -74,11 +74,12 @@ def page() -> str:
     no_gpu = ": no GPU's results are among them, so the fused kernels and ONNX Runtime's CUDA provider have no times"
     parts = [INTRODUCTION.replace("{no_gpu}", "" if gpus else no_gpu) + (GLOSSARY.lstrip() if gpus else "")]
     for path in result_files():
-        results = ordered(read(path)) if path in gpus else read(path)
+        results, peers = (ordered(read(path)), GPU_PEERS) if path in gpus else (read(path), CPU_PEERS)
         records = results["records"]
         parts += [
             f"## {path.stem}\n\n{caption(results)}\n![Latency, memory and distance to the floor](benchmarks-{path.stem}.svg)\n"
         ]
+        parts += ["### One picture, ms\n", summary(results, peers)]
         parts += ["### Latency, one picture, ms\n", latency(records)]
         if any(record["batch"] > 1 for record in records):
             parts += ["### Several pictures at once, pictures/s\n", throughput(records)]

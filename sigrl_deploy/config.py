@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import reprlib
-from dataclasses import dataclass
 from enum import Enum
-from itertools import pairwise
+from typing import Annotated
+
+from msgspec import Meta
+
+from sigrl_deploy.structs import Checked
 
 FUSED = ("tower", "svfr", "match", "gmc")  # ops that run as kernels on a GPU
-# Of what would take long to build, or much memory; 65,536 of the other sizes.
-_LARGEST = {"layers": 256, "vocab_size": 1 << 20, "context_length": 1 << 10, "image_size": 1 << 12, "width": 1 << 14}
 BACKENDS = ("auto", "onnxruntime", "onnxruntime-tensorrt", "torch", "tensorrt", "openvino")
+
+# Bounds keep a damaged or hostile file from asking for a model that takes very long to build, or very much memory.
+MOST_LAYERS = 256
+Size = Annotated[int, Meta(ge=1, le=1 << 16)]
+Width = Annotated[int, Meta(ge=1, le=1 << 14)]
+Layers = Annotated[int, Meta(ge=1, le=MOST_LAYERS)]
+MlpRatio = Annotated[float, Meta(gt=0, le=16)]
 
 
 class Arch(str, Enum):
@@ -89,89 +96,77 @@ class Contract(str, Enum):
     CLIP = "clip"
 
 
-@dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(Checked, frozen=True):
     """A CLIP ViT. Pixels are square; P = (image_size // patch_size)²."""
 
-    image_size: int
-    patch_size: int
-    width: int
-    layers: int
-    heads: int
-    mlp_ratio: float = 4.0
+    image_size: Annotated[int, Meta(ge=1, le=1 << 12)]
+    patch_size: Size
+    width: Width
+    layers: Layers
+    heads: Size
+    mlp_ratio: MlpRatio = 4.0
     quick_gelu: bool = True
+
+    def __post_init__(self) -> None:
+        _check_heads(self.width, self.heads)
+        if self.patch_size > self.image_size:
+            raise ValueError(f"patch_size {self.patch_size} is more than image_size {self.image_size}")
 
     @property
     def grid(self) -> int:
+        """Patches along each side."""
         return self.image_size // self.patch_size
 
 
-@dataclass(frozen=True)
-class TextConfig:
+class TextConfig(Checked, frozen=True):
     """A CLIP text transformer, read at the end-of-text token."""
 
-    width: int
-    layers: int
-    heads: int
-    context_length: int = 77
-    vocab_size: int = 49408
-    mlp_ratio: float = 4.0
+    width: Width
+    layers: Layers
+    heads: Size
+    context_length: Annotated[int, Meta(ge=1, le=1 << 10)] = 77
+    vocab_size: Annotated[int, Meta(ge=1, le=1 << 20)] = 49408
+    mlp_ratio: MlpRatio = 4.0
     quick_gelu: bool = True
 
+    def __post_init__(self) -> None:
+        _check_heads(self.width, self.heads)
 
-@dataclass(frozen=True)
-class GraphConfig:
+
+class GraphConfig(Checked, frozen=True):
     """One GATv2 layer: `width_in` → `heads` × `width_head`."""
 
-    width_in: int
-    heads: int
-    width_head: int
+    width_in: Size
+    heads: Size
+    width_head: Size
 
 
-@dataclass(frozen=True)
-class ModelConfig:
-    """Everything needed to build the eager model; `embed_dim` is D, the joint embedding width."""
+class ModelConfig(Checked, frozen=True):
+    """Everything needed to build the eager model; `embed_dim` is D, the joint embedding width.
+
+    Raises ValueError where the parts do not fit each other.
+    """
 
     arch: Arch
-    embed_dim: int
-    topk: int
+    embed_dim: Size
+    topk: Size
     vision: VisionConfig
     text: TextConfig | None = None
     graph: tuple[GraphConfig, ...] = ()
 
-    def check(self) -> None:
-        """Raise ValueError for values that no model has, before anything of their size is built."""
-        check_sizes("", self)
-        vision, text = self.vision, self.text
-        for name, part in (("vision.", vision), ("text.", text), *(("graph.", layer) for layer in self.graph)):
-            if part is not None:
-                check_sizes(name, part)
-        if vision.width % vision.heads or vision.patch_size > vision.image_size or (text and text.width % text.heads):
-            raise ValueError("its widths, heads and sizes do not fit each other")
+    def __post_init__(self) -> None:
         if self.arch.has_graph != bool(self.graph):
-            raise ValueError(f"graph has {len(self.graph)} layers, which arch {self.arch.value} does not take")
-        widths = [(layer.width_in, layer.heads * layer.width_head) for layer in self.graph]
-        if widths and (widths[0][0], widths[-1][1]) != (self.embed_dim,) * 2:
-            raise ValueError("the label graph's widths do not meet")
-        if any(left[1] != right[0] for left, right in pairwise(widths)):
-            raise ValueError("the label graph's widths do not meet")
+            expected = "at least one" if self.arch.has_graph else "none"
+            raise ValueError(f"graph has {len(self.graph)} layers, expected {expected} for arch {self.arch.value}")
+        # Each layer takes what the one before gives, and the first and the last have the width of the embeddings.
+        given = [self.embed_dim, *(layer.heads * layer.width_head for layer in self.graph)]
+        taken = [*(layer.width_in for layer in self.graph), self.embed_dim]
+        if self.graph and given != taken:
+            raise ValueError(
+                f"the label graph's layers give widths {given[1:]} and take {taken[:-1]}, with embed_dim {given[0]}"
+            )
 
 
-def check_sizes(name: str, part: object) -> None:
-    """Raise ValueError where a number of a config is none, or beyond what models have. `name` goes before it in the message."""
-    for key, value in vars(part).items():
-        if key in ("arch", "vision", "text", "graph"):
-            continue
-        if key == "quick_gelu":
-            right = type(value) is bool
-        elif key == "mlp_ratio":
-            right = type(value) in (int, float) and 0 < value <= 16
-        else:
-            right = type(value) is int and 0 < value <= largest_size(key)
-        if not right:
-            raise ValueError(f"{name}{key} is {reprlib.repr(value)}, expected a number in its usual range")
-
-
-def largest_size(key: str) -> int:
-    """The largest that a size of a config may be."""
-    return _LARGEST.get(key, 1 << 16)
+def _check_heads(width: int, heads: int) -> None:
+    if heads < 1 or width % heads:
+        raise ValueError(f"width {width} cannot be split into {heads} heads")

@@ -14,6 +14,7 @@ from sigrl_deploy.cli.options import (
     PATH,
     backend_option,
     cache_option,
+    checkpoint_options,
     device_option,
     threads_option,
     unfused_option,
@@ -72,17 +73,11 @@ def evaluate(**options: Any) -> None:
     DATA: scenes, nus-wide:DIR, coco:DIR, voc:DIR, open-images:DIR, folder:DIR, or a folder or CSV file of your own, all of
     whose pictures are evaluated where labels.csv has no column split (train, val or test) directly behind path.
     """
-    if options["checkpoint"]:
-        from sigrl_deploy.checkpoints.open_clip_weights import check_source
-
-        check_source(options["checkpoint"])
-    from sigrl_deploy.config import Contract
+    options["checkpoint"] = checkpoint_options(options)
     from sigrl_deploy.evaluation.report import as_json, table
     from sigrl_deploy.evaluation.run import EvaluateOptions, run_evaluate
     from sigrl_deploy.tagging.output import open_output
 
-    for name, enum in (("arch", Arch), ("preprocess", Contract)):
-        options[name] = options[name] and enum(options[name])
     options["precisions"] = tuple(map(Precision, options["precisions"]))
     chosen = EvaluateOptions(**options)
     evaluation = run_evaluate(chosen)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -143,7 +144,7 @@ class TensorRtEngine(GpuEngine):
         """See `Engine.project_graph`. Raises UsageError for more labels than the engine takes."""
         if not self.sizes.arch.has_graph:
             return None
-        text = replace(self._records["text"].key, ops=self.key.ops)
+        text = msgspec.structs.replace(self._records["text"].key, ops=self.key.ops)
         check_range(self.bundle.path, "labels", len(label_embedding), text)
         shortest = np.zeros((0, self.bundle.manifest.context_length or 0), np.int64)
         return self._run_text(label_embedding, shortest)["graph_projection"]

@@ -14,6 +14,7 @@ from torch import Tensor
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.checkpoints.loading import load_model
+from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.config import Precision
 from sigrl_deploy.engines.cuda_graphs import GpuVocabulary
 from sigrl_deploy.engines.gpu_engine import GpuEngine
@@ -58,7 +59,8 @@ class TorchEngine(GpuEngine):
         # The current GPU of another thread may be another one.
         place = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         self.text_digests = bundle.digests(weights)
-        _, _, model = load_model(bundle.file(weights), with_text=bundle.manifest.context_length is not None)
+        options = CheckpointOptions(bundle.file(weights))
+        model = load_model(options, with_text=bundle.manifest.context_length is not None).model
         self.model = typed(model, self.precision).to(place).eval().requires_grad_(False)
         config = self.model.config
         vision = config.vision

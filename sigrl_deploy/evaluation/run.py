@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sigrl_deploy.config import Arch, Contract, Precision
+from sigrl_deploy.checkpoints.options import CheckpointOptions
+from sigrl_deploy.config import Precision
 from sigrl_deploy.datasets.dataset import Dataset
 from sigrl_deploy.datasets.opening import folder_identity, has_splits, open_dataset
 from sigrl_deploy.errors import LabelError, UsageError, printable
 from sigrl_deploy.evaluation.metrics import Difference, Metrics, difference, evaluate_scores, require_scikit_learn
 from sigrl_deploy.evaluation.scoring import Model, score_pictures
-from sigrl_deploy.extras import missing
+from sigrl_deploy.extras import require
 from sigrl_deploy.vocabulary.label_files import read_labels
 
 log = logging.getLogger(__name__)
@@ -33,13 +34,7 @@ class EvaluateOptions:
     data: str
     split: str
     bundles: tuple[Path, ...]
-    checkpoint: Path | None
-    text_tower: str | None
-    arch: Arch | None
-    clip_config: str | None
-    preprocess: Contract | None
-    template: str | None
-    topk: int | None
+    checkpoint: CheckpointOptions | None
     label_sets: tuple[str, ...]
     labels: Path | None
     limit: int | None
@@ -96,9 +91,6 @@ def run_evaluate(options: EvaluateOptions) -> Evaluation:
 def _check_options(options: EvaluateOptions) -> None:
     if not options.bundles and options.checkpoint is None:
         raise UsageError("nothing to evaluate; give one or more --bundle DIR, a --checkpoint FILE, or both")
-    for name in ("text_tower", "arch", "clip_config", "preprocess", "template", "topk"):
-        if getattr(options, name) is not None and options.checkpoint is None:
-            raise UsageError(f"--{name.replace('_', '-')}: is about a checkpoint, and a bundle knows its own; add --checkpoint")
     if options.unfused and not options.bundles:
         raise UsageError(f"--unfused {options.unfused[0]}: a checkpoint runs unfused as it is; leave it out, or add --bundle")
     if options.precisions and not options.bundles:
@@ -121,23 +113,13 @@ def open_models(options: EvaluateOptions) -> list[Model]:
     """The checkpoint, where there is one, then the bundles; torch is imported for a checkpoint only."""
     models = []
     if options.checkpoint is not None:
-        try:
-            from sigrl_deploy.checkpoints.eager import load_eager
-        except ModuleNotFoundError as error:
-            raise missing(error.name or "torch", "export", argument="checkpoint") from None
-        eager = load_eager(
-            options.checkpoint,
-            text_tower=options.text_tower,
-            arch=options.arch,
-            clip_config=options.clip_config,
-            preprocess=options.preprocess,
-            template=options.template,
-            topk=options.topk,
-            device=options.device,
-        )
+        require("torch", "open_clip", extra="export", argument="checkpoint", value=options.checkpoint.checkpoint)
+        from sigrl_deploy.checkpoints.eager import load_eager
+
+        eager = load_eager(options.checkpoint, device=options.device)
         log.info("engine: %s", eager.description)  # as a recognizer does
         arch, device = eager.model.config.arch, eager.model.visual.proj.device.type
-        models.append(Model(options.checkpoint, eager.description, arch, Precision.FP32, device, eager))
+        models.append(Model(Path(options.checkpoint.checkpoint), eager.description, arch, Precision.FP32, device, eager))
     if options.bundles:
         from sigrl_deploy.recognizer import Recognizer
 

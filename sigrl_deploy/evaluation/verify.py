@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from PIL import Image
 
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.manifest import VOCABULARY, Manifest, change_manifest
+from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.comparison import agreement, flips, lowest_cosine, overlap, score_errors
 from sigrl_deploy.config import BACKENDS, Precision
 from sigrl_deploy.datasets.dataset import UNKNOWN, Dataset
@@ -25,7 +28,7 @@ from sigrl_deploy.datasets.labelled_folder import LABELS_CSV, read_folder
 from sigrl_deploy.errors import ExportError, LabelError, SigRLError, UsageError, printable
 from sigrl_deploy.evaluation.metrics import evaluate_scores, require_scikit_learn
 from sigrl_deploy.evaluation.scoring import Model, score_pictures
-from sigrl_deploy.extras import missing
+from sigrl_deploy.extras import require
 from sigrl_deploy.pictures.finding import find_pictures
 from sigrl_deploy.pictures.reading import read_image
 from sigrl_deploy.recognizer import Recognizer
@@ -46,9 +49,7 @@ class VerifyOptions:
     bundle: Path
     pictures: list[str]
     labels: Path | None = None
-    checkpoint: Path | None = None
-    text_tower: str | None = None
-    clip_config: str | None = None
+    checkpoint: CheckpointOptions | None = None
     backends: tuple[str, ...] = ()
     precisions: tuple[Precision, ...] = ()
     device: str = "auto"
@@ -133,11 +134,6 @@ def verify(options: VerifyOptions) -> Verification:
     is said too. Raises UsageError for options that cannot be followed, NothingToCompareError (one of them) where there is
     nothing to compare.
     """
-    for option in ("text_tower", "clip_config"):
-        if getattr(options, option) is not None and options.checkpoint is None:
-            raise UsageError(
-                f"--{option.replace('_', '-')}: is about a checkpoint, and a bundle knows its own; add --checkpoint"
-            )
     bundle = Bundle(options.bundle)
     dataset = _dataset(options, bundle)
     models, not_run = _models(options, bundle)
@@ -218,7 +214,7 @@ def _own_labels(bundle: Bundle) -> tuple[str, ...]:
 
 def _models(options: VerifyOptions, bundle: Bundle) -> tuple[list[Model], dict[str, str]]:
     """The reference first: the checkpoint, or the bundle's finest graph. What does not open is said, with its reason."""
-    models = [_checkpoint(options, bundle.manifest)] if options.checkpoint else []
+    models = [_checkpoint(options.checkpoint, options.device, bundle.manifest)] if options.checkpoint else []
     not_run: dict[str, str] = {}
     held = bundle.precisions(None)
     for precision in options.precisions:
@@ -247,24 +243,22 @@ def _open(options: VerifyOptions, bundle: Bundle, backend: str, precision: Preci
     return Model(bundle.path, engine.description, bundle.manifest.arch, precision, engine.device, recognizer)
 
 
-def _checkpoint(options: VerifyOptions, manifest: Manifest) -> Model:
-    assert options.checkpoint is not None
-    try:
-        from sigrl_deploy.checkpoints.eager import load_eager
-    except ModuleNotFoundError as error:
-        raise missing(error.name or "torch", "export", argument="checkpoint") from None
-    eager = load_eager(
-        options.checkpoint,
-        text_tower=options.text_tower,
-        clip_config=options.clip_config,
+def _checkpoint(checkpoint: CheckpointOptions, device: str, manifest: Manifest) -> Model:
+    """The reference: the checkpoint, used as the bundle's manifest says."""
+    require("torch", "open_clip", extra="export", argument="checkpoint", value=checkpoint.checkpoint)
+    from sigrl_deploy.checkpoints.eager import load_eager
+
+    as_exported = dataclasses.replace(
+        checkpoint,
         arch=manifest.arch,
         topk=manifest.topk,
         template=manifest.template,
         preprocess=manifest.preprocess.contract,
-        device=options.device,
     )
+    eager = load_eager(as_exported, device=device)
     log.info("engine: %s", eager.description)
-    return Model(options.checkpoint, f"checkpoint, {eager.description}", manifest.arch, Precision.FP32, eager.device, eager)
+    path = Path(checkpoint.checkpoint)
+    return Model(path, f"checkpoint, {eager.description}", manifest.arch, Precision.FP32, eager.device, eager)
 
 
 def compare(

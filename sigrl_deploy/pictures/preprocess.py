@@ -1,22 +1,23 @@
-"""From an upright RGB picture to the pixels a visual encoder was trained on.
+"""From an upright RGB picture to the input of a visual encoder, prepared as in training.
 
-A checkpoint does not say how its pictures were prepared, so the choice is made at export and written, as data, into the
-bundle's manifest: what `Preprocess.to_dict` gives is all another runtime needs to do the same.
+A checkpoint does not say how its pictures were prepared, so the choice is made at export and written into the bundle's
+manifest. The fields of `Preprocess` there are all that another runtime needs to do the same.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Annotated, Literal
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 from PIL import Image
 
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.config import Contract
-from sigrl_deploy.errors import BundleError, ImageError, UsageError
+from sigrl_deploy.errors import ImageError, UsageError
+from sigrl_deploy.structs import Checked
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -25,67 +26,62 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 MAX_IMAGE_SIZE = 4096
 
-# A thread of 1 x 60000 pixels with its short side brought to 256 has 3.9 billion pixels, of which the crop keeps 65536.
-# Resizing only what the crop needs is not exact: Pillow rounds the corners of `box=` to single precision, and moving
-# the origin alters how its filter weights round. So the picture is resized whole, as in training, up to this bound
+# A picture of 1 x 60000 pixels whose short side is resized to 256 has 3.9 billion pixels, of which the crop keeps 65536.
+# Resizing only what the crop needs would not be exact: Pillow rounds the corners of `box=` to single precision, and moving
+# the origin alters how its filter weights round. So pictures are resized whole, as in training, up to this bound
 # (256 MiB in Pillow; with a short side of 256, an aspect ratio of 1024), and refused beyond it.
 MAX_RESIZED_PIXELS = 2**26
 
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _FINISH_OF_MODE = {"short-side": "center-crop", "squash": "tensor-bilinear"}
 
+_Mean = Annotated[float, Meta(ge=0, le=1)]
+_Deviation = Annotated[float, Meta(ge=1e-3, le=1)]
 
-@dataclass(frozen=True)
-class Preprocess:
+
+class Preprocess(Checked, frozen=True):
     """What a preprocessing contract means, in data. Calling it turns a picture into pixels.
 
-    contract: the recipe's name, for people; the other fields alone decide what is computed.
-    image_size: S, the side in pixels of what comes out.
+    contract: the recipe's name, for people; only the other fields decide what is computed.
+    image_size: S, the side of the output in pixels.
     resize_size: the side in pixels that the uint8 picture is resized to.
     resize_mode: "short-side" keeps the aspect ratio, "squash" does not.
     interpolation: Pillow's antialiased "bicubic" or "bilinear".
-    finish: "center-crop" of the uint8 picture (with "short-side"), or "tensor-bilinear", a resize of the normalised
-        floats without antialias and with half-pixel centres (with "squash").
+    finish: "center-crop" of the uint8 picture (with "short-side"), or "tensor-bilinear", a resize of the normalised floats
+        without antialiasing and with half-pixel centres (with "squash").
     mean, std: per channel, of values scaled to [0, 1].
 
-    Raises ValueError for values that no picture could be prepared with.
+    Raises ValueError where the fields contradict each other.
     """
 
     contract: Contract
-    image_size: int
-    resize_size: int
-    resize_mode: str
-    interpolation: str
-    finish: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    image_size: Annotated[int, Meta(ge=1, le=MAX_IMAGE_SIZE)]
+    resize_size: Annotated[int, Meta(ge=1, le=2 * MAX_IMAGE_SIZE)]
+    resize_mode: Literal["short-side", "squash"]
+    interpolation: Literal["bicubic", "bilinear"]
+    finish: Literal["center-crop", "tensor-bilinear"]
+    mean: tuple[_Mean, _Mean, _Mean]
+    std: tuple[_Deviation, _Deviation, _Deviation]
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "resize_size"):
-            side = getattr(self, name)
-            if type(side) is not int or not 1 <= side <= MAX_IMAGE_SIZE * 2:
-                raise ValueError(f"{name} is {side!r}, expected a whole number of pixels, 1 to {MAX_IMAGE_SIZE * 2}")
-        if self.image_size > MAX_IMAGE_SIZE:
-            raise ValueError(f"image_size is {self.image_size}, expected {MAX_IMAGE_SIZE} at most")
-        _require_choice("resize_mode", self.resize_mode, _FINISH_OF_MODE)
-        _require_choice("interpolation", self.interpolation, _RESAMPLING)
-        _require_choice("finish", self.finish, [_FINISH_OF_MODE[self.resize_mode]])
+        if self.finish != _FINISH_OF_MODE[self.resize_mode]:
+            raise ValueError(f"finish is {self.finish}, expected {_FINISH_OF_MODE[self.resize_mode]} with {self.resize_mode}")
         if self.finish == "center-crop" and self.resize_size < self.image_size:
             raise ValueError(f"resize_size {self.resize_size} is less than image_size {self.image_size}, its crop")
-        _require_channels("mean", self.mean, lowest=0.0)
-        _require_channels("std", self.std, lowest=1e-3)
 
     @classmethod
     def for_contract(cls, contract: Contract | str, image_size: int) -> Preprocess:
-        """The named recipe for an encoder that takes image_size x image_size pixels.
+        """The named recipe, for an encoder that takes image_size x image_size pixels.
 
-        Raises UsageError for an unknown name or an image size outside 1 to MAX_IMAGE_SIZE.
+        Raises UsageError for an unknown name, or an image size outside 1 to MAX_IMAGE_SIZE.
         """
         names = [choice.value for choice in Contract]
         if contract not in names:
-            raise UsageError(f"unknown preprocessing {contract!r}: choose one of {', '.join(names)}")
+            raise UsageError(f"no such contract; choose one of {', '.join(names)}", argument="preprocess", value=contract)
         if type(image_size) is not int or not 1 <= image_size <= MAX_IMAGE_SIZE:
-            raise UsageError(f"image size {image_size!r}: expected a whole number of pixels, 1 to {MAX_IMAGE_SIZE}")
+            raise UsageError(
+                f"expected a whole number of pixels, 1 to {MAX_IMAGE_SIZE}", argument="image_size", value=image_size
+            )
         chosen = Contract(contract)
         if chosen is Contract.ZERO_SHOT:
             resize_size = math.floor(image_size / 0.875)
@@ -97,28 +93,10 @@ class Preprocess:
             return cls(chosen, image_size, 448, "squash", "bilinear", "tensor-bilinear", mean, std)
         return cls(chosen, image_size, resize_size, "short-side", "bicubic", "center-crop", mean, std)
 
-    @classmethod
-    def from_dict(cls, data: object) -> Preprocess:
-        """The inverse of `to_dict`. Raises BundleError for a missing or unknown key, or a value that means nothing."""
-        expected = {field.name for field in fields(cls)}
-        if not isinstance(data, dict) or set(data) != expected:
-            raise BundleError(f"preprocess: expected exactly the keys {', '.join(sorted(expected))}; export again")
-        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-        try:
-            _require_choice("contract", values["contract"], [choice.value for choice in Contract])
-            values["contract"] = Contract(values["contract"])
-            return cls(**values)
-        except ValueError as error:
-            raise BundleError(f"preprocess: {error}; export the bundle again") from error
-
-    def to_dict(self) -> dict[str, Any]:
-        """Strings, numbers and lists only, ready for JSON."""
-        return {**asdict(self), "contract": self.contract.value, "mean": list(self.mean), "std": list(self.std)}
-
     def __call__(self, image: Image.Image) -> FloatArray:
-        """Normalised float32 pixels [3, S, S], channels in RGB order, of an RGB picture of any size.
+        """An RGB picture of any size → normalised pixels [3, S, S] float32, channels in RGB order.
 
-        Raises ImageError for a picture of another mode, without a pixel, or too elongated to resize.
+        Raises ImageError for a picture of another mode, of size 0, or too elongated to resize.
         """
         if self.ends_in_uint8:
             return self._normalise(self._crop(image))
@@ -126,11 +104,11 @@ class Preprocess:
 
     @property
     def ends_in_uint8(self) -> bool:
-        """Whether the last step is normalisation, so that a quarter of the bytes may travel and be normalised elsewhere."""
+        """Whether normalisation is the last step, so that uint8, a quarter of the bytes, can be normalised elsewhere."""
         return self.finish == "center-crop"
 
     def uint8(self, image: Image.Image) -> NDArray[np.uint8]:
-        """As a call, but for the normalisation: uint8 pixels [3, S, S]. Only where `ends_in_uint8`. Raises as it does."""
+        """As `__call__`, without the normalisation: pixels [3, S, S] uint8. Only where `ends_in_uint8`."""
         return np.asarray(self._crop(image)).transpose(2, 0, 1).copy()
 
     def _crop(self, image: Image.Image) -> Image.Image:
@@ -140,11 +118,11 @@ class Preprocess:
 
     def _resize(self, image: Image.Image) -> Image.Image:
         if image.mode != "RGB" or 0 in image.size:
-            raise ImageError(f"picture of mode {image.mode}, size {image.size}: expected RGB pixels; use read_image")
+            raise ImageError(f"picture of mode {image.mode} and size {image.size}: expected RGB pixels; use read_image")
         return image.resize(self.resized_size(*image.size), _RESAMPLING[self.interpolation])
 
     def source_box(self, width: int, height: int, extent: int) -> tuple[float, float, float, float]:
-        """Where the upper left extent x extent of the S x S pixels come from, in a picture of width x height pixels.
+        """The part of a picture of width x height pixels that the upper left extent x extent of the S x S pixels come from.
 
         Left, top, right and bottom edge in pixels of that picture, whose pixel i covers [i, i + 1). Raises ImageError where the
         picture is too elongated to resize.
@@ -157,7 +135,7 @@ class Preprocess:
         return left * x, top * y, (left + side) * x, (top + side) * y
 
     def resized_size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height that a picture is resized to. Raises ImageError where it is too elongated."""
+        """The width and height that a picture is resized to. Raises ImageError where it is too elongated."""
         if self.resize_mode == "squash":
             return self.resize_size, self.resize_size
         short, long = sorted((width, height))
@@ -190,21 +168,10 @@ def _resize_bilinear(pixels: FloatArray, size: int) -> FloatArray:
 
 
 def bilinear_taps(source: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], FloatArray]:
-    """For each of `size` outputs without antialias: the pixels below and above it, and the weight of the one above."""
+    """For each of `size` outputs, without antialiasing: the pixels below and above it, and the weight of the one above."""
     # PyTorch computes these coordinates in single precision; in double they would differ by 3e-5 of a pixel.
     scale = np.float32(source) / np.float32(size)
     position = np.maximum(scale * (np.arange(size, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), np.float32(0))
     below = np.minimum(position.astype(np.intp), source - 1)
     above = np.minimum(below + 1, source - 1)
     return below, above, np.clip(position - below.astype(np.float32), 0, 1).astype(np.float32)
-
-
-def _require_choice(name: str, value: object, choices: Any) -> None:
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} is {value!r}, expected {' or '.join(choices)}")
-
-
-def _require_channels(name: str, values: object, lowest: float) -> None:
-    numbers = values if isinstance(values, tuple) else ()
-    if len(numbers) != 3 or not all(type(v) in (int, float) and lowest <= v <= 1 for v in numbers):
-        raise ValueError(f"{name} is {values!r}, expected three numbers, {lowest} to 1")

@@ -79,8 +79,7 @@ def run_train(options: TrainOptions) -> Progress:
     schedule = _schedule(options, recipe, len(job.indices))
     settings = _settings(options, recipe, start, schedule) | job.identity
     training = _provenance(options, settings | job.chosen)
-    record = TrainedRecord(start.model.config, start.template, start.preprocess, job.labels, training)
-    _check_record(record)
+    record = _record(start, job.labels, training)
     folder = RunFolder(options.out, record, settings, options.resume)
     folder.open(fabric)
     transform = augmentation(recipe.augment, start.preprocess)
@@ -232,10 +231,10 @@ def _settings(options: TrainOptions, recipe: Recipe, start: Start, schedule: Sch
     return {name: value if isinstance(value, (int, float, str, type(None))) else str(value) for name, value in values.items()}
 
 
-def _check_record(record: TrainedRecord) -> None:
-    """What could be trained and then not be read again is refused before."""
+def _record(start: Start, labels: tuple[str, ...], training: dict[str, Any]) -> TrainedRecord:
+    """The header of the checkpoint to come. A model that could be trained but not be read again is refused now."""
     try:
-        record.check()
+        return TrainedRecord(start.model.config, start.template, start.preprocess, labels, training).checked()
     except ValueError as error:
         raise UsageError(f"this model could not be read again: {error}; change the option") from None
 

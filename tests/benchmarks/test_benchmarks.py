@@ -18,14 +18,16 @@ from benchmarks.contenders import chosen, eager_forward
 from benchmarks.machine import floor_ms, least_bytes, svfr_flop, vit_flop
 from benchmarks.random_weights import label_embeddings
 from benchmarks.tables import cell, summary
-from sigrl_deploy.config import Arch, ModelConfig, Precision, VisionConfig
+from sigrl_deploy.config import Arch, GraphConfig, ModelConfig, Precision, VisionConfig
 from sigrl_deploy.engines.onnxruntime import CUDA, has_provider
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.model.sigrl import LABEL_TILE
 from tests.support.checkpoints import loaded, saved, sigrl
 from tests.support.paths import ROOT
 
-VIT_B16 = ModelConfig(Arch.SIGRL, 512, 16, VisionConfig(image_size=224, patch_size=16, width=768, layers=12, heads=12))
+GRAPH = (GraphConfig(512, 4, 32), GraphConfig(128, 1, 512))
+VISION = VisionConfig(image_size=224, patch_size=16, width=768, layers=12, heads=12)
+VIT_B16 = ModelConfig(Arch.SIGRL, 512, 16, VISION, graph=GRAPH)
 
 
 def bench(*arguments: object) -> None:
@@ -148,8 +150,8 @@ measure.main()
     assert failure(done) == "failed: ValueError: no such thing"
 
 
-def test_work_is_counted_as_the_design_counts_it() -> None:
-    """The design's table: 35 GFLOP for the ViT, 17 and 207 GFLOP and 1.6 TFLOP for SVFR."""
+def test_work_is_counted_as_the_method_page_says() -> None:
+    """docs/method.md, "Cost": 35 GFLOP for the ViT, 17 and 207 GFLOP and 1.6 TFLOP for SVFR."""
     assert vit_flop(VIT_B16) == pytest.approx(35e9, rel=0.02)
     for labels, flop in ((81, 17e9), (1006, 207e9), (7586, 1.6e12)):
         assert svfr_flop(VIT_B16, labels) == pytest.approx(flop, rel=0.03)

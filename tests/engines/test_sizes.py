@@ -6,12 +6,12 @@ import random
 import shutil
 import weakref
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from PIL import Image
 
 from sigrl_deploy import Recognizer

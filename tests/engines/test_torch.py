@@ -15,7 +15,7 @@ from benchmarks.random_weights import VARIANTS, save, tensors, vision_shapes
 from sigrl_deploy import Recognizer
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.cli.main import main
-from sigrl_deploy.config import FUSED, Arch, ModelConfig, Precision, TextConfig, VisionConfig
+from sigrl_deploy.config import FUSED, Arch, GraphConfig, ModelConfig, Precision, TextConfig, VisionConfig
 from sigrl_deploy.engines.cuda_graphs import GpuVocabulary, bucket
 from sigrl_deploy.engines.gpu_memory import check_room, pass_bytes
 from sigrl_deploy.engines.torch import TorchEngine
@@ -141,7 +141,8 @@ def test_predicted_bytes() -> None:
     size = {"patches": 196, "dim": 512, "itemsize": 2, "parts": 16}
     assert pass_bytes(8192, **size) == by_hand
     with torch.device("meta"):
-        config = ModelConfig(Arch.SIGRL, 512, 16, VisionConfig(224, 16, 768, 12, 12), TextConfig(512, 12, 8))
+        vision, text = VisionConfig(224, 16, 768, 12, 12), TextConfig(512, 12, 8)
+        config = ModelConfig(Arch.SIGRL, 512, 16, vision, text, (GraphConfig(512, 4, 32), GraphConfig(128, 1, 512)))
         model = sum(p.numel() for p in SigRL(config).parameters()) * 2
     assert model + pass_bytes(8192, **size) < 4e9
     assert model + pass_bytes(8192, **size, batch=16) < 4e9

@@ -195,7 +195,7 @@ def corpus() -> dict[str, bytes]:
         "topk": 2,
         "template": "a {label}",
         "context_length": 77,
-        "preprocess": Preprocess.for_contract("zero-shot", SIDE).to_dict(),
+        "preprocess": Preprocess.for_contract("zero-shot", SIDE).to_plain(),
         "variants": {"fp32": {"visual": "visual.onnx", "text": "text.onnx", "weights": None, "parity": {}}},
         "files": {name: digest(content) for name, content in files.items()},
         "source": {},

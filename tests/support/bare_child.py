@@ -46,6 +46,7 @@ def main(weights: Path, text: Path, tokenizer: Path, out: Path, labels: Sequence
     from sigrl_deploy.bundle.manifest import MANIFEST, TOKENIZER, Manifest, Variant
     from sigrl_deploy.checkpoints.loading import load_model
     from sigrl_deploy.checkpoints.native import TrainedRecord, write_trained
+    from sigrl_deploy.checkpoints.options import CheckpointOptions
     from sigrl_deploy.config import FUSED, Contract, Precision
     from sigrl_deploy.engines.torch import TorchEngine
     from sigrl_deploy.export.parity import PHOTOS
@@ -58,7 +59,7 @@ def main(weights: Path, text: Path, tokenizer: Path, out: Path, labels: Sequence
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
 
-    _, _, model = load_model(weights, text_tower=str(text))
+    model = load_model(CheckpointOptions(weights, text_tower=str(text))).model
     config, folder = model.config, out.parent / "bundle"
     preprocess = Preprocess.for_contract(Contract.ZERO_SHOT, config.vision.image_size)
     template = config.arch.default_template

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import resource
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -64,7 +64,7 @@ def manifest(bundle: Path) -> Manifest:
 def test_source_box_says_where_the_pixels_come_from(contract: str, size: tuple[int, int], image_size: int) -> None:
     """White blocks at known places of a black picture, found again by their centroids in what the model is given."""
     width, height = size
-    preprocess = dataclasses.replace(Preprocess.for_contract(contract, image_size), mean=(0.0,) * 3, std=(1.0,) * 3)
+    preprocess = msgspec.structs.replace(Preprocess.for_contract(contract, image_size), mean=(0.0,) * 3, std=(1.0,) * 3)
     left, top, right, bottom = preprocess.source_box(width, height, image_size)
     assert -1e-9 <= left < right <= width + 1e-9
     assert -1e-9 <= top < bottom <= height + 1e-9
@@ -104,7 +104,9 @@ def _draw(record: Record, folder: Path, manifest: Manifest) -> Image.Image:
 def test_the_brightest_place_is_the_strongest_patch(
     manifest: Manifest, contract: str, size: tuple[int, int], image_size: int, tmp_path: Path
 ) -> None:
-    manifest = dataclasses.replace(manifest, image_size=image_size, preprocess=Preprocess.for_contract(contract, image_size))
+    manifest = msgspec.structs.replace(
+        manifest, image_size=image_size, preprocess=Preprocess.for_contract(contract, image_size)
+    )
     path = tmp_path / "grey.png"
     Image.new("RGB", size, (90, 90, 90)).save(path)
     scale = min(max(1, 256 / max(size)), 1024 / max(size))
@@ -167,7 +169,7 @@ def test_slivers_and_evidence_without_a_strongest_patch_are_drawn(
     flat = Record(str(path), (Prediction("cat", 0.1, np.full(manifest.grid, 7, np.float32)),), np.zeros(1, np.float32))
     for contract in ("single-positive", "clip") if max(size) > 1000 else CONTRACTS:
         preprocess = Preprocess.for_contract(contract, 80)
-        assert max(_draw(flat, tmp_path / "out", dataclasses.replace(manifest, preprocess=preprocess)).size) <= 1100
+        assert max(_draw(flat, tmp_path / "out", msgspec.structs.replace(manifest, preprocess=preprocess)).size) <= 1100
 
 
 def test_a_turned_photograph_is_drawn_upright(manifest: Manifest, photos: list[Path], tmp_path: Path) -> None:

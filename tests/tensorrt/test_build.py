@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import onnx
 import pytest
 import torch
@@ -160,7 +161,7 @@ def test_what_cannot_be_is_refused_in_a_line(own: Path, arguments: list[str], wo
 
 
 def test_int8_is_left_to_onnx_runtime(own: Path) -> None:
-    change_manifest(own, lambda held: replace(held, variants={Precision.INT8: held.variants[Precision.FP32]}))
+    change_manifest(own, lambda held: msgspec.structs.replace(held, variants={Precision.INT8: held.variants[Precision.FP32]}))
     line = refusal(own, *AHEAD)
     assert "its int8 is for ONNX Runtime, whose ops TensorRT does not know; export with --precision bf16 too" in line
 
@@ -290,10 +291,12 @@ def test_the_newest_engine_that_fits_is_found(own: Path) -> None:
 
     def on_a_gpu(manifest: Any) -> Any:
         built = [
-            replace(record, key=replace(record.key, gpu=L4.name, driver="570.1", compute_capabilities=("8.9",)))
+            msgspec.structs.replace(
+                record, key=msgspec.structs.replace(record.key, gpu=L4.name, driver="570.1", compute_capabilities=("8.9",))
+            )
             for record in manifest.engines
         ]
-        return replace(manifest, engines=tuple(built))
+        return msgspec.structs.replace(manifest, engines=tuple(built))
 
     change_manifest(own, on_a_gpu)
     search = find_engine(Bundle(own), "visual", Precision.FP32, library, L4)

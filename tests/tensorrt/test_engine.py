@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.engine_records import EngineKey, Ops, Profile, Range
