@@ -80,7 +80,7 @@ def _said(*arguments: str) -> str:
 _WITHOUT = """
 import sys
 sys.modules |= dict.fromkeys(["torch", "sklearn", "tensorrt", "tensorrt_rtx"])  # as if they were not installed
-from sigrl_deploy.cli import main
+from sigrl_deploy.cli.main import main
 main(["doctor"])
 """
 
