@@ -10,13 +10,14 @@ import numpy as np
 
 from benchmarks.random_weights import VARIANTS, images, label_embeddings, save, sigrl_shapes, tensors
 from sigrl_deploy.arrays import FloatArray
+from sigrl_deploy.config import Backend
 
 if TYPE_CHECKING:
     from sigrl_deploy.model.sigrl import SigRL
 
 CHECKPOINT = "sigrl.pth"
 NAIVE = "naive.onnx"
-OURS = ("onnxruntime", "onnxruntime-tensorrt", "openvino", "torch", "tensorrt")  # backends that run a bundle
+OURS = tuple(backend.value for backend in Backend.named())  # those that run a bundle
 
 
 def prepare(folder: Path, variant: str, labels: Sequence[int], pairs: Sequence[tuple[str, str]], device: str) -> None:
