@@ -114,7 +114,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         shown = ", ".join(sorted(tensors)[:3]) or "none"
         raise CheckpointError(
             f"{path}: unknown layout, its first tensors are {shown}; expected a SigRL, MKT or CLIP ViT checkpoint "
-            "(the README lists the layouts)"
+            "(docs/export.md lists the layouts)"
         )
     # OpenAI's own archives, and state dicts made from them, carry their input resolution beside the weights.
     openai = "input_resolution" in tensors or not layout.endswith("CLIP")
