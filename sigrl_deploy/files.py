@@ -1,4 +1,4 @@
-"""Files that other processes may be reading: whole or absent, never half-written."""
+"""Reading files of bounded size, and writing files so that other processes find them whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_BYTES = 1 << 36  # of a file that is read as a stream
+MOST_BYTES = 1 << 36  # of a file that is hashed
 
 
 @contextmanager
-def open_regular(path: Path, most: int) -> Iterator[BinaryIO]:
-    """A regular file of `most` bytes at most, to be read.
+def open_regular(path: str | os.PathLike[str], most: int) -> Iterator[BinaryIO]:
+    """Open a regular file of `most` bytes at most for reading.
 
-    Raises OSError for what is larger, and for a folder, pipe or device: a pipe would hang, and /dev/zero fill the memory.
+    Raises OSError for a larger file, and for a folder, pipe or device: a pipe would hang, and /dev/zero would fill the memory.
     """
     with open(path, "rb", opener=_open_without_waiting) as file:
         status = os.fstat(file.fileno())
@@ -37,7 +37,7 @@ def open_regular(path: Path, most: int) -> Iterator[BinaryIO]:
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    # Opening a pipe that nobody writes to would never return.
+    # Without O_NONBLOCK, opening a pipe that nobody writes to would never return.
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -58,41 +58,41 @@ def sha256_file(path: Path) -> str:
 
 @contextmanager
 def replacing(path: Path, mode: int = 0o666) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed onto it when the block ends well and removed when it does not.
+    """A temporary path beside `path`: renamed to `path` when the block ends, removed when it raises.
 
-    The file has what the umask leaves of `mode`.
+    The file's permissions are `mode` without the bits of the umask.
     """
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
     try:
-        # Not tempfile's 0600, which would lock other users out of a shared folder.
+        # tempfile would create it with mode 0600, which locks other users out of a shared folder.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
         yield temporary
-        with temporary.open("rb") as file:  # or a power cut could keep the name and lose the content
+        with temporary.open("rb") as file:  # otherwise a power cut could keep the name and lose the content
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-MOST_ARRAY_BYTES = 1 << 32  # of a file of arrays: a million labels, at a width of 512
+MOST_ARRAY_BYTES = 1 << 32  # enough for a million labels with embeddings of width 512
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class DamagedFileError(Exception):
-    """A file of arrays cannot be read back as it was written."""
+    """A file of arrays is not as `write_arrays` wrote it."""
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], mode: int = 0o666) -> None:
-    """Write arrays as an uncompressed `.npz`, whose members carry checksums; `mode` as for `replacing`."""
+    """Write an uncompressed `.npz`, whose members carry checksums. `mode` is as for `replacing`."""
     with replacing(path, mode) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 
 def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-    """The named arrays of a file by `write_arrays`.
+    """The named arrays of a file that `write_arrays` wrote.
 
-    Nothing is built that its bytes do not fill. Raises OSError or MemoryError where the file cannot be read at present,
-    DamagedFileError where what it holds is not whole.
+    Allocates no more than the file's own size. Raises OSError or MemoryError where the file cannot be read at the moment, and
+    DamagedFileError where its content is damaged or incomplete.
     """
     content = read_bounded(path, MOST_ARRAY_BYTES)
     try:
@@ -107,7 +107,7 @@ def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
 
 def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
     member = archive.getinfo(name)
-    # A compressed one may be a thousand times as large as the file.
+    # A compressed member may be a thousand times as large as the file.
     if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
         raise ValueError(f"{name} is compressed")
     data = io.BytesIO(archive.read(member))

@@ -16,10 +16,11 @@ from PIL import Image
 from sigrl_deploy.arrays import FloatArray, Pixels
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.manifest import TOKENIZER, VOCABULARY
-from sigrl_deploy.config import Arch, Precision
-from sigrl_deploy.engines.choosing import open_engine
+from sigrl_deploy.config import Arch, Backend, Device, Precision
 from sigrl_deploy.engines.engine import Preparation
-from sigrl_deploy.errors import BundleError, ImageError, LabelError, UsageError
+from sigrl_deploy.engines.opening import open_engine
+from sigrl_deploy.engines.options import EngineOptions
+from sigrl_deploy.errors import BundleError, ImageError, LabelError, UsageError, member_of
 from sigrl_deploy.files import DamagedFileError
 from sigrl_deploy.machine import cpus
 from sigrl_deploy.machine.cache_folder import default_cache_dir, require_private
@@ -77,8 +78,8 @@ class Recognizer:
         self,
         bundle: str | Path,
         *,
-        device: str = "auto",
-        backend: str = "auto",
+        device: Device | str = Device.AUTO,
+        backend: Backend | str = Backend.AUTO,
         precision: Precision | str | None = None,
         cache_dir: str | Path | bool | None = None,
         unfused: Collection[str] = (),
@@ -86,6 +87,14 @@ class Recognizer:
         build: bool = True,
         threads: int | None = None,
     ) -> None:
+        options = EngineOptions(
+            backend=member_of(Backend, backend, "backend"),
+            device=member_of(Device, device, "device"),
+            precision=None if precision is None else member_of(Precision, precision, "precision"),
+            unfused=frozenset(unfused),
+            build=build,
+            threads=threads,
+        )
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}, expected at least 1")
         self.threads = threads or cpus.threads()
@@ -93,11 +102,7 @@ class Recognizer:
         folder = None if cache_dir is False else Path(cache_dir) if isinstance(cache_dir, (str, Path)) else default_cache_dir()
         if folder is not None:
             require_private(folder)
-        if precision is not None and precision not in [known.value for known in Precision]:
-            raise UsageError(f"precision {precision!r}: expected one of {', '.join(known.value for known in Precision)}")
-        asked = Precision(precision) if precision else None
-        kernels = folder / "kernels" if folder else None
-        self.engine = open_engine(self.bundle, backend, device, asked, unfused, kernels, build, threads)
+        self.engine = open_engine(self.bundle, replace(options, cache_folder=folder / "kernels" if folder else None))
         self._cache = self._open_cache(folder, {"gmc"} & set(unfused))
         log.info("engine: %s", self.engine.description)
         prepare: Preparation = self.engine.preprocess() if device_preprocess else self.bundle.manifest.preprocess

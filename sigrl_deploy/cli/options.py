@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from sigrl_deploy.checkpoints.options import CheckpointOptions
-from sigrl_deploy.config import BACKENDS, FUSED, Arch, Contract, Precision
+from sigrl_deploy.config import FUSED, Arch, Backend, Contract, Device, Precision
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.machine import cpus
 
@@ -25,14 +25,14 @@ bundle_argument = click.argument("bundle", type=PATH)
 bundle_option = click.option("--bundle", type=PATH, required=True, help="Folder that the export wrote.")
 device_option = click.option(
     "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
+    type=click.Choice([device.value for device in Device]),
     default="auto",
     show_default=True,
     help="auto: a GPU where there is one.",
 )
 backend_option = click.option(
     "--backend",
-    type=click.Choice(BACKENDS),
+    type=click.Choice([backend.value for backend in Backend]),
     default="auto",
     show_default=True,
     help="auto: torch where it has a GPU and the bundle its weights, else onnxruntime.",

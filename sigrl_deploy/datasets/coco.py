@@ -1,4 +1,4 @@
-"""COCO 2014: `annotations/instances_{train,val}2014.json` beside the folders of pictures `train2014` and `val2014`."""
+"""COCO 2014: `annotations/instances_{train,val}2014.json` beside the picture folders `train2014` and `val2014`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _SECTIONS: dict[str, dict[str, type]] = {
     "images": {"id": int, "file_name": str},
     "annotations": {"image_id": int, "category_id": int},
 }
-_LARGEST = 1 << 30  # bytes; COCO's own has half of them
-_MOST_PARTS = 20_000_000  # objects and lists; COCO's own has a sixth of them
+_LARGEST = 1 << 30  # bytes of a file; twice the size of COCO's own
+_MOST_PARTS = 20_000_000  # JSON objects and lists; six times as many as in COCO's own
 _KEPT = {*_SECTIONS, *(name for fields in _SECTIONS.values() for name in fields)}
 
 
@@ -29,9 +29,10 @@ def read_coco(root: Path, split: str) -> PictureFiles:
     """The splits of the single-positive protocol: "train" and "val" from train2014 (see `hold_out`), "test" is val2014.
 
     A label is positive where the picture has an instance of it, crowds included, and negative elsewhere. Labels are ordered
-    by id, pictures by id as text. Pictures without an instance stay, all negative; the published test set has none of them.
+    by id, pictures by id as text. Pictures without an instance are kept, with all labels negative; the published protocol drops
+    them from the test set.
 
-    Raises DatasetError where files are missing or damaged, or a picture's path leads out of its folder.
+    Raises DatasetError where files are missing or damaged, or a picture's path leads outside its folder.
     """
     official = {"train": "train2014", "val": "train2014", "test": "val2014"}[split]
     path, _ = find_files(root, "COCO 2014", f"annotations/instances_{official}.json", f"{official}/")
@@ -61,17 +62,17 @@ def read_coco(root: Path, split: str) -> PictureFiles:
 def _read(path: Path) -> dict[str, Any]:
     with open_text(path, _LARGEST) as file:
         text = file.read()
-    # As Python objects, empty ones take twenty times the bytes that they have in a file.
+    # An empty object takes twenty times as many bytes in Python as in the file.
     if text.count("{") + text.count("[") > _MOST_PARTS:
-        raise DatasetError(f"{path}: has more than {_MOST_PARTS} objects and lists; expected COCO's file of instances")
+        raise DatasetError(f"{path}: has more than {_MOST_PARTS} objects and lists; expected COCO's instances file")
     try:
-        # Outlines are most of the file and would take gigabytes as Python objects.
+        # Object outlines are most of the file, and would take gigabytes as Python objects.
         content = json.loads(text, object_hook=lambda entry: {key: entry[key] for key in entry.keys() & _KEPT})
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{path}: is no JSON ({error}); download it again") from None
+        raise DatasetError(f"{path}: is not JSON ({error}); download it again") from None
     missing = [name for name in _SECTIONS if not isinstance(content, dict) or not isinstance(content.get(name), list)]
     if missing:
-        raise DatasetError(f"{path}: has no list of {' or '.join(missing)}; expected COCO's file of instances")
+        raise DatasetError(f"{path}: has no list of {' or '.join(missing)}; expected COCO's instances file")
     return dict(content)
 
 

@@ -1,7 +1,7 @@
-"""Data sets of pictures with several labels each, one file a data set, behind one protocol.
+"""The interface of a data set of pictures with several labels each. Each data set has a module of its own in this package.
 
-A reader takes the files that a data set's owners publish, as they publish them, and says at once what is missing and where it
-was looked for (`DatasetError`). Opening one reads annotations only; pictures are read one by one.
+A reader takes the files as the owners of a data set publish them, and raises DatasetError at once where some are missing.
+Opening a data set reads annotations only; pictures are read one by one.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ SPLITS = ("train", "val", "test")
 class Dataset(Protocol):
     """One split of a data set.
 
-    `labels` are the columns of every target, C of them. `label_sets` names the subsets that are trained on and tested:
-    "all" always, and "seen" and "unseen" where the data set defines a zero-shot protocol.
+    `labels` are the C columns of the targets. `label_sets` names the subsets to train on and to test: always "all", and "seen"
+    and "unseen" where the data set defines a zero-shot protocol.
     """
 
     labels: tuple[str, ...]
@@ -31,10 +31,10 @@ class Dataset(Protocol):
         """Number of pictures."""
 
     def name(self, index: int) -> str:
-        """What messages and records call a picture: its path, where it is a file."""
+        """The name of a picture in messages and records; its path where it is a file."""
 
     def image(self, index: int) -> Image.Image:
-        """The picture, upright RGB. Raises ImageError where it cannot be read."""
+        """The picture as upright RGB. Raises ImageError where it cannot be read."""
 
     def targets(self, index: int) -> NDArray[np.int8]:
-        """[C]: POSITIVE, NEGATIVE, or UNKNOWN where nobody has looked."""
+        """[C] int8: POSITIVE, NEGATIVE, or UNKNOWN where the label has not been annotated."""

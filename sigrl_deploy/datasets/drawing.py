@@ -1,4 +1,4 @@
-"""Drawing one scene: shapes with colour, texture and size on a cluttered background."""
+"""Draws a scene: shapes of several colours, textures and sizes on a cluttered background."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-SIZE = 96  # pixels, both sides
+SIZE = 96  # pixels, width and height
 _OVERSAMPLING = 3
 HUES = {"red": 0, "orange": 28, "yellow": 55, "green": 120, "cyan": 180, "blue": 225, "purple": 275, "pink": 322}  # degrees
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "moon")
 TEXTURES = ("striped", "dotted", "checkered")
-RADII = {"small": (8.5, 10.5), "": (12.5, 15.0), "large": (18.0, 22.0)}  # pixels; the middle size has no name
+RADII = {"small": (8.5, 10.5), "": (12.5, 15.0), "large": (18.0, 22.0)}  # pixels; the medium size has no name
 _HUE_JITTER = 6
-_REACH = 1.3  # radii from a thing's centre to its farthest corner
+_REACH = 1.3  # radii from the centre of a thing to its farthest corner
 
 Points = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object of a scene. `texture` and `size` are empty where they have no name; x, y and radius are in pixels."""
+    """One object of a scene. `texture` and `size` are "" where they are plain; x, y and radius are in pixels."""
 
     colour: str
     shape: str
@@ -38,7 +38,7 @@ class Thing:
 
 
 def draw_scene(things: Sequence[Thing], rng: np.random.Generator) -> Image.Image:
-    """An RGB picture [SIZE, SIZE] of things, later ones in front, on clutter that `rng` draws."""
+    """An RGB picture of SIZE x SIZE pixels with the things, later ones in front, on clutter drawn from `rng`."""
     canvas = _background(rng)
     for thing in things:
         _draw_thing(canvas, thing, rng)
@@ -52,7 +52,7 @@ def _background(rng: np.random.Generator) -> Image.Image:
     coarse = (rng.uniform(60, 190, 3) + rng.normal(0, 26, (cells, cells, 3))).clip(0, 255).astype(np.uint8)
     canvas = Image.fromarray(coarse).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(canvas)
-    # Strokes and specks in the objects' own colours: neither a colour nor an edge alone tells what is in a scene.
+    # Strokes and specks have the objects' colours, so that neither a colour nor an edge alone tells what is in a scene.
     for _ in range(int(rng.integers(4, 13))):
         points = rng.uniform(0, SIZE, 2) + np.cumsum(rng.normal(0, SIZE / 9, (4, 2)), axis=0)
         draw.line(points.ravel().tolist(), fill=_rgb(rng.uniform(0, 360), rng), width=int(rng.integers(1, 4)))
@@ -70,7 +70,7 @@ def _rgb(hue: float, rng: np.random.Generator) -> tuple[int, int, int]:
 def _draw_thing(canvas: Image.Image, thing: Thing, rng: np.random.Generator) -> None:
     colour = _rgb(HUES[thing.colour] + rng.uniform(-_HUE_JITTER, _HUE_JITTER), rng)
     turn, slant, dark = rng.uniform(-0.4, 0.4), rng.uniform(0, np.pi), rng.uniform() < 0.5
-    # Drawn larger and scaled down, for smooth edges; a whole number of pixels on either side of the centre.
+    # Drawn larger and scaled down for smooth edges, with a whole number of pixels on each side of the centre.
     reach = math.ceil(_REACH * thing.radius)
     side, scale = 2 * reach * _OVERSAMPLING, thing.radius * _OVERSAMPLING
     mask = Image.new("L", (side, side))
@@ -90,7 +90,7 @@ def _rotation(angle: float) -> NDArray[np.float64]:
 
 
 def _pattern(texture: str, angle: float, reach: float, pixels: int) -> NDArray[np.uint8]:
-    """255 where the second tone of a texture is, [pixels, pixels] over ±reach radii of the thing."""
+    """A mask [pixels, pixels] over ±reach radii around a thing: 255 where its texture has the second tone, else 0."""
     axis = np.linspace(-reach, reach, pixels, dtype=np.float32) * 2.2  # periods
     x, y = axis[None, :], axis[:, None]
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
@@ -110,7 +110,7 @@ def _arc(radius: float = 1.0, x: float = 0.0, count: int = 40) -> Points:
 
 @cache
 def _outline(shape: str) -> list[tuple[Points, int]]:
-    """Polygons of a shape of radius 1 about its centre, filled with 255, or with 0 where they cut a hole."""
+    """The polygons of a shape of radius 1 around its centre, each filled with 255, or with 0 to cut a hole."""
     if shape == "circle":
         return [(_arc(), 255)]
     if shape == "ring":

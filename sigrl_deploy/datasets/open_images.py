@@ -1,9 +1,9 @@
-"""Open Images V4 to V7, image-level labels verified by people.
+"""Open Images V4 to V7, with the image-level labels that people have verified.
 
-Below the root, under the names of any version: `class-descriptions.csv`, `classes-trainable.txt`,
-`{train,validation,test}-annotations-human-imagelabels.csv` and the pictures `{train,validation,test}/<ImageID>.jpg`. For the
-zero-shot protocol also `classes-unseen.txt`, which the owners do not publish: the MIDs of the unseen labels, one a line, as the
-user chooses them.
+Below the root, under the file names of any version: `class-descriptions.csv`, `classes-trainable.txt`,
+`{train,validation,test}-annotations-human-imagelabels.csv` and the pictures `{train,validation,test}/<ImageID>.jpg`. The
+zero-shot protocol also needs `classes-unseen.txt`, which the owners do not publish: the MIDs of the unseen labels that you
+choose, one per line.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from sigrl_deploy.pictures.reading import read_image
 from sigrl_deploy.vocabulary.label_files import read_labels
 
 UNSEEN_CLASSES = "classes-unseen.txt"
-_LARGEST = 1 << 34  # bytes of the annotations
-_LARGEST_LIST = 1 << 24  # bytes of the list of names
+_LARGEST = 1 << 34  # bytes of the annotation file
+_LARGEST_LIST = 1 << 24  # bytes of the class descriptions
 _FOLDERS = {"train": "train", "val": "validation", "test": "test"}
 _CONFIDENCES = {"1": POSITIVE, "1.0": POSITIVE, "0": NEGATIVE, "0.0": NEGATIVE}
 _COLUMNS = ("ImageID", "LabelName", "Confidence")
@@ -38,7 +38,7 @@ _is_image_id = re.compile("[0-9a-f]{16}").fullmatch
 
 @dataclass(frozen=True)
 class _Classes:
-    """`ranks` numbers the MIDs so that those of one label follow each other; `columns` [MIDs] is the label of each rank."""
+    """`ranks` numbers the MIDs so that those of one label are adjacent; `columns` [MIDs] is the label's column by rank."""
 
     labels: tuple[str, ...]
     label_sets: Mapping[str, tuple[str, ...]]
@@ -47,14 +47,14 @@ class _Classes:
 
 
 class OpenImages:
-    """One split. Labels are display names, the seen ones in the order of `classes-trainable.txt`, then the unseen ones.
+    """One split. Labels are display names: the seen ones in the order of `classes-trainable.txt`, then the unseen ones.
 
-    Several MIDs of one display name ("Crane" is a bird and a machine) are one label, since a text encoder cannot tell them
-    apart: POSITIVE where one of them is, NEGATIVE where all of them are, UNKNOWN otherwise. Where people contradict each other
-    about one MID, POSITIVE holds.
+    Several MIDs with one display name ("Crane" is a bird and a machine) are one label, since a text encoder cannot tell them
+    apart: POSITIVE where one of them is, NEGATIVE where all of them are, UNKNOWN otherwise. Where annotators contradict each
+    other about one MID, it is POSITIVE.
 
-    Pictures of which no label is known are left out; the others are in the order of their ids. Only known targets are held;
-    while the 60 million rows of the training file are read, which takes minutes, they need about 4 GB.
+    Pictures without a known label are left out; the others are ordered by id. Only known targets are kept in memory. Reading
+    the 60 million rows of the training file takes minutes and about 4 GB.
 
     Raises DatasetError where files are missing or damaged, or a label is both seen and unseen.
     """
@@ -75,7 +75,7 @@ class OpenImages:
         self.label_sets = classes.label_sets
         ids, self._columns, self._values = _known_targets(*_read_rows(annotations, classes.ranks), classes.columns)
         if not len(ids):
-            raise DatasetError(f"{annotations}: says nothing about any of the {len(self.labels)} labels; check the class lists")
+            raise DatasetError(f"{annotations}: has no row about any of the {len(self.labels)} labels; check the class lists")
         starts = _run_starts(ids)
         self._ids = ids[starts]
         self._bounds = np.append(starts, len(ids))
@@ -104,7 +104,7 @@ def _read_classes(descriptions: Path, trainable: Path, unseen_classes: Path) -> 
     seen, unseen = (tuple(dict.fromkeys(names[mid] for mid in mids)) for mids in (seen_mids, unseen_mids))
     both = sorted({*seen} & {*unseen})
     if both:
-        raise DatasetError(f"{unseen_classes}: {both[0]!r} is a label of {trainable} as well; remove its MID from one of them")
+        raise DatasetError(f"{unseen_classes}: {both[0]!r} is also a label of {trainable}; remove its MID from one of them")
     labels = unique_labels(seen + unseen, descriptions)
     column = {label: i for i, label in enumerate(labels)}
     mids = sorted(seen_mids + unseen_mids, key=lambda mid: column[names[mid]])
@@ -117,7 +117,7 @@ def _read_classes(descriptions: Path, trainable: Path, unseen_classes: Path) -> 
 
 
 def _read_descriptions(path: Path) -> dict[str, str]:
-    """MID → display name; V6 and V7 have a header, V4 and V5 do not."""
+    """MID → display name. The files of V6 and V7 have a header, those of V4 and V5 do not."""
     names = {}
     for line, cells in read_csv(path, _LARGEST_LIST):
         if len(cells) != 2:
@@ -136,7 +136,7 @@ def _read_mids(path: Path, names: Mapping[str, str], descriptions: Path) -> tupl
 
 
 def _read_rows(path: Path, ranks: Mapping[str, int]) -> tuple[NDArray[np.uint64], NDArray[np.int32], NDArray[np.int8]]:
-    """Image ids, ranks of MIDs and values of all rows about a MID that has a rank."""
+    """The image id, the MID's rank and the value of each row whose MID has a rank."""
     rows = read_csv(path, _LARGEST)
     _, header = next(rows, (1, []))
     try:
@@ -165,7 +165,7 @@ def _read_rows(path: Path, ranks: Mapping[str, int]) -> tuple[NDArray[np.uint64]
 def _known_targets(
     ids: NDArray[np.uint64], ranks: NDArray[np.int32], values: NDArray[np.int8], columns_of: NDArray[np.int32]
 ) -> tuple[NDArray[np.uint64], NDArray[np.int32], NDArray[np.int8]]:
-    """Rows about MIDs → image id, column and value of every known target, ordered by id and column."""
+    """Rows about MIDs → image id, column and value of each known target, ordered by id and column."""
     order = np.lexsort((ranks, ids))
     ids, ranks, values = ids[order], ranks[order], values[order]
     starts = _run_starts(ids, ranks)
@@ -178,7 +178,7 @@ def _known_targets(
 
 
 def _run_starts(*keys: NDArray[Any]) -> NDArray[np.int64]:
-    """Where a run of equal keys begins."""
+    """The positions where runs of equal keys begin."""
     changes = np.ones(len(keys[0]), bool)
     changes[1:] = np.any([key[1:] != key[:-1] for key in keys], axis=0)
     return np.flatnonzero(changes)

@@ -1,4 +1,4 @@
-"""Data sets by the name that the command line gives them."""
+"""Opening a data set by its name, such as `coco:FOLDER` or `scenes`."""
 
 from __future__ import annotations
 
@@ -7,62 +7,67 @@ import os
 from pathlib import Path
 
 from sigrl_deploy.datasets.dataset import SPLITS, Dataset
-from sigrl_deploy.errors import DatasetError, UsageError
+from sigrl_deploy.errors import UsageError
 
 KINDS = ("nus-wide", "coco", "voc", "open-images", "folder")
 SCENES = "scenes"
 
 
-def open_dataset(spec: str, split: str, validation_share: float | None = None) -> Dataset:
-    """spec: `KIND:FOLDER` with one of KINDS, `scenes`, `scenes:SEED`, or an existing folder or CSV file, which means `folder`.
+def open_dataset(data: str, split: str, validation_share: float | None = None) -> Dataset:
+    """Open one split of a data set.
 
-    split: "train", "val" or "test". What these are of a `folder`, and `validation_share`, see `read_folder`.
+    Args:
+        data: `KIND:FOLDER` with one of KINDS, `scenes`, `scenes:SEED`, or a folder or CSV file as `read_folder` takes it.
+        split: "train", "val" or "test".
+        validation_share: see `read_folder`.
 
-    Raises UsageError for what `check_spec` refuses and another split, DatasetError where the data set's files cannot be used.
+    Raises UsageError for an unknown split and where `check_data` does, DatasetError where the files cannot be used.
     """
     if split not in SPLITS:
-        raise UsageError(f"split {split!r}: no such split; choose one of {', '.join(SPLITS)}")
-    check_spec(spec, validation_share)
-    kind, place = parse(spec)
+        raise UsageError(f"no such split; choose one of {', '.join(SPLITS)}", argument="split", value=split)
+    check_data(data, validation_share)
+    kind, place = parse(data)
     if kind == SCENES:
         from sigrl_deploy.datasets.scenes import Scenes
 
-        return Scenes(split, _seed(spec, place)) if ":" in spec else Scenes(split)
+        return Scenes(split, _seed(data, place)) if ":" in data else Scenes(split)
     return _open(kind, _root(place), split, validation_share)
 
 
-def check_spec(spec: str, validation_share: float | None = None) -> None:
-    """Raise UsageError for a data set of no known kind or whose folder is not there, or a share that it cannot be parted by.
+def check_data(data: str, validation_share: float | None = None) -> None:
+    """Raise UsageError for an unknown kind of data set, a missing folder, or a validation share that does not apply.
+
     Opens no file.
     """
-    kind, place = parse(spec)
+    kind, place = parse(data)
     if kind == SCENES:
-        if ":" in spec:
-            _seed(spec, place)
-    elif place == spec and not os.path.exists(spec):
-        raise UsageError(
-            f"data set {spec!r}: is no folder or file; give KIND:FOLDER with KIND one of {', '.join(KINDS)}, or {SCENES}, "
-            f"{SCENES}:SEED, or a folder that holds pictures and labels.csv"
-        )
-    elif not os.path.exists(_root(place)):
-        raise DatasetError(f"{_root(place)}: is not there; expected the folder that the data set is in")
+        if ":" in data:
+            _seed(data, place)
+    elif not place or not os.path.exists(_root(place)):
+        known = f"KIND:FOLDER with KIND one of {', '.join(KINDS)}; {SCENES} or {SCENES}:SEED; or a folder with labels.csv"
+        remedy = f"expected {known}" if place == data else "check the path"
+        raise UsageError(f"no such folder; {remedy}", argument="data", value=data)
     if validation_share is None:
         return
     if not 0 < validation_share < 1:
-        raise UsageError(f"--validation-share {validation_share:g}: expected a share between 0 and 1, such as 0.1")
+        raise UsageError(
+            "expected a share between 0 and 1, such as 0.1", argument="validation_share", value=f"{validation_share:g}"
+        )
     if kind != "folder":
-        raise UsageError(f"--validation-share: is of folders of your own, and {spec} has splits already; leave it out")
+        raise UsageError(
+            f"applies to folders of your own, and {data} has splits already; leave it out", argument="validation_share"
+        )
 
 
-def parse(spec: str) -> tuple[str, str]:
-    """spec → its kind, SCENES or one of KINDS, and its folder (or seed). What is no KIND:FOLDER is the path of a `folder`."""
-    kind, _, place = spec.partition(":")
-    return (kind, place) if kind == SCENES or (kind in KINDS and place) else ("folder", spec)
+def parse(data: str) -> tuple[str, str]:
+    """The kind of a data set, SCENES or one of KINDS, and its folder or seed. Anything else is the path of a `folder`."""
+    kind, _, place = data.partition(":")
+    return (kind, place) if kind == SCENES or (kind in KINDS and place) else ("folder", data)
 
 
-def has_splits(spec: str) -> bool:
-    """Whether training and test pictures of a data set are apart: not in a `folder` without a column `split`."""
-    kind, place = parse(spec)
+def has_splits(data: str) -> bool:
+    """Whether a data set separates training from test pictures, as all do but a `folder` without a column `split`."""
+    kind, place = parse(data)
     if kind != "folder":
         return True
     from sigrl_deploy.datasets.labelled_folder import has_split_column
@@ -70,9 +75,9 @@ def has_splits(spec: str) -> bool:
     return has_split_column(_root(place))
 
 
-def folder_identity(spec: str) -> str | None:
-    """A digest of where a `folder` lies, by which a model can tell later that it was trained on it; None for other kinds."""
-    kind, place = parse(spec)
+def folder_identity(data: str) -> str | None:
+    """A digest of the path of a `folder`, to recognise later that a model was trained on it; None for other kinds."""
+    kind, place = parse(data)
     if kind != "folder":
         return None
     from sigrl_deploy.datasets.labelled_folder import find_csv
@@ -84,9 +89,11 @@ def _root(place: str) -> Path:
     return Path(place).expanduser()
 
 
-def _seed(spec: str, seed: str) -> int:
+def _seed(data: str, seed: str) -> int:
     if not (seed.isascii() and seed.isdigit()):
-        raise UsageError(f"data set {spec!r}: expected {SCENES}, or {SCENES}: and a whole number from 0, such as {SCENES}:7")
+        raise UsageError(
+            f"expected {SCENES}, or {SCENES}: and a whole number from 0, such as {SCENES}:7", argument="data", value=data
+        )
     return int(seed)
 
 

@@ -14,9 +14,9 @@ from sigrl_deploy.pictures.reading import read_image
 
 
 class PictureFiles:
-    """Pictures at `paths` below `folder`, with targets [N, C] int8. A picture that is not there is an error when it is read.
+    """Pictures at `paths` below `folder`, with targets [N, C] int8. A missing picture is an error only when it is read.
 
-    `label_sets` is {"all": labels} unless given. Raises DatasetError for no picture at all.
+    `label_sets` is {"all": labels} by default. Raises DatasetError where there are no pictures.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class PictureFiles:
         label_sets: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
         if not paths:
-            raise DatasetError(f"{folder}: this split has no picture; check its annotation files")
+            raise DatasetError(f"{folder}: this split has no pictures; check its annotation files")
         self.labels = labels
         self.label_sets = label_sets or {"all": labels}
         self._folder = folder

@@ -1,6 +1,6 @@
-"""What the readers share: which files are missing, text and CSV files, label names, and paths that must stay inside.
+"""What the readers of data sets share: finding files, reading text and CSV, and checking labels and paths.
 
-What a file may make a reader build is bounded before it is built: files, rows, and the targets of a split.
+Sizes of files, rows and targets are checked before anything of that size is built.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from sigrl_deploy.vocabulary.label_files import check_labels
 
 MAX_PICTURES = 10_000_000  # of a split
 MAX_LABELS = 100_000
-MAX_TARGETS = 1 << 31  # pictures × labels, a byte each
-_LONGEST_ROW = 1 << 22  # characters of a row of a CSV file, with room for MAX_LABELS
-_SHOWN = 100  # characters of what a file holds in an error message
+MAX_TARGETS = 1 << 31  # pictures × labels, one byte each
+_LONGEST_ROW = 1 << 22  # characters of a CSV row, enough for MAX_LABELS columns
+_SHOWN = 100  # characters of a file's content in an error message
 
 
 def find_files(root: Path, what: str, *wanted: str | tuple[str, ...]) -> list[Path]:
-    """Where each of `wanted` lies below `root`; a name that ends in "/" is a folder, a tuple holds alternatives, best first.
+    """The path of each wanted file below `root`.
 
-    Raises DatasetError that names everything missing at once; `what` is what it calls the data set.
+    A name that ends in "/" is a folder; a tuple lists alternatives, preferred ones first. `what` is the name of the data set in
+    messages. Raises a DatasetError that lists everything missing.
     """
     if not os.path.isdir(root):
-        raise DatasetError(f"{root}: is no folder; expected the folder that {what} was unpacked in")
+        raise DatasetError(f"{root}: is not a folder; expected the folder that {what} was unpacked in")
     found, missing = [], []
     for names in wanted:
         alternatives = (names,) if isinstance(names, str) else names
@@ -40,29 +41,33 @@ def find_files(root: Path, what: str, *wanted: str | tuple[str, ...]) -> list[Pa
         else:
             missing.append(" or ".join(alternatives))
     if missing:
-        raise DatasetError(f"{root}: {what} is incomplete; not there: {', '.join(missing)}; unpack or link what is missing")
+        raise DatasetError(f"{root}: {what} is incomplete; missing: {', '.join(missing)}; unpack or link them")
     return found
 
 
 @contextmanager
 def open_text(path: Path, largest: int, encoding: str = "utf-8") -> Iterator[TextIO]:
-    """A text file, line feeds as they are. Raises DatasetError where it is a device or pipe, has more than `largest` bytes,
-    cannot be read, or (while it is read) is not UTF-8.
+    """Open a text file with its line endings unchanged.
+
+    Raises DatasetError for a device or pipe, a file of more than `largest` bytes or that cannot be read, and, while it is being
+    read, one that is not UTF-8.
     """
     try:
         with open_regular(path, largest) as file, TextIOWrapper(file, encoding, newline="") as text:
             yield text
     except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror}); check path and permissions") from None
+        raise DatasetError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
     except UnicodeDecodeError:
         raise DatasetError(f"{path}: is not UTF-8; save the file as UTF-8") from None
 
 
 def read_csv(path: Path, largest: int) -> Iterator[tuple[int, list[str]]]:
-    """(line number, cells) of every line that is not blank. Raises DatasetError where a file of at most `largest` bytes cannot
-    be read as UTF-8 CSV, or a row is longer than any data set's.
+    """The line number and the cells of each row that is not blank.
+
+    Raises DatasetError where the file has more than `largest` bytes, is not CSV in UTF-8, or has a row of more than
+    _LONGEST_ROW characters.
     """
-    taken = 0  # characters of the row that is being read
+    taken = 0  # characters of the current row
 
     def lines(file: TextIO) -> Iterator[str]:
         nonlocal taken
@@ -70,7 +75,7 @@ def read_csv(path: Path, largest: int) -> Iterator[tuple[int, list[str]]]:
             taken += len(line)
             if taken > _LONGEST_ROW:
                 raise DatasetError(
-                    f"{path}, line {reader.line_num + 1}: a row of more than {_LONGEST_ROW} characters; expected "
+                    f"{path}, line {reader.line_num + 1}: the row has more than {_LONGEST_ROW} characters; expected "
                     "comma-separated values"
                 )
             yield line
@@ -87,23 +92,23 @@ def read_csv(path: Path, largest: int) -> Iterator[tuple[int, list[str]]]:
 
 
 def check_size(source: Path, pictures: int, labels: int) -> None:
-    """Raise DatasetError for more pictures, labels, or targets of both than a split can have."""
+    """Raise DatasetError for more pictures, labels, or products of the two than a split may have."""
     for count, most, what in (
         (pictures, MAX_PICTURES, "pictures"),
         (labels, MAX_LABELS, "labels"),
         (pictures * labels, MAX_TARGETS, "pictures times labels"),
     ):
         if count > most:
-            raise DatasetError(f"{source}: has {count} {what}, expected at most {most}; take a part of it")
+            raise DatasetError(f"{source}: has {count} {what}, expected {most} at most; use a part of it")
 
 
 def shown(text: str) -> str:
-    """What a file holds, for an error message: quoted, and cut where it is long."""
+    """Content of a file for an error message: quoted, and shortened."""
     return repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}…"
 
 
 def unique_labels(labels: Sequence[str], source: Path) -> tuple[str, ...]:
-    """Label names of an annotation file, stripped. Raises DatasetError for too many, or what `check_labels` refuses."""
+    """The labels of an annotation file, stripped. Raises DatasetError for too many, and where `check_labels` refuses them."""
     check_size(source, 0, len(labels))
     try:
         return check_labels(labels)
@@ -112,11 +117,11 @@ def unique_labels(labels: Sequence[str], source: Path) -> tuple[str, ...]:
 
 
 def picture_path(entry: str, place: str) -> str:
-    """A path as an annotation file gives it. Raises DatasetError unless it stays below the folder that it is relative to.
+    """A path from an annotation file. Raises DatasetError unless it is relative and has no "..".
 
-    The name alone is judged: a folder of pictures that is a symbolic link to elsewhere is the user's own doing.
+    Only the text of the path is checked. Symbolic links in the picture folder are the user's own and may lead anywhere.
     """
     path = PurePath(entry)
     if not path.name or path.anchor or ".." in path.parts or "\0" in entry:
-        raise DatasetError(f"{place}: {shown(entry)} is no path inside the data set; expected a relative one without '..'")
+        raise DatasetError(f"{place}: {shown(entry)} is not a path inside the data set; expected a relative path without '..'")
     return entry

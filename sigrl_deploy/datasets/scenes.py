@@ -1,8 +1,8 @@
-"""`scenes`: generated pictures of several objects on clutter, with compositional labels. It needs no download.
+"""`scenes`: generated pictures of several objects on clutter, with compositional labels. Nothing has to be downloaded.
 
-A label joins two attributes of one object: "red triangle", "striped circle", "large heart". Some of these combinations are
-unseen: no training picture or caption holds one, while each of their attributes occurs there in other combinations. Picture i
-of a split is a function of the seed, the split and i alone, drawn when it is asked for.
+A label combines two attributes of one object: "red triangle", "striped circle", "large heart". Some of these combinations are
+unseen: no training picture or caption contains one, but each of their attributes occurs there in other combinations. Picture i
+of a split depends on the seed, the split and i only, and is drawn on demand.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LABELS = tuple(f"{attribute} {shape}" for attribute in _ATTRIBUTES for shape in 
 
 
 def _unseen() -> tuple[str, ...]:
-    """Fixed: 12 of 64 colours with shapes, 6 of 24 textures, 4 of 16 sizes, spread over all attributes and shapes."""
+    """Of the combinations with a shape, 12 of 64 colours, 6 of 24 textures and 4 of 16 sizes, spread over all of them."""
     pairs = [(colour, SHAPES[(3 * i + 1) % 8]) for i, colour in enumerate(COLOURS)]
     pairs += [(colour, SHAPES[(3 * i + 5) % 8]) for i, colour in enumerate(COLOURS[:4])]
     pairs += [(texture, SHAPES[(3 * i + shift) % 8]) for i, texture in enumerate(TEXTURES) for shift in (0, 4)]
@@ -39,7 +39,7 @@ SEEN = tuple(label for label in LABELS if label not in UNSEEN)
 
 
 def labels_of(thing: Thing) -> list[str]:
-    """The labels that one object gives its picture."""
+    """The labels of a picture that has this object."""
     return [f"{attribute} {thing.shape}" for attribute in (thing.colour, thing.texture, thing.size) if attribute]
 
 
@@ -51,7 +51,7 @@ class Scenes:
 
     def __init__(self, split: str, seed: int = 0) -> None:
         if split not in LENGTHS:
-            raise UsageError(f"scenes: has no split {split!r}; choose one of {', '.join(LENGTHS)}")
+            raise UsageError(f"scenes has no such split; choose one of {', '.join(LENGTHS)}", argument="split", value=split)
         self.split = split
         self.seed = seed
 
@@ -81,7 +81,7 @@ class Scenes:
             if all(np.hypot(thing.x - other.x, thing.y - other.y) > 0.85 * (thing.radius + other.radius) for other in things):
                 things.append(thing)
             else:
-                wanted -= rng.uniform() < 0.1  # a full picture takes no more
+                wanted -= rng.uniform() < 0.1  # give up where the picture is full
         return things
 
     @cached_property

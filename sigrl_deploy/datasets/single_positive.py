@@ -1,7 +1,7 @@
 """The single-positive protocol of Cole et al., "Multi-Label Learning from Single Positive Labels" (CVPR 2021).
 
-The official training pictures of VOC 2012 and COCO 2014 are parted into 80 % to train on and 20 % for validation, the official
-validation pictures are the test set, and of a training picture's positives one is observed.
+The official training pictures of VOC 2012 and COCO 2014 are split into 80 % for training and 20 % for validation, the official
+validation pictures are the test set, and one positive label per training picture is observed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ HELD_OUT = 0.2
 
 
 def hold_out(targets: NDArray[np.int8], split: str) -> NDArray[np.int64]:
-    """targets [N, C] of the official training pictures → the rows of "train" or "val", ascending.
+    """Targets [N, C] of the official training pictures → the rows of "train" or "val", ascending.
 
-    "val" is the last round(0.2 n) of `RandomState(1200).permutation(n)`, over the n pictures that have a positive, in their
-    order: with pictures in the order of the published code, these are its splits. The rest is "train", with all the pictures
-    that have no positive.
+    "val" is the last round(0.2 n) of `RandomState(1200).permutation(n)`, over the n pictures that have a positive. For pictures
+    in the order of the published code, these are the published splits. The others, and all pictures without a positive, are
+    "train".
     """
     annotated = np.flatnonzero((targets == POSITIVE).any(axis=1))
     count = len(annotated)
@@ -34,12 +34,12 @@ def hold_out(targets: NDArray[np.int8], split: str) -> NDArray[np.int64]:
 
 
 class SinglePositive:
-    """A data set of which one positive a picture is observed and every other label is UNKNOWN.
+    """A data set with one observed positive per picture, whose other labels are all UNKNOWN.
 
-    Pictures in order, `RandomState(seed).shuffle` shuffles the columns of a picture's positives and the first is observed: the
-    draw is made once and depends on the data set and the seed alone. Pictures without a positive are dropped. It is the draw of
-    the published code, which however makes it before it holds pictures out. `labels`, those trained on, are drawn from alone;
-    None means all.
+    For one picture after the other, `RandomState(seed).shuffle` shuffles the columns of its positives, and the first is
+    observed. The draw is made once, and depends on the data set and the seed only. The published code draws in the same way,
+    but before it sets the validation pictures apart. Only `labels`, the ones trained on, are drawn; None means all. Pictures
+    without a positive among them are dropped.
 
     Raises DatasetError where no picture has a positive.
     """
@@ -67,7 +67,7 @@ class SinglePositive:
 
 
 def _draw(dataset: Dataset, seed: int, drawn: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The rows of `dataset` that have a positive among the columns `drawn` [C], and the column observed of each."""
+    """The rows of `dataset` that have a positive among the columns `drawn` [C], and the observed column of each."""
     rng = np.random.RandomState(seed)
     rows, observed = [], []
     for row in range(len(dataset)):
@@ -77,5 +77,7 @@ def _draw(dataset: Dataset, seed: int, drawn: NDArray[np.bool_]) -> tuple[NDArra
             rows.append(row)
             observed.append(positives[0])
     if not rows:
-        raise DatasetError("single positives: no training picture has a positive label; check the data set's annotations")
+        raise DatasetError(
+            "no training picture has a positive label, so none can be observed; check the data set's annotations"
+        )
     return np.array(rows), np.array(observed)

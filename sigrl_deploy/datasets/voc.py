@@ -19,17 +19,17 @@ CLASSES = (
     "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )
 # fmt: on
-_LARGEST = 1 << 24  # bytes of a list of pictures
+_LARGEST = 1 << 24  # bytes of a file of ImageSets
 _VALUES = {"1": POSITIVE, "-1": NEGATIVE, "0": UNKNOWN}
 
 
 def read_voc(root: Path, split: str) -> PictureFiles:
     """The splits of the single-positive protocol: "train" and "val" from VOC's train (see `hold_out`), "test" is VOC's val.
 
-    A class of which a picture holds difficult instances only (0 in VOC's files) is UNKNOWN; the published code takes it as
-    negative. Pictures are in the order of their names. `root` is `VOC2012`, the folder that holds it, or the one above.
+    A class is UNKNOWN where all its instances in a picture are difficult (0 in VOC's files); the published code takes it as
+    negative. Pictures are ordered by name. `root` is the folder `VOC2012`, the one above it, or the one above that.
 
-    Raises DatasetError where files are missing, damaged, or list different pictures.
+    Raises DatasetError where files are missing or damaged, or list different pictures.
     """
     base = _find_base(root)
     official = "val" if split == "test" else "train"
@@ -52,11 +52,11 @@ def _find_base(root: Path) -> Path:
         if os.path.isdir(base / "ImageSets" / "Main"):
             return base
     looked = ", ".join(map(str, candidates))
-    raise DatasetError(f"{root}: no VOC 2012 here; looked for the folder ImageSets/Main in {looked}; unpack it there")
+    raise DatasetError(f"{root}: no VOC 2012 found; expected the folder ImageSets/Main in one of {looked}")
 
 
 def _read_column(path: Path) -> dict[str, int]:
-    """Picture name → target of one class."""
+    """Picture name → target for one class."""
     column: dict[str, int] = {}
     with open_text(path, _LARGEST) as file:
         lines = file.read().splitlines()
@@ -66,7 +66,7 @@ def _read_column(path: Path) -> dict[str, int]:
             continue
         if len(cells) != 2 or cells[1] not in _VALUES or cells[0] in column:
             raise DatasetError(
-                f"{path}, line {number}: {shown(line)}, expected a picture once, and 1, 0 or -1; unpack VOC again"
+                f"{path}, line {number}: {shown(line)}, expected each picture once, with 1, 0 or -1; unpack VOC 2012 again"
             )
         column[picture_path(cells[0], f"{path}, line {number}")] = _VALUES[cells[1]]
     return column

@@ -22,7 +22,7 @@ from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.manifest import VOCABULARY, Manifest, change_manifest
 from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.comparison import agreement
-from sigrl_deploy.config import BACKENDS, Precision
+from sigrl_deploy.config import Backend, Precision
 from sigrl_deploy.datasets.dataset import UNKNOWN, Dataset
 from sigrl_deploy.datasets.labelled_folder import LABELS_CSV, read_folder
 from sigrl_deploy.errors import ExportError, LabelError, SigRLError, UsageError, printable
@@ -219,7 +219,7 @@ def _models(options: VerifyOptions, bundle: Bundle) -> tuple[list[Model], dict[s
         bundle.precisions(precision)
     chosen = [p for p in held if not options.precisions or p in options.precisions]
     by_fineness = sorted(chosen, key=lambda precision: (precision.tolerance, list(Precision).index(precision)))
-    for backend in options.backends or BACKENDS[1:]:
+    for backend in options.backends or [backend.value for backend in Backend.named()]:
         opened = 0
         for precision in by_fineness:
             try:

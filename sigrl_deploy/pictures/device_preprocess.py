@@ -1,7 +1,7 @@
-"""`Preprocess` in PyTorch, on the device that the picture is on: the same pixels as Pillow's, to the bit where tested.
+"""`Preprocess` in PyTorch, on the device that the picture is on. Its pixels equal Pillow's bit for bit wherever tested.
 
-Pillow resizes 8-bit pictures in whole numbers: each pass multiplies pixels by weights rounded to 22 bits, adds, and rounds to
-uint8. The same integers are computed here, for the rows and columns of the crop alone.
+Pillow resizes 8-bit pictures in integer arithmetic: each pass multiplies pixels by weights rounded to 22 bits, adds, and rounds
+to uint8. The same integers are computed here, for the rows and columns of the crop only.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from sigrl_deploy.pictures.preprocess import Preprocess, bilinear_taps, crop_cor
 
 log = logging.getLogger(__name__)
 
-_BITS = 22  # of Pillow's weights behind the point, in 8-bit pictures
-_SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}  # in source pixels, of a picture that grows
-_SIZES_KEPT = 64  # of resizes whose weights stay on the device: 250 KB each for a photograph of 12 megapixels
+_BITS = 22  # fractional bits of Pillow's weights, for 8-bit pictures
+_SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}  # radius of the filter in source pixels, when enlarging
+_SIZES_KEPT = 64  # resizes whose weights stay on the device: 250 KB each for a photograph of 12 megapixels
 
 
 class DevicePreprocess:
-    """A preprocessing contract on a device. It may be shared between threads, which on a GPU wait for no other work there."""
+    """A preprocessing contract on a device. Threads may share it. On a GPU it works in a stream of its own."""
 
     def __init__(self, preprocess: Preprocess, device: torch.device) -> None:
         self._preprocess = preprocess
@@ -38,7 +38,7 @@ class DevicePreprocess:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, image: Image.Image) -> FloatArray:
-        """As `Preprocess.__call__`: an RGB picture → [3, S, S] float32 on the host. Raises ImageError for the same pictures."""
+        """As `Preprocess.__call__`: an RGB picture → [3, S, S] float32 on the host. Raises ImageError as it does."""
         return self._run(prepare, self._preprocess, image)
 
     def uint8(self, image: Image.Image) -> NDArray[np.uint8]:
@@ -49,12 +49,14 @@ class DevicePreprocess:
         self, step: Callable[[Preprocess, Tensor], Tensor], pillow: Callable[[Image.Image], Any], image: Image.Image
     ) -> Any:
         if image.mode != "RGB" or 0 in image.size:
-            raise ImageError(f"picture of mode {image.mode}, size {image.size}: expected RGB pixels; use read_image")
+            raise ImageError(f"picture of mode {image.mode} and size {image.size}: expected RGB pixels; use read_image")
         try:
             with torch.inference_mode(), torch.cuda.stream(self._stream):
                 return step(self._preprocess, torch.from_numpy(np.array(image)).to(self._device)).cpu().numpy()
         except torch.OutOfMemoryError:
-            log.warning("%s has no room to resize a picture of %d x %d pixels; Pillow does", self._device, *image.size)
+            log.warning(
+                "%s has too little memory to resize a picture of %d x %d pixels; Pillow does it", self._device, *image.size
+            )
             return pillow(image)
 
 
@@ -90,7 +92,7 @@ def resize(preprocess: Preprocess, picture: Tensor) -> Tensor:
 class Normalise:
     """The last step of a contract that ends in uint8, on a device: pixels uint8 [..., 3, H, W] → fp32, (x / 255 - mean) / std.
 
-    Divisors are tensors: by a number, a GPU multiplies with its rounded inverse.
+    The divisors are tensors, because a GPU divides by a number by multiplying with its rounded inverse.
     """
 
     def __init__(self, preprocess: Preprocess, device: torch.device) -> None:
@@ -103,7 +105,7 @@ class Normalise:
 
 
 def _vertical_first(source: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Which pass Pillow makes first, to save work on tall pictures. It shows: pixels are rounded and cut between the two."""
+    """Whether Pillow's vertical pass comes first, to save work on tall pictures. The order changes how pixels are rounded."""
     (width, height), (new_width, new_height) = source, size
     if int(PIL.__version__.partition(".")[0]) >= 13:
         return height - new_height > max(0, 2 * (width - new_width))
@@ -111,7 +113,7 @@ def _vertical_first(source: tuple[int, int], size: tuple[int, int]) -> bool:
 
 
 class _Taps:
-    """For each of N outputs along one axis, K source pixels [K, N] and their weights [K, N] int32, 0 beyond the filter."""
+    """For each of N outputs along one axis: its K source pixels [K, N] and their weights [K, N] int32, 0 outside the filter."""
 
     def __init__(self, index: NDArray[np.int64], weight: NDArray[np.int32], device: torch.device) -> None:
         self.first, self.last = int(index.min()), int(index.max())
@@ -121,9 +123,9 @@ class _Taps:
 
 @lru_cache(maxsize=_SIZES_KEPT)
 def _taps(source: int, size: int, start: int, count: int, interpolation: str, device: torch.device) -> _Taps:
-    """Of a resize from `source` to `size` pixels, outputs `start` to `start + count`, as Pillow's precompute_coeffs has them.
+    """The taps of outputs `start` to `start + count` of a resize from `source` to `size` pixels.
 
-    Each step is Pillow's own, in its order, since the weights are rounded in the end.
+    The same steps in the same order as Pillow's precompute_coeffs, since the weights are rounded at the end.
     """
     scale = source / size
     stretch = max(scale, 1.0)
@@ -134,7 +136,7 @@ def _taps(source: int, size: int, start: int, count: int, interpolation: str, de
     index = low + np.arange(int((high - low).max()))[:, None]
     weight = np.where(index < high, _filter(interpolation, (index - center + 0.5) * (1.0 / stretch)), 0.0)
     total = np.zeros(count)
-    for row in weight:  # a sum in another order could round otherwise
+    for row in weight:  # in this order, because another might round differently
         total += row
     weight /= np.where(total != 0, total, 1.0)
     rounded = np.trunc(weight * (1 << _BITS) + np.where(weight < 0, -0.5, 0.5)).astype(np.int32)
@@ -152,7 +154,7 @@ def _filter(interpolation: str, x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _resize(picture: Tensor, axis: int, taps: _Taps, offset: int = 0) -> Tensor:
-    """uint8 [H, W, 3], of which `offset` rows or columns are left out in front → uint8, N along `axis`."""
+    """uint8 [H, W, 3], whose first `offset` rows or columns have been left out → uint8 with N outputs along `axis`."""
     shape = [1, 1, 1]
     shape[axis] = taps.index.shape[1]
     total: Tensor | int = 1 << (_BITS - 1)

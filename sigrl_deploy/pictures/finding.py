@@ -1,4 +1,4 @@
-"""Which pictures a run is about: files, folders, globs and a list on standard input."""
+"""Finding the pictures of a run: in files, folders, globs and a list on standard input."""
 
 from __future__ import annotations
 
@@ -11,81 +11,67 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from sigrl_deploy.errors import UsageError, printable
-from sigrl_deploy.pictures.reading import INSTALL_HEIF, is_image_path
+from sigrl_deploy.errors import UsageError
+from sigrl_deploy.extras import install_command
+from sigrl_deploy.pictures.reading import is_image_path
 
 STDIN = "-"
+_ARGUMENT = "pictures"
 
 _LINKS = "linked folder"
-_LONG_PATH = 300  # of which a message has only the beginning
+_LONG_PATH = 300  # characters of a path that a message shows
 _ALLOW = "check its permissions, or leave it out"
-_TOO_DEEP = "move it to a place that is less deep"
+_TOO_DEEP = "move it to a shorter path"
 _SEPARATORS = re.escape(os.sep + (os.altsep or ""))
 _ANY_DEPTH = re.compile(rf"(?:^|(?<=[{_SEPARATORS}]))\*\*(?:[{_SEPARATORS}]+|$)")
 
 _HEIC = (".heic", ".heif", ".hif")
-# Of files that hold a picture to people, but not to read_image: to pass them over without a word would lose pictures.
+# Files that people take for pictures and read_image does not open. They are counted, so that none is lost without a word.
 _OTHER_PICTURES = {
     *_HEIC,
     *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos", ".mrw", ".nef", ".nrw"),
     *(".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
-    *(
-        ".ai",
-        ".avif",
-        ".cur",
-        ".dds",
-        ".dib",
-        ".eps",
-        ".exr",
-        ".hdr",
-        ".heics",
-        ".heifs",
-        ".icns",
-        ".ico",
-        ".j2k",
-        ".jp2",
-        ".jpx",
-    ),
-    *(".jxl", ".jxr", ".pbm", ".pcx", ".pgm", ".pnm", ".ppm", ".psb", ".psd", ".qoi", ".svg", ".svgz", ".tga", ".wmf", ".xcf"),
+    *(".ai", ".avif", ".cur", ".dds", ".dib", ".eps", ".exr", ".hdr", ".heics", ".heifs", ".icns", ".ico", ".j2k", ".jp2"),
+    *(".jpx", ".jxl", ".jxr", ".pbm", ".pcx", ".pgm", ".pnm", ".ppm", ".psb", ".psd", ".qoi", ".svg", ".svgz", ".tga", ".wmf"),
+    ".xcf",
 }
 
 
 @dataclass(frozen=True)
 class Found:
-    """Pictures, each once, and how many files of folders were passed over because of their kind, by extension."""
+    """The paths of pictures, without repeats, and by extension the number of files in folders that were skipped."""
 
     paths: list[str]
     skipped: Counter[str]
 
     @property
     def skipped_line(self) -> str:
-        """What to say of the skipped files at the end of a run, in one line; empty where there are none."""
+        """One line about the skipped files, for the end of a run; "" where there are none."""
         number = self.skipped.total()
         return f"{number} {'was' if number == 1 else 'were'} skipped: {_kinds(self.skipped)}" if number else ""
 
 
-def find_pictures(arguments: Sequence[str], stdin: BinaryIO, null_separated: bool = False) -> Found:
-    """Paths in the order given, each once; folders recursively and sorted, picture files only.
+def find_pictures(pictures: Sequence[str], stdin: BinaryIO, null_separated: bool = False) -> Found:
+    """The paths that `pictures` name, in their order and without repeats. Folders are searched recursively and sorted.
 
-    `-` reads files and folders from `stdin`, one a line, or with a null byte after each as `find -print0` writes them. A file
-    that is not there stays in the list, as it becomes an error record like any other picture that cannot be read, but for this:
-    where arguments name files or folders and none of them is there, nothing was meant.
+    `-` reads files and folders from `stdin`, one per line, or with a null byte after each as `find -print0` writes them. A
+    missing file stays in the list and becomes an error record, like any other picture that cannot be read.
 
-    Raises UsageError then, and for a folder without pictures or that cannot be listed, a glob without matches, or nothing at
-    all.
+    Raises UsageError where none of the named files and folders exists, for a folder that has no pictures or cannot be listed,
+    for a glob without matches, and for an empty list.
     """
-    if arguments and all(_is_missing(argument) for argument in arguments):
-        others = f" and {len(arguments) - 1} more" if len(arguments) > 1 else ""
-        raise UsageError(f"{printable(arguments[0])}{others}: no such file or folder; check the path")
+    if pictures and all(_is_missing(argument) for argument in pictures):
+        others = f" and {len(pictures) - 1} more" if len(pictures) > 1 else ""
+        raise UsageError("no such file or folder; check the path", argument=_ARGUMENT, value=f"{pictures[0]}{others}")
     skipped: Counter[str] = Counter()
     paths: dict[str, None] = {}
-    for argument in arguments:
+    for argument in pictures:
         expanded = _read_list(stdin, null_separated, skipped) if argument == STDIN else _expand(argument, skipped)
         paths.update(dict.fromkeys(expanded))
-    if not paths and STDIN in arguments:
-        raise UsageError("-: the list on standard input is empty; expected a path on each line")
+    if not paths and STDIN in pictures:
+        raise UsageError("the list on standard input is empty; expected a path on each line", argument=_ARGUMENT, value=STDIN)
     if not paths:
-        raise UsageError("no pictures given; expected files, folders, globs, or - with a list on standard input")
+        raise UsageError("expected files, folders, globs, or - with a list on standard input", argument=_ARGUMENT)
     return Found(list(paths), skipped)
 
 
@@ -97,12 +83,12 @@ def _is_missing(argument: str) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return True
     except (OSError, ValueError):
-        return False  # there or not: whoever opens it says why it cannot
+        return False  # whoever opens it reports why that fails
     return False
 
 
 def _read_list(stdin: BinaryIO, null_separated: bool, skipped: Counter[str]) -> Iterator[str]:
-    """No globs here: a program that lists files means each name as it is, brackets and all."""
+    """The names are not globs: a program that lists files means each name literally, brackets and all."""
     lines = stdin.read().split(b"\0") if null_separated else [line.rstrip(b"\r\n") for line in stdin if line.strip()]
     for line in lines:
         path = os.fsdecode(line)  # as bytes, since a file name need not be text
@@ -117,7 +103,7 @@ def _expand(argument: str, skipped: Counter[str]) -> list[str]:
         return [argument]
     matches = sorted(_glob(argument))
     if not matches:
-        raise UsageError(f"{printable(argument)}: matches no file; check the pattern")
+        raise UsageError("matches no file; check the pattern", argument=_ARGUMENT, value=argument)
     return [path for match in matches for path in (_walk(match, skipped) if os.path.isdir(match) else [match])]
 
 
@@ -128,8 +114,9 @@ def _folder(folder: str, skipped: Counter[str]) -> list[str]:
     if not paths:
         only = f", only {_kinds(here)}" if here else ""
         raise UsageError(
-            f"{printable(folder)}: no picture in this folder or below it{only}; "
-            "expected .jpg, .png, .webp, .tif, .gif, .bmp or .avif files"
+            f"no picture in this folder or below it{only}; expected .jpg, .png, .webp, .tif, .gif, .bmp or .avif files",
+            argument=_ARGUMENT,
+            value=folder,
         )
     return paths
 
@@ -148,11 +135,10 @@ def _walk(folder: str, skipped: Counter[str]) -> list[str]:
 
 
 def _levels(folder: str) -> Iterator[tuple[str, list[str], int]]:
-    """Each folder at or below `folder`, with the names of its files, and how many links to folders it holds; as os.walk, which
-    recurses before Python 3.12.
+    """`folder` and each folder below it, with the names of its files and the number of its links to folders.
 
-    Links to folders are not followed: they may lead in circles. What is hidden is left out: thumbnails, and what macOS writes
-    beside a picture.
+    Like os.walk, which before Python 3.12 recurses and so fails on deep folders. Links to folders are not followed: they may
+    form circles. Hidden files and folders are left out, such as thumbnails and the files that macOS writes beside pictures.
     """
     waiting = [folder]
     while waiting:
@@ -169,15 +155,15 @@ def _levels(folder: str) -> Iterator[tuple[str, list[str], int]]:
                         links += 1
                     else:
                         waiting.append(os.path.join(parent, entry.name))
-        except OSError as error:  # to go on without it would lose pictures
+        except OSError as error:  # going on without this folder would lose pictures
             place = parent if len(parent) < _LONG_PATH else f"{parent[:_LONG_PATH]}..."
             remedy = _TOO_DEEP if error.errno == errno.ENAMETOOLONG else _ALLOW
-            raise UsageError(f"{printable(place)}: cannot be listed ({error.strerror}); {remedy}") from None
+            raise UsageError(f"cannot be listed ({error.strerror}); {remedy}", argument=_ARGUMENT, value=place) from None
         yield parent, files, links
 
 
 def _glob(pattern: str, root: str = "") -> list[str]:
-    """As glob.glob, recursive, which before Python 3.12 recurses and always follows links in circles."""
+    """Like glob.glob(recursive=True), which before Python 3.12 recurses, and which follows links in circles."""
     base, *rest = _ANY_DEPTH.split(pattern, maxsplit=1)
     if not rest:
         return [os.path.join(root, path) for path in glob.glob(pattern, root_dir=root or None)]
@@ -188,10 +174,10 @@ def _glob(pattern: str, root: str = "") -> list[str]:
 
 
 def _kinds(skipped: Counter[str]) -> str:
-    """10 .heic (how to read them), 2 .cr2"""
+    """Such as "10 .heic (pip install ... reads them), 2 .cr2"."""
     return ", ".join(
         f"{number} {extension}"
         + ("s" if extension == _LINKS and number > 1 else "")
-        + (f" ({INSTALL_HEIF} reads them)" if extension in _HEIC else "")
+        + (f" ({install_command('heif')} to read them)" if extension in _HEIC else "")
         for extension, number in sorted(skipped.items(), key=lambda kind: (-kind[1], kind[0]))
     )

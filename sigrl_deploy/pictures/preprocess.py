@@ -1,4 +1,4 @@
-"""From an upright RGB picture to the pixels a visual encoder was trained on.
+"""From an upright RGB picture to the input of a visual encoder, prepared as in training.
 
 A checkpoint does not say how its pictures were prepared, so the choice is made at export and written into the bundle's
 manifest. The fields of `Preprocess` there are all that another runtime needs to do the same.
@@ -26,9 +26,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 MAX_IMAGE_SIZE = 4096
 
-# A thread of 1 x 60000 pixels with its short side brought to 256 has 3.9 billion pixels, of which the crop keeps 65536.
-# Resizing only what the crop needs is not exact: Pillow rounds the corners of `box=` to single precision, and moving
-# the origin alters how its filter weights round. So the picture is resized whole, as in training, up to this bound
+# A picture of 1 x 60000 pixels whose short side is resized to 256 has 3.9 billion pixels, of which the crop keeps 65536.
+# Resizing only what the crop needs would not be exact: Pillow rounds the corners of `box=` to single precision, and moving
+# the origin alters how its filter weights round. So pictures are resized whole, as in training, up to this bound
 # (256 MiB in Pillow; with a short side of 256, an aspect ratio of 1024), and refused beyond it.
 MAX_RESIZED_PIXELS = 2**26
 
@@ -42,13 +42,13 @@ _Deviation = Annotated[float, Meta(ge=1e-3, le=1)]
 class Preprocess(Checked, frozen=True):
     """What a preprocessing contract means, in data. Calling it turns a picture into pixels.
 
-    contract: the recipe's name, for people; the other fields alone decide what is computed.
-    image_size: S, the side in pixels of what comes out.
+    contract: the recipe's name, for people; only the other fields decide what is computed.
+    image_size: S, the side of the output in pixels.
     resize_size: the side in pixels that the uint8 picture is resized to.
     resize_mode: "short-side" keeps the aspect ratio, "squash" does not.
     interpolation: Pillow's antialiased "bicubic" or "bilinear".
-    finish: "center-crop" of the uint8 picture (with "short-side"), or "tensor-bilinear", a resize of the normalised
-        floats without antialias and with half-pixel centres (with "squash").
+    finish: "center-crop" of the uint8 picture (with "short-side"), or "tensor-bilinear", a resize of the normalised floats
+        without antialiasing and with half-pixel centres (with "squash").
     mean, std: per channel, of values scaled to [0, 1].
 
     Raises ValueError where the fields contradict each other.
@@ -71,15 +71,17 @@ class Preprocess(Checked, frozen=True):
 
     @classmethod
     def for_contract(cls, contract: Contract | str, image_size: int) -> Preprocess:
-        """The named recipe for an encoder that takes image_size x image_size pixels.
+        """The named recipe, for an encoder that takes image_size x image_size pixels.
 
-        Raises UsageError for an unknown name or an image size outside 1 to MAX_IMAGE_SIZE.
+        Raises UsageError for an unknown name, or an image size outside 1 to MAX_IMAGE_SIZE.
         """
         names = [choice.value for choice in Contract]
         if contract not in names:
-            raise UsageError(f"unknown preprocessing {contract!r}: choose one of {', '.join(names)}")
+            raise UsageError(f"no such contract; choose one of {', '.join(names)}", argument="preprocess", value=contract)
         if type(image_size) is not int or not 1 <= image_size <= MAX_IMAGE_SIZE:
-            raise UsageError(f"image size {image_size!r}: expected a whole number of pixels, 1 to {MAX_IMAGE_SIZE}")
+            raise UsageError(
+                f"expected a whole number of pixels, 1 to {MAX_IMAGE_SIZE}", argument="image_size", value=image_size
+            )
         chosen = Contract(contract)
         if chosen is Contract.ZERO_SHOT:
             resize_size = math.floor(image_size / 0.875)
@@ -92,9 +94,9 @@ class Preprocess(Checked, frozen=True):
         return cls(chosen, image_size, resize_size, "short-side", "bicubic", "center-crop", mean, std)
 
     def __call__(self, image: Image.Image) -> FloatArray:
-        """Normalised float32 pixels [3, S, S], channels in RGB order, of an RGB picture of any size.
+        """An RGB picture of any size → normalised pixels [3, S, S] float32, channels in RGB order.
 
-        Raises ImageError for a picture of another mode, without a pixel, or too elongated to resize.
+        Raises ImageError for a picture of another mode, of size 0, or too elongated to resize.
         """
         if self.ends_in_uint8:
             return self._normalise(self._crop(image))
@@ -102,11 +104,11 @@ class Preprocess(Checked, frozen=True):
 
     @property
     def ends_in_uint8(self) -> bool:
-        """Whether the last step is normalisation, so that a quarter of the bytes may travel and be normalised elsewhere."""
+        """Whether normalisation is the last step, so that uint8, a quarter of the bytes, can be normalised elsewhere."""
         return self.finish == "center-crop"
 
     def uint8(self, image: Image.Image) -> NDArray[np.uint8]:
-        """As a call, but for the normalisation: uint8 pixels [3, S, S]. Only where `ends_in_uint8`. Raises as it does."""
+        """As `__call__`, without the normalisation: pixels [3, S, S] uint8. Only where `ends_in_uint8`."""
         return np.asarray(self._crop(image)).transpose(2, 0, 1).copy()
 
     def _crop(self, image: Image.Image) -> Image.Image:
@@ -116,11 +118,11 @@ class Preprocess(Checked, frozen=True):
 
     def _resize(self, image: Image.Image) -> Image.Image:
         if image.mode != "RGB" or 0 in image.size:
-            raise ImageError(f"picture of mode {image.mode}, size {image.size}: expected RGB pixels; use read_image")
+            raise ImageError(f"picture of mode {image.mode} and size {image.size}: expected RGB pixels; use read_image")
         return image.resize(self.resized_size(*image.size), _RESAMPLING[self.interpolation])
 
     def source_box(self, width: int, height: int, extent: int) -> tuple[float, float, float, float]:
-        """Where the upper left extent x extent of the S x S pixels come from, in a picture of width x height pixels.
+        """The part of a picture of width x height pixels that the upper left extent x extent of the S x S pixels come from.
 
         Left, top, right and bottom edge in pixels of that picture, whose pixel i covers [i, i + 1). Raises ImageError where the
         picture is too elongated to resize.
@@ -133,7 +135,7 @@ class Preprocess(Checked, frozen=True):
         return left * x, top * y, (left + side) * x, (top + side) * y
 
     def resized_size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height that a picture is resized to. Raises ImageError where it is too elongated."""
+        """The width and height that a picture is resized to. Raises ImageError where it is too elongated."""
         if self.resize_mode == "squash":
             return self.resize_size, self.resize_size
         short, long = sorted((width, height))
@@ -166,7 +168,7 @@ def _resize_bilinear(pixels: FloatArray, size: int) -> FloatArray:
 
 
 def bilinear_taps(source: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], FloatArray]:
-    """For each of `size` outputs without antialias: the pixels below and above it, and the weight of the one above."""
+    """For each of `size` outputs, without antialiasing: the pixels below and above it, and the weight of the one above."""
     # PyTorch computes these coordinates in single precision; in double they would differ by 3e-5 of a pixel.
     scale = np.float32(source) / np.float32(size)
     position = np.maximum(scale * (np.arange(size, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), np.float32(0))

@@ -1,8 +1,8 @@
-"""Reading a picture that nobody vouches for, into upright RGB.
+"""Reading an untrusted picture into upright RGB.
 
-Pillow's plug-ins raise almost anything on malformed input. Here all of it becomes an ImageError that names the picture,
-so that one bad file among many is a line in a report and not the end of a run. What a file may cost is bounded before it is
-decoded, by `sigrl_deploy.structure`.
+Pillow's plug-ins raise almost anything on malformed input. Here every failure becomes an ImageError that names the picture, so
+that one bad file among many is a line in a report and not the end of a run. `sigrl_deploy.pictures.structure` limits what a
+file may cost before it is decoded.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import ctypes
 import importlib.util
 import io
 import os
-import stat
 import threading
 import warnings
 from collections.abc import Iterator
@@ -25,6 +24,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError, _imaging
 from PIL.Image import Transpose
 
 from sigrl_deploy.errors import ImageError, printable
+from sigrl_deploy.extras import install_command
+from sigrl_deploy.files import open_regular
 from sigrl_deploy.pictures.structure import Refused, check_structure
 from sigrl_deploy.pictures.structure.boxes import is_heic
 from sigrl_deploy.pictures.structure.limits import (
@@ -36,8 +37,8 @@ from sigrl_deploy.pictures.structure.limits import (
     require_pixels,
 )
 
-# Still pictures only. Pillow opens forty formats, some through old parsers or other programs (EPS runs Ghostscript):
-# on pictures from strangers each is a way in, and none of them is what photographs come as.
+# Photographs come in these formats. Pillow opens forty, some through old parsers or other programs (EPS runs Ghostscript), and
+# each would be one more way in for a hostile file.
 _EXTENSIONS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -50,7 +51,6 @@ _EXTENSIONS = {
 }
 _DECODED_WHOLE = ("WEBP", "AVIF", "HEIF")
 _HEIF_PLUGIN = "pillow_heif"
-INSTALL_HEIF = "pip install '.[heif]' in a checkout"
 
 _UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -68,24 +68,25 @@ ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[
 
 
 def is_image_path(path: str | os.PathLike[str]) -> bool:
-    """Whether the extension of a file name, in either case, is that of a format `read_image` opens."""
+    """Whether a file name has the extension of a format that `read_image` opens, in upper or lower case."""
     return os.path.splitext(os.fsdecode(path))[1].lower() in [ext for name in _formats() for ext in _EXTENSIONS[name]]
 
 
 def read_image(source: ImageSource, name: str | None = None) -> Image.Image:
-    """The first frame of a picture, upright by its EXIF orientation, as a new image of mode RGB.
+    """The first frame of a picture, turned upright as its EXIF says, as a new image of mode RGB.
 
-    source: a path; the bytes of a picture file, or a binary file object with them, which is left open; a PIL image of
-        any mode but F; or an array [H, W], [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA), uint8 or uint16.
-    name: what messages call the picture; the path or the kind of source unless given.
+    Args:
+        source: a path; the bytes of a picture file, or a binary file object with them, which is left open; a PIL image of any
+            mode but F; or an array [H, W], [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA), uint8 or uint16.
+        name: what error messages call the picture; the path or the type of `source` by default.
 
-    Samples of 16 bits keep their upper 8, as Pillow does with 16-bit colour; 32-bit integers count as 16-bit ones.
+    16-bit samples keep their upper 8 bits, as in Pillow; 32-bit integers are taken as 16-bit samples.
 
-    Raises ImageError, one line, when there is no such file, it cannot be opened, it is none of the formats read here,
-    is damaged or truncated, holds samples of no known range, or would cost too much. A file has at most 1 GiB, 128 megapixels
-    and 65,535 pixels a side; WebP, AVIF and HEIC 64 MiB and 50 megapixels; PNG 320 MB and TIFF 800 MB of samples; and no more
-    scans, strips, chunks or metadata than `sigrl_deploy.structure` allows. So none takes more than about 5 seconds of a core
-    or 1 GiB of memory.
+    Raises ImageError where the file is missing, cannot be opened, has another format, is damaged or truncated, holds
+    floating-point samples, or would cost too much. The limits: 1 GiB, 128 megapixels and 65,535 pixels a side; for WebP, AVIF
+    and HEIC 64 MiB and 50 megapixels; for PNG 320 MB and for TIFF 800 MB of uncompressed samples; and the numbers of scans,
+    strips, chunks and metadata in `sigrl_deploy.pictures.structure`. Within them no file takes more than about 5 seconds of a
+    core or 1 GiB of memory.
     """
     label = printable(name if name is not None else name_of(source))
     if isinstance(source, (np.ndarray, Image.Image)):
@@ -95,22 +96,15 @@ def read_image(source: ImageSource, name: str | None = None) -> Image.Image:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _read_stream(io.BytesIO(source), label)
     if isinstance(source, (str, os.PathLike)):
-        with _open_regular_file(source, label) as stream:
-            return _read_stream(stream, label)
+        try:
+            with open_regular(source, MAX_FILE_BYTES) as stream:
+                return _read_stream(stream, label)
+        except (OSError, ValueError) as error:  # ValueError for a null byte in the path
+            reason = getattr(error, "strerror", None) or error
+            raise ImageError(f"{label}: cannot be opened ({reason}); check the path and its permissions") from error
     if not hasattr(source, "read"):
-        raise ImageError(f"{label}: is no picture; pass a path, bytes, a binary file, a PIL image or an array")
+        raise ImageError(f"{label}: is not a picture; pass a path, bytes, a binary file, a PIL image or an array")
     return _read_stream(source, label)
-
-
-def _open_regular_file(path: str | os.PathLike[str], label: str) -> BinaryIO:
-    try:
-        # Opening a named pipe that nobody writes to would wait for ever.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ImageError(f"{label}: is a folder or a device, expected a picture file")
-        return open(path, "rb")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ImageError(f"{label}: cannot be opened ({reason}); check path and permissions") from error
 
 
 def _read_stream(stream: BinaryIO, label: str) -> Image.Image:
@@ -145,25 +139,25 @@ def _open(stream: BinaryIO, label: str) -> Image.Image:
     try:
         from pillow_heif import HeifImageFile
     except ImportError:
-        raise ImageError(f"{label}: is HEIC, which needs the package pillow-heif; {INSTALL_HEIF}") from None
+        raise ImageError(f"{label}: is HEIC, and pillow-heif is not installed; {install_command('heif')}") from None
     stream.seek(0)
-    # Not registered with Pillow, which would change what the whole process opens.
+    # Registering the plug-in with Pillow would change what the whole process opens.
     return HeifImageFile(stream)
 
 
 def _upright_rgb(image: Image.Image, label: str, kept: bool) -> Image.Image:
-    """kept: the image, or the memory below it, is the caller's, and stays as it is."""
+    """kept: the image belongs to the caller and must not change."""
     require_pixels(*image.size, MAX_PIXELS_WHOLE if image.format in _DECODED_WHOLE else MAX_PIXELS)
     if image.mode == "F":
         raise ImageError(f"{label}: floating-point samples have no fixed range; scale them to 0..255 and save as 8-bit")
     image.load()
     turn = _UPRIGHT.get(_orientation(image))
     picture = image.copy() if kept else image
-    # Of no use in RGB, and EXIF left here would turn the picture again.
+    # EXIF left here would turn the picture again; nothing else in it is needed.
     picture.info.clear()
     rgb = _to_rgb(picture, label)
     if rgb is not picture:
-        Image.Image.close(picture)  # or there would be three of them once it is turned
+        Image.Image.close(picture)  # or three copies would be in memory while it is turned
     if turn is not None:
         return rgb.transpose(turn)
     return rgb.copy() if rgb is image else rgb
@@ -174,7 +168,7 @@ def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
-        return 1  # EXIF that cannot be parsed gives no orientation; the pixels are none the worse for it.
+        return 1  # a picture with unreadable EXIF is still a picture
 
 
 def _to_rgb(image: Image.Image, label: str) -> Image.Image:
@@ -183,12 +177,12 @@ def _to_rgb(image: Image.Image, label: str) -> Image.Image:
         Image.Image.close(image)
         image = grey
     image = image.convert("LA") if image.mode == "La" else image
-    # Transparency is dropped, not blended with a background: the training pipelines read pictures with this very call.
+    # Transparency is dropped, not blended with a background, because the training pipelines call convert("RGB") too.
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _eight_bit(image: Image.Image, label: str) -> Image.Image:
-    """Mode I or I;16 → L. In bands, since arrays of a whole picture would be several times its size."""
+    """Mode I or I;16 → L, in bands of rows: arrays of the whole picture would be several times its size."""
     grey = Image.new("L", image.size)
     rows = max(1, _BAND_SAMPLES // image.width)
     for top in range(0, image.height, rows):
@@ -223,7 +217,7 @@ def _errors_as_image_error(label: str) -> Iterator[None]:
     except Refused as error:
         raise ImageError(f"{label}: {error}") from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{label}: is damaged or no picture; expected one of {', '.join(_formats())}") from error
+        raise ImageError(f"{label}: is damaged or not a picture; expected one of {', '.join(_formats())}") from error
     except (MemoryError, Image.DecompressionBombError) as error:
         raise ImageError(f"{label}: is too large, expected {MAX_PIXELS:,} pixels at most; scale it down") from error
     except Exception as error:
@@ -232,9 +226,9 @@ def _errors_as_image_error(label: str) -> Iterator[None]:
 
 
 class _WithoutWarnings:
-    """No warnings of Pillow while any thread is inside: bounds are ours, and odd metadata is no news to who tags a folder.
+    """Silences Pillow's warnings: sizes are bounded here, and odd metadata does not concern whoever tags a folder.
 
-    The filters belong to the whole process, so the first thread in sets them and the last one out restores them.
+    Warning filters belong to the whole process, so the first thread to enter sets them and the last one to leave restores them.
     """
 
     def __init__(self) -> None:
@@ -261,10 +255,10 @@ _pillow_is_quiet = _WithoutWarnings()
 
 @cache
 def _silence_libtiff() -> None:
-    """libtiff prints what it finds wrong to standard error by itself; here the error record says it.
+    """Keep libtiff from printing errors to standard error: an ImageError reports them.
 
-    Its handlers are reached through Pillow's own module, which is linked with it. Where it is linked statically, as on Windows,
-    they cannot be reached, and it goes on printing.
+    Its handlers are reached through Pillow's own extension module. Where libtiff is linked statically, as on Windows, they
+    cannot be reached, and it goes on printing.
     """
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(_imaging.__file__)
@@ -281,7 +275,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def name_of(source: object) -> str:
-    """What messages call a picture: its path, or the kind of source it came from."""
+    """What error messages call a picture: its path, or the type of its source."""
     if isinstance(source, (str, os.PathLike)):
         return os.fsdecode(source)
     known = getattr(source, "filename", getattr(source, "name", None))

@@ -1,4 +1,4 @@
-"""Reading pictures in threads ahead of the model, in order and in bounded memory."""
+"""Pictures read by threads ahead of the model: in order, and in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from sigrl_deploy.machine import cpus
 
-MOST_DECODING = 8  # threads
+MOST_THREADS = 8
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -18,8 +18,13 @@ Result = TypeVar("Result")
 def read_ahead(
     read: Callable[[Item], Result], items: Iterable[Item], ahead: int, threads: int | None = None
 ) -> Iterator[tuple[Item, Result]]:
-    """Each item with what `read` makes of it, in order. Threads read, and at most `ahead` results are waiting."""
-    workers = min(MOST_DECODING, threads or cpus.threads())
+    """Each item with `read(item)`, in the order of `items`. An exception of `read` is raised when its item's turn comes.
+
+    Args:
+        ahead: results that may be waiting or in progress; at least one per thread.
+        threads: the CPU threads of this process by default, MOST_THREADS at most.
+    """
+    workers = min(MOST_THREADS, threads or cpus.threads())
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     remaining = iter(items)
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
@@ -35,7 +40,8 @@ def read_ahead(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def batches(items: Iterator[Item], batch_size: int) -> Iterator[list[Item]]:
-    """Lists of `batch_size` items, the last one of what is left."""
-    while batch := list(itertools.islice(items, batch_size)):
+def batches(items: Iterable[Item], batch_size: int) -> Iterator[list[Item]]:
+    """Lists of `batch_size` items; the last one may be shorter."""
+    remaining = iter(items)
+    while batch := list(itertools.islice(remaining, batch_size)):
         yield batch

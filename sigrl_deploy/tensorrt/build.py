@@ -33,7 +33,8 @@ from sigrl_deploy.bundle.engine_records import (
     version_tuple,
 )
 from sigrl_deploy.bundle.manifest import LOCK, VOCABULARY, Manifest, change_manifest
-from sigrl_deploy.config import Precision
+from sigrl_deploy.bundle.precisions import choose_precision
+from sigrl_deploy.config import Backend, Device, Precision
 from sigrl_deploy.errors import ExportError, UsageError
 from sigrl_deploy.files import read_arrays, sha256_file
 from sigrl_deploy.machine.gpu import Gpu, NoGpuError, gpu_at_hand
@@ -132,7 +133,7 @@ def engine_keys(bundle: Bundle, library: Library, options: BuildOptions) -> list
                 "has it, with `library=tensorrt` and without `compute_capabilities`"
             )
             raise UsageError(problem, argument="compute_capabilities", value=capability)
-    precision = _precision(bundle, options.precision)
+    precision = choose_precision(bundle, Backend.TENSORRT, Device.CUDA, options.precision)
     capabilities = options.compute_capabilities or ((gpu.compute_capability,) if gpu else ())
     variant = bundle.manifest.variants[precision]
     visual = EngineKey(
@@ -180,15 +181,6 @@ def _gpu(options: BuildOptions) -> Gpu | None:
             f"no GPU to build for: {error}; name the compute capability of the GPU that the engine is for, such as "
             "`compute_capabilities=8.9` (with TensorRT for RTX)"
         ) from None
-
-
-def _precision(bundle: Bundle, asked: Precision | None) -> Precision:
-    for precision in bundle.precisions(asked):
-        if not precision.is_int8:
-            return precision
-    others = [precision.value for precision in bundle.precisions(None) if not precision.is_int8]
-    advice = f"use {' or '.join(f'`precision={value}`' for value in others)}" if others else "export it with bf16 too"
-    raise UsageError(f"{bundle.path}: its int8 uses ops of ONNX Runtime, which TensorRT does not have; {advice}")
 
 
 def _ops(bundle: Bundle, library: Library, asked: Ops | None) -> Ops:

@@ -7,7 +7,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from sigrl_deploy.datasets.opening import check_spec, parse
+from sigrl_deploy.datasets.opening import check_data, parse
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.training.recipes import TrainOptions, choose_recipe
 
@@ -37,7 +37,7 @@ def check_run(options: TrainOptions) -> None:
             )
     if options.template is not None and options.template.count("{label}") != 1:
         raise UsageError(f"--template {options.template!r}: expected the text {{label}} in it, once")
-    check_spec(options.data, options.validation_share)
+    check_data(options.data, options.validation_share)
     check_folder(options.out, options.resume)
 
 

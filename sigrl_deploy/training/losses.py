@@ -1,4 +1,4 @@
-"""The losses of the published recipes (design, "Training"). Targets are POSITIVE, NEGATIVE or UNKNOWN."""
+"""The losses of the published recipes (docs/method.md, "Training"). Targets are POSITIVE, NEGATIVE or UNKNOWN."""
 
 from __future__ import annotations
 

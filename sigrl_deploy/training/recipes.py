@@ -1,4 +1,4 @@
-"""The training recipes as data: the published hyper-parameters (design, "Training") and what a run may change of them."""
+"""The training recipes as data: the published hyper-parameters (docs/method.md, "Training") and what a run may change."""
 
 from __future__ import annotations
 

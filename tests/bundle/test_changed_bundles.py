@@ -20,7 +20,7 @@ from sigrl_deploy import Recognizer
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.external_data import external_files
 from sigrl_deploy.errors import BundleError, ScoreError, SigRLError
-from sigrl_deploy.files import sha256_file
+from tests.support.changed_bundles import change_graph, mend_hashes, nan_for_dark_pictures
 
 LABELS = ["cat", "cup", "rocket"]
 COMMAND = [sys.executable, "-m", "sigrl_deploy"]
@@ -29,21 +29,6 @@ COMMAND = [sys.executable, "-m", "sigrl_deploy"]
 @pytest.fixture
 def copied(bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle, tmp_path / "copy"))
-
-
-def mend_hashes(folder: Path, *more: str) -> None:
-    """The manifest with the present hash of every listed file, and of `more`."""
-    path = folder / "manifest.json"
-    values = json.loads(path.read_text())
-    values["files"] = {name: sha256_file(folder / name) for name in (*values["files"], *more)}
-    path.write_text(json.dumps(values))
-
-
-def change_graph(folder: Path, name: str, change: Callable[[onnx.ModelProto], None]) -> None:
-    model = onnx.load(folder / name)
-    change(model)
-    onnx.save(model, folder / name)
-    mend_hashes(folder)
 
 
 def reverse_token_embedding(model: onnx.ModelProto) -> None:
@@ -247,25 +232,6 @@ def test_no_bundle_names_what_it_does_not_list(bundle: Path) -> None:
     """The graphs that export writes, which have initializers, functions and loops."""
     for path in bundle.glob("*.onnx"):
         assert external_files(path) == set()
-
-
-def nan_for_dark_pictures(model: onnx.ModelProto) -> None:
-    """The logarithm of the brightest pixel, which is above 0 only where a picture is brighter than the mean."""
-    graph = model.graph
-    (node,) = (node for node in graph.node if "global_feature" in node.output)
-    node.output[list(node.output).index("global_feature")] = "before"
-    graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), "nothing"))
-    graph.initializer.append(numpy_helper.from_array(np.array([1, 2, 3]), "inner_axes"))
-    graph.node.extend(
-        [
-            helper.make_node("ReduceMax", ["pixels", "inner_axes"], ["brightest"], keepdims=0),
-            helper.make_node("Log", ["brightest"], ["logarithm"]),
-            helper.make_node("Mul", ["logarithm", "nothing"], ["zero_or_nan"]),
-            helper.make_node("Unsqueeze", ["zero_or_nan", "last_axis"], ["column"]),
-            helper.make_node("Add", ["before", "column"], ["global_feature"]),
-        ]
-    )
-    graph.initializer.append(numpy_helper.from_array(np.array([1]), "last_axis"))
 
 
 @pytest.mark.parametrize("evidence", [False, True], ids=["", "heat maps"])

@@ -19,34 +19,7 @@ from sigrl_deploy.checkpoints.layouts import load_checkpoint
 from sigrl_deploy.checkpoints.pickles import MAX_TENSORS
 from sigrl_deploy.checkpoints.weights import read_weights
 from sigrl_deploy.errors import CheckpointError
-from tests.support.checkpoints import State, clip_of, loaded, mkt, openai, saved, scores, sigrl, text, token_ids
-
-
-class OpenAI(torch.nn.Module):
-    """An archive of OpenAI's shape: a module tree with fp16 weights, its input resolution at the root."""
-
-    def __init__(self, values: State) -> None:
-        super().__init__()
-        for name, value in values.items():
-            *parents, last = name.split(".")
-            module: torch.nn.Module = self
-            for parent in parents:
-                if not hasattr(module, parent):
-                    module.add_module(parent, torch.nn.Module())
-                module = getattr(module, parent)
-            module.register_parameter(last, torch.nn.Parameter(value.half(), requires_grad=False))
-        self.visual.input_resolution = 48
-        self.register_buffer("input_resolution", torch.tensor(48))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.logit_scale
-
-
-def archive(path: Path, module: torch.nn.Module) -> Path:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated, and OpenAI's files are nothing else
-        torch.jit.trace(module, torch.ones(1)).save(str(path))
-    return path
+from tests.support.checkpoints import OpenAI, archive, clip_of, loaded, mkt, openai, saved, scores, sigrl, text, token_ids
 
 
 def test_torchscript_archive_of_openai(tmp_path: Path) -> None:

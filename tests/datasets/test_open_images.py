@@ -68,7 +68,7 @@ def test_any_rows_in_any_order_give_what_a_dictionary_gives(rows: list[Row]) -> 
     with tempfile.TemporaryDirectory() as folder:
         root = _make(Path(folder), rows)
         if not expected:
-            assert "says nothing about any of the 4 labels" in refusal(DatasetError, lambda: OpenImages(root, "test"))
+            assert "has no row about any of the 4 labels" in refusal(DatasetError, lambda: OpenImages(root, "test"))
             return
         dataset = OpenImages(root, "test")
     assert dataset.labels == LABELS
@@ -140,12 +140,12 @@ BAD = {
     "class-descriptions.csv": [
         ("/m/a,Crane\n/m/b,Dog,Hound\n", "line 2: 3 cells, expected a MID and a display name"),
         ("/m/a,Crane\n/m/b,Dog\n", "classes-trainable.txt: '/m/c' is not in .*class-descriptions.csv"),
-        ("/m/b,\n/m/a,x\n/m/c,x\n/m/d,x\n/m/e,y\n/m/f,y\n", "classes-unseen.txt: 'x' is a label of"),
+        ("/m/b,\n/m/a,x\n/m/c,x\n/m/d,x\n/m/e,y\n/m/f,y\n", "classes-unseen.txt: 'x' is also a label of"),
         ("/m/b,\n/m/a,x\n/m/c,x\n/m/d,z\n/m/e,y\n/m/f,y\n", r"class-descriptions.csv: labels\[0\]: empty"),
     ],
     "classes-unseen.txt": [
         ("/m/f\n/m/x\n", "classes-unseen.txt: '/m/x' is not in"),
-        ("/m/f\n/m/b\n", "classes-unseen.txt: 'Dog' is a label of .*classes-trainable.txt as well"),
+        ("/m/f\n/m/b\n", "classes-unseen.txt: 'Dog' is also a label of .*classes-trainable.txt"),
     ],
 }  # fmt: skip
 
@@ -164,6 +164,6 @@ def test_one_name_on_both_sides_of_the_zero_shot_protocol_is_refused(tmp_path: P
     _make(tmp_path, ROWS)
     write(tmp_path / "classes-trainable.txt", "/m/a\n/m/b\n")
     write(tmp_path / "classes-unseen.txt", "/m/c\n")
-    assert "'Crane' is a label of" in refusal(DatasetError, lambda: OpenImages(tmp_path, "test"))
+    assert "'Crane' is also a label of" in refusal(DatasetError, lambda: OpenImages(tmp_path, "test"))
     write(tmp_path / "classes-unseen.txt", "/m/f\n/m/f\n")
     assert "line 2: '/m/f' repeats" in refusal(LabelError, lambda: OpenImages(tmp_path, "test"))

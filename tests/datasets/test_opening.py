@@ -10,7 +10,7 @@ import pytest
 
 from sigrl_deploy.datasets.opening import KINDS, folder_identity, has_splits, open_dataset
 from sigrl_deploy.errors import DatasetError, UsageError
-from tests.support.dataset_files import picture, refusal, targets, write
+from tests.support.dataset_files import picture, refusal, refused, targets, write
 
 
 @pytest.fixture
@@ -48,9 +48,9 @@ def test_a_path_with_a_colon_is_a_path(tmp_path: Path) -> None:
 SAYS = {
     "nus-wide": "NUS-WIDE is incomplete",
     "coco": "COCO 2014 is incomplete",
-    "voc": "no VOC 2012 here",
+    "voc": "no VOC 2012 found",
     "open-images": "Open Images is incomplete",
-    "folder": "labels.csv: is not there",
+    "folder": "labels.csv: no such file",
 }
 
 
@@ -63,17 +63,18 @@ def test_every_kind_looks_in_the_folder_given(tmp_path: Path, kind: str) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_missing_folder_is_said_to_be_missing(tmp_path: Path, kind: str) -> None:
-    message = refusal(DatasetError, lambda: open_dataset(f"{kind}:{tmp_path}/gone", "test"))
-    assert message == f"{tmp_path}/gone: is not there; expected the folder that the data set is in"
+    error = refused(UsageError, lambda: open_dataset(f"{kind}:{tmp_path}/gone", "test"))
+    assert (error.argument, error.value) == ("data", f"{kind}:{tmp_path}/gone")
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5, float("nan")])
 def test_a_share_is_between_nothing_and_everything(folder: Path, share: float) -> None:
-    assert "expected a share between 0 and 1" in refusal(UsageError, lambda: open_dataset(str(folder), "val", share))
+    error = refused(UsageError, lambda: open_dataset(str(folder), "val", share))
+    assert (error.argument, error.value) == ("validation_share", f"{share:g}")
 
 
-def test_a_data_set_with_splits_takes_no_share(folder: Path) -> None:
-    assert "scenes has splits already" in refusal(UsageError, lambda: open_dataset("scenes", "val", 0.1))
+def test_a_data_set_with_splits_takes_no_share() -> None:
+    assert refused(UsageError, lambda: open_dataset("scenes", "val", 0.1)).argument == "validation_share"
 
 
 def test_scenes_take_a_seed() -> None:
@@ -87,18 +88,21 @@ def test_an_unknown_data_set_is_answered_with_the_known_ones(
     spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    message = refusal(UsageError, lambda: open_dataset(spec, "test"))
-    assert message.startswith(f"data set {spec!r}: ")
-    assert all(known in message for known in (*KINDS, "scenes:SEED"))
+    error = refused(UsageError, lambda: open_dataset(spec, "test"))
+    assert (error.argument, error.value) == ("data", spec)
+    assert all(known in error.problem for known in (*KINDS, "scenes:SEED"))
 
 
 @pytest.mark.parametrize("spec", ["scenes:", "scenes:-1", "scenes:x", "scenes:1.5", "scenes:²"])
 def test_a_seed_is_a_whole_number(spec: str) -> None:
-    assert "expected scenes, or scenes: and a whole number" in refusal(UsageError, lambda: open_dataset(spec, "test"))
+    error = refused(UsageError, lambda: open_dataset(spec, "test"))
+    assert (error.argument, error.value) == ("data", spec)
 
 
 def test_an_unknown_split_is_answered_with_the_known_ones(folder: Path) -> None:
-    assert "choose one of train, val, test" in refusal(UsageError, lambda: open_dataset(str(folder), "validation"))
+    error = refused(UsageError, lambda: open_dataset(str(folder), "validation"))
+    assert (error.argument, error.value) == ("split", "validation")
+    assert "train, val, test" in error.problem
 
 
 def test_opening_a_folder_imports_neither_h5py_nor_torch(folder: Path) -> None:

@@ -29,7 +29,7 @@ from sigrl_deploy.evaluation.scoring import Model
 from sigrl_deploy.export.run import ExportOptions, export_bundle
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
-from tests.bundle.test_changed_bundles import change_graph, nan_for_dark_pictures
+from tests.support.changed_bundles import change_graph, nan_for_dark_pictures
 from tests.support.processes import interruptible
 
 COMMAND = [sys.executable, "-m", "sigrl_deploy", "evaluate"]
@@ -297,9 +297,9 @@ def test_a_score_that_is_not_finite_ends_the_run_and_names_picture_and_model(bun
         ({"out": Path("results.csv")}, "--out results.csv: the results are JSON"),
         ({"out": Path("missing/results.json")}, "--out missing/results.json: the folder missing is not there"),
         ({"data": "missing"}, "missing"),
-        ({"data": "folder:missing"}, "missing: is not there; expected the folder that the data set is in"),
-        ({"split": "val"}, "sets no pictures apart for validation"),
-        ({"validation_share": 0.5}, "leaves no pictures for test; add --split val"),
+        ({"data": "folder:missing"}, "data='folder:missing': no such folder"),
+        ({"split": "val"}, "has no validation pictures"),
+        ({"validation_share": 0.5}, "validation_share: leaves no pictures for the split test"),
     ],
 )
 def test_a_wrong_option_is_refused_before_any_picture_is_read(

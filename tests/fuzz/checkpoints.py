@@ -31,8 +31,7 @@ from sigrl_deploy.config import (
 from sigrl_deploy.errors import CheckpointError
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.pictures.preprocess import Preprocess
-from tests.checkpoints.test_weights import OpenAI, archive
-from tests.support.checkpoints import State, clip_of, prefixed, state
+from tests.support.checkpoints import OpenAI, State, archive, clip_of, prefixed, state
 
 from .mutate import damaged, number
 

@@ -17,6 +17,7 @@ from PIL import Image, PngImagePlugin
 from sigrl_deploy.errors import ImageError
 from sigrl_deploy.pictures.preprocess import Preprocess
 from sigrl_deploy.pictures.reading import read_image
+from tests.support.picture_files import png_chunk, rle_bmp, scene, tiff, tiff_tags
 
 from .mutate import MAX_BYTES, damaged, number
 
@@ -72,11 +73,6 @@ def _png(data: bytes, others: list[bytes], rng: Random) -> bytes:
         chunks.append(data[at + 4 : at + 8 + size])
         at += 12 + size
     return data[:8] + b"".join(png_chunk(part[:4], part[4:]) for part in _damaged_parts(chunks, others, rng))
-
-
-def png_chunk(kind: bytes, body: bytes) -> bytes:
-    """A chunk with its length and checksum."""
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def _jpeg(data: bytes, others: list[bytes], rng: Random) -> bytes:
@@ -295,41 +291,9 @@ def _heic() -> dict[str, bytes]:
     return files
 
 
-def scene(width: int, height: int) -> Image.Image:
-    """Colour gradients with some noise."""
-    y, x = np.mgrid[0:height, 0:width]
-    pixels = np.stack([x * 255 / width, y * 255 / height, 255 - x * 127 / width - y * 127 / height], axis=-1)
-    return Image.fromarray((pixels * 0.9 + np.random.default_rng(3).uniform(0, 25, pixels.shape)).astype(np.uint8))
-
-
 def sixteen_bit(width: int, height: int) -> Image.Image:
     """Mode I;16."""
     return Image.fromarray(np.linspace(0, 65535, width * height).astype(np.uint16).reshape(height, width))
-
-
-def tiff(tags: dict[int, tuple[str, list[int]]], data: bytes) -> bytes:
-    """A little-endian TIFF: data from byte 8 on, then the tags, of types as in `struct`: B, H, I, and Q for fractions."""
-    kinds = {"B": 1, "H": 3, "I": 4, "Q": 5}
-    data += bytes(len(data) % 2)
-    entries, beyond, end = b"", b"", 8 + len(data) + 2 + 12 * len(tags) + 4
-    for code, (kind, values) in sorted(tags.items()):
-        value = struct.pack(f"<{len(values)}{kind}", *values)
-        if len(value) > 4:
-            value, beyond = struct.pack("<I", end + len(beyond)), beyond + value + bytes(len(value) % 2)
-        entries += struct.pack("<HHI", code, kinds[kind], len(values)) + value.ljust(4, b"\0")
-    return b"II\x2a\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4) + beyond
-
-
-def tiff_tags(width: int, height: int, compression: int = 1, samples: int = 3) -> dict[int, tuple[str, list[int]]]:
-    """What every TIFF of 8-bit colour says of itself."""
-    return {
-        256: ("I", [width]),
-        257: ("I", [height]),
-        258: ("H", [8] * samples),
-        259: ("H", [compression]),
-        262: ("H", [2 if samples == 3 else 1]),
-        277: ("H", [samples]),
-    }
 
 
 def tiled_tiff(compression: int = 1) -> bytes:
@@ -338,15 +302,3 @@ def tiled_tiff(compression: int = 1) -> bytes:
     tile = zlib.compress(tile) if compression == 8 else tile
     places = {324: ("I", [8 + len(tile) * i for i in range(6)]), 325: ("I", [len(tile)] * 6)}
     return tiff({**tiff_tags(48, 32, compression), 322: ("H", [16]), 323: ("H", [16]), **places}, tile * 6)
-
-
-def rle_bmp(compression: int, width: int = 40, height: int = 30, codes: bytes | None = None) -> bytes:
-    """A run-length coded BMP of 8 bits (1) or 4 bits (2), by default of one run a row."""
-    colours = 256 if compression == 1 else 16
-    codes = codes if codes is not None else (bytes([width, 0x35]) + b"\0\0") * height + b"\0\1"
-    palette = b"".join(bytes([i, 255 - i, 7 * i % 256, 0]) for i in range(colours))
-    sizes = struct.pack(
-        "<IiiHHIIiiII", 40, width, height, 1, 8 if compression == 1 else 4, compression, len(codes), 0, 0, colours, 0
-    )
-    begin = 54 + len(palette)
-    return b"BM" + struct.pack("<IHHI", begin + len(codes), 0, 0, begin) + sizes + palette + codes

@@ -13,8 +13,8 @@ from sigrl_deploy.errors import UsageError
 from sigrl_deploy.files import read_bounded, replacing, write_arrays
 from sigrl_deploy.machine.cache_folder import cached_files, clear_cache, default_cache_dir
 from sigrl_deploy.recognizer import Recognizer
+from tests.support.label_encoder import TEXT, Encoder, assert_right, names
 from tests.support.paths import ROOT
-from tests.vocabulary.test_cache import TEXT, Encoder, assert_right, names
 
 LABELS = ["cat", "cup", "rocket"]
 
@@ -63,7 +63,9 @@ def test_a_pipe_in_a_files_place_does_not_hang(folder: Path, caplog: pytest.LogC
         path.unlink()
         os.mkfifo(path)
     script = (
-        "import sys; from pathlib import Path; from tests.machine.test_cache_folder import *\n"
+        "import sys; from pathlib import Path\n"
+        "from sigrl_deploy.machine.cache_folder import cached_files\n"
+        "from tests.support.label_encoder import Encoder, assert_right, names\n"
         "assert_right(Encoder().cache(Path(sys.argv[1])).vocabulary(names(8)), names(8))\n"
         "assert len(list(cached_files(Path(sys.argv[1])))) == 3"
     )

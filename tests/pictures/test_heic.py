@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from sigrl_deploy.errors import ImageError
+from sigrl_deploy.extras import install_command
 from sigrl_deploy.pictures.finding import find_pictures
 from sigrl_deploy.pictures.reading import is_image_path, read_image
-from tests.fuzz.pictures import scene
+from tests.support.picture_files import scene
 
 pillow_heif = pytest.importorskip("pillow_heif")
 
@@ -108,17 +109,18 @@ def test_a_damaged_heic_file_is_refused() -> None:
             read_image(harmed)
 
 
-def test_without_the_package_it_is_said_what_is_missing(tmp_path: Path) -> None:
+def test_the_error_without_the_package_says_how_to_install_it(tmp_path: Path) -> None:
     (tmp_path / "a.heic").write_bytes(heic(scene(61, 47)))
     (tmp_path / "b.jpg").write_bytes(heic(scene(61, 47)))
     code = (
-        WITHOUT + "import io\nfrom sigrl_deploy.errors import SigRLError\nfrom sigrl_deploy.images import read_image\n"
-        "from sigrl_deploy.inputs import find_pictures\nprint(find_pictures(['.'], io.BytesIO()))\n"
+        WITHOUT + "import io\nfrom sigrl_deploy.errors import SigRLError\n"
+        "from sigrl_deploy.pictures.reading import read_image\n"
+        "from sigrl_deploy.pictures.finding import find_pictures\nprint(find_pictures(['.'], io.BytesIO()))\n"
         "for path in ('a.heic', 'b.jpg'):\n    try: read_image(path)\n    except SigRLError as error: print(error)\n"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert run.stdout.splitlines() == [
         "Found(paths=['./b.jpg'], skipped=Counter({'.heic': 1}))",
-        "a.heic: is HEIC, which needs the package pillow-heif; pip install '.[heif]' in a checkout",
-        "b.jpg: is HEIC, which needs the package pillow-heif; pip install '.[heif]' in a checkout",
+        f"a.heic: is HEIC, and pillow-heif is not installed; {install_command('heif')}",
+        f"b.jpg: is HEIC, and pillow-heif is not installed; {install_command('heif')}",
     ], run

@@ -6,36 +6,32 @@ import io
 import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import features
 
 from sigrl_deploy.errors import ImageError
 from sigrl_deploy.pictures.reading import read_image
 from sigrl_deploy.pictures.structure import boxes
-from tests.fuzz.pictures import png_chunk, rle_bmp, scene, tiff, tiff_tags
-
-
-def encode(image: Image.Image, name: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, name, **options)
-    return buffer.getvalue()
-
-
-def flat(width: int, height: int) -> Image.Image:
-    return Image.new("RGB", (width, height), (10, 200, 30))
-
-
-def segment(code: int, body: bytes) -> bytes:
-    return bytes([0xFF, code]) + struct.pack(">H", len(body) + 2) + body
-
-
-def zeros(count: int) -> bytes:
-    return zlib.compress(bytes(count), 9)
+from tests.support.picture_files import (
+    GIF,
+    GIF_HEAD,
+    encode,
+    flat,
+    png_chunk,
+    resized_jpeg,
+    rle_bmp,
+    scans,
+    scene,
+    segment,
+    tiff,
+    tiff_tags,
+    with_segments,
+    zeros,
+)
 
 
 def png(
@@ -47,29 +43,9 @@ def png(
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-def scans(count: int, side: int = 2000, **options: Any) -> bytes:
-    """A progressive JPEG whose last scan comes so many times."""
-    data = encode(flat(side, side), "JPEG", progressive=True, **options)
-    last = data.rindex(b"\xff\xda")
-    return data[:last] + data[last:-2] * count + data[-2:]
-
-
-def resized_jpeg(side: int, **options: Any) -> bytes:
-    """A small JPEG whose header announces another size."""
-    data = bytearray(encode(flat(16, 16), "JPEG", **options))
-    size = data.index(struct.pack(">HH", 16, 16))
-    data[size : size + 4] = struct.pack(">HH", side, side)
-    return bytes(data)
-
-
 def resized_webp(width: int, height: int) -> bytes:
     data = encode(flat(16, 16), "WEBP")
     return data[:26] + struct.pack("<HH", width, height) + data[30:]
-
-
-def with_segments(*segments: bytes) -> bytes:
-    data = encode(scene(40, 30), "JPEG")
-    return data[:2] + b"".join(segments) + data[2:]
 
 
 def strips(count: int, offsets: list[int] | None = None, **more: tuple[str, list[int]]) -> bytes:
@@ -91,9 +67,6 @@ def four_tiles(tile: bytes) -> bytes:
 
 
 EXIF = segment(0xE1, b"Exif\0\0" + bytes(65_000))
-GIF = encode(scene(40, 30).convert("L"), "GIF")
-GIF_HEAD = 13 + (3 << (GIF[10] & 7) + 1)
-
 COSTLY = {
     "a scan 5000 times": (lambda: scans(5000), "its scans go over"),
     "a scan 5000 times, without end": (lambda: scans(5000)[:-2], "its scans go over"),
@@ -127,7 +100,7 @@ COSTLY = {
     "strips of nothing": (lambda: strips(60_000, [8] * 300_000), "300,000 values in tag 273"),
     "strips that overlap": (lambda: strips(60_000, [*range(8, 60_008)]), "strips that overlap"),
     "tags": (lambda: tiff({**tiff_tags(9, 9), **{code: ("H", [1]) for code in range(20_000, 25_000)}}, b""), "5,006 tags"),
-    "samples a pixel": (lambda: tiff({**tiff_tags(9, 9), 277: ("H", [60_000])}, bytes(243)), "60,000 samples a pixel"),
+    "samples a pixel": (lambda: tiff({**tiff_tags(9, 9), 277: ("H", [60_000])}, bytes(243)), "60,000 samples per pixel"),
     "a tile much larger than its picture": (lambda: tiles(60_000, 60_000, zeros(30_000), 8), "tiles of 60,000 x 60,000 pixels"),
     "one strip of 16-bit samples": (
         lambda: tiff({**tiff_tags(11_000, 11_000, 8), 258: ("H", [16] * 3), 273: ("I", [8]), 279: ("I", [9])}, bytes(9)),
@@ -195,7 +168,7 @@ def test_libtiff_prints_nothing(tmp_path: Path) -> None:
     (tmp_path / "damaged.tif").write_bytes(data)
     (tmp_path / "short.tif").write_bytes(encode(scene(131, 77), "TIFF", compression="jpeg")[:-300])
     code = (
-        "import sys\nfrom sigrl_deploy.errors import ImageError\nfrom sigrl_deploy.images import read_image\n"
+        "import sys\nfrom sigrl_deploy.errors import ImageError\nfrom sigrl_deploy.pictures.reading import read_image\n"
         "for path in sys.argv[1:]:\n    try: read_image(path)\n    except ImageError as error: print(error)"
     )
     paths = [tmp_path / "damaged.tif", tmp_path / "short.tif"]

@@ -15,8 +15,19 @@ from PIL import Image, features
 from sigrl_deploy.errors import ImageError
 from sigrl_deploy.pictures.reading import read_image
 from sigrl_deploy.pictures.structure import Refused, av1, check_structure, jpeg
-from tests.fuzz.pictures import scene, tiff, tiff_tags
-from tests.pictures.test_picture_bounds import GIF, GIF_HEAD, encode, resized_jpeg, scans, segment, with_segments, zeros
+from tests.support.picture_files import (
+    GIF,
+    GIF_HEAD,
+    encode,
+    resized_jpeg,
+    scans,
+    scene,
+    segment,
+    tiff,
+    tiff_tags,
+    with_segments,
+    zeros,
+)
 
 
 def strips(count: int, data: int = 1000, **more: tuple[str, list[int]]) -> bytes:

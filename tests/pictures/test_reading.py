@@ -22,6 +22,7 @@ from PIL import Image
 from sigrl_deploy.errors import ImageError
 from sigrl_deploy.pictures import reading as images
 from sigrl_deploy.pictures.reading import is_image_path, read_image
+from tests.support.picture_files import encode
 
 FORMATS = [name for name in ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF") if name in images._formats()]
 
@@ -38,12 +39,6 @@ def scene(mode: str = "RGB") -> Image.Image:
     y, x = np.mgrid[0:30, 0:40]
     pixels = np.stack([x * 6, y * 8, 255 - x * 3 - y * 4], axis=-1).astype(np.uint8)
     return Image.fromarray(pixels).convert(mode)
-
-
-def encode(image: Image.Image, name: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, name, **options)
-    return buffer.getvalue()
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -197,22 +192,27 @@ def test_files_that_are_no_picture_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     assert "empty.jpg: is empty" in refusal(tmp_path / "empty.jpg")
     for name in ("text.png", "drawing.eps"):
-        assert f"{name}: is damaged or no picture" in refusal(tmp_path / name)
-    assert "pipe.jpg: is a folder or a device" in refusal(tmp_path / "pipe.jpg")
-    assert "is a folder" in refusal(str(tmp_path))
+        assert f"{name}: is damaged or not a picture" in refusal(tmp_path / name)
+    assert "pipe.jpg: cannot be opened (is a folder, pipe or device" in refusal(tmp_path / "pipe.jpg")
+    assert refusal(str(tmp_path)).startswith(f"{tmp_path}: cannot be opened (")
     assert "missing.jpg: cannot be opened (No such file" in refusal(tmp_path / "missing.jpg")
     assert "cannot be opened" in refusal("a\0b.jpg")
     assert "pass a path" in refusal(3.5)
     assert refusal(b"", name="upload\n\x1b[31m 7").startswith(r"upload\n\x1b[31m 7: ")
 
 
-def test_a_file_without_permission_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def deny(path: Path, mode: str) -> None:
-        raise PermissionError(13, "Permission denied", path)
-
-    (tmp_path / "locked.png").touch()
-    monkeypatch.setattr(images, "open", deny, raising=False)
-    assert "locked.png: cannot be opened (Permission denied)" in refusal(tmp_path / "locked.png")
+@pytest.mark.skipif(not hasattr(os, "setuid"), reason="no POSIX permissions")
+def test_a_file_without_permission_is_refused(tmp_path: Path) -> None:
+    """In a process of its own that is not root's, since no permission stops root."""
+    (tmp_path / "locked.png").touch(mode=0)
+    tmp_path.chmod(0o755)
+    code = (
+        "import os\nfrom sigrl_deploy.errors import ImageError\nfrom sigrl_deploy.pictures.reading import read_image\n"
+        "if os.getuid() == 0: os.setuid(65534)\n"
+        "try: read_image('locked.png')\nexcept ImageError as error: print(error)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.stdout.startswith("locked.png: cannot be opened (Permission denied)"), run.stderr
 
 
 # Beyond our bound, beyond Pillow's warning, and beyond its error: all known from the header.
@@ -264,7 +264,7 @@ def test_threads_leave_the_warning_filters_alone() -> None:
 
 MEMORY = """
 import sys
-from sigrl_deploy.images import read_image
+from sigrl_deploy.pictures.reading import read_image
 def now(name):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
 read_image(sys.argv[1])

@@ -110,7 +110,7 @@ def test_a_vocabulary_belongs_to_its_bundle(recognizer: Recognizer, copied: Path
         recognizer.scores(photos, other.vocabulary(["cat", "cup"]))
     with pytest.raises(UsageError, match="is a list; make one with"):
         recognizer.scores(photos, ["cat", "cup"])  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="device 'gpu': expected auto, cpu or cuda"):
+    with pytest.raises(UsageError, match="expected one of auto, cpu, cuda"):
         Recognizer(copied, device="gpu")
 
 

@@ -1,5 +1,6 @@
 """Tiny checkpoints in every layout, for the tests that load them."""
 
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -87,3 +88,30 @@ def token_ids(vocabulary: int = 50) -> torch.Tensor:
 
 def prefixed(prefix: str, values: State) -> State:
     return {prefix + name: value for name, value in values.items()}
+
+
+class OpenAI(torch.nn.Module):
+    """An archive of OpenAI's shape: a module tree with fp16 weights, its input resolution at the root."""
+
+    def __init__(self, values: State) -> None:
+        super().__init__()
+        for name, value in values.items():
+            *parents, last = name.split(".")
+            module: torch.nn.Module = self
+            for parent in parents:
+                if not hasattr(module, parent):
+                    module.add_module(parent, torch.nn.Module())
+                module = getattr(module, parent)
+            module.register_parameter(last, torch.nn.Parameter(value.half(), requires_grad=False))
+        self.visual.input_resolution = 48
+        self.register_buffer("input_resolution", torch.tensor(48))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.logit_scale
+
+
+def archive(path: Path, module: torch.nn.Module) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, and OpenAI's files are nothing else
+        torch.jit.trace(module, torch.ones(1)).save(str(path))
+    return path

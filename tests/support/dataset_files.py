@@ -28,10 +28,14 @@ def targets(dataset: Dataset) -> dict[str, list[int]]:
     return {Path(dataset.name(i)).name: dataset.targets(i).tolist() for i in range(len(dataset))}
 
 
-def refusal(error: type[UsageError], call: Callable[[], object]) -> str:
-    """The message of the error that the call raises, one line."""
+def refused(error: type[UsageError], call: Callable[[], object]) -> UsageError:
+    """The error that the call raises, with a message of one line."""
     with pytest.raises(error) as raised:
         call()
-    message = str(raised.value)
-    assert "\n" not in message
-    return message
+    assert "\n" not in str(raised.value)
+    return raised.value
+
+
+def refusal(error: type[UsageError], call: Callable[[], object]) -> str:
+    """The message of the error that the call raises."""
+    return str(refused(error, call))

@@ -49,7 +49,7 @@ def test_broken_pictures_are_records_in_their_place_and_batches_change_no_score(
     broken = {
         truncated: "is damaged",
         empty: "is empty (0 bytes)",
-        text: "is damaged or no picture",
+        text: "is damaged or not a picture",
         bomb: "12000 x 12000 pixels",
         gone: "No such file",
     }

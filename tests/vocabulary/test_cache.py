@@ -1,6 +1,5 @@
 """The cache by what it saves: how often the encoder runs, and that nothing on disk can make a result wrong."""
 
-import hashlib
 import logging
 import os
 import subprocess
@@ -20,62 +19,10 @@ from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.errors import BundleError
 from sigrl_deploy.files import write_arrays
 from sigrl_deploy.recognizer import Recognizer
-from sigrl_deploy.vocabulary.cache import VocabularyCache, digest
+from sigrl_deploy.vocabulary.cache import digest
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
+from tests.support.label_encoder import DIM, GRAPH, TEXT, Encoder, assert_right, names
 from tests.support.paths import ROOT
-
-DIM = 8
-TEXT, GRAPH = digest("text tower", "template"), digest("graph")
-
-
-def row(label: str) -> FloatArray:
-    """Stands for a label's embedding: any fixed function of the label."""
-    seed = int.from_bytes(hashlib.sha256(label.encode()).digest()[:4], "little")
-    return np.random.RandomState(seed).standard_normal(DIM).astype(np.float32)
-
-
-def project(embedding: FloatArray) -> FloatArray:
-    """Stands for GMC: a row depends on all labels and moves with its own."""
-    return embedding + embedding.sum(0)
-
-
-class SmallBatches(VocabularyCache):
-    labels_per_batch = 4
-
-
-class Encoder:
-    """Keeps what it was asked for."""
-
-    def __init__(self, fail_after: int | None = None) -> None:
-        self.asked: list[str] = []
-        self.projected = 0
-        self.fail_after = fail_after
-
-    def encode(self, labels: Sequence[str]) -> FloatArray:
-        if self.fail_after is not None and len(self.asked) >= self.fail_after:
-            raise KeyboardInterrupt
-        self.asked += labels
-        return np.stack([row(label) for label in labels])
-
-    def project(self, embedding: FloatArray) -> FloatArray:
-        self.projected += 1
-        return project(embedding)
-
-    def cache(self, folder: Path | None, text_key: str = TEXT, graph_key: str = GRAPH) -> VocabularyCache:
-        return SmallBatches(folder, text_key, graph_key, self.encode, self.project if graph_key else lambda _: None, DIM)
-
-
-def names(count: int) -> tuple[str, ...]:
-    return tuple(f"label {i}" for i in range(count))
-
-
-def assert_right(vocabulary: Vocabulary, labels: Sequence[str]) -> None:
-    assert vocabulary.labels == tuple(labels)
-    assert np.array_equal(vocabulary.label_embedding, np.stack([row(label) for label in labels]))
-    ordered = sorted(labels)
-    graph = dict(zip(ordered, project(np.stack([row(label) for label in ordered])), strict=True))
-    assert vocabulary.graph_projection is not None
-    assert np.array_equal(vocabulary.graph_projection, np.stack([graph[label] for label in labels]))
 
 
 @pytest.fixture
@@ -370,7 +317,7 @@ def test_processes_share_a_folder(folder: Path) -> None:
         """
         import sys
         from pathlib import Path
-        from tests.vocabulary.test_cache import Encoder, assert_right, names
+        from tests.support.label_encoder import Encoder, assert_right, names
         sys.stdin.read()  # all begin at once
         for count in range(40, 60):
             assert_right(Encoder().cache(Path(sys.argv[1])).vocabulary(names(count)), names(count))

@@ -1,9 +1,9 @@
-"""What a picture file announces, bounded before a decoder sees it.
+"""Checks of a picture file's structure, before a decoder sees it.
 
 A small file can make a decoder work for minutes or take gigabytes: thousands of scans, millions of strips, text that inflates
-a thousandfold. Each check here walks the file's own structure, without decoding anything, and refuses what no photograph has.
-No check ends before it has seen all that a decoder may see: at every limit, and where its structure contradicts itself, a file
-is refused. One that merely ends too early passes: its decoder finds that out at no cost.
+a thousandfold. Each check here walks the file's structure, without decoding anything, and refuses what no photograph has. No
+check stops before it has seen everything that a decoder may see: a file that exceeds a limit or contradicts itself is refused.
+A file that merely ends too early passes, because its decoder notices that at no cost.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _CHECKS = {
 
 
 def check_structure(stream: BinaryIO) -> None:
-    """Raises Refused, one line that lacks the picture's name, for a file whose reading could cost more than it may.
+    """Raises Refused, whose message does not name the picture, for a file that could be too costly to read.
 
-    stream: a picture file that can be sought; it is left at its beginning.
+    stream: a seekable picture file; it is left at its beginning.
     """
     length = stream.seek(0, 2)
     require(length <= MAX_FILE_BYTES, f"{length:,} bytes, expected {MAX_FILE_BYTES:,} at most")

@@ -1,4 +1,4 @@
-"""AV1: the size that a coded picture has by its own header (AV1 specification, 5.3 and 5.5)."""
+"""AV1: the size of a coded picture according to its own header (AV1 specification, 5.3 and 5.5)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SEQUENCE_HEADER, _FRAME_HEADER, _FRAME = 1, 3, 6
 
 @dataclass
 class Work:
-    """What all coded pictures of a file ask of a reader."""
+    """How much all coded pictures of a file make a reader work."""
 
     units: int = 0
 
@@ -35,7 +35,7 @@ def pixels(work: Work, data: bytes, at: int = 0, end: int | None = None) -> int:
         require(number < MAX_UNITS, f"has more than {MAX_UNITS:,} units in a picture")
         work.add_unit()
         if kind == _SEQUENCE_HEADER:
-            with suppress(EOFError):  # no decoder takes a header that ends too early
+            with suppress(EOFError):  # no decoder accepts a header that ends too early
                 largest = max(largest, _largest_frame(data[begin : min(stop, begin + _MAX_HEADER_BYTES)]))
         frames += kind in (_FRAME_HEADER, _FRAME)
     return largest * max(1, frames)
@@ -79,7 +79,7 @@ def _skip_operating_points(bits: _Bits) -> None:
             zeros = 0
             while zeros < 32 and not bits.take(1):
                 zeros += 1
-            bits.take(zeros % 32)  # 32 zeros stand for the largest number, by themselves
+            bits.take(zeros % 32)  # 32 zeros stand for the largest number and have no bits after them
         if bits.take(1):  # decoder model
             delay_bits = bits.take(5) + 1
             bits.take(42)
@@ -95,7 +95,7 @@ def _skip_operating_points(bits: _Bits) -> None:
 
 
 class _Bits:
-    """Bits from the highest on. Raises EOFError at the end."""
+    """A bit reader, highest bit first. Raises EOFError at the end."""
 
     def __init__(self, data: bytes) -> None:
         self._value, self._left = int.from_bytes(data, "big"), 8 * len(data)

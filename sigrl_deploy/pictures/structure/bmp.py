@@ -1,4 +1,4 @@
-"""BMP: run-length coding, which Pillow decodes in Python, and a header of any length."""
+"""BMP: run-length coding, which Pillow decodes in Python, and the length of the header."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _RLE8, _RLE4 = 1, 2
 
 
 def check(stream: BinaryIO, length: int) -> None:
-    """Raises Refused; see `sigrl_deploy.structure`."""
+    """Raises Refused as `check_structure` says."""
     stream.seek(14)
     (size,) = struct.unpack("<I", read(stream, 4))
     require(size <= _LARGEST_HEADER, f"has a header of {size:,} bytes, expected {_LARGEST_HEADER} at most")

@@ -1,7 +1,7 @@
-"""AVIF and HEIC: boxes that name items, which are pictures by themselves or put together from others.
+"""AVIF and HEIC: boxes that name items, which are pictures themselves or are composed of others.
 
-What an item decodes to is not what it announces: AV1's own header may hold a larger picture than the box around it, and a grid
-may name one tile a thousand times. So the parts are added up.
+An item may decode to more than it declares: AV1's own header may give a larger size than the box around it, and a grid may name
+one tile a thousand times. So the parts are added up.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl")
 _T = TypeVar("_T")
 
 MAX_ITEMS = 4096
-MAX_BOXES = 65_536  # in all, within each other too
-MAX_ENTRIES = 65_536  # parts of items, parts of grids and properties of items, of each in all
+MAX_BOXES = 65_536  # in the whole file, nested ones included
+MAX_ENTRIES = 65_536  # of each kind in the whole file: parts of items, parts of grids, properties of items
 MAX_ITEM_PIXELS = 64_000_000  # of one coded picture: 50 megapixels and a codec's padding
-MAX_WORK_PIXELS = 150_000_000  # of a picture and all it is made of: tiles, the picture itself, a gain map
-MAX_EXIF_BYTES = 2**20  # Pillow writes it anew where an AVIF file says itself how its picture is turned
+MAX_WORK_PIXELS = 150_000_000  # of a picture and everything it is made of: tiles, the picture itself, a gain map
+MAX_EXIF_BYTES = 2**20  # Pillow rewrites it where an AVIF file has a rotation of its own
 MAX_METADATA_BYTES = 256 * 2**20  # each picture of a HEIC file gets its own copy
 
 
 def is_heic(stream: BinaryIO) -> bool:
-    """Whether a file says that it is HEIC: of the kinds that its first box names, the first that is HEIC or AVIF decides."""
+    """Whether a file declares itself HEIC: the first brand in its first box that is HEIC's or AVIF's decides."""
     stream.seek(0)
     head = stream.read(8)
     if head[4:8] != b"ftyp":
@@ -41,7 +41,7 @@ def is_heic(stream: BinaryIO) -> bool:
 
 
 def check(stream: BinaryIO, length: int) -> None:
-    """Raises Refused; see `sigrl_deploy.structure`."""
+    """Raises Refused as `check_structure` says."""
     require(length <= MAX_BYTES_WHOLE, f"{length:,} bytes, expected {MAX_BYTES_WHOLE:,} at most as AVIF or HEIC")
     stream.seek(0)
     file = _File(stream.read())
@@ -54,7 +54,7 @@ def check(stream: BinaryIO, length: int) -> None:
             elif kind in _CONTAINERS:
                 waiting.append((start, end))
             elif kind in (b"stco", b"co64") and int.from_bytes(file.data[start + 4 : start + 8], "big"):
-                # Of a track's chunks the first one is decoded.
+                # Decoders read a track's first chunk only.
                 samples.add(int.from_bytes(file.data[start + 8 : start + (12 if kind == b"stco" else 16)], "big"))
     for at in samples:
         _require_item(av1.pixels(file.units, file.data, at))
@@ -65,19 +65,19 @@ def _require_item(pixels: int) -> None:
 
 
 class _File:
-    """The bytes of a file, and how much of them was walked."""
+    """The bytes of a file, and counts of what has been found in them."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.units = data, av1.Work()
         self._counts: defaultdict[str, int] = defaultdict(int)
 
     def count(self, what: str, number: int, most: int) -> None:
-        """Raises Refused where there are too many in the whole file."""
+        """Raises Refused where the whole file has more than `most`."""
         self._counts[what] += number
         require(self._counts[what] <= most, f"has more than {most:,} {what}")
 
     def boxes(self, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-        """Kind, begin and end of the content of each box, up to one that no decoder can pass either."""
+        """The kind of each box, and where its content begins and ends, up to one that no decoder can pass either."""
         while start + 8 <= end:
             self.count("boxes", 1, MAX_BOXES)
             size, kind = struct.unpack_from(">I4s", self.data, start)
@@ -92,7 +92,7 @@ class _File:
 
 
 class _Items:
-    """The items of a meta box: what kind each is, where its bytes lie, and which others it is made of."""
+    """The items of a meta box: the kind of each, where its bytes are, and which others it is made of."""
 
     def __init__(self, file: _File, start: int, end: int) -> None:
         self._file, self._data = file, file.data
@@ -121,9 +121,9 @@ class _Items:
         require(pictures * metadata <= MAX_METADATA_BYTES, f"has {metadata:,} bytes of metadata for {pictures:,} pictures")
 
     def _all_pixels(self, item: int) -> int:
-        """Of an item and everything that it is made of, each as often as it is named."""
+        """The pixels of an item and of everything that it is made of, each counted as often as it is named."""
         if item not in self._work:
-            self._work[item] = 0  # an item that contains itself no decoder decodes
+            self._work[item] = 0  # no decoder decodes an item that contains itself
             self._work[item] = self._pixels.get(item, 0) + sum(self._all_pixels(part) for part in self._made_of[item])
         return self._work[item]
 
@@ -139,13 +139,13 @@ class _Items:
         return max(announced, av1.pixels(self._file.units, self._data, begin, begin + sum(length for _, length in extents)))
 
     def _count_bytes(self, extents: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Raises Refused where the parts of all items are much more than the file, so that they overlap."""
+        """Raises Refused where the parts of all items are together much larger than the file, so that they overlap."""
         size = sum(min(length, max(0, len(self._data) - at)) for at, length in extents)
         self._file.count("bytes in parts of its items", size, 2 * len(self._data))
         return extents
 
     def _box(self, kind: bytes) -> tuple[_Cursor, int]:
-        """What a full box holds behind its version, and that version with its flags."""
+        """A cursor behind the version of a full box, and that version with its flags."""
         begin, stop = self._boxes.get(kind, (0, 0))
         cursor = _Cursor(self._data, begin, stop)
         return cursor, cursor.number(4) if begin else 0
@@ -185,7 +185,7 @@ class _Items:
             yield item, extents
 
     def _read_sizes(self) -> dict[int, int]:
-        """The pixels that each item announces."""
+        """The number of pixels that each item declares."""
         begin, end = self._boxes.get(b"iprp", (0, 0))
         within = [*self._file.boxes(begin, end)]
         properties = [each for kind, at, stop in within if kind == b"ipco" for each in self._file.boxes(at, stop)]
@@ -231,7 +231,7 @@ def _unique(pairs: Iterator[tuple[int, _T]]) -> dict[int, _T]:
 
 
 class _Cursor:
-    """Numbers one after the other. Raises EOFError at the end."""
+    """A reader of consecutive numbers. Raises EOFError at the end."""
 
     def __init__(self, data: bytes, at: int, end: int) -> None:
         self._data, self.at, self.end = data, at, end

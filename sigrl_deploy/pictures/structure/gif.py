@@ -1,4 +1,4 @@
-"""GIF: what precedes the first picture, which Pillow reads block by block in Python."""
+"""GIF: the blocks before the first picture, which Pillow reads one by one in Python."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MAX_HEAD_BYTES = 2**20
 
 
 def check(stream: BinaryIO, length: int) -> None:
-    """Raises Refused; see `sigrl_deploy.structure`. The first picture's size is known once Pillow has opened the file."""
+    """Raises Refused as `check_structure` says. The size of the picture is checked once Pillow has opened the file."""
     stream.seek(0)
     head = stream.read(MAX_HEAD_BYTES)
     at = 13 + (3 << (head[10] & 7) + 1 if len(head) > 10 and head[10] & 0x80 else 0)
@@ -23,7 +23,7 @@ def check(stream: BinaryIO, length: int) -> None:
 
 
 def _end_of_extension(head: bytes, at: int) -> int:
-    """As Pillow finds it, which reads on where an extension other than a comment begins, or goes on, with an empty block."""
+    """The end as Pillow sees it: it reads past an empty block at the start of any extension but a comment."""
     comment, at = head[at : at + 1] == b"\xfe", at + 1
     size, at = _block(head, at)
     if comment and not size:
@@ -37,6 +37,6 @@ def _end_of_extension(head: bytes, at: int) -> int:
 
 
 def _block(head: bytes, at: int) -> tuple[int, int]:
-    """A block's size, 0 at the end of an extension or of the file, and where it ends."""
+    """The size of a block, which is 0 at the end of an extension or of the file, and where the block ends."""
     size = head[at] if at < len(head) else 0
     return size, at + 1 + size

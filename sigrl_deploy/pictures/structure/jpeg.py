@@ -1,4 +1,4 @@
-"""JPEG: segments before the picture, and scans, each of which goes over the whole picture again."""
+"""JPEG: the segments before the picture, and its scans, each of which passes over the whole picture again."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from sigrl_deploy.pictures.structure.limits import MAX_EXIF_BYTES, PIXEL_BYTES, 
 MAX_SEGMENTS = 20_000
 MAX_ALL_SEGMENTS = 300_000  # of all streams within a TIFF
 MAX_HEADER_BYTES = 32 * 2**20  # depth maps and second views travel in XMP segments of several megabytes
-MAX_JUNK_BYTES = 2**20  # Pillow passes over what lies between segments byte by byte
+MAX_JUNK_BYTES = 2**20  # Pillow skips what lies between segments byte by byte
 MAX_SCAN_BYTES = 128 * 2**20
-# Of all scans and their components. The usual ten scans of a progressive picture go over its pixels 8 to 14 times, those of an
+# Over all scans and components. The usual ten scans of a progressive picture pass over its pixels 8 to 14 times, those of an
 # optimised one some more; this is 23 times for 128 megapixels, 250 times for 12.
 MAX_SCAN_PIXELS = 3_000_000_000
 
@@ -28,7 +28,7 @@ _PARSED = {_APP13, _DQT, _DHP, *_FRAMES}  # by Pillow, in Python, like EXIF
 
 @dataclass
 class Work:
-    """What one JPEG stream, or all those within a TIFF, ask of a decoder: segments, bytes and component pixels of all scans."""
+    """The cost of one JPEG stream, or all in a TIFF: segments, and bytes and component pixels of all scans."""
 
     segments: int = 0
     scan_bytes: int = 0
@@ -58,12 +58,12 @@ class _Frame:
     components: list[tuple[int, int, int]] = field(default_factory=list)  # identifier, which may come twice, and sampling
 
     def pixels(self) -> list[int]:
-        """Of each component, which may be subsampled."""
+        """The pixels of each component, which may be subsampled."""
         most = max(h for _, h, _ in self.components) * max(v for _, _, v in self.components)
         return [self.width * self.height * horizontal * vertical // most for _, horizontal, vertical in self.components]
 
     def scan_pixels(self, scanned: bytes) -> int:
-        """Of the components that a scan names; the largest one where several have the same identifier."""
+        """The pixels of the components that a scan names; the largest component where several have the same identifier."""
         sizes: dict[int, int] = {}
         for (component, _, _), pixels in zip(self.components, self.pixels(), strict=True):
             sizes[component] = max(sizes.get(component, 0), pixels)
@@ -71,12 +71,12 @@ class _Frame:
 
 
 def check(stream: BinaryIO, length: int) -> None:
-    """Raises Refused; see `sigrl_deploy.structure`."""
+    """Raises Refused as `check_structure` says."""
     check_stream(stream, 0, length, Work())
 
 
 def check_stream(stream: BinaryIO, start: int, end: int, work: Work, times: int = 1) -> None:
-    """One JPEG stream in the bytes start to end of a file, decoded so many times; what it asks for is added to `work`."""
+    """Check the JPEG stream in the bytes `start` to `end` of a file, and add its cost, `times` over, to `work`."""
     frame, scans, junk, header, parsed, passed = _Frame(), 0, 0, 0, 0, start
     for count, (code, at, skipped) in enumerate(_markers(stream, start, end)):
         require(count < MAX_SEGMENTS, f"has more than {MAX_SEGMENTS:,} segments")
@@ -92,7 +92,7 @@ def check_stream(stream: BinaryIO, start: int, end: int, work: Work, times: int 
         size = int.from_bytes(stream.read(2), "big")
         if at + 2 > end:
             return
-        require(size >= 2, f"has a segment of {size} bytes, expected 2 at least")  # which some decoders pass over
+        require(size >= 2, f"has a segment of {size} bytes, expected 2 at least")  # which some decoders skip
         header += 0 if scans else size
         require(header <= MAX_HEADER_BYTES, f"has more than {MAX_HEADER_BYTES:,} bytes of segments before the picture")
         if code in _PARSED or (code == _APP1 and stream.read(6) == b"Exif\0\0"):
@@ -112,7 +112,7 @@ def check_stream(stream: BinaryIO, start: int, end: int, work: Work, times: int 
 def _check_scan(frame: _Frame, scanned: bytes, scans: int, work: Work, times: int) -> None:
     work.add_scan_pixels(times * frame.scan_pixels(scanned))
     if scans == 0 and (frame.progressive or len(scanned) < len(frame.components)):
-        # All coefficients, of 16 bits each, are kept until the last scan is read. No copy of the picture exists yet.
+        # All coefficients, 16 bits each, are kept until the last scan is read. No copy of the picture exists yet.
         require_memory(PIXEL_BYTES * frame.width * frame.height + 2 * sum(frame.pixels()))
 
 
@@ -124,7 +124,7 @@ def _frame(code: int, data: bytes) -> _Frame:
 
 
 def _markers(stream: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Each marker's code, where it ends, and how many bytes were passed over. Goes on where the stream then stands."""
+    """Each marker's code, where it ends, and how many bytes were skipped before it. Continues where the stream then stands."""
     stream.seek(start)
     while True:
         begin, block = stream.tell(), 256

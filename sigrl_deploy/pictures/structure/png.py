@@ -1,4 +1,4 @@
-"""PNG: chunks, of which Pillow reads those that are no picture data into memory and inflates some."""
+"""PNG: chunks. Pillow reads those other than picture data into memory, and inflates some of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PICTURE = {b"IDAT", b"fdAT", b"DDAT"}
 
 
 def check(stream: BinaryIO, length: int) -> None:
-    """Raises Refused; see `sigrl_deploy.structure`."""
+    """Raises Refused as `check_structure` says."""
     stream.seek(8)
     raw = inflated = other = data = 0
     for _ in range(MAX_CHUNKS):

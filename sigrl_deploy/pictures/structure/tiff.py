@@ -1,4 +1,4 @@
-"""TIFF: tags, of which Pillow keeps the bytes, and strips or tiles, of which it makes an object each."""
+"""TIFF: tags, whose bytes Pillow keeps, and strips or tiles, for each of which it makes an object."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from sigrl_deploy.pictures.structure.limits import MAX_PIXELS, PIXEL_BYTES, read
 PREFIXES = [b"II\x2a\0", b"MM\0\x2a", b"II\0\x2a", b"MM\x2a\0", b"II\x2b\0", b"MM\0\x2b"]
 
 MAX_TAGS = 4096
-MAX_NUMBERS = 200_000  # in one tag: offsets of the strips of 65,535 rows in three planes, a palette of 16 bits
+MAX_NUMBERS = 200_000  # in one tag, such as the strip offsets of 65,535 rows in three planes, or a 16-bit palette
 MAX_ALL_NUMBERS = 1_000_000  # in all tags of a directory
-MAX_RATIONALS = 50_000  # in all tags of a directory: each takes Python microseconds
+MAX_RATIONALS = 50_000  # in all tags of a directory; each takes Pillow microseconds
 MAX_RAW_BYTES = 800_000_000  # before compression: 128 megapixels of 16-bit colour
 MAX_LZMA_PIXELS = 16_000_000
 MAX_JPEG_PARTS = 20_000
 MAX_READS = 500_000
 MAX_COPIED_BYTES = 2**32
-MAX_SHARED_BYTES = 2**28  # of compressed strips or tiles that several places name, such as a blank one
+MAX_SHARED_BYTES = 2**28  # of compressed strips or tiles that are named more than once, such as a blank one
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _SAMPLES, _PLANES = 256, 257, 258, 259, 277, 284
 _ROWS, _TILE_WIDTH, _TILE_HEIGHT = 278, 322, 323
@@ -32,13 +32,13 @@ _STRIPS, _TILES = (273, 279), (324, 325)  # offsets and byte counts
 _EXIF, _GPS, _INTEROPERABILITY = 34665, 34853, 40965  # directories that Pillow loads with the picture
 _RAW, _LZMA = 1, 34925
 _JPEG = (6, 7)
-_MAX_SAMPLES = 6  # Pillow's, which logs an error beyond it
+_MAX_SAMPLES = 6  # Pillow's own limit
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _BYTES = (1, 2, 6, 7)
 _RATIONALS = (5, 10)
-_NUMBER_BYTES = 16  # a third of what Python takes for one
-_INTEGERS = {3: "u2", 4: "u4", 13: "u4", 16: "u8"}  # which Pillow and libtiff read alike
+_NUMBER_BYTES = 16  # a third of what one takes in Python
+_INTEGERS = {3: "u2", 4: "u4", 13: "u4", 16: "u8"}  # the types that Pillow and libtiff read in the same way
 
 
 @dataclass
@@ -46,11 +46,11 @@ class _Tag:
     kind: int
     count: int
     at: int
-    read: bool  # or it is one that Pillow passes over
+    read: bool  # False for one that Pillow skips
 
 
 class _Tags:
-    """The tags of one directory, or of what the file has of it, of which values are read when they are asked for."""
+    """The tags of one directory, as far as the file has it. Their values are read on demand."""
 
     def __init__(self, stream: BinaryIO, length: int, big: bool, order: str, at: int) -> None:
         self._stream, self._order, self.bytes = stream, order, 0
@@ -82,7 +82,7 @@ class _Tags:
         return code in self._found
 
     def values(self, code: int) -> list[int]:
-        """Raises Refused for a tag that Pillow might read in another way, or pass over."""
+        """Raises Refused for a tag that Pillow might read differently, or skip."""
         tags = self._found.get(code, [])
         require(len(tags) < 2, f"has tag {code} more than once")
         require(all(tag.read for tag in tags), f"has no whole numbers in tag {code}, or none within the file")
@@ -98,17 +98,17 @@ class _Tags:
 
 @dataclass
 class _Layout:
-    """How many strips or tiles there are, the bytes of one, of a row of one, and of one in memory, once decompressed."""
+    """The number of strips or tiles, and the bytes of one, of a row of one, and of one in memory, all uncompressed."""
 
     parts: int
     raw: int
     row: int
     memory: int
-    whole: bool  # one covers the picture exactly, where Pillow decodes the last one only
+    whole: bool  # one strip or tile covers the picture exactly; Pillow then decodes the last one only
 
 
 def check(stream: BinaryIO, length: int) -> None:
-    """Raises Refused; see `sigrl_deploy.structure`."""
+    """Raises Refused as `check_structure` says."""
     stream.seek(0)
     head = read(stream, 16)
     require(head[:4] != b"MM\0\x2b", "is BigTIFF with the highest byte first, which Pillow takes for another format")
@@ -132,7 +132,7 @@ def check(stream: BinaryIO, length: int) -> None:
     others += [
         _Tags(stream, length, big, order, at) for each in others for at in each.values(_INTEROPERABILITY)[:1] if at < length
     ]
-    # Pillow reads a directory's values three times, and joins their blocks; values that do not fit the file it leaves out.
+    # Pillow reads a directory's values three times and joins their blocks. It leaves out values beyond the end of the file.
     tag_bytes = 3 * sum(min(each.bytes, length) for each in [tags, *others])
     decoded = PIXEL_BYTES * width * height
     require_memory(tag_bytes + decoded + max(decoded, part))
@@ -142,7 +142,7 @@ def _layout(tags: _Tags, width: int, height: int) -> _Layout:
     tiled = any(code in tags for code in (*_TILES, _TILE_WIDTH, _TILE_HEIGHT))
     require(not tiled or not any(code in tags for code in _STRIPS), "has both strips and tiles")
     samples, bits = tags.first(_SAMPLES, 1), max(tags.values(_BITS), default=1)
-    require(samples <= _MAX_SAMPLES, f"has {samples:,} samples a pixel, expected {_MAX_SAMPLES} at most")
+    require(samples <= _MAX_SAMPLES, f"has {samples:,} samples per pixel, expected {_MAX_SAMPLES} at most")
     tile_width = tags.first(_TILE_WIDTH, 0) or width
     tile_height = tags.first(_TILE_HEIGHT, 0) or min(height, tags.first(_ROWS, height) or height)
     columns, rows = -(-width // tile_width), -(-height // tile_height)
@@ -163,7 +163,9 @@ def _places(tags: _Tags, offsets: int, counts: int) -> list[tuple[int, int]]:
 
 
 def _check_raw(offsets: list[int], layout: _Layout, length: int) -> int:
-    """How much Pillow reads at once: it reads each part in steps as long as the way to the next, and copies unfinished rows."""
+    """How many bytes Pillow reads at once. It reads each part in steps as long as the distance to the next one, and copies
+    unfinished rows.
+    """
     offsets = offsets[-1:] if layout.whole else offsets
     require(len(offsets) <= layout.parts, f"has {len(offsets):,} strips or tiles, expected {layout.parts:,}")
     distinct = sorted({offset for offset in offsets if offset < length})
@@ -180,7 +182,7 @@ def _check_shared(places: list[tuple[int, int]], length: int) -> None:
 
 def _check_jpeg(stream: BinaryIO, length: int, parts: list[tuple[int, int]]) -> None:
     require(len(parts) <= MAX_JPEG_PARTS, f"has {len(parts):,} parts of JPEG, expected {MAX_JPEG_PARTS:,} at most")
-    times = Counter(parts)  # to walk once what is named often
+    times = Counter(parts)  # each part is walked once, however often it is named
     total = sum(min(size, max(0, length - offset)) for offset, size in times)
     require(total <= 2 * length or len(times) == 1, "has parts of JPEG that overlap")
     work = jpeg.Work()

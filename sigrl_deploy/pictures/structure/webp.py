@@ -8,5 +8,5 @@ from sigrl_deploy.pictures.structure.limits import MAX_BYTES_WHOLE, require
 
 
 def check(stream: BinaryIO, length: int) -> None:
-    """Raises Refused; see `sigrl_deploy.structure`. Its size in pixels is known once Pillow has opened the file."""
+    """Raises Refused as `check_structure` says. The size of the picture is checked once Pillow has opened the file."""
     require(length <= MAX_BYTES_WHOLE, f"{length:,} bytes, expected {MAX_BYTES_WHOLE:,} at most as WebP")
