@@ -57,7 +57,7 @@ class Range(Checked, frozen=True):
 
     @classmethod
     def of(cls, argument: str, values: Sequence[int]) -> Range:
-        """From three numbers. Raises UsageError for `argument` where they are no range."""
+        """From three numbers. Raises UsageError, which names `argument`, where they are not a range."""
         try:
             return cls.from_plain(dict(zip(("least", "best", "most"), values, strict=True)))
         except ValueError:

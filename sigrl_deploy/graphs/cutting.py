@@ -10,8 +10,8 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from sigrl_deploy.arrays import FloatArray
+from sigrl_deploy.graphs.functions import DOMAIN
 
-DOMAIN = "sigrl"
 PATCHES = "patches"  # the tower's name for X [B, P, D], in the file's dtype
 GLOBAL = "global_feature"
 WEIGHTS = ("decouple", "fuse", "reconstruct")  # W1ᵀ, Waᵀ and W2ᵀ [D, D], SVFR's inputs after X, T and G Wbᵀ

@@ -349,16 +349,16 @@ def run_builder(task: Task, folder: Path) -> float:
                 child.terminate()
                 raise
         errors.seek(0)
-        said = [line for line in errors.read().splitlines() if line.strip()]
+        printed = [line for line in errors.read().splitlines() if line.strip()]
     if child.returncode == 0 and "seconds" in last:
         return round(time.perf_counter() - start, 1)
-    reason = last.get("error")
+    reason = last.get("error") or (printed[-1] if printed else "the builder gave no reason")
     if child.returncode < 0:
         name_of_signal = signal.Signals(-child.returncode).name
         reason = f"the builder was ended by {name_of_signal}"
         if name_of_signal == "SIGKILL":
             reason += ", most likely because memory ran out: build with smaller `batch` and `labels`"
-    raise ExportError(f"{name}: {reason or (said[-1] if said else 'the builder gave no reason')}; no such engine was written")
+    raise ExportError(f"{name}: {reason}; no such engine was written")
 
 
 def _message(line: str) -> dict[str, Any]:

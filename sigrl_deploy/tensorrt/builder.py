@@ -29,8 +29,8 @@ def build(task: dict[str, Any]) -> None:
     Raises BuildError where TensorRT fails, OSError where a file cannot be written, UsageError where the library does not load.
     """
     library = open_library(task["library"])
-    said: list[str] = []
-    logger = library.logger(lambda severity, text: said.append(text) if severity in ("ERROR", "INTERNAL_ERROR") else None)
+    errors: list[str] = []
+    logger = library.logger(lambda severity, text: errors.append(text) if severity in ("ERROR", "INTERNAL_ERROR") else None)
     trt = library.trt
     if task["plugin"] is not None:
         _register_plugin(trt, task["plugin"])
@@ -44,7 +44,7 @@ def build(task: dict[str, Any]) -> None:
     cache = _timing_cache(config, task["timing_cache"])
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
-        raise BuildError(said[0] if said else "the builder gave no reason")
+        raise BuildError(errors[0] if errors else "the builder gave no reason")
     with replacing(Path(task["out"])) as temporary:
         temporary.write_bytes(serialized)
     if cache is not None:

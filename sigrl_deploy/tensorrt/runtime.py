@@ -33,14 +33,14 @@ class LoadedEngine:
 
     def __init__(self, library: Library, path: Path, folder: Path | None, host_code: bool = False) -> None:
         self.trt = library.trt
-        self.said: deque[str] = deque(maxlen=8)  # the library's last errors
-        errors = ("ERROR", "INTERNAL_ERROR")
-        self._logger = library.logger(lambda severity, text: self.said.append(text) if severity in errors else None)
+        self.errors: deque[str] = deque(maxlen=8)  # the library's last error messages
+        kinds = ("ERROR", "INTERNAL_ERROR")
+        self._logger = library.logger(lambda severity, text: self.errors.append(text) if severity in kinds else None)
         self._runtime = self.trt.Runtime(self._logger)
         self._runtime.engine_host_code_allowed = host_code
         self.engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self.engine is None:
-            reason = self.said[0] if self.said else "it gave no reason"
+            reason = self.errors[0] if self.errors else "it gave no reason"
             raise BundleError(f"{path}: {library.full_name} cannot load it ({reason}); build it again with `force`")
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
         is_input = {name: self.engine.get_tensor_mode(name) == self.trt.TensorIOMode.INPUT for name in names}
@@ -105,7 +105,7 @@ class Context:
         return outputs
 
     def _reason(self) -> str:
-        return self._loaded.said[-1] if self._loaded.said else "it gave no reason"
+        return self._loaded.errors[-1] if self._loaded.errors else "it gave no reason"
 
     def _set_shapes(self, shapes: dict[str, tuple[int, ...]]) -> None:
         for name, shape in shapes.items():

@@ -1,4 +1,4 @@
-"""The package stays easy to find one's way in: short files, functions with few parameters, packages rather than loose modules."""
+"""The package stays easy to read: short files, functions with few parameters, packages rather than loose modules."""
 
 from __future__ import annotations
 
