@@ -56,6 +56,9 @@ class Precision(str, Enum):
 
     The last three are for ONNX Runtime on CPUs. The products of SVFR are in 8 bits, those of the tower in fp32 (int8), each as
     three products in 8 bits, which together keep 14 (int8x3), or in 8 bits too (int8-all); everything else is in fp32.
+
+    >>> Precision("fp16").tolerance  # the largest score error that export allows by default
+    0.005
     """
 
     FP32 = "fp32"

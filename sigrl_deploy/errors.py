@@ -28,6 +28,12 @@ Member = TypeVar("Member", bound=Enum)
 class SigRLError(Exception):
     """Base of every error raised on purpose.
 
+    >>> try:
+    ...     Recognizer("bundle", precision="half")
+    ... except SigRLError as error:
+    ...     print(error.argument, error.value)
+    precision half
+
     Args:
         problem: the line, without the argument.
         argument: name of the parameter or option field at fault, "" where it is none.
@@ -71,11 +77,18 @@ class LabelError(UsageError):
 
 
 class ImageError(SigRLError):
-    """One picture cannot be read. In a run over many pictures it becomes an error record, and the others go on."""
+    """One picture cannot be read. In a run over many pictures it becomes an error record, and the others go on.
+
+    >>> try:
+    ...     recognizer.recognize(["missing.jpg"], ["cat", "cup of coffee"])
+    ... except ImageError as error:
+    ...     print(error)
+    missing.jpg: ...
+    """
 
 
 class ScoreError(SigRLError):
-    """A picture's scores are not finite; `picture` is its place in the batch.
+    """A picture's scores are not finite; `picture` is its place among the pictures that were given.
 
     In a run over many pictures it becomes an error record, and the others go on.
     """

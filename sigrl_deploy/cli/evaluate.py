@@ -20,7 +20,6 @@ from sigrl_deploy.cli.options import (
     unfused_option,
 )
 from sigrl_deploy.config import Arch, Precision
-from sigrl_deploy.extras import require
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +74,6 @@ def evaluate(**options: Any) -> None:
     whose pictures are evaluated where labels.csv has no column split (train, val or test) directly behind path.
     """
     options["checkpoint"] = checkpoint_options(options)
-    require("sklearn", extra="evaluate")
     from sigrl_deploy.evaluation.report import as_json, table
     from sigrl_deploy.evaluation.run import EvaluateOptions, run_evaluate
     from sigrl_deploy.tagging.output import open_output

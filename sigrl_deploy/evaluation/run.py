@@ -16,7 +16,7 @@ from sigrl_deploy.config import Precision
 from sigrl_deploy.datasets.dataset import Dataset
 from sigrl_deploy.datasets.opening import folder_identity, has_splits, open_dataset
 from sigrl_deploy.errors import LabelError, UsageError, printable
-from sigrl_deploy.evaluation.metrics import Difference, Metrics, compare, evaluate_scores
+from sigrl_deploy.evaluation.metrics import Difference, Metrics, difference, evaluate_scores, require_scikit_learn
 from sigrl_deploy.evaluation.scoring import Model, score_pictures
 from sigrl_deploy.extras import require
 from sigrl_deploy.vocabulary.label_files import read_labels
@@ -78,6 +78,7 @@ class Evaluation:
 
 def run_evaluate(options: EvaluateOptions) -> Evaluation:
     """Open the data set and the models, and evaluate. Raises a SigRLError before any picture is read for a wrong option."""
+    require_scikit_learn()
     _check_options(options)
     dataset = open_dataset(options.data, options.split, options.validation_share)
     label_sets = choose_label_sets(dataset, options.label_sets, options.labels)
@@ -236,7 +237,7 @@ def evaluate(
             raise UsageError(f"no picture to evaluate: the data set has {len(dataset)}, and {len(unreadable)} cannot be read")
         metrics = [evaluate_scores(scores, scored.targets) for scores in scored.scores]
         differences = [
-            compare(scores, scored.scores[0], its.map, metrics[0].map)
+            difference(scores, scored.scores[0], its.map, metrics[0].map)
             for scores, its in zip(scored.scores[1:], metrics[1:], strict=True)
         ]
         rows = zip(models, metrics, [None, *differences], strict=True)

@@ -21,11 +21,12 @@ from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.manifest import VOCABULARY, Manifest, change_manifest
 from sigrl_deploy.checkpoints.options import CheckpointOptions
-from sigrl_deploy.comparison import agreement
+from sigrl_deploy.comparison import agreement, flips, lowest_cosine, overlap, score_errors
 from sigrl_deploy.config import Backend, Precision
 from sigrl_deploy.datasets.dataset import UNKNOWN, Dataset
 from sigrl_deploy.datasets.labelled_folder import LABELS_CSV, read_folder
 from sigrl_deploy.errors import ExportError, LabelError, SigRLError, UsageError, printable
+from sigrl_deploy.evaluation.metrics import evaluate_scores, require_scikit_learn
 from sigrl_deploy.evaluation.scoring import Model, score_pictures
 from sigrl_deploy.extras import require
 from sigrl_deploy.pictures.finding import find_pictures
@@ -60,10 +61,11 @@ class VerifyOptions:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a model's scores [N, C] differ from the reference's. Agreements and `map` are shares, from 0 to 1.
+    """How a model's scores [N, C] differ from the reference's; shares are from 0 to 1.
 
-    `cosine` is the lowest of any picture's scores, `flips` the share of picture and label pairs on another side of the
-    threshold, `map` the mean average precision where labels are known.
+    `cosine` is the lowest of any picture's scores, `top1_agreement` the share of pictures with the same best label,
+    `top5_overlap` the share of the five best labels that are the same, `flips` the share of scores on the other side of the
+    threshold, and `map` the mean average precision where the pictures' labels are known.
     """
 
     description: str
@@ -73,7 +75,7 @@ class Comparison:
     mean_error: float
     cosine: float
     top1_agreement: float
-    top5_agreement: float
+    top5_overlap: float
     flips: float
     map: float | None
 
@@ -263,26 +265,19 @@ def compare(
     exact: FloatArray, scores: FloatArray, model: Model, tolerance: float | None, threshold: float, its_map: float | None
 ) -> Comparison:
     """exact, scores [N, C] fp32 of the same pictures and labels → how they differ."""
-    error = np.abs(exact.astype(np.float64) - scores)
+    errors = score_errors(exact, scores)
     return Comparison(
         description=model.description,
         precision=model.precision.value,
         tolerance=model.precision.tolerance if tolerance is None else tolerance,
-        largest_error=float(error.max()),
-        mean_error=float(error.mean()),
-        cosine=float(_cosines(exact, scores).min()),
+        largest_error=errors.largest,
+        mean_error=errors.mean,
+        cosine=lowest_cosine(exact, scores),
         top1_agreement=agreement(exact, scores, 1),
-        top5_agreement=agreement(exact, scores, 5),
-        flips=float(((exact >= threshold) != (scores >= threshold)).mean()),
+        top5_overlap=overlap(exact, scores, 5),
+        flips=flips(exact, scores, threshold),
         map=its_map,
     )
-
-
-def _cosines(exact: FloatArray, scores: FloatArray) -> NDArray[np.float64]:
-    a, b = exact.astype(np.float64), scores.astype(np.float64)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    cosines: NDArray[np.float64] = (a * b).sum(1) / np.where(lengths > 0, lengths, 1)
-    return cosines
 
 
 def _threshold(exact: FloatArray) -> float:
@@ -294,9 +289,9 @@ def _threshold(exact: FloatArray) -> float:
 
 def _map(scores: FloatArray, targets: NDArray[np.int8]) -> float | None:
     try:
-        from sigrl_deploy.evaluation.metrics import evaluate_scores
-    except ModuleNotFoundError as error:
-        log.warning("mAP is left out: %s is not installed; pip install '.[evaluate]' in a checkout", error.name)
+        require_scikit_learn()
+    except UsageError as error:
+        log.warning("mAP is left out: %s", error)
         return None
     return evaluate_scores(scores, targets).map_present
 
@@ -324,7 +319,7 @@ def table(found: Verification) -> str:
     rows = [head, [found.reference, "reference", *[""] * 6, _share(found.reference_map)]]
     for one in found.comparisons:
         numbers = [f"{one.largest_error:.1e}", f"{one.tolerance:g}{'' if one.within else ' EXCEEDED'}", f"{one.mean_error:.1e}"]
-        numbers += [f"{one.cosine:.6f}", _share(one.top1_agreement), _share(one.top5_agreement), _share(one.flips)]
+        numbers += [f"{one.cosine:.6f}", _share(one.top1_agreement), _share(one.top5_overlap), _share(one.flips)]
         rows.append([one.description, *numbers, _share(one.map)])
     if found.reference_map is None:
         rows = [row[:-1] for row in rows]

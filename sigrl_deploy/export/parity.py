@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import torch
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.checkpoints.eager import cut_padding
-from sigrl_deploy.comparison import agreement
+from sigrl_deploy.comparison import agreement, overlap, score_errors
 from sigrl_deploy.config import Backend, Device, Precision, runs
 from sigrl_deploy.export.graph_modules import TextGraph, VisualGraph
 from sigrl_deploy.model.sigrl import SigRL, encode_text, match
@@ -36,14 +34,17 @@ Scorer = Callable[[FloatArray, Sequence[str]], FloatArray]  # pixels [B, 3, H, W
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: the largest and the mean score error, and the share (0 to 1) of the eager model's best labels found."""
+    """One comparison with the eager model: score errors, and how many of its best labels are the graphs' too.
+
+    `top1_agreement` is a share of pictures, `top5_overlap` a share of the five best labels (of all, where there are fewer).
+    """
 
     batch: int
     labels: int
     largest_error: float
     mean_error: float
     top1_agreement: float
-    top5_agreement: float
+    top5_overlap: float
 
 
 @dataclass(frozen=True)
@@ -154,29 +155,15 @@ def measure(reference: Reference, bundle: Path, precision: Precision, tolerance:
         recognizer = Recognizer(bundle, device="cpu", precision=precision, cache_dir=reference.cache)
         backend, tested = recognizer.engine.description, _engine_scorer(recognizer)
         has_weights = recognizer.bundle.manifest.variants[precision].weights
-    with _without_advice():
-        cases = [
-            _compare(expected, tested(reference.pixels[:batch], labels))
-            for (batch, labels), expected in reference.scores.items()
-        ]
+    cases = [
+        _compare(expected, tested(reference.pixels[:batch], labels)) for (batch, labels), expected in reference.scores.items()
+    ]
     drift = None
     if has_weights:
         on_device = DevicePreprocess(reference.preprocess, torch.device("cpu"))
         others = np.stack([on_device(picture) for picture in reference.pictures])
         drift = _drift(tested, reference.pixels, others, list(reference.scores)[-1][1])
     return Parity(backend, tolerance, max(case.largest_error for case in cases), cases, drift)
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """No advice of the recognizer against few labels, which are intended here."""
-    logger = logging.getLogger(Recognizer.__module__)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _drift(tested: Scorer, pixels: FloatArray, others: FloatArray, labels: Sequence[str]) -> float:
@@ -197,8 +184,6 @@ def _engine_scorer(recognizer: Recognizer) -> Scorer:
 
 
 def _compare(expected: FloatArray, got: FloatArray) -> Case:
-    error = np.abs(expected.astype(np.float64) - got)
-    largest = float(error.max()) if np.isfinite(error).all() else float("inf")
-    shares = [agreement(expected, got, k) for k in (1, 5)]
+    errors = score_errors(expected, got)
     batch, labels = expected.shape
-    return Case(batch, labels, largest, float(error.mean()), *shares)
+    return Case(batch, labels, errors.largest, errors.mean, agreement(expected, got, 1), overlap(expected, got, 5))

@@ -79,7 +79,7 @@ def _said(*arguments: str) -> str:
 _WITHOUT = """
 import sys
 sys.modules |= dict.fromkeys(["torch", "sklearn", "tensorrt", "tensorrt_rtx"])  # as if they were not installed
-from sigrl_deploy.cli import main
+from sigrl_deploy.cli.main import main
 main(["doctor"])
 """
 

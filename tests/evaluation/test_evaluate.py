@@ -27,7 +27,6 @@ from sigrl_deploy.errors import LabelError, UsageError
 from sigrl_deploy.evaluation.run import EvaluateOptions, choose_label_sets, evaluate, run_evaluate
 from sigrl_deploy.evaluation.scoring import Model
 from sigrl_deploy.export.run import ExportOptions, export_bundle
-from sigrl_deploy.extras import install_command
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 from tests.support.changed_bundles import change_graph, nan_for_dark_pictures
@@ -333,13 +332,19 @@ def test_a_bundle_is_evaluated_without_torch(bundle: Path, data: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("module", "option", "extra"), [("sklearn", "--bundle", "evaluate"), ("torch", "--checkpoint", "export")]
+    ("module", "option", "said", "extra"),
+    [
+        ("sklearn", "--bundle", "error: sklearn is not installed", "evaluate"),
+        ("torch", "--checkpoint", "error: --checkpoint ", "export"),
+    ],
 )
-def test_without_a_package_the_error_names_the_extra(data: Path, module: str, option: str, extra: str) -> None:
+def test_without_a_package_the_error_names_the_extra(data: Path, module: str, option: str, said: str, extra: str) -> None:
     run = _blocked(module, data, option, str(data / "labels.csv" if data.is_dir() else data))
     assert run.returncode == 2
-    assert run.stderr.endswith(f"{module} is not installed; {install_command(extra)}\n")
-    assert run.stderr.count("\n") == 1
+    (line,) = run.stderr.splitlines()
+    assert line.startswith(said)
+    assert f"{module} is not installed" in line
+    assert f"[{extra}]" in line
 
 
 def test_an_interrupted_run_leaves_the_older_file_and_nothing_else(bundle: Path, tmp_path: Path) -> None:

@@ -60,14 +60,15 @@ def examine(data: bytes) -> bool:
         try:
             recognizer = Recognizer(folder, device="cpu", cache_dir=Path(folder) / "cache")
             for vocabulary in (recognizer.vocabulary(["cat", "a dog"]), recognizer.vocabulary()):
-                pixels = recognizer.pixels(np.full((20, 30, 3), 130, np.uint8))
-                ((scores, tags),) = recognizer.tag_pixels(pixels[None], vocabulary, evidence=True)
+                picture = np.full((20, 30, 3), 130, np.uint8)
+                (predictions,) = recognizer.recognize([picture], vocabulary, evidence=True)
+                scores = recognizer.scores([picture], vocabulary)
         except SigRLError as error:
             if not str(error).isprintable():
                 raise AssertionError(f"an error of more than a line: {error}") from error
             return False
         assert np.isfinite(scores).all()
-        assert tags
+        assert predictions
         return True
 
 

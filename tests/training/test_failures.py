@@ -40,7 +40,7 @@ def test_a_full_disk_loses_nothing(tiny_clip: Path, colours: Path, tmp_path: Pat
     script = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))\n"
-        "from sigrl_deploy.cli import main; main(sys.argv[1:])"
+        "from sigrl_deploy.cli.main import main; main(sys.argv[1:])"
     )
     done = subprocess.run([sys.executable, "-c", script, *arguments, "--resume"], capture_output=True, text=True, check=False)
     assert done.returncode == 3, done.stderr

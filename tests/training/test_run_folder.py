@@ -98,7 +98,7 @@ def test_nothing_to_validate_on_is_said(
 
 _IMPORTED = """
 import sys
-from sigrl_deploy.cli import main
+from sigrl_deploy.cli.main import main
 try:
     main(["train", *sys.argv[1:]])
 finally:
