@@ -133,7 +133,7 @@ def read_manifest(folder: Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError):
         missing = "is a file, expected the folder of a bundle" if os.path.isfile(folder) else "no such folder"
         problem = f"holds no {MANIFEST}, so it is not a bundle" if os.path.isdir(folder) else missing
-        raise BundleError(f"{folder}: {problem}; give the folder that `sigrl-deploy export onnx` wrote") from None
+        raise BundleError(f"{folder}: {problem}; give a folder that the export wrote") from None
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BundleError(f"{path}: cannot be read ({reason}); copy the bundle again, or export it again") from None

@@ -184,7 +184,7 @@ def test_switches_of_the_command_line(with_weights: Path, bundle: Path, photos: 
     assert "a checkpoint runs unfused as it is" in CliRunner().invoke(main, evaluate).output
     evaluate[-2:] = ["--precision", "int8"]
     assert "a checkpoint runs in fp32" in CliRunner().invoke(main, evaluate).output
-    with pytest.raises(UsageError, match=r"--precision int8: .* holds only fp32"):
+    with pytest.raises(UsageError, match=r"^precision='int8': .* holds only fp32"):
         Recognizer(with_weights, device="cpu", precision="int8")
     with pytest.raises(UsageError, match="--precision int8: PyTorch runs no int8"):
         Recognizer(with_weights, backend="torch", device="cpu", precision="int8")
