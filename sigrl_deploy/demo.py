@@ -1,4 +1,4 @@
-"""The demo: the SigRL model that ships with the package, exported and run on pictures that it has never seen."""
+"""The demo: the SigRL model that comes with the package, exported and run on pictures that it has never seen."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PICTURES = DATA / "scenes"
 def run_demo(out: Path) -> int:
     """Export to `out`/bundle, print the tags of the package's scenes and what is in them, draw heat maps into `out`/heatmaps.
 
-    A bundle that is there is replaced if it is a demo's. Returns how many pictures could not be read. Raises what export and
+    An existing bundle is replaced if the demo made it. Returns how many pictures could not be read. Raises what export and
     infer raise.
     """
     log.info("exporting %s to %s", CHECKPOINT.name, out / "bundle")
@@ -46,7 +46,7 @@ def run_demo(out: Path) -> int:
         )
     )
     test = Scenes("test")
-    log.info("what is in them, by how they were drawn (* is in no training picture):")
+    log.info("what was drawn in them (* is in no training picture):")
     for i, path in enumerate(sorted(PICTURES.glob("*.jpg"))):
         present = dict.fromkeys(label for thing in test.things(i) for label in labels_of(thing))
         log.info("%s  %s", path.name, ", ".join(f"{label}*" if label in UNSEEN else label for label in present))

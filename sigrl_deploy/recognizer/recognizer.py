@@ -122,7 +122,7 @@ class Recognizer:
     def _drift(self, engine: Engine) -> str:
         drift = self.bundle.manifest.variants[engine.precision].parity.get("device_preprocess_drift")
         if not isinstance(drift, float):
-            return "export did not measure how far scores are from Pillow's; export again with --weights"
+            return "export did not measure how far scores are from Pillow's; export the bundle with its weights"
         return f"scores are within {drift:.1e} of those with Pillow, as export measured on its CPU"
 
     def close(self) -> None:

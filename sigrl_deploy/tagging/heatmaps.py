@@ -40,8 +40,8 @@ _NAME = re.compile(r"[a-z0-9-]*_[0-9a-f]{12}--[a-z0-9-]*(_[0-9a-f]{12})?\.png")
 def open_folder(folder: Path) -> None:
     """Create the folder where it is missing. Raises UsageError where no file can be written there."""
     if os.path.lexists(folder) and not os.path.isdir(folder):
-        raise UsageError(f"--heatmaps {folder}: is no folder; choose another name")
-    with output_errors(f"--heatmaps {folder}"):
+        raise UsageError("is not a folder; choose another name", argument="heatmaps", value=folder)
+    with output_errors(folder, "heatmaps"):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
 
@@ -66,7 +66,7 @@ def write_heatmaps(record: Record, folder: Path, manifest: Manifest) -> tuple[st
     for prediction in record.predictions:
         path = folder / heatmap_name(record.path, prediction.label)
         drawn = draw_heatmap(picture, box, prediction)
-        with output_errors(f"--heatmaps {folder}"), replacing(path) as temporary:
+        with output_errors(folder, "heatmaps"), replacing(path) as temporary:
             drawn.save(temporary, "PNG", compress_level=1)  # a quarter of the default's time
         paths.append(str(path))
     return tuple(paths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -18,6 +19,28 @@ try:
     import fcntl
 except ImportError:  # Windows: two processes are not kept apart
     fcntl = None  # type: ignore[assignment]
+
+
+_DIFFERENCES = {
+    "bundle": "another bundle",
+    "engine": "another backend, precision or preprocessing",
+    "labels": "other labels",
+    "options": "other options (top, threshold, scores or heatmaps)",
+}
+
+
+def name_run(*, bundle: object, engine: object, labels: object, options: object) -> str:
+    """A short name of everything that a record depends on except its picture; it is part of every record."""
+    parts = {"bundle": bundle, "engine": engine, "labels": labels, "options": options}
+    return "-".join(hashlib.sha256(repr(parts[name]).encode()).hexdigest()[:8] for name in _DIFFERENCES)
+
+
+def _differing(theirs: str, ours: str) -> str:
+    """What is different between two runs, in words."""
+    pairs = list(zip(theirs.split("-"), ours.split("-"), strict=False))
+    if len(pairs) != len(_DIFFERENCES) or theirs.count("-") != ours.count("-"):
+        return "another version of this program"
+    return " and ".join(said for said, (a, b) in zip(_DIFFERENCES.values(), pairs, strict=True) if a != b)
 
 
 @dataclass(frozen=True)
@@ -44,12 +67,12 @@ def check_fresh(out: Path, resumable: bool = True) -> None:
     """Raise UsageError where a new run would lose the records of an earlier one."""
     partial = partial_path(out)
     if resumable and _holds_something(partial):
-        raise UsageError(
-            f"--out {out}: an interrupted run left {partial.name}; go on with --resume, or start anew with --overwrite"
-        )
+        problem = f"an interrupted run left {partial.name}; continue it with `resume`, or start again with `overwrite`"
+        raise UsageError(problem, argument="out", value=out)
     if _holds_something(out):
-        resume = " go on with --resume," if resumable else ""
-        raise UsageError(f"--out {out}: is there already;{resume} replace it with --overwrite, or choose another name")
+        resume = " continue it with `resume`," if resumable else ""
+        problem = f"exists already;{resume} replace it with `overwrite`, or choose another name"
+        raise UsageError(problem, argument="out", value=out)
 
 
 def _holds_something(path: Path) -> bool:
@@ -60,14 +83,14 @@ def _holds_something(path: Path) -> bool:
 def open_partial(out: Path, run: str, *, resume: bool, retry_errors: bool, overwrite: bool) -> Iterator[Partial]:
     """`OUT.partial`, which becomes `OUT` when the block ends well. One that fails leaves it for `resume`, unless it is empty.
 
-    With `resume` it goes on behind the last whole line, without the errors where `retry_errors`; a finished `OUT` is continued
-    too. `run` names what makes the records.
+    With `resume` it goes on after the last whole line, without the errors where `retry_errors`; a finished `OUT` is continued
+    too. `run` is what `name_run` gives.
 
-    Raises UsageError where the file is of another run, another process is writing it, or it cannot be written, and without
-    `resume` or `overwrite` as `check_fresh` does.
+    Raises UsageError where the file was written by another run, another process is writing it, or it cannot be written, and
+    without `resume` or `overwrite` as `check_fresh` does.
     """
     path = partial_path(out)
-    with output_errors(f"--out {out}", "; then go on with --resume"):
+    with output_errors(out, advice="; then continue with `resume`"):
         stream = _locked(path)
         try:
             done: dict[str, bool] = {}
@@ -103,7 +126,8 @@ def _locked(path: Path) -> TextIO:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             stream.close()
-            raise UsageError(f"{path}: another run is writing it; wait for that one, or give another --out") from None
+            problem = f"another run is writing {path}; wait for its end, or choose another name"
+            raise UsageError(problem, argument="out") from None
         except OSError:
             pass  # a file system without locks
         # Who had the lock may have renamed or removed the file since it was opened here.
@@ -157,9 +181,10 @@ def _parse(line: bytes, path: Path, number: int, run: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         whole = False
     if not whole:
-        raise UsageError(f"{path}, line {number}: no record of sigrl-deploy infer; move the file away, or give another --out")
+        problem = f"{path}, line {number}: not a record of sigrl-deploy infer; move the file away, or choose another `out`"
+        raise UsageError(problem, argument="resume")
     if record["run"] != run:
-        raise UsageError(
-            f"{path}, line {number}: was written with another bundle, vocabulary or options; run as then, or move the file away"
-        )
+        difference = _differing(record["run"], run)
+        problem = f"{path}, line {number}: was written with {difference}; use the same, or move the file away"
+        raise UsageError(problem, argument="resume")
     return record

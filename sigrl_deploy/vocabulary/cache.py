@@ -209,7 +209,7 @@ def _checked(rows: FloatArray, shape: tuple[int, ...]) -> FloatArray:
     if rows.shape != shape:
         raise BundleError(f"the text graph gave rows {list(rows.shape)}, expected {list(shape)}; export the bundle again")
     if not np.isfinite(rows).all():
-        raise BundleError("the text graph gave rows that are no finite numbers; take another --precision, or export again")
+        raise BundleError("the text graph gave rows that are not finite; use another `precision`, or export again")
     return rows
 
 
