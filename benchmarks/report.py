@@ -13,11 +13,19 @@ from typing import Any
 
 from benchmarks.gpu_page import GLOSSARY, ordered, sections
 from benchmarks.readme_table import readme_table
+from benchmarks.stages import STAGES
+from benchmarks.support import support_table
 from benchmarks.tables import CPU_PEERS, GPU_PEERS, Record, caption, name_of, read, result_files, summary, table
 
 ROOT = Path(__file__).resolve().parent.parent
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- benchmark table, by benchmarks/report.py -->\n", "<!-- end of benchmark table -->\n"
+STAGE_NAMES = ("decode", "preprocess", "tower", "svfr", "match")
+NO_SVFR = (
+    "SVFR is left out: it was not timed by itself in these results, only as what tower and match leave of the whole pass, "
+    "which takes in all that goes on beside them."
+)
+BEGIN_SUPPORT, END_SUPPORT = "<!-- support matrix, by benchmarks/report.py -->\n", "<!-- end of support matrix -->\n"
 INTRODUCTION = """# Benchmarks
 
 `benchmarks/report.py` writes this page from `benchmarks/results/`. [benchmarking.md](benchmarking.md) says how to measure.
@@ -44,7 +52,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     readme = README.read_text(encoding="utf-8")
-    wanted = {README: with_table(readme), PAGE: page()}
+    wanted = {README: with_tables(readme), PAGE: page()}
     if args.check:
         old = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
         for path in old:
@@ -57,8 +65,9 @@ def main() -> int:
     return 0
 
 
-def with_table(readme: str) -> str:
-    return between(readme, BEGIN, readme_table(), END)
+def with_tables(readme: str) -> str:
+    readme = between(readme, BEGIN, readme_table(), END)
+    return between(readme, BEGIN_SUPPORT, support_table(), END_SUPPORT)
 
 
 def between(text: str, begin: str, inside: str, end: str) -> str:
@@ -111,10 +120,14 @@ def throughput(records: list[Record]) -> str:
 
 
 def stages(records: list[Record]) -> str:
-    own = [record for record in records if "stages_ms" in record and record["batch"] == 1]
-    names = ("decode", "preprocess", "tower", "svfr", "match")
-    rows = [[name_of(record), record["labels"], *(record["stages_ms"][name] for name in names)] for record in own]
-    return table(["contender", "labels", *names], rows)
+    """One row per contender and label count. Stages that were not measured by themselves are left out, and the text says so."""
+    names, own = list(STAGE_NAMES), [record for record in records if record["batch"] == 1]
+    old = any("stages_ms" in record for record in own)
+    if old:
+        names.remove("svfr")
+    times = [(record, record.get(STAGES) or record.get("stages_ms")) for record in own]
+    rows = [[name_of(record), record["labels"], *(found.get(name, "") for name in names)] for record, found in times if found]
+    return table(["contender", "labels", *names], rows) + (f"\n{NO_SVFR}\n" if old else "")
 
 
 def cold_start(records: list[Record]) -> str:

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING
 from sigrl_deploy.version import __version__
 
 if TYPE_CHECKING:
-    from sigrl_deploy.config import Precision
+    from sigrl_deploy.config import Backend, Device, Precision
     from sigrl_deploy.errors import ImageError, SigRLError
     from sigrl_deploy.recognizer import Recognizer
     from sigrl_deploy.recognizer.predictions import Prediction, Record
     from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 __all__ = [
+    "Backend",
+    "Device",
     "ImageError",
     "Precision",
     "Prediction",
@@ -34,6 +36,8 @@ __all__ = [
 ]
 
 _HOME = {
+    "Backend": "config",
+    "Device": "config",
     "ImageError": "errors",
     "Precision": "config",
     "Prediction": "recognizer.predictions",

@@ -1,7 +1,8 @@
-"""What a model is, in plain data: the architecture, its dimensions and its defaults. Imports nothing heavy."""
+"""What a model is, and what runs it: architectures, precisions, backends, dimensions. Imports nothing heavy."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated
 
@@ -10,7 +11,6 @@ from msgspec import Meta
 from sigrl_deploy.structs import Checked
 
 FUSED = ("tower", "svfr", "match", "gmc")  # ops that run as kernels on a GPU
-BACKENDS = ("auto", "onnxruntime", "onnxruntime-tensorrt", "torch", "tensorrt", "openvino")
 
 # Bounds keep a damaged or hostile file from asking for a model that takes very long to build, or very much memory.
 MOST_LAYERS = 256
@@ -86,6 +86,108 @@ class Precision(str, Enum):
     def torch_name(self) -> str:
         """The torch dtype of what is not a product in 8 bits."""
         return {Precision.FP16: "float16", Precision.BF16: "bfloat16"}.get(self, "float32")
+
+
+class Device(str, Enum):
+    """Where a model runs. `auto` is a GPU where the backend has one that it can use, else the CPU.
+
+    >>> Recognizer("bundle", device=Device.CPU).engine.device
+    'cpu'
+    """
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+    @property
+    def candidates(self) -> tuple[Device, ...]:
+        """The devices that may be taken for this one, the preferred first."""
+        return (Device.CUDA, Device.CPU) if self is Device.AUTO else (self,)
+
+
+class Backend(str, Enum):
+    """What runs a bundle: ONNX Runtime, its TensorRT provider, PyTorch, this project's TensorRT engines, or OpenVINO.
+
+    `auto` is PyTorch where it has a GPU and the bundle holds weights for it, else ONNX Runtime.
+
+    >>> Recognizer("bundle", backend=Backend.ONNXRUNTIME).engine.description
+    'ONNX Runtime ...'
+    """
+
+    AUTO = "auto"
+    ONNXRUNTIME = "onnxruntime"
+    ONNXRUNTIME_TENSORRT = "onnxruntime-tensorrt"
+    TORCH = "torch"
+    TENSORRT = "tensorrt"
+    OPENVINO = "openvino"
+
+    @classmethod
+    def named(cls) -> tuple[Backend, ...]:
+        """All but `auto`."""
+        return tuple(backend for backend in cls if backend is not cls.AUTO)
+
+    @property
+    def candidates(self) -> tuple[Backend, ...]:
+        """The backends that may be taken for this one, the preferred first."""
+        return (Backend.TORCH, Backend.ONNXRUNTIME) if self is Backend.AUTO else (self,)
+
+    @property
+    def full_name(self) -> str:
+        """Its name in a sentence."""
+        return _FACTS[self].full_name if self in _FACTS else self.value
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The optional packages that it imports; of `tensorrt`, those beside TensorRT itself, of which there are two."""
+        return _FACTS[self].packages if self in _FACTS else ()
+
+    @property
+    def extra(self) -> str:
+        """The extra of this package that brings `packages`."""
+        return _FACTS[self].extra if self in _FACTS else ""
+
+    @property
+    def kernels(self) -> frozenset[str]:
+        """The ops of FUSED that can run as kernels on a GPU."""
+        return frozenset(op for backend in self.candidates for op in _FACTS[backend].kernels)
+
+
+_FLOATS = frozenset({Precision.FP32, Precision.FP16, Precision.BF16})
+_INT8 = frozenset(precision for precision in Precision if precision.is_int8)
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What there is to know of a backend; see the properties of `Backend`, and `runs`."""
+
+    full_name: str
+    runs: dict[Device, frozenset[Precision]]
+    kernels: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    extra: str = ""
+
+
+_FACTS = {
+    Backend.ONNXRUNTIME: _Facts(
+        "ONNX Runtime",
+        # Its CPU provider has no bf16 products, and the 8-bit files hold ops that no other has.
+        {Device.CPU: _FLOATS - {Precision.BF16} | _INT8, Device.CUDA: _FLOATS},
+        kernels=("svfr", "match"),
+    ),
+    Backend.ONNXRUNTIME_TENSORRT: _Facts("ONNX Runtime's TensorRT provider", {Device.CUDA: _FLOATS}),
+    Backend.TORCH: _Facts("PyTorch", {Device.CPU: _FLOATS, Device.CUDA: _FLOATS}, FUSED, ("torch", "triton"), "export"),
+    Backend.TENSORRT: _Facts("TensorRT", {Device.CUDA: _FLOATS}, ("svfr", "match"), ("torch", "triton"), "tensorrt"),
+    Backend.OPENVINO: _Facts("OpenVINO", {Device.CPU: _FLOATS}, packages=("openvino", "onnx"), extra="openvino"),
+}
+
+
+def runs(backend: Backend, precision: Precision | None = None, device: Device = Device.AUTO) -> bool:
+    """Whether a backend runs a precision on a device, if it is installed and the device is there.
+
+    None is any precision; `auto` is any backend, or any device, that it may become.
+    """
+    found = [_FACTS[b].runs.get(d, frozenset()) for b in backend.candidates for d in device.candidates]
+    return any(held if precision is None else precision in held for held in found)
 
 
 class Contract(str, Enum):

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.manifest import MANIFEST
+from sigrl_deploy.config import Device
 from sigrl_deploy.datasets.scenes import UNSEEN, Scenes, labels_of
+from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import BundleError
 from sigrl_deploy.export.run import ExportOptions, export_bundle
 from sigrl_deploy.tagging.run import InferOptions, run_infer
@@ -41,8 +43,8 @@ def run_demo(out: Path) -> int:
             resume=False,
             heatmaps=out / "heatmaps",
             batch_size=None,
-            device="cpu",
             cache_dir=out / "cache",
+            engine=EngineOptions(device=Device.CPU),
         )
     )
     test = Scenes("test")

@@ -19,6 +19,11 @@ traceback, with arguments as its own options, and exits with `exit_code`.
 
 from __future__ import annotations
 
+from enum import Enum
+from typing import TypeVar
+
+Member = TypeVar("Member", bound=Enum)
+
 
 class SigRLError(Exception):
     """Base of every error raised on purpose.
@@ -120,3 +125,12 @@ class VerificationError(SigRLError):
 def printable(text: str) -> str:
     """Text that stays on one line and is safe on a terminal: line feeds, control sequences and stray bytes are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def member_of(kind: type[Member], value: object, argument: str) -> Member:
+    """The member of an enum that `value` is or spells. Raises UsageError, which names `argument`, for anything else."""
+    try:
+        return kind(value)
+    except ValueError:
+        expected = ", ".join(str(member.value) for member in kind)
+        raise UsageError(f"expected one of {expected}", argument=argument, value=value) from None

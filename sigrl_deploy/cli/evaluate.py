@@ -16,6 +16,7 @@ from sigrl_deploy.cli.options import (
     cache_option,
     checkpoint_options,
     device_option,
+    engine_options,
     threads_option,
     unfused_option,
 )
@@ -84,7 +85,7 @@ def evaluate(**options: Any) -> None:
     from sigrl_deploy.tagging.output import open_output
 
     options["precisions"] = tuple(map(Precision, options["precisions"]))
-    chosen = EvaluateOptions(**options)
+    chosen = EvaluateOptions(engine=engine_options(options), **options)
     evaluation = run_evaluate(chosen)
     try:
         if chosen.out:

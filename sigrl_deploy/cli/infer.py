@@ -18,6 +18,7 @@ from sigrl_deploy.cli.options import (
     bundle_option,
     cache_option,
     device_option,
+    engine_options,
     precision_option,
     threads_option,
     unfused_option,
@@ -92,7 +93,7 @@ def infer(pictures: tuple[str, ...], null: bool, scores: str, **options: Any) ->
         raise UsageError("is for a list on standard input; give - in place of PICTURES, or leave it out", argument="null")
     found = find_pictures(pictures, sys.stdin.buffer if sys.stdin else io.BytesIO(), null_separated=null)
     options["top"] = options["top"] or 5
-    chosen = InferOptions(found.paths, all_scores=scores == "all", **options)
+    chosen = InferOptions(found.paths, all_scores=scores == "all", engine=engine_options(options), **options)
     try:
         failed = run_infer(chosen)
     except KeyboardInterrupt:

@@ -15,6 +15,7 @@ from sigrl_deploy.cli.options import (
     bundle_option,
     cache_option,
     device_option,
+    engine_options,
     precision_option,
     threads_option,
     unfused_option,
@@ -35,22 +36,13 @@ def labels() -> None:
 @unfused_option
 @cache_option
 @threads_option
-def build(
-    labels: Path,
-    bundle: Path,
-    device: str,
-    backend: str,
-    precision: str | None,
-    unfused: tuple[str, ...],
-    cache_dir: Path | None,
-) -> None:
+def build(labels: Path, bundle: Path, cache_dir: Path | None, **options: Any) -> None:
     """Encode LABEL_FILE for a bundle and cache it, so that later runs skip that."""
     from sigrl_deploy.machine.cache_folder import default_cache_dir, require_writable
     from sigrl_deploy.recognizer import Recognizer
 
     require_writable(cache_dir or default_cache_dir())
-    how: dict[str, Any] = {"device": device, "backend": backend, "precision": precision, "unfused": unfused}
-    with Recognizer(bundle, cache_dir=cache_dir, **how) as recognizer:
+    with Recognizer(bundle, cache_dir=cache_dir, options=engine_options(options)) as recognizer:
         click.echo(f"{len(recognizer.vocabulary(labels))} labels ready")
 
 

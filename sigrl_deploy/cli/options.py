@@ -13,7 +13,8 @@ from typing import Any
 import click
 
 from sigrl_deploy.checkpoints.options import CheckpointOptions
-from sigrl_deploy.config import BACKENDS, FUSED, Arch, Contract, Precision
+from sigrl_deploy.config import FUSED, Arch, Backend, Contract, Device, Precision
+from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.machine import cpus
 
@@ -25,14 +26,14 @@ bundle_argument = click.argument("bundle", type=PATH)
 bundle_option = click.option("--bundle", type=PATH, required=True, help="Folder that export wrote.")
 device_option = click.option(
     "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
+    type=click.Choice([device.value for device in Device]),
     default="auto",
     show_default=True,
     help="auto: a GPU if there is one.",
 )
 backend_option = click.option(
     "--backend",
-    type=click.Choice(BACKENDS),
+    type=click.Choice([backend.value for backend in Backend]),
     default="auto",
     show_default=True,
     help="auto: torch if it has a GPU and the bundle has weights for it, else onnxruntime.",
@@ -92,6 +93,15 @@ def _level_option(flags: tuple[str, str], level: int, text: str) -> _Option:
 
 quiet_option = _level_option(("-q", "--quiet"), logging.ERROR, "Only print errors.")
 verbose_option = _level_option(("-v", "--verbose"), logging.DEBUG, "Print more: what is computed, how long it takes, and why.")
+
+
+def engine_options(options: dict[str, Any]) -> EngineOptions:
+    """Take what is about an engine out of a verb's options."""
+    values = {field.name: options.pop(field.name) for field in fields(EngineOptions) if field.name in options}
+    for name, enum in (("backend", Backend), ("device", Device), ("precision", Precision)):
+        if values.get(name) is not None:
+            values[name] = enum(values[name])
+    return EngineOptions(**values | {"unfused": frozenset(values["unfused"])})
 
 
 def checkpoint_options(options: dict[str, Any]) -> CheckpointOptions | None:

@@ -20,7 +20,7 @@ from sigrl_deploy.cli.options import (
     device_option,
     threads_option,
 )
-from sigrl_deploy.config import BACKENDS, Precision
+from sigrl_deploy.config import Backend, Precision
 from sigrl_deploy.errors import UsageError, VerificationError, printable
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
     "--backend",
     "backends",
     multiple=True,
-    type=click.Choice(BACKENDS[1:]),
+    type=click.Choice([backend.value for backend in Backend.named()]),
     help="Compare only this one; repeatable [default: all that run here].",
 )
 @click.option(

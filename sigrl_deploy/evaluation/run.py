@@ -15,6 +15,7 @@ from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.config import Precision
 from sigrl_deploy.datasets.dataset import Dataset
 from sigrl_deploy.datasets.opening import folder_identity, has_splits, open_dataset
+from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import LabelError, UsageError, printable
 from sigrl_deploy.evaluation.metrics import Difference, Metrics, difference, evaluate_scores, require_scikit_learn
 from sigrl_deploy.evaluation.scoring import Model, score_pictures
@@ -39,12 +40,10 @@ class EvaluateOptions:
     labels: Path | None
     limit: int | None
     batch_size: int | None
-    device: str
     cache_dir: Path | None
     out: Path | None
-    backend: str = "auto"
+    engine: EngineOptions  # of the bundles, except for their precisions; its device is the checkpoint's too
     precisions: tuple[Precision, ...] = ()  # of each bundle; none is its first that the device can run
-    unfused: tuple[str, ...] = ()
     validation_share: float | None = None
     overwrite: bool = False  # `out`
 
@@ -92,9 +91,9 @@ def run_evaluate(options: EvaluateOptions) -> Evaluation:
 def _check_options(options: EvaluateOptions) -> None:
     if not options.bundles and options.checkpoint is None:
         raise UsageError("nothing to evaluate; give one or more `bundle`, a `checkpoint`, or both")
-    if options.unfused and not options.bundles:
+    if options.engine.unfused and not options.bundles:
         problem = "a checkpoint always runs unfused; leave it out, or add a `bundle`"
-        raise UsageError(problem, argument="unfused", value=options.unfused[0])
+        raise UsageError(problem, argument="unfused", value=next(iter(options.engine.unfused)))
     if options.precisions and not options.bundles:
         problem = "is for bundles, and a checkpoint runs in fp32; add a `bundle`, or leave it out"
         raise UsageError(problem, argument="precisions", value=options.precisions[0].value)
@@ -124,16 +123,15 @@ def open_models(options: EvaluateOptions) -> list[Model]:
         require("torch", "open_clip", extra="export", argument="checkpoint", value=options.checkpoint.checkpoint)
         from sigrl_deploy.checkpoints.eager import load_eager
 
-        eager = load_eager(options.checkpoint, device=options.device)
+        eager = load_eager(options.checkpoint, device=options.engine.device)
         log.info("engine: %s", eager.description)  # as a recognizer does
         arch, device = eager.model.config.arch, eager.model.visual.proj.device.type
         models.append(Model(Path(options.checkpoint.checkpoint), eager.description, arch, Precision.FP32, device, eager))
     if options.bundles:
         from sigrl_deploy.recognizer import Recognizer
 
-        how: dict[str, Any] = {name: getattr(options, name) for name in ("device", "backend", "cache_dir", "unfused")}
         for path, precision in itertools.product(options.bundles, options.precisions or (None,)):
-            recognizer = Recognizer(path, precision=precision, **how)
+            recognizer = Recognizer(path, precision=precision, cache_dir=options.cache_dir, options=options.engine)
             engine, arch = recognizer.engine, recognizer.bundle.manifest.arch
             models.append(Model(path, engine.description, arch, engine.precision, engine.device, recognizer))
     _warn_of_differences(models)

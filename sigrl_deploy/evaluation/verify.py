@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
@@ -22,9 +21,10 @@ from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.manifest import VOCABULARY, Manifest, change_manifest
 from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.comparison import agreement, flips, lowest_cosine, overlap, score_errors
-from sigrl_deploy.config import BACKENDS, Precision
+from sigrl_deploy.config import Backend, Device, Precision
 from sigrl_deploy.datasets.dataset import UNKNOWN, Dataset
 from sigrl_deploy.datasets.labelled_folder import LABELS_CSV, read_folder
+from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import ExportError, LabelError, SigRLError, UsageError
 from sigrl_deploy.evaluation.metrics import evaluate_scores, require_scikit_learn
 from sigrl_deploy.evaluation.scoring import Model, score_pictures
@@ -219,7 +219,7 @@ def _models(options: VerifyOptions, bundle: Bundle) -> tuple[list[Model], dict[s
         bundle.precisions(precision)
     chosen = [p for p in held if not options.precisions or p in options.precisions]
     by_fineness = sorted(chosen, key=lambda precision: (precision.tolerance, list(Precision).index(precision)))
-    for backend in options.backends or BACKENDS[1:]:
+    for backend in options.backends or [backend.value for backend in Backend.named()]:
         opened = 0
         for precision in by_fineness:
             try:
@@ -233,8 +233,8 @@ def _models(options: VerifyOptions, bundle: Bundle) -> tuple[list[Model], dict[s
 
 
 def _open(options: VerifyOptions, bundle: Bundle, backend: str, precision: Precision) -> Model:
-    how: dict[str, Any] = {"device": options.device, "precision": precision, "cache_dir": options.cache_dir, "build": False}
-    recognizer = Recognizer(bundle.path, backend=backend, **how)
+    how = EngineOptions(Backend(backend), Device(options.device), precision, build=False)
+    recognizer = Recognizer(bundle.path, cache_dir=options.cache_dir, options=how)
     engine = recognizer.engine
     if backend == "tensorrt" and not hasattr(engine, "key"):  # it fell back
         raise UsageError("the bundle has no engine for this machine; build it with sigrl-deploy export tensorrt")

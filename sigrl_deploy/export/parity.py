@@ -14,7 +14,7 @@ from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.checkpoints.eager import cut_padding
 from sigrl_deploy.comparison import agreement, overlap, score_errors
-from sigrl_deploy.config import Precision
+from sigrl_deploy.config import Backend, Device, Precision, runs
 from sigrl_deploy.export.graph_modules import TextGraph, VisualGraph
 from sigrl_deploy.model.sigrl import SigRL, encode_text, match
 from sigrl_deploy.pictures.device_preprocess import DevicePreprocess
@@ -140,12 +140,12 @@ class Reference:
 def measure(reference: Reference, bundle: Path, precision: Precision, tolerance: float, graphs: SigRL) -> Parity:
     """Compare a written bundle with the eager fp32 model.
 
-    The files run in ONNX Runtime as `infer` would run them. Its CPU provider has no bf16 products, so bf16 runs in PyTorch:
+    The files run in ONNX Runtime as `infer` would run them. What its CPU provider does not run, bf16, runs in PyTorch:
     `graphs`, the typed model that the files were made from.
     """
     tested: Scorer
-    if precision is Precision.BF16:
-        backend, tested = f"PyTorch {torch.__version__} on cpu, bf16", EagerScorer(graphs, reference.rows)
+    if not runs(Backend.ONNXRUNTIME, precision, Device.CPU):
+        backend, tested = f"PyTorch {torch.__version__} on cpu, {precision.value}", EagerScorer(graphs, reference.rows)
         has_weights = Bundle(bundle).manifest.variants[precision].weights
     else:
         recognizer = Recognizer(bundle, device="cpu", precision=precision, cache_dir=reference.cache)

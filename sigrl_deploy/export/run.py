@@ -21,7 +21,7 @@ from sigrl_deploy.checkpoints.loading import LoadedCheckpoint, load_model
 from sigrl_deploy.checkpoints.native import TrainedRecord, write_trained
 from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.checkpoints.weights import read_tensor
-from sigrl_deploy.config import Precision
+from sigrl_deploy.config import Backend, Device, Precision, runs
 from sigrl_deploy.errors import CheckpointError, ExportError, UsageError
 from sigrl_deploy.export.onnx import DATA, export_text, export_visual
 from sigrl_deploy.export.out_folder import check_out, replaced_folder
@@ -128,7 +128,7 @@ class _Export:
         export_visual(graphs, self._folder / visual, precision)
         if precision.torch_name not in self._texts:
             self._texts[precision.torch_name] = text if export_text(graphs, self._folder / text) else None
-        held = weights if self._options.weights and not precision.is_int8 else None
+        held = weights if self._options.weights and runs(Backend.TORCH, precision) else None
         if held:
             record = TrainedRecord(graphs.config, self._loaded.template, self._loaded.preprocess)
             write_trained(self._folder / held, record, graphs.state_dict())
@@ -148,7 +148,7 @@ class _Export:
 
     def _encode_vocabulary(self) -> None:
         """The bundle's own vocabulary, by its finest graph that runs here, else by the model."""
-        runnable = [precision for precision in self._options.precisions if precision is not Precision.BF16]
+        runnable = [p for p in self._options.precisions if runs(Backend.ONNXRUNTIME, p, Device.CPU)]
         labels = list(self._reference.rows)
         if not runnable:
             self._write_vocabulary(EagerScorer(typed(self._model, Precision.BF16), self._reference.rows).vocabulary(labels))
@@ -200,7 +200,7 @@ def _check_options(options: ExportOptions) -> None:
         raise UsageError(f"--topk {options.topk}: expected at least 1 patch")
     if options.template is not None and options.template.count("{label}") != 1:
         raise UsageError(f"--template {options.template!r}: expected the text {{label}} in it, once")
-    if options.weights and all(precision.is_int8 for precision in options.precisions):
+    if options.weights and not any(runs(Backend.TORCH, precision) for precision in options.precisions):
         raise UsageError("--weights: are for PyTorch, which runs no int8; add --precision fp32, fp16 or bf16")
     if len(set(options.precisions)) != len(options.precisions):
         raise UsageError("--precision: names one twice; leave one of them out")

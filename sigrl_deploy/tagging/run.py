@@ -13,6 +13,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.progress import Progress
 from sigrl_deploy.recognizer import Recognizer
@@ -39,7 +40,7 @@ class InferOptions:
     heatmaps: the folder for heat maps.
     raw_csv: no quote before text that a spreadsheet would run as a formula.
 
-    The others are those of `Recognizer` and `Recognizer.stream`.
+    The others are those of `Recognizer`, with `engine` for its `options`, and of `Recognizer.stream`.
     """
 
     pictures: list[str]
@@ -53,13 +54,9 @@ class InferOptions:
     resume: bool
     heatmaps: Path | None
     batch_size: int | None
-    device: str
     cache_dir: Path | None
-    backend: str = "auto"
-    precision: str | None = None
-    unfused: tuple[str, ...] = ()
+    engine: EngineOptions
     device_preprocess: bool = False
-    build: bool = True
     overwrite: bool = False
     retry_errors: bool = False
     raw_csv: bool = False
@@ -70,13 +67,9 @@ def run_infer(options: InferOptions) -> int:
     format_ = _check_output(options)
     recognizer = Recognizer(
         options.bundle,
-        device=options.device,
-        backend=options.backend,
-        precision=options.precision,
         cache_dir=options.cache_dir,
-        unfused=options.unfused,
         device_preprocess=options.device_preprocess,
-        build=options.build,
+        options=options.engine,
     )
     manifest = recognizer.bundle.manifest
     if options.heatmaps:

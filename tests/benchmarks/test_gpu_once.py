@@ -198,10 +198,10 @@ def rows(readme: str) -> list[str]:
 
 def test_readme_and_page_have_a_gpu_s_results_when_there_are_any(with_gpu: Callable[[], None]) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    before, page_before = rows(report.with_table(readme)), report.page()
+    before, page_before = rows(report.with_tables(readme)), report.page()
     assert "no GPU's results are among them" in page_before
     with_gpu()
-    after, page = rows(report.with_table(readme)), report.page()
+    after, page = rows(report.with_tables(readme)), report.page()
     assert "no GPU's results" not in page
     assert "NVIDIA X (matrix products in TFLOP/s" in page
     assert after[: len(before)] == before  # the CPU's rows are what they were

@@ -86,26 +86,29 @@ main()
     [
         (["--threshold", "nan"], "--threshold nan: expected a finite number"),
         (["--threshold", "inf"], "--threshold inf: expected a finite number"),
-        (["--scores", "all", "--top", "3"], "--scores all: gives every label"),
-        (["--resume"], "--resume: only a run of --format jsonl --out FILE"),
-        (["--resume", "--out", "a.csv"], "--resume: only a run of --format jsonl --out FILE"),
-        (["--resume", "--overwrite", "--out", "a.jsonl"], "--resume and --overwrite: one goes on with a file"),
-        (["--retry-errors", "--out", "a.jsonl"], "--retry-errors: is about a run that goes on; add --resume"),
-        (["--overwrite"], "--overwrite: is about a file; give --out FILE"),
-        (["--out", "tags.xml"], "--out tags.xml: no format ends so; expected .jsonl, .json, .csv, .txt (a table)"),
+        (["--scores", "all", "--top", "3"], "--scores all: gives every label, so leave out --top and --threshold"),
+        (["--resume"], "--resume: only a run with --format jsonl and --out can be resumed"),
+        (["--resume", "--out", "a.csv"], "--resume: only a run with --format jsonl and --out"),
+        (["--resume", "--overwrite", "--out", "a.jsonl"], "--resume: continues a file, and --overwrite starts it again"),
+        (["--retry-errors", "--out", "a.jsonl"], "--retry-errors: is for a run that is continued; add --resume"),
+        (["--overwrite"], "--overwrite: is for a file; give --out"),
+        (
+            ["--out", "tags.xml"],
+            "--out tags.xml: no format has this ending; expected .jsonl, .json, .csv, .txt (a table), or give --format",
+        ),
         (["--backend", "torch", "--device", "cpu", "--unfused", "svfr"], "--unfused svfr: nothing is fused here"),
-        (["--out", "missing/a.json"], "--out missing/a.json: the folder missing is not there"),
+        (["--out", "missing/a.json"], "--out missing/a.json: the folder missing does not exist"),
         (["--out", "folder"], "--out folder: is a folder, device or pipe"),
         (["--out", "pipe"], "--out pipe: is a folder, device or pipe"),
         (["--out", "cat.jpg"], "--out cat.jpg: is one of the files to read"),
         (["--out", "link.jpg"], "--out link.jpg: is one of the files to read"),
         (["--labels", "labels.txt", "--out", "labels.txt"], "--out labels.txt: is one of the files to read"),
         (["--out", "unfinished.jsonl"], "--out unfinished.jsonl: an interrupted run left unfinished.jsonl.partial"),
-        (["--labels", "folder"], "folder: cannot be read (Is a directory)"),
-        (["--labels", "cat.jpg"], "cat.jpg, line 1: not UTF-8"),
-        (["--labels", "missing.txt"], "missing.txt: cannot be read (No such file"),
-        (["--labels", "empty.txt"], "empty.txt: holds no labels"),
-        ([], "carries no vocabulary of its own; give a label file (--labels)"),
+        (["--labels", "folder"], "--labels folder: cannot be read (Is a directory)"),
+        (["--labels", "cat.jpg"], "--labels cat.jpg: line 1: not UTF-8"),
+        (["--labels", "missing.txt"], "--labels missing.txt: cannot be read (No such file"),
+        (["--labels", "empty.txt"], "--labels empty.txt: holds no labels"),
+        ([], "--labels: the bundle has no vocabulary of its own; give labels or a label file"),
         (["--labels", "labels.txt", "--out", "o" * 251 + ".csv"], "cannot be written (File name too long)"),
         (["--labels", "labels.txt", "--resume", "--out", "o" * 249 + ".jsonl"], "cannot be written (File name too long)"),
         (["missing*.jpg"], "missing*.jpg: matches no file"),
@@ -183,5 +186,5 @@ def test_a_wrong_option_is_status_2(bundle: Path) -> None:
 
 def test_a_closed_standard_output_is_one_line_and_status_2(bundle: Path, photos: list[Path]) -> None:
     run = _sigrl("infer", photos[0], "--bundle", bundle, preexec_fn=lambda: os.close(1))
-    assert "standard output: is closed" in _error(run)
+    assert "standard output is closed; open it, or give --out" in _error(run)
     assert run.returncode == 2

@@ -17,7 +17,7 @@ from PIL import Image
 from sigrl_deploy import Recognizer
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.manifest import change_manifest
-from sigrl_deploy.config import Contract
+from sigrl_deploy.config import Contract, Device, Precision
 from sigrl_deploy.engines import onnxruntime_fused
 from sigrl_deploy.engines.onnxruntime_fused import OnnxRuntimeFusedEngine
 from sigrl_deploy.engines.size_cache import Prepared
@@ -87,7 +87,7 @@ def test_an_engine_goes_on_after_it_has_dropped_what_it_kept(
 ) -> None:
     monkeypatch.setattr(onnxruntime_fused, "MOST_BATCHES", 2)
     whole = Recognizer(bundle, backend="onnxruntime", device="cpu", cache_dir=False)
-    engine = OnnxRuntimeFusedEngine(Bundle(bundle), "cpu", None, (), None)
+    engine = OnnxRuntimeFusedEngine(Bundle(bundle), Device.CPU, Precision.FP32, (), None)
     vocabulary, pixels = whole.vocabulary(LABELS), np.stack([whole.pixels(path) for path in photos[:4]])
     for count in (1, 2, 3, 1, 4, 2):
         expected = whole.engine.score(pixels[:count], vocabulary)
@@ -201,16 +201,16 @@ def test_pictures_that_cannot_be_read_shift_no_scores(
 
 def test_stages_are_the_parts_of_a_pass(with_weights: Path, recognizer: Recognizer, photos: list[Path]) -> None:
     """Each gives the same however often it runs, and the last the pass's scores."""
-    engine = TorchEngine(Bundle(with_weights), "cpu")
+    engine = TorchEngine(Bundle(with_weights), Device.CPU, Precision.FP32)
     pixels = torch.from_numpy(np.stack([recognizer.pixels(path) for path in photos[:2]]))
     with engine.running():
-        resident = engine.resident(recognizer.vocabulary(LABELS))
-        stages = engine.stages(pixels, resident)
+        on_device = engine.on_device(recognizer.vocabulary(LABELS))
+        stages = engine.stages(pixels, on_device)
         assert list(stages) == ["tower", "svfr", "match"]
         first, again = ([stage() for stage in stages.values()] for _ in range(2))
         patches, _ = first[0]
         assert torch.equal(patches, again[0][0])
         assert first[1].shape == patches.shape
         assert not torch.equal(first[1], patches)
-        assert torch.equal(first[2], engine.forward(pixels, resident))
+        assert torch.equal(first[2], engine.forward(pixels, on_device))
         assert torch.equal(first[2], again[2])

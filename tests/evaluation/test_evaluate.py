@@ -21,7 +21,8 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from sigrl_deploy.checkpoints.options import CheckpointOptions
-from sigrl_deploy.config import Arch, Precision
+from sigrl_deploy.config import Arch, Device, Precision
+from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.datasets.opening import open_dataset
 from sigrl_deploy.errors import LabelError, UsageError
 from sigrl_deploy.evaluation.run import EvaluateOptions, choose_label_sets, evaluate, run_evaluate
@@ -80,9 +81,7 @@ def _options(data: object, **given: Any) -> EvaluateOptions:
         "split": "test",
         "bundles": (),
         "label_sets": (),
-        "device": "cpu",
-        "unfused": (),
-        "backend": "auto",
+        "engine": EngineOptions(device=Device.CPU),
     }
     return EvaluateOptions(**(values | {"data": str(data)} | given))
 

@@ -204,6 +204,8 @@ def test_a_vocabulary_belongs_to_its_bundle(recognizer: Recognizer, copied: Path
     assert refused(lambda: recognizer.score_pixels(pixels, ["cat", "cup"]))[0] == "vocabulary"  # type: ignore[arg-type]
     own = Vocabulary(theirs.labels, theirs.label_embedding, theirs.graph_projection)  # arrays of unknown origin are taken
     assert recognizer.score_pixels(pixels, own).shape == (1, 2)
+    assert refused(lambda: Recognizer(copied, device="gpu")) == ("device", "gpu")
+    assert refused(lambda: Recognizer(copied, backend="tvm")) == ("backend", "tvm")
 
 
 def test_every_kind_of_source_gives_the_same_scores(recognizer: Recognizer, photos: list[Path]) -> None:

@@ -100,7 +100,11 @@ def test_a_run_is_resumed_by_its_like_only(tiny_clip: Path, colours: Path, tmp_p
         (["--init", "CLIP", "--batch-size", "4", "--validation-share", "1e-9"], "leaves none of the 17 pictures"),
         (["--init", "CLIP", "--batch-size", "18"], "--batch-size 18: "),
         (["--init", "CLIP", "--batch-size", "4", "--accumulate", "3"], "expected a multiple of 3"),
-        (["--init", "CLIP", "--device", "cuda"], "--device cuda: this torch finds no GPU"),
+        pytest.param(
+            ["--init", "CLIP", "--device", "cuda"],
+            "--device cuda: this torch finds no GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="torch has a GPU here"),
+        ),
         (["--init", "CLIP", "--batch-size", "4", "--topk", "17"], "--topk 17: the model has 16 patches"),
         (["--init", "CLIP", "--entropy-weight", "0.3"], "--entropy-weight: is of the single-positive recipe; leave it out"),
         (
