@@ -37,7 +37,7 @@ def labels() -> None:
 @cache_option
 @threads_option
 def build(labels: Path, bundle: Path, cache_dir: Path | None, **options: Any) -> None:
-    """Encode LABEL_FILE for a bundle and cache it, so that later runs skip that."""
+    """Encode LABEL_FILE for a bundle and cache it, so that later runs need not."""
     from sigrl_deploy.machine.cache_folder import default_cache_dir, require_writable
     from sigrl_deploy.recognizer import Recognizer
 
