@@ -32,7 +32,7 @@ _CLOSED_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
 
 
 class _Group(click.Group):
-    """Prints our errors as one line and exits with their code; a traceback is left to bugs."""
+    """Prints errors raised on purpose as one line and exits with their code; only bugs show a traceback."""
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
         logging.basicConfig(format="%(message)s", stream=sys.stderr)
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def _complete(command: click.Command) -> None:
-    """Adds to every verb the group's options, which people write in either place, and its errors in one line."""
+    """Give every verb the group's options, which people write in either place, and print its errors as one line."""
     if isinstance(command, click.Group):
         for verb in command.commands.values():
             _complete(verb)

@@ -1,4 +1,4 @@
-"""What an evaluation found: a table for people, in percent, and JSON for programs, in fractions (0 to 1)."""
+"""The results of an evaluation: a table for people, in percent, and JSON for programs, in fractions (0 to 1)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sigrl_deploy.evaluation.run import EvaluateOptions, Evaluation, LabelSetRes
 from sigrl_deploy.version import tool_versions
 
 _PATH_WIDTH = 40
-_PACKAGES = ("numpy", "pillow", "scikit-learn")  # a model's description names its own backend
+_PACKAGES = ("numpy", "pillow", "scikit-learn")  # a model's description names the version of its backend
 
 
 def table(evaluation: Evaluation) -> str:
@@ -84,7 +84,7 @@ def _notes(evaluation: Evaluation, sparse: bool) -> Iterator[str]:
 
 
 def as_json(evaluation: Evaluation, options: EvaluateOptions) -> dict[str, Any]:
-    """Everything that was found. Lists by label are in the order of the label set's `labels`; paths are as they were given."""
+    """All results. Lists by label are in the order of the label set's `labels`; paths are as they were given."""
     return {
         "data": options.data,
         "split": options.split,

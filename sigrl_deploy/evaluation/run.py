@@ -30,7 +30,7 @@ _SHOWN_ERRORS = 5
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """The command's options; None means its default."""
+    """What to evaluate, on what, and where the results go. None means the default."""
 
     data: str
     split: str
@@ -77,7 +77,7 @@ class Evaluation:
 
 
 def run_evaluate(options: EvaluateOptions) -> Evaluation:
-    """Open the data set and the models, and evaluate. Raises a SigRLError before any picture is read for a wrong option."""
+    """Open the data set and the models, and evaluate. A wrong option raises a SigRLError before any picture is read."""
     require_scikit_learn()
     _check_options(options)
     dataset = open_dataset(options.data, options.split, options.validation_share)
@@ -104,7 +104,7 @@ def _check_options(options: EvaluateOptions) -> None:
             raise UsageError("is for a file; give `out`, or leave it out", argument="overwrite")
         return
     out = options.out
-    # The data set's and the bundles' own files are easily named by mistake, and hardly one of them ends so.
+    # A file of the data set or of a bundle is easily named by mistake, and hardly any of them has this ending.
     if out.suffix.lower() != ".json":
         raise UsageError("the results are JSON; expected a name that ends in .json", argument="out", value=out)
     if not os.access(out.parent, os.W_OK | os.X_OK) or not os.path.isdir(out.parent):
@@ -165,8 +165,8 @@ def _warn_of_training_pictures(options: EvaluateOptions, models: Sequence[Model]
             log.warning("%s was trained on these pictures, so its figures say nothing about other pictures", model.path)
         elif options.validation_share is None or options.validation_share > apart:
             log.warning(
-                "%s was trained on pictures of this folder, which are among these; the split val with a validation share of "
-                "%g leaves them out",
+                "%s was trained on pictures of this folder, which are among these; `split=val` with "
+                "`validation_share=%g` leaves them out",
                 model.path,
                 apart,
             )
@@ -205,7 +205,7 @@ def choose_label_sets(dataset: Dataset, names: Sequence[str], labels: Path | Non
             problem = f"holds no label of the label set {name}; add one, or leave out `label_set={name}`"
             raise LabelError(problem, argument="labels", value=labels)
         left_out = len(dataset.label_sets[name]) - len(rest)
-        log.info("%s: %d of %d labels are not in %s and left out", name, left_out, len(rest) + left_out, labels)
+        log.info("%s: %d of %d labels are not in %s and are left out", name, left_out, len(rest) + left_out, labels)
     return {name: rest for name, rest in kept.items() if rest}
 
 
@@ -227,7 +227,7 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 1,
 ) -> Evaluation:
-    """Evaluate models over the first `limit` pictures (None: all). The first model is what the others are compared with.
+    """Evaluate models on the first `limit` pictures (None: all). The others are compared with the first model.
 
     Each label set is a pass of its own, since scores depend on the vocabulary. A picture that cannot be read is left out for
     all models. Raises UsageError where no picture is left.

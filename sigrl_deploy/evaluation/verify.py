@@ -1,4 +1,4 @@
-"""A bundle on a user's own pictures: every backend that runs here, side by side, against one reference."""
+"""A bundle on the user's own pictures: every backend that runs here, side by side, against one reference."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
-TAGS = 5  # of a picture, which the default threshold lets pass
+TAGS = 5  # per picture that pass the default threshold
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def _dataset(options: VerifyOptions, bundle: Bundle) -> Dataset:
 
 
 class _Restricted:
-    """A labelled folder against labels of the user's choice: those that it does not know are unknown for every picture."""
+    """A labelled folder with labels of the user's choice: those that it does not know are unknown for every picture."""
 
     def __init__(self, known: Dataset, labels: tuple[str, ...]) -> None:
         self._known, self.labels = known, labels
@@ -279,7 +279,7 @@ def compare(
 
 
 def _threshold(exact: FloatArray) -> float:
-    """Lets about TAGS labels a picture pass; in the middle of two neighbouring scores, so that rounding moves few across it."""
+    """About TAGS labels per picture pass it. It lies between two neighbouring scores, so that rounding moves few across it."""
     ordered = -np.sort(-exact, axis=None)
     passing = min(TAGS * len(exact), max(1, ordered.size // 2))
     return float(ordered[passing - 1 : passing + 1].mean())
@@ -295,7 +295,7 @@ def _map(scores: FloatArray, targets: NDArray[np.int8]) -> float | None:
 
 
 def _record(folder: Path, found: Verification) -> None:
-    """Write the comparisons into the manifest, in the place of earlier ones of the same engines."""
+    """Write the comparisons into the manifest, in place of earlier ones of the same engines."""
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
     about = {"date": when, "reference": found.reference, "pictures": found.pictures, "labels": found.labels}
     new = [about | asdict(comparison) | {"within": comparison.within} for comparison in found.comparisons]

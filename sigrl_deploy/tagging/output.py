@@ -21,7 +21,7 @@ _PATH_WIDTH = 48
 _ENCODING_ERRORS = "backslashreplace"
 _FORMATS = {".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".txt": "table"}
 Heatmaps = Sequence[str | None]  # the file drawn for each prediction, None where the picture could not be read again
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes text for a formula by
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes text that begins so for a formula
 
 
 class Writer:
@@ -120,7 +120,7 @@ class CsvWriter(Writer):
         self.csv.writerow([self.text(cell) if isinstance(cell, str) else cell for cell in cells])
 
     def text(self, cell: str) -> str:
-        """What stands in the file for a text."""
+        """A text as it is written."""
         return f"'{cell}" if cell.startswith(_FORMULA) else cell
 
 
@@ -164,7 +164,7 @@ WRITERS: dict[str, type[Writer]] = {"table": TableWriter, "json": JsonWriter, "j
 
 
 def choose_format(name: str | None, out: Path | None) -> str:
-    """The format asked for, or the one that the output file's name ends with; a table on standard output.
+    """The format asked for, or the one that fits the ending of the output file; a table on standard output.
 
     Raises UsageError where the ending is none of those known.
     """
@@ -178,7 +178,9 @@ def choose_format(name: str | None, out: Path | None) -> str:
 
 @contextmanager
 def open_output(format_: str, out: Path | None) -> Iterator[TextIO]:
-    """Standard output (`out` None), or a file that appears when the block ends well; see `open_partial` for JSON lines.
+    """Standard output (`out` None), or a file that appears when the block ends without an error.
+
+    JSON lines that can be resumed are written by `open_partial` instead.
 
     Bytes of a file name that are not text are written as `\\udcXX`, which in JSON is the escape that reads back as the same
     name.
@@ -197,12 +199,12 @@ def open_output(format_: str, out: Path | None) -> Iterator[TextIO]:
 
 def _set_encoding(stream: TextIO, format_: str) -> None:
     if isinstance(stream, io.TextIOWrapper):
-        # A table is for the terminal and in its encoding; the other formats are for programs, and UTF-8 everywhere.
+        # A table is for the terminal, in its encoding; the other formats are for programs, and always UTF-8.
         stream.reconfigure(encoding=stream.encoding if format_ == "table" else "utf-8", errors=_ENCODING_ERRORS)
 
 
 def open_text(path: Path, mode: str) -> TextIO:
-    """A file of records, which holds any name that a picture may have."""
+    """A file of records, which can hold any name that a picture may have."""
     return cast(TextIO, path.open(mode, encoding="utf-8", errors=_ENCODING_ERRORS, newline=""))
 
 

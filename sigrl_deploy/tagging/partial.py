@@ -1,4 +1,4 @@
-"""`OUT.partial`: where a JSON lines run keeps its records until it is complete. One process at a time writes it."""
+"""`OUT.partial`: where a run that writes JSON lines keeps its records until it is complete. One process at a time writes it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sigrl_deploy.tagging.output import open_text, output_errors
 
 try:
     import fcntl
-except ImportError:  # Windows: two processes are not kept apart
+except ImportError:  # Windows: nothing keeps two processes apart
     fcntl = None  # type: ignore[assignment]
 
 
@@ -45,7 +45,7 @@ def _differing(theirs: str, ours: str) -> str:
 
 @dataclass(frozen=True)
 class Partial:
-    """The open file, and of every picture that it had at first whether its record is an error."""
+    """The open file, and for each picture that it held at the start whether its record is an error."""
 
     stream: TextIO
     done: dict[str, bool]
@@ -57,7 +57,7 @@ def partial_path(out: Path) -> Path:
 
 
 def records_kept(out: Path) -> str:
-    """How many records an unfinished run has, in words; nothing where there are none."""
+    """How many records an unfinished run has, in words; "" where there are none."""
     partial = partial_path(out)
     count = partial.read_bytes().count(b"\n") if partial.exists() else 0
     return f"{count} record{'' if count == 1 else 's'}" if count else ""
@@ -118,7 +118,7 @@ def open_partial(out: Path, run: str, *, resume: bool, retry_errors: bool, overw
 
 
 def _locked(path: Path) -> TextIO:
-    """The file open for appending, with a lock that goes when it is closed or the process ends."""
+    """The file, open for appending, with a lock that ends with the file or the process."""
     while True:
         stream = open_text(path, "a")
         try:
@@ -130,7 +130,7 @@ def _locked(path: Path) -> TextIO:
             raise UsageError(problem, argument="out") from None
         except OSError:
             pass  # a file system without locks
-        # Who had the lock may have renamed or removed the file since it was opened here.
+        # The process that had the lock may have renamed or removed the file since it was opened here.
         if _is_at(stream, path):
             return stream
         stream.close()
@@ -144,7 +144,7 @@ def _is_at(stream: TextIO, path: Path) -> bool:
 
 
 def _rewritten(held: TextIO, path: Path, source: Path, end: int, without_errors: bool) -> TextIO:
-    """The partial file anew, locked: the first `end` bytes of `source`, or those records there that are no errors."""
+    """The partial file written again, locked: the first `end` bytes of `source`, or only the records there without an error."""
     taken = None
     with replacing(path) as temporary:
         with source.open("rb") as old, temporary.open("wb") as new:
@@ -152,10 +152,10 @@ def _rewritten(held: TextIO, path: Path, source: Path, end: int, without_errors:
                 line = old.readline()
                 if not (without_errors and "error" in json.loads(line)):
                     new.write(line)
-        if fcntl is None:  # Windows renames nothing onto a file that is open
+        if fcntl is None:  # Windows does not rename onto an open file
             held.close()
         else:
-            taken = _locked(temporary)  # before it has the name by which others find it
+            taken = _locked(temporary)  # before others can find it by its name
     held.close()
     return taken or open_text(path, "a")
 
