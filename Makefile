@@ -6,7 +6,7 @@ TRITON := .venv-triton
 BIN := $(VENV)/bin
 SOURCES := $(shell find sigrl_deploy -type f -not -name '*.pyc')
 
-.PHONY: demo test lint bench gpu gpu-rehearsal report demo-checkpoint clean
+.PHONY: demo test lint dist bench gpu gpu-rehearsal report demo-checkpoint clean
 
 # Exports the model that ships with the package, tags pictures that it has never seen, and draws where it found what.
 demo: $(VENV)/ready
@@ -44,7 +44,7 @@ demo-checkpoint: $(VENV)/ready
 	$(BIN)/python -m benchmarks.demo_checkpoint runs --ship
 
 clean:
-	rm -rf $(VENV) $(BASE) $(BINDINGS) $(TRITON) demo
+	rm -rf $(VENV) $(BASE) $(BINDINGS) $(TRITON) demo dist
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -52,11 +52,20 @@ $(VENV)/ready: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
-# What a user of the runtime alone installs: no torch, no onnx.
-$(BASE)/ready: $(SOURCES) pyproject.toml
-	$(PYTHON) -m venv $(BASE)
+# What is published: an sdist and a wheel. A release is `twine upload` of them.
+dist: dist/ready
+
+dist/ready: $(SOURCES) pyproject.toml README.md LICENSE $(VENV)/ready
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist >/dev/null
+	$(BIN)/python -m twine check --strict dist/*.whl dist/*.tar.gz
+	touch $@
+
+# What a user of the runtime alone installs: the wheel, no torch, no onnx.
+$(BASE)/ready: dist/ready
+	$(PYTHON) -m venv --clear $(BASE)
 	$(BASE)/bin/python -m pip install --quiet --upgrade pip
-	$(BASE)/bin/python -m pip install --quiet --force-reinstall .
+	$(BASE)/bin/python -m pip install --quiet dist/*.whl
 	touch $@
 
 # TensorRT's Python bindings without its libraries, in a folder that only their test looks into.

@@ -29,6 +29,7 @@ from benchmarks.contenders import Cell, chosen
 from benchmarks.measure import OUT_OF_MEMORY
 from benchmarks.random_weights import VARIANTS
 from benchmarks.records import timing
+from benchmarks.stages import STAGES
 from benchmarks.workload import load, prepare
 from sigrl_deploy.config import ModelConfig
 from sigrl_deploy.errors import UsageError
@@ -205,7 +206,7 @@ class Bench:
                 "cold_start_ms": {name: float(np.median([start[name] for start in starts])) for name in starts[0]},
                 "status": "ok",
             }
-            | {key: children[0][key] for key in ("stages_ms", "drift") if key in children[0]}
+            | {key: children[0][key] for key in (STAGES, "drift") if key in children[0]}
         )
 
 

@@ -33,6 +33,7 @@ from benchmarks.model_card import RESULTS, write_card
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.checkpoints.eager import load_eager
 from sigrl_deploy.checkpoints.native import HEAD, read_record, write_trained
+from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.checkpoints.weights import read_weights
 from sigrl_deploy.config import Precision
 from sigrl_deploy.datasets.scenes import LABELS, Scenes
@@ -96,7 +97,7 @@ def evaluate_seed(folder: Path, seed: int, pictures: int) -> list[dict[str, Any]
     test = KeptPictures(Scenes("test"))
     records = []
     for name in ("clip", *runs_of(seed)):
-        scorer = load_eager(folder / name / "model.safetensors", device="auto")
+        scorer = load_eager(CheckpointOptions(folder / name / "model.safetensors"))
         model = Model(folder / name, scorer.description, scorer.arch, Precision.FP32, scorer.device, scorer)
         for label_set, labels in test.label_sets.items():
             scored = score_pictures(test, range(pictures), labels, [model], 64)

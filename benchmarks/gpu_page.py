@@ -1,13 +1,12 @@
-"""What a page and a README say of a GPU's results file, which `gpu_once.py` writes."""
+"""What the page says of a GPU's results file, which `gpu_once.py` writes."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.tables import GPU_PEERS, Record, caption, read, result_files, summary, table
+from benchmarks.tables import Record, table
 
 ORDER = ("eager-as-written", "eager", "compile", "compile-graph", "torch-from-host", "torch")
-NONE = "No GPU has been measured by `make gpu` yet.\n"
 KERNELS_SHOWN = 15  # of a pass
 GLOSSARY = """
 - On a GPU `torch` is this project's engine, pixels and scores on the GPU, the pass one CUDA graph, from its launch until it is
@@ -17,14 +16,6 @@ GLOSSARY = """
   Errors of kernels are norms relative to a float64 reference, beside those of plain PyTorch in the same dtype; outputs were
   filled with NaN before, and runs repeated.
 """
-
-
-def readme_table() -> str:
-    """Every GPU's table and caption, or a line that there is none."""
-    files = result_files(gpu=True)
-    if not files:
-        return NONE
-    return "\n".join(summary(ordered(read(path)), GPU_PEERS) + "\n" + caption(read(path)) for path in files)
 
 
 def ordered(results: dict[str, Any]) -> dict[str, Any]:

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contenders import Cell, open_pass, saved_vocabulary
-from benchmarks.workload import OURS, batch_of, bundle_of, load, real_pictures, vocabulary_file
+from benchmarks.contenders import Cell, open_pass
+from benchmarks.stages import STAGES, stages, timed
+from benchmarks.workload import OURS, batch_of, load, real_pictures, vocabulary_file
 from sigrl_deploy.arrays import FloatArray
 
 OUT_OF_MEMORY = 71
-TURNS = 7
 MEMORY_SHARE = 0.9  # of what is free: a contender that wants more gets an error, not the machine's out-of-memory killer
 # numpy, PyTorch on CPU and GPU, ONNX Runtime, OpenVINO, and this project's own GPU engine.
 _NO_MEMORY = re.compile(
@@ -74,7 +74,7 @@ def measure(cell: Cell, folder: Path, task: dict[str, Any]) -> dict[str, Any]:
     if task["scores"]:
         np.save(task["scores"], scores_of(cell, folder, run, task["image_size"]))
     if task["stages"] and cell.backend in ("onnxruntime", "torch"):
-        result["stages_ms"] = stages(cell, folder, opened, pixels, float(np.median(times)))
+        result[STAGES] = stages(cell, folder, opened, pixels)
     return result
 
 
@@ -95,16 +95,6 @@ def import_runtime(backend: str) -> None:
         import sigrl_deploy.recognizer
 
         assert sigrl_deploy.recognizer
-
-
-def timed(run: Callable[[], Any], runs: int, seconds: float) -> list[float]:
-    """Milliseconds of each pass: at least `runs` passes, and more until `seconds` are over."""
-    times: list[float] = []
-    while len(times) < runs or sum(times) < 1000 * seconds:
-        start = time.perf_counter()
-        run()
-        times.append(1000 * (time.perf_counter() - start))
-    return times
 
 
 def peak_bytes() -> int:
@@ -149,82 +139,6 @@ def reference(folder: Path, cell: Cell, size: int) -> FloatArray:
         rows = [model(torch.from_numpy(picture[None]).to(cell.device), *inputs) for picture in pictures]
     scores: FloatArray = torch.cat(rows).cpu().numpy()
     return scores
-
-
-def stages(cell: Cell, folder: Path, recognizer: Any, pixels: FloatArray, whole: float) -> dict[str, float]:
-    """Medians of the stages of a batch: decoding and resizing a photograph, the tower, SVFR, match.
-
-    Of ONNX Runtime the tower is the graph cut at SVFR, and SVFR what is left of `whole`.
-    """
-    import sigrl_deploy
-    from sigrl_deploy.model import matching
-    from sigrl_deploy.pictures.reading import read_image
-
-    photo = Path(sigrl_deploy.__file__).parent / "data" / "photos" / "cat.jpg"
-    picture = read_image(photo)
-    vocabulary, manifest = saved_vocabulary(folder, cell.labels), recognizer.bundle.manifest
-    found = {
-        "decode": cell.batch * median_ms(lambda: read_image(photo).load()),
-        "preprocess": cell.batch * median_ms(lambda: manifest.preprocess(picture)),
-    }
-    if cell.backend == "torch":
-        found |= engine_stages(recognizer.engine, pixels, vocabulary)
-    else:
-        local, global_feature = recognizer.engine.encode(pixels[:1], vocabulary)
-        rows = vocabulary.label_embedding
-        found["match"] = cell.batch * median_ms(
-            lambda: matching.score(manifest.arch, local[0], global_feature[0], rows, manifest.topk)
-        )
-        run = lambda: recognizer.score_pixels(pixels, vocabulary)  # noqa: E731
-        found["tower"] = whole * share(tower_pass(cell, folder, pixels), run)
-        found["svfr"] = whole - found["tower"] - found["match"]
-    return {name: round(ms, 3 if cell.device == "cuda" else 2) for name, ms in found.items()}
-
-
-def median_ms(run: Callable[[], Any]) -> float:
-    run()
-    return float(np.median(timed(run, 5, 0.5)))
-
-
-def share(part: Callable[[], Any], whole: Callable[[], Any]) -> float:
-    """What a part takes of the whole, measured in turn: a slow moment of the machine then falls on both."""
-    part()
-    return float(np.median([timed(part, 1, 0)[0] / timed(whole, 1, 0)[0] for _ in range(TURNS)]))
-
-
-def engine_stages(engine: Any, pixels: FloatArray, vocabulary: Any) -> dict[str, float]:
-    """Milliseconds of the PyTorch engine's own stages: on a GPU there alone, each as a CUDA graph."""
-    import torch
-
-    from benchmarks.gpu.timing import microseconds
-
-    with engine.running():
-        resident = engine.resident(vocabulary)
-        if engine.device == "cuda":
-            torch.cuda.synchronize()
-        # The engine's stream is for its own graphs.
-        with torch.cuda.stream(torch.cuda.Stream() if engine.device == "cuda" else None):
-            parts = engine.stages(torch.from_numpy(pixels).to(engine.place), resident)
-            return {name: microseconds([part], engine.device) / 1000 for name, part in parts.items()}
-
-
-def tower_pass(cell: Cell, folder: Path, pixels: FloatArray) -> Callable[[], Any]:
-    """The visual graph as far as SVFR's patches and the global feature, in ONNX Runtime."""
-    import onnx
-    import onnxruntime as ort
-
-    from benchmarks.machine import cores
-    from sigrl_deploy.config import Precision
-    from sigrl_deploy.graphs.cutting import tower
-
-    model = tower(onnx.load(bundle_of(folder, cell.precision) / "visual.onnx"))
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = cores()
-    options.log_severity_level = 3
-    provider = "CPUExecutionProvider" if cell.device == "cpu" else "CUDAExecutionProvider"
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=[provider])
-    single = Precision(cell.precision).takes_one_picture
-    return lambda: [session.run(None, {"pixels": part}) for part in (np.split(pixels, len(pixels)) if single else [pixels])]
 
 
 if __name__ == "__main__":

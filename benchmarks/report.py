@@ -1,7 +1,7 @@
 """Table, plots and pages from the files in `benchmarks/results/`: no figure is typed by hand.
 
 python -m benchmarks.report           # rewrite the README's table, docs/benchmarks.md and docs/benchmarks-*.svg
-python -m benchmarks.report --check   # exit status 1 where README or page say something else than the results
+python -m benchmarks.report --check   # exit status 1 where README or page differ from the results
 """
 
 from __future__ import annotations
@@ -11,29 +11,39 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_page import GLOSSARY, ordered, readme_table, sections
-from benchmarks.tables import RESULTS, Record, caption, name_of, read, result_files, summary, table
+from benchmarks.gpu_page import GLOSSARY, ordered, sections
+from benchmarks.readme_table import readme_table
+from benchmarks.stages import STAGES
+from benchmarks.support import support_table
+from benchmarks.tables import CPU_PEERS, GPU_PEERS, Record, caption, name_of, read, result_files, summary, table
 
 ROOT = Path(__file__).resolve().parent.parent
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
-ON_CPU = "cpu.json"
 BEGIN, END = "<!-- benchmark table, by benchmarks/report.py -->\n", "<!-- end of benchmark table -->\n"
-BEGIN_GPU, END_GPU = "<!-- table of GPUs, by benchmarks/report.py -->\n", "<!-- end of table of GPUs -->\n"
+STAGE_NAMES = ("decode", "preprocess", "tower", "svfr", "match")
+NO_SVFR = (
+    "SVFR is left out: it was not timed by itself in these results, only as what tower and match leave of the whole pass, "
+    "which takes in all that goes on beside them."
+)
+BEGIN_SUPPORT, END_SUPPORT = "<!-- support matrix, by benchmarks/report.py -->\n", "<!-- end of support matrix -->\n"
 INTRODUCTION = """# Benchmarks
 
-Written by `benchmarks/report.py` from `benchmarks/results/`; `make bench` measures, and `make gpu` a GPU. What is
-not in a table was not run{no_gpu}.
+`benchmarks/report.py` writes this page from `benchmarks/results/`. [benchmarking.md](benchmarking.md) says how to measure.
+Whatever is not in a table was not run{no_gpu}.
 
-- `eager-as-written`: the reference's operations in PyTorch, label graph in every forward. `eager`: the same with the label
-  graph's result kept. `compile`: `eager` under torch.compile. `naive-onnx`: `eager` exported as it stands, in ONNX Runtime.
-- `onnxruntime`, `openvino`: this project's bundle of the given precision under `Recognizer`, vocabulary cached, from pixels in
+- `eager-as-written`: the reference's operations in PyTorch, with the label graph in every pass. `eager`: the same, with the
+  label graph's result kept. `compile`: `eager` under torch.compile. `naive-onnx`: `eager` exported as it stands, in ONNX
+  Runtime.
+- `onnxruntime`, `openvino`: this project's bundle in the given precision under `Recognizer`, vocabulary cached, from pixels in
   memory to scores. `int8` is SVFR in 8 bits, `int8-all` the ViT too, `int8x3` the ViT in three products of 8 bits each. On a
-  GPU `onnxruntime` is the tower in ONNX Runtime, and this project's kernels behind it.
-- The floor is the least time for the products (2 FLOP a multiply-add) at the machine's own measured rates, or for reading
-  weights, picture and labels once at its copy rate, whichever is more.
-- Processes take turns in rounds; a median is that of the rounds' medians. Memory is the largest resident set of the process.
-- Scores are compared with eager in fp32 on the package's pictures: on one for peers, on 12 for ours, on fewer where labels are
-  many. Weights are random, so labels lie closer together than a trained model's; the model card has a trained one.
+  GPU `onnxruntime` is the tower in ONNX Runtime, followed by this project's kernels.
+- The floor is the least time for the products (2 FLOP per multiply-add) at the machine's own measured rates, or for reading
+  weights, picture and labels once at its copy rate, whichever is longer.
+- Processes take turns in rounds; a median is the median of the rounds' medians. Memory is the largest resident set of the
+  process.
+- Scores are compared with eager in fp32 on the package's pictures: one for peers, 12 for this project's engines, fewer where
+  there are many labels. Weights are random, so labels lie closer together than in a trained model; the
+  [model card](../sigrl_deploy/data/MODEL_CARD.md) has a trained one.
 """
 
 
@@ -56,9 +66,8 @@ def main() -> int:
 
 
 def with_tables(readme: str) -> str:
-    results = read(RESULTS / ON_CPU)
-    readme = between(readme, BEGIN, summary(results) + "\n" + caption(results) + "\n", END)
-    return between(readme, BEGIN_GPU, readme_table(), END_GPU)
+    readme = between(readme, BEGIN, readme_table(), END)
+    return between(readme, BEGIN_SUPPORT, support_table(), END_SUPPORT)
 
 
 def between(text: str, begin: str, inside: str, end: str) -> str:
@@ -74,11 +83,12 @@ def page() -> str:
     no_gpu = ": no GPU's results are among them, so the fused kernels and ONNX Runtime's CUDA provider have no times"
     parts = [INTRODUCTION.replace("{no_gpu}", "" if gpus else no_gpu) + (GLOSSARY.lstrip() if gpus else "")]
     for path in result_files():
-        results = ordered(read(path)) if path in gpus else read(path)
+        results, peers = (ordered(read(path)), GPU_PEERS) if path in gpus else (read(path), CPU_PEERS)
         records = results["records"]
         parts += [
             f"## {path.stem}\n\n{caption(results)}\n![Latency, memory and distance to the floor](benchmarks-{path.stem}.svg)\n"
         ]
+        parts += ["### One picture, ms\n", summary(results, peers)]
         parts += ["### Latency, one picture, ms\n", latency(records)]
         if any(record["batch"] > 1 for record in records):
             parts += ["### Several pictures at once, pictures/s\n", throughput(records)]
@@ -110,10 +120,14 @@ def throughput(records: list[Record]) -> str:
 
 
 def stages(records: list[Record]) -> str:
-    own = [record for record in records if "stages_ms" in record and record["batch"] == 1]
-    names = ("decode", "preprocess", "tower", "svfr", "match")
-    rows = [[name_of(record), record["labels"], *(record["stages_ms"][name] for name in names)] for record in own]
-    return table(["contender", "labels", *names], rows)
+    """One row per contender and label count. Stages that were not measured by themselves are left out, and the text says so."""
+    names, own = list(STAGE_NAMES), [record for record in records if record["batch"] == 1]
+    old = any("stages_ms" in record for record in own)
+    if old:
+        names.remove("svfr")
+    times = [(record, record.get(STAGES) or record.get("stages_ms")) for record in own]
+    rows = [[name_of(record), record["labels"], *(found.get(name, "") for name in names)] for record, found in times if found]
+    return table(["contender", "labels", *names], rows) + (f"\n{NO_SVFR}\n" if old else "")
 
 
 def cold_start(records: list[Record]) -> str:

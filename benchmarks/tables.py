@@ -1,4 +1,4 @@
-"""Results files, and what README and page both make of them: the table of one picture, its caption, rows in Markdown."""
+"""Results files, and the tables that README and page make of them, in Markdown."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def caption(results: dict[str, Any]) -> str:
 
 
 def summary(results: dict[str, Any], peers: tuple[str, ...] = CPU_PEERS) -> str:
-    """One row a contender, a column a label count; batch 1."""
+    """One row per contender, one column per label count; batch 1."""
     records, missing = [record for record in results["records"] if record["batch"] == 1], {"status": "not measured"}
     counts = sorted({record["labels"] for record in records})
     found = {(name_of(record), record["labels"]): record for record in records}

@@ -1,4 +1,12 @@
-"""Deploy SigRL open-vocabulary image tagging: `Recognizer(bundle)` tags pictures with any list of labels."""
+"""Deploy SigRL open-vocabulary image tagging.
+
+>>> from sigrl_deploy import Recognizer
+>>> with Recognizer("bundle") as recognizer:
+...     for predictions in recognizer.recognize(["cat.jpg", "cup.jpg"], ["cat", "cup of coffee", "rocket"]):
+...         print([(prediction.label, prediction.score) for prediction in predictions])
+[...]
+[...]
+"""
 
 from __future__ import annotations
 
@@ -8,20 +16,35 @@ from typing import TYPE_CHECKING
 from sigrl_deploy.version import __version__
 
 if TYPE_CHECKING:
+    from sigrl_deploy.config import Backend, Device, Precision
     from sigrl_deploy.errors import ImageError, SigRLError
-    from sigrl_deploy.recognizer import Recognizer, Tag
-    from sigrl_deploy.vocabulary.label_files import read_labels
+    from sigrl_deploy.recognizer import Recognizer
+    from sigrl_deploy.recognizer.predictions import Prediction, Record
     from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
-__all__ = ["ImageError", "Recognizer", "SigRLError", "Tag", "Vocabulary", "__version__", "read_labels"]
+__all__ = [
+    "Backend",
+    "Device",
+    "ImageError",
+    "Precision",
+    "Prediction",
+    "Recognizer",
+    "Record",
+    "SigRLError",
+    "Vocabulary",
+    "__version__",
+]
 
 _HOME = {
     "ImageError": "errors",
-    "SigRLError": "errors",
+    "Backend": "config",
+    "Device": "config",
+    "Precision": "config",
+    "Prediction": "recognizer.predictions",
     "Recognizer": "recognizer",
-    "Tag": "recognizer",
+    "Record": "recognizer.predictions",
+    "SigRLError": "errors",
     "Vocabulary": "vocabulary.vocabulary",
-    "read_labels": "vocabulary.label_files",
 }
 
 
@@ -30,3 +53,7 @@ def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

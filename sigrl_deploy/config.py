@@ -1,16 +1,23 @@
-"""What a model is, in plain data: the architecture, its dimensions and its defaults. Imports nothing heavy."""
+"""What a model is, and what runs it: architectures, precisions, backends, dimensions. Imports nothing heavy."""
 
 from __future__ import annotations
 
-import reprlib
 from dataclasses import dataclass
 from enum import Enum
-from itertools import pairwise
+from typing import Annotated
+
+from msgspec import Meta
+
+from sigrl_deploy.structs import Checked
 
 FUSED = ("tower", "svfr", "match", "gmc")  # ops that run as kernels on a GPU
-# Of what would take long to build, or much memory; 65,536 of the other sizes.
-_LARGEST = {"layers": 256, "vocab_size": 1 << 20, "context_length": 1 << 10, "image_size": 1 << 12, "width": 1 << 14}
-BACKENDS = ("auto", "onnxruntime", "onnxruntime-tensorrt", "torch", "tensorrt", "openvino")
+
+# Bounds keep a damaged or hostile file from asking for a model that takes very long to build, or very much memory.
+MOST_LAYERS = 256
+Size = Annotated[int, Meta(ge=1, le=1 << 16)]
+Width = Annotated[int, Meta(ge=1, le=1 << 14)]
+Layers = Annotated[int, Meta(ge=1, le=MOST_LAYERS)]
+MlpRatio = Annotated[float, Meta(gt=0, le=16)]
 
 
 class Arch(str, Enum):
@@ -49,6 +56,9 @@ class Precision(str, Enum):
 
     The last three are for ONNX Runtime on CPUs. The products of SVFR are in 8 bits, those of the tower in fp32 (int8), each as
     three products in 8 bits, which together keep 14 (int8x3), or in 8 bits too (int8-all); everything else is in fp32.
+
+    >>> Precision("fp16").tolerance  # the largest score error that export allows by default
+    0.005
     """
 
     FP32 = "fp32"
@@ -78,6 +88,101 @@ class Precision(str, Enum):
         return {Precision.FP16: "float16", Precision.BF16: "bfloat16"}.get(self, "float32")
 
 
+class Device(str, Enum):
+    """Where a model runs. `auto` is a GPU where the backend has one that it can use, else the CPU."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+    @property
+    def candidates(self) -> tuple[Device, ...]:
+        """The devices that may be taken for this one, the preferred first."""
+        return (Device.CUDA, Device.CPU) if self is Device.AUTO else (self,)
+
+
+class Backend(str, Enum):
+    """What runs a bundle: ONNX Runtime, its TensorRT provider, PyTorch, this project's TensorRT engines, or OpenVINO.
+
+    `auto` is PyTorch where it has a GPU and the bundle holds weights for it, else ONNX Runtime.
+    """
+
+    AUTO = "auto"
+    ONNXRUNTIME = "onnxruntime"
+    ONNXRUNTIME_TENSORRT = "onnxruntime-tensorrt"
+    TORCH = "torch"
+    TENSORRT = "tensorrt"
+    OPENVINO = "openvino"
+
+    @classmethod
+    def named(cls) -> tuple[Backend, ...]:
+        """All but `auto`."""
+        return tuple(backend for backend in cls if backend is not cls.AUTO)
+
+    @property
+    def candidates(self) -> tuple[Backend, ...]:
+        """The backends that may be taken for this one, the preferred first."""
+        return (Backend.TORCH, Backend.ONNXRUNTIME) if self is Backend.AUTO else (self,)
+
+    @property
+    def full_name(self) -> str:
+        """Its name in a sentence."""
+        return _FACTS[self].full_name if self in _FACTS else self.value
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The optional packages that it imports; of `tensorrt`, those beside TensorRT itself, of which there are two."""
+        return _FACTS[self].packages if self in _FACTS else ()
+
+    @property
+    def extra(self) -> str:
+        """The extra of this package that brings `packages`."""
+        return _FACTS[self].extra if self in _FACTS else ""
+
+    @property
+    def kernels(self) -> frozenset[str]:
+        """The ops of FUSED that can run as kernels on a GPU."""
+        return frozenset(op for backend in self.candidates for op in _FACTS[backend].kernels)
+
+
+_FLOATS = frozenset({Precision.FP32, Precision.FP16, Precision.BF16})
+_INT8 = frozenset(precision for precision in Precision if precision.is_int8)
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What there is to know of a backend; see the properties of `Backend`, and `runs`."""
+
+    full_name: str
+    runs: dict[Device, frozenset[Precision]]
+    kernels: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    extra: str = ""
+
+
+_FACTS = {
+    Backend.ONNXRUNTIME: _Facts(
+        "ONNX Runtime",
+        # Its CPU provider has no bf16 products, and the 8-bit files hold ops that no other has.
+        {Device.CPU: _FLOATS - {Precision.BF16} | _INT8, Device.CUDA: _FLOATS},
+        kernels=("svfr", "match"),
+    ),
+    Backend.ONNXRUNTIME_TENSORRT: _Facts("ONNX Runtime's TensorRT provider", {Device.CUDA: _FLOATS}),
+    Backend.TORCH: _Facts("PyTorch", {Device.CPU: _FLOATS, Device.CUDA: _FLOATS}, FUSED, ("torch", "triton"), "export"),
+    Backend.TENSORRT: _Facts("TensorRT", {Device.CUDA: _FLOATS}, ("svfr", "match"), ("torch", "triton"), "tensorrt"),
+    Backend.OPENVINO: _Facts("OpenVINO", {Device.CPU: _FLOATS}, packages=("openvino", "onnx"), extra="openvino"),
+}
+
+
+def runs(backend: Backend, precision: Precision | None = None, device: Device = Device.AUTO) -> bool:
+    """Whether a backend runs a precision on a device, if it is installed and the device is there.
+
+    None is any precision; `auto` is any backend, or any device, that it may become.
+    """
+    found = [_FACTS[b].runs.get(d, frozenset()) for b in backend.candidates for d in device.candidates]
+    return any(held if precision is None else precision in held for held in found)
+
+
 class Contract(str, Enum):
     """The preprocessing recipes that can be asked for by name."""
 
@@ -86,89 +191,77 @@ class Contract(str, Enum):
     CLIP = "clip"
 
 
-@dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(Checked, frozen=True):
     """A CLIP ViT. Pixels are square; P = (image_size // patch_size)²."""
 
-    image_size: int
-    patch_size: int
-    width: int
-    layers: int
-    heads: int
-    mlp_ratio: float = 4.0
+    image_size: Annotated[int, Meta(ge=1, le=1 << 12)]
+    patch_size: Size
+    width: Width
+    layers: Layers
+    heads: Size
+    mlp_ratio: MlpRatio = 4.0
     quick_gelu: bool = True
+
+    def __post_init__(self) -> None:
+        _check_heads(self.width, self.heads)
+        if self.patch_size > self.image_size:
+            raise ValueError(f"patch_size {self.patch_size} is more than image_size {self.image_size}")
 
     @property
     def grid(self) -> int:
+        """Patches along each side."""
         return self.image_size // self.patch_size
 
 
-@dataclass(frozen=True)
-class TextConfig:
+class TextConfig(Checked, frozen=True):
     """A CLIP text transformer, read at the end-of-text token."""
 
-    width: int
-    layers: int
-    heads: int
-    context_length: int = 77
-    vocab_size: int = 49408
-    mlp_ratio: float = 4.0
+    width: Width
+    layers: Layers
+    heads: Size
+    context_length: Annotated[int, Meta(ge=1, le=1 << 10)] = 77
+    vocab_size: Annotated[int, Meta(ge=1, le=1 << 20)] = 49408
+    mlp_ratio: MlpRatio = 4.0
     quick_gelu: bool = True
 
+    def __post_init__(self) -> None:
+        _check_heads(self.width, self.heads)
 
-@dataclass(frozen=True)
-class GraphConfig:
+
+class GraphConfig(Checked, frozen=True):
     """One GATv2 layer: `width_in` → `heads` × `width_head`."""
 
-    width_in: int
-    heads: int
-    width_head: int
+    width_in: Size
+    heads: Size
+    width_head: Size
 
 
-@dataclass(frozen=True)
-class ModelConfig:
-    """Everything needed to build the eager model; `embed_dim` is D, the joint embedding width."""
+class ModelConfig(Checked, frozen=True):
+    """Everything needed to build the eager model; `embed_dim` is D, the joint embedding width.
+
+    Raises ValueError where the parts do not fit each other.
+    """
 
     arch: Arch
-    embed_dim: int
-    topk: int
+    embed_dim: Size
+    topk: Size
     vision: VisionConfig
     text: TextConfig | None = None
     graph: tuple[GraphConfig, ...] = ()
 
-    def check(self) -> None:
-        """Raise ValueError for values that no model has, before anything of their size is built."""
-        check_sizes("", self)
-        vision, text = self.vision, self.text
-        for name, part in (("vision.", vision), ("text.", text), *(("graph.", layer) for layer in self.graph)):
-            if part is not None:
-                check_sizes(name, part)
-        if vision.width % vision.heads or vision.patch_size > vision.image_size or (text and text.width % text.heads):
-            raise ValueError("its widths, heads and sizes do not fit each other")
+    def __post_init__(self) -> None:
         if self.arch.has_graph != bool(self.graph):
-            raise ValueError(f"graph has {len(self.graph)} layers, which arch {self.arch.value} does not take")
-        widths = [(layer.width_in, layer.heads * layer.width_head) for layer in self.graph]
-        if widths and (widths[0][0], widths[-1][1]) != (self.embed_dim,) * 2:
-            raise ValueError("the label graph's widths do not meet")
-        if any(left[1] != right[0] for left, right in pairwise(widths)):
-            raise ValueError("the label graph's widths do not meet")
+            expected = "at least one" if self.arch.has_graph else "none"
+            raise ValueError(f"graph has {len(self.graph)} layers, expected {expected} for arch {self.arch.value}")
+        # Each layer takes what the one before gives, and the first and the last have the width of the embeddings.
+        given = [self.embed_dim, *(layer.heads * layer.width_head for layer in self.graph)]
+        taken = [*(layer.width_in for layer in self.graph), self.embed_dim]
+        if self.graph and given != taken:
+            raise ValueError(
+                f"the label graph's layers give widths {given[1:]} and take {taken[:-1]}, with embed_dim {given[0]}"
+            )
 
 
-def check_sizes(name: str, part: object) -> None:
-    """Raise ValueError where a number of a config is none, or beyond what models have. `name` goes before it in the message."""
-    for key, value in vars(part).items():
-        if key in ("arch", "vision", "text", "graph"):
-            continue
-        if key == "quick_gelu":
-            right = type(value) is bool
-        elif key == "mlp_ratio":
-            right = type(value) in (int, float) and 0 < value <= 16
-        else:
-            right = type(value) is int and 0 < value <= largest_size(key)
-        if not right:
-            raise ValueError(f"{name}{key} is {reprlib.repr(value)}, expected a number in its usual range")
-
-
-def largest_size(key: str) -> int:
-    """The largest that a size of a config may be."""
-    return _LARGEST.get(key, 1 << 16)
+def _check_heads(width: int, heads: int) -> None:
+    if heads < 1 or width % heads:
+        raise ValueError(f"width {width} cannot be split into {heads} heads")

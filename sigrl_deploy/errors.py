@@ -19,9 +19,20 @@ traceback, with arguments as its own options, and exits with `exit_code`.
 
 from __future__ import annotations
 
+from enum import Enum
+from typing import TypeVar
+
+Member = TypeVar("Member", bound=Enum)
+
 
 class SigRLError(Exception):
     """Base of every error raised on purpose.
+
+    >>> try:
+    ...     Recognizer("bundle", precision="half")
+    ... except SigRLError as error:
+    ...     print(error.argument, error.value)
+    precision half
 
     Args:
         problem: the line, without the argument.
@@ -66,11 +77,18 @@ class LabelError(UsageError):
 
 
 class ImageError(SigRLError):
-    """One picture cannot be read. In a run over many pictures it becomes an error record, and the others go on."""
+    """One picture cannot be read. In a run over many pictures it becomes an error record, and the others go on.
+
+    >>> try:
+    ...     recognizer.recognize(["missing.jpg"], ["cat", "cup of coffee"])
+    ... except ImageError as error:
+    ...     print(error)
+    missing.jpg: ...
+    """
 
 
 class ScoreError(SigRLError):
-    """A picture's scores are not finite; `picture` is its place in the batch.
+    """A picture's scores are not finite; `picture` is its place among the pictures that were given.
 
     In a run over many pictures it becomes an error record, and the others go on.
     """
@@ -107,3 +125,12 @@ class VerificationError(SigRLError):
 def printable(text: str) -> str:
     """Text that stays on one line and is safe on a terminal: line feeds, control sequences and stray bytes are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def member_of(kind: type[Member], value: object, argument: str) -> Member:
+    """The member of an enum that `value` is or spells. Raises UsageError, which names `argument`, for anything else."""
+    try:
+        return kind(value)
+    except ValueError:
+        expected = ", ".join(str(member.value) for member in kind)
+        raise UsageError(f"expected one of {expected}", argument=argument, value=value) from None

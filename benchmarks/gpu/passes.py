@@ -98,10 +98,10 @@ def attempt(run: Run, measure: Measure, name: str, precision: Precision, labels:
 def ours(run: Run, cell: Cell) -> Record:
     setup, precision = run.setup, Precision(cell.precision)
     engine, vocabulary = setup.engine(precision), setup.vocabulary(cell.labels)
-    pixels, resident = torch.from_numpy(setup.pixels(cell.batch)).to(run.device), tuned(run, engine, cell.batch, cell.labels)
-    held = model_bytes(engine.model) + sum(x.nbytes for x in vars(resident).values() if isinstance(x, Tensor)) + pixels.nbytes
+    pixels, on_device = torch.from_numpy(setup.pixels(cell.batch)).to(run.device), tuned(run, engine, cell.batch, cell.labels)
+    held = model_bytes(engine.model) + sum(x.nbytes for x in vars(on_device).values() if isinstance(x, Tensor)) + pixels.nbytes
     with Peak(run.device) as peak:
-        call = captured(lambda: engine.forward(pixels, resident), run.device)
+        call = captured(lambda: engine.forward(pixels, on_device), run.device)
         times = _timed(run, call)
     drift = _drift(run, cell, lambda picture: engine.score(picture, vocabulary), 12) if cell.batch == 1 else {}
     return _record(run, cell, times, peak.bytes + held, drift)
@@ -192,10 +192,10 @@ def _record(run: Run, cell: Cell, times: list[float], peak: int, more: Record) -
 def tuned(run: Run, engine: TorchEngine, batch: int, labels: int) -> GpuVocabulary:
     """A vocabulary on the GPU, the engine's kernels tuned for it as its own passes have them."""
     with engine.running():
-        resident = engine.resident(run.setup.vocabulary(labels))
-        engine.tune(batch, resident)
+        on_device = engine.on_device(run.setup.vocabulary(labels))
+        engine.tune(batch, on_device)
     wait(run.device)  # that was another stream
-    return resident
+    return on_device
 
 
 def model_bytes(model: SigRL) -> int:

@@ -40,8 +40,8 @@ def profile(run: Run) -> None:
 
 def kernels_of(run: Run, labels: int, log: list[str]) -> None:
     engine = run.setup.engine(Precision.BF16)
-    pixels, resident = torch.from_numpy(run.setup.pixels(1)).to(run.device), tuned(run, engine, 1, labels)
-    replay = captured(lambda: engine.forward(pixels, resident), run.device)
+    pixels, on_device = torch.from_numpy(run.setup.pixels(1)).to(run.device), tuned(run, engine, 1, labels)
+    replay = captured(lambda: engine.forward(pixels, on_device), run.device)
     if run.device == "cuda":
         replay()
     activity = ProfilerActivity.CUDA if run.device == "cuda" else ProfilerActivity.CPU

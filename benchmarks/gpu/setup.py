@@ -23,7 +23,7 @@ from sigrl_deploy.checkpoints.layouts import Checkpoint
 from sigrl_deploy.checkpoints.model_config import model_config
 from sigrl_deploy.checkpoints.native import TrainedRecord, write_trained
 from sigrl_deploy.checkpoints.weights import Stored
-from sigrl_deploy.config import FUSED, Contract, ModelConfig, Precision
+from sigrl_deploy.config import FUSED, Contract, Device, ModelConfig, Precision
 from sigrl_deploy.engines.torch import TorchEngine
 from sigrl_deploy.files import sha256_file
 from sigrl_deploy.model.sigrl import SigRL
@@ -122,7 +122,7 @@ class Setup:
     @lru_cache  # noqa: B019
     def engine(self, precision: Precision) -> TorchEngine:
         """Our engine with everything fused, its kernels tuned."""
-        return TorchEngine(self.bundle, self.device, precision, FUSED, Path(self._folder.name) / "cache")
+        return TorchEngine(self.bundle, Device(self.device), precision, FUSED, Path(self._folder.name) / "cache")
 
     @cached_property
     def bundle(self) -> Bundle:

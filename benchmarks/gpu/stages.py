@@ -25,10 +25,10 @@ def stages(run: Run) -> None:
 
 
 def measure(run: Run, engine: TorchEngine, batch: int, labels: int) -> None:
-    pixels, resident = torch.from_numpy(run.setup.pixels(batch)).to(run.device), tuned(run, engine, batch, labels)
-    found = {name: microseconds([part], run.device) for name, part in engine.stages(pixels, resident).items()}
+    pixels, on_device = torch.from_numpy(run.setup.pixels(batch)).to(run.device), tuned(run, engine, batch, labels)
+    found = {name: microseconds([part], run.device) for name, part in engine.stages(pixels, on_device).items()}
     found["sum"] = sum(found.values())
-    found["whole"] = microseconds([lambda: engine.forward(pixels, resident)], run.device)
+    found["whole"] = microseconds([lambda: engine.forward(pixels, on_device)], run.device)
     for name, us in found.items():
         run.add("stages", {"stage": name, "precision": "bf16", "batch": batch, "labels": labels, "us": round(us, 2)})
 

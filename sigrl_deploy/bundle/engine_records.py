@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from enum import Enum
-from typing import Any
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from sigrl_deploy.config import Precision
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.machine.gpu import Gpu
+from sigrl_deploy.structs import Checked
 
 LARGEST = 1_000_000  # pictures or labels
+FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\Z")]  # inside the bundle's folder
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 OLDEST_PORTABLE = (8, 0)  # Ampere: hardware-compatible engines run on it and on everything newer
 
 
@@ -27,13 +31,21 @@ class Ops(str, Enum):
     PLUGIN = "plugin"
 
 
-@dataclass(frozen=True)
-class Range:
-    """Sizes that an engine takes: the least, the best (which it is tuned for) and the most."""
+class Range(Checked, frozen=True):
+    """The sizes that an engine accepts: the least, the best (which it is tuned for) and the most.
+
+    Raises ValueError where they are not in order, from 1 to LARGEST.
+    """
 
     least: int
     best: int
     most: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.least <= self.best <= self.most <= LARGEST:
+            raise ValueError(
+                f"least, best and most are {self.least} {self.best} {self.most}, expected 1 to {LARGEST}, in order"
+            )
 
     def __contains__(self, size: object) -> bool:
         return isinstance(size, int) and self.least <= size <= self.most
@@ -42,42 +54,40 @@ class Range:
         return f"{self.least} to {self.most}"
 
     @classmethod
-    def of(cls, option: str, values: Sequence[int]) -> Range:
-        """Raises UsageError naming `option` where the values are not ordered whole numbers above 0."""
-        whole = len(values) == 3 and all(type(value) is int for value in values)
-        if not whole or not 0 < values[0] <= values[1] <= values[2] <= LARGEST:
-            shown = " ".join(map(str, values))
-            raise UsageError(f"{option} {shown}: expected the least, the best and the most, in order, from 1 to {LARGEST}")
-        return cls(*values)
+    def of(cls, argument: str, values: Sequence[int]) -> Range:
+        """From three numbers. Raises UsageError for `argument` where they are no range."""
+        try:
+            return cls.from_plain(dict(zip(("least", "best", "most"), values, strict=True)))
+        except ValueError:
+            expected = f"expected three whole numbers from 1 to {LARGEST}, in order: the least, the best and the most"
+            raise UsageError(expected, argument=argument, value=" ".join(map(str, values))) from None
 
 
 DEFAULT_BATCH = Range(1, 1, 32)
 MOST_LABELS = 4096
 
 
-@dataclass(frozen=True)
-class Profile:
+class Profile(Checked, frozen=True):
     """The batches and label counts that an engine takes."""
 
     batch: Range
     labels: Range
 
 
-@dataclass(frozen=True)
-class EngineKey:
+class EngineKey(Checked, frozen=True):
     """Everything that an engine holds for. `onnx` is the sha256 of the bundle's file, `library` a name with its version.
 
     `gpu` and `driver` are None for an engine that was built ahead of time, for `compute_capabilities` alone.
     `hardware_compatible` engines run on Ampere and newer, `version_compatible` ones in later releases of a major version.
     """
 
-    graph: str  # "visual" or "text"
-    onnx: str
-    library: str
+    graph: Literal["visual", "text"]
+    onnx: Sha256
+    library: Annotated[str, Meta(pattern=r"^\S+ \S+\Z")]
     precision: Precision
     ops: Ops
     profile: Profile
-    compute_capabilities: tuple[str, ...]
+    compute_capabilities: tuple[Annotated[str, Meta(pattern=r"^\d{1,2}\.\d\Z")], ...]
     gpu: str | None = None
     driver: str | None = None
     hardware_compatible: bool = False
@@ -86,27 +96,8 @@ class EngineKey:
     @property
     def file_name(self) -> str:
         """Of the engine in its bundle: no two keys share one."""
-        digest = hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+        digest = hashlib.sha256(json.dumps(self.to_plain(), sort_keys=True).encode()).hexdigest()[:12]
         return f"{self.graph}-{self.precision.value}-{self.ops.value}-{digest}.engine"
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"precision": self.precision.value, "ops": self.ops.value}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> EngineKey:
-        """Raises KeyError, TypeError or ValueError for what is no key."""
-        ranges = {name: Range(**values["profile"][name]) for name in ("batch", "labels")}
-        parsed = {
-            "precision": Precision(values["precision"]),
-            "ops": Ops(values["ops"]),
-            "profile": Profile(**ranges),
-            "compute_capabilities": tuple(map(str, values["compute_capabilities"])),
-        }
-        key = cls(**(values | parsed))
-        texts = [key.onnx, key.library, *(text for text in (key.gpu, key.driver) if text is not None)]
-        if key.graph not in ("visual", "text") or not all(isinstance(text, str) for text in texts) or " " not in key.library:
-            raise ValueError(f"engines: {values} is no key of an engine")
-        return key
 
     def unfit(self, onnx: str, library: str, gpu: Gpu) -> list[str]:
         """Why the engine does not run the bundle's present file here, a line for each field that differs."""
@@ -143,24 +134,11 @@ def version_tuple(text: str) -> tuple[int, ...]:
     return tuple(int(part) if part.isdigit() else 0 for part in text.split("."))
 
 
-@dataclass(frozen=True)
-class EngineRecord:
+class EngineRecord(Checked, frozen=True):
     """An engine's entry in the manifest: its key, file, sha256, size in bytes, and the seconds that building it took."""
 
     key: EngineKey
-    file: str
-    sha256: str
-    size: int
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"key": self.key.to_dict()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> EngineRecord:
-        """Raises KeyError, TypeError or ValueError for what is no record."""
-        record = cls(**(values | {"key": EngineKey.from_dict(values["key"])}))
-        numbers = type(record.size) is int and isinstance(record.seconds, (int, float))
-        if not isinstance(record.file, str) or not isinstance(record.sha256, str) or not numbers:
-            raise ValueError(f"engines: {record.file!r} is no record of an engine")
-        return record
+    file: FileName
+    sha256: Sha256
+    size: Annotated[int, Meta(ge=0)]
+    seconds: Annotated[float, Meta(ge=0)]

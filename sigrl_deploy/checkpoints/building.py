@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from sigrl_deploy.checkpoints.layouts import OWN_LAYOUT, Checkpoint
-from sigrl_deploy.checkpoints.model_config import check_checkpoint_sizes, text_config
+from sigrl_deploy.checkpoints.model_config import text_config
 from sigrl_deploy.checkpoints.open_clip_configs import ClipConfig
 from sigrl_deploy.checkpoints.weights import Stored
 from sigrl_deploy.config import ModelConfig
@@ -55,7 +56,6 @@ def add_text_tower(model: SigRL, checkpoint: Checkpoint, clip: ClipConfig | None
         )
     recorded = checkpoint.record and checkpoint.record.config.text
     config = recorded or (clip.text if clip else text_config(checkpoint))
-    check_checkpoint_sizes(checkpoint, "text.", config)
     with torch.device("meta"):
         tower = TextTransformer(config, model.config.embed_dim)
     expected = {f"text.{name}": tensor for name, tensor in tower.state_dict().items()}

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from sigrl_deploy.arrays import FloatArray
-from sigrl_deploy.checkpoints.loading import choose_preprocess, default_template, load_model
-from sigrl_deploy.config import Arch, Contract
+from sigrl_deploy.checkpoints.loading import load_model
+from sigrl_deploy.checkpoints.options import CheckpointOptions
+from sigrl_deploy.config import Arch
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.model.matching import require_finite
 from sigrl_deploy.model.sigrl import SigRL
@@ -94,28 +95,13 @@ class EagerModel:
         return scores
 
 
-def load_eager(
-    path: Path,
-    *,
-    text_tower: str | None = None,
-    arch: Arch | None = None,
-    topk: int | None = None,
-    clip_config: str | None = None,
-    preprocess: Contract | None = None,
-    template: str | None = None,
-    device: str = "auto",
-) -> EagerModel:
-    """A checkpoint on a device: "auto" (a GPU where torch has one), "cpu" or "cuda". None means what the checkpoint says.
+def load_eager(options: CheckpointOptions, *, device: str = "auto") -> EagerModel:
+    """A checkpoint on a device: "auto" (a GPU where torch has one), "cpu" or "cuda".
 
     Raises what `load_model` raises, and UsageError where the device is not there.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: this torch finds no GPU; check its driver, or use --device cpu")
-    checkpoint, _, model = load_model(path, text_tower=text_tower, arch=arch, topk=topk, clip_config=clip_config)
+        raise UsageError("this torch finds no GPU; check its driver, or use `device=cpu`", argument="device", value=device)
+    loaded = load_model(options)
     chosen = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    return EagerModel(
-        model.to(chosen),
-        choose_preprocess(checkpoint, model, preprocess),
-        template or default_template(checkpoint, model),
-        chosen,
-    )
+    return EagerModel(loaded.model.to(chosen), loaded.preprocess, loaded.template, chosen)

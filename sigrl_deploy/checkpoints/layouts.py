@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sigrl_deploy.checkpoints.native import TrainedRecord, read_record
 from sigrl_deploy.checkpoints.weights import Stored, read_weights
-from sigrl_deploy.config import largest_size
+from sigrl_deploy.config import MOST_LAYERS
 from sigrl_deploy.errors import CheckpointError
-
-if TYPE_CHECKING:
-    pass
 
 # Each layout: (prefix of our tensor names, prefix in the file), the first that fits wins.
 _REFERENCE_VISION = [("visual.proj", "projection_dist"), ("visual.", "")]
@@ -95,10 +91,9 @@ class Checkpoint:
         """Number of transformer blocks below `tower` ("visual." or "text.")."""
         start = self.original(tower + "transformer.resblocks.")
         numbers = {name[len(start) :].split(".")[0] for name in self.tensors if name.startswith(start)}
-        most = largest_size("layers")
-        if not 0 < len(numbers) <= most:
+        if not 0 < len(numbers) <= MOST_LAYERS:
             where = self.prefix + start[:-1]
-            raise CheckpointError(f"{self.path}: has {len(numbers)} blocks below {where}, expected 1 to {most}")
+            raise CheckpointError(f"{self.path}: has {len(numbers)} blocks below {where}, expected 1 to {MOST_LAYERS}")
         return len(numbers)
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from sigrl_deploy.checkpoints.building import add_text_tower, build_model
 from sigrl_deploy.checkpoints.layouts import Checkpoint, load_checkpoint
 from sigrl_deploy.checkpoints.model_config import model_config
-from sigrl_deploy.checkpoints.open_clip_configs import ClipConfig
-from sigrl_deploy.checkpoints.open_clip_configs import clip_config as parse_clip_config
+from sigrl_deploy.checkpoints.open_clip_configs import ClipConfig, clip_config
 from sigrl_deploy.checkpoints.open_clip_weights import NAMED, check_source, is_pretrained, load_pretrained, openai_name
+from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.config import Arch, Contract
 from sigrl_deploy.errors import CheckpointError, UsageError
 from sigrl_deploy.model.sigrl import SigRL
@@ -23,61 +24,63 @@ CLIP_TOKENS = 49408  # ids that CLIP's tokenizer gives
 MIN_CONTEXT = 8  # the prompt alone has seven tokens, and end of text
 
 
-def load_model(
-    source: str | Path,
-    *,
-    text_tower: str | None = None,
-    arch: Arch | None = None,
-    topk: int | None = None,
-    clip_config: str | None = None,
-    with_text: bool = True,
-) -> tuple[Checkpoint, Checkpoint | None, SigRL]:
-    """A checkpoint, the one that its text tower came from (None without `with_text`), and the eager fp32 model of both.
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """An eager fp32 model, and the files that it came from. `text` is None where no text tower was asked for."""
 
-    `source` and `text_tower` are files, or `NAME:PRETRAINED` for open_clip's own weights; no text tower takes the checkpoint's
-    own. `clip_config` None means what the checkpoint records, the config of what is `NAME:PRETRAINED`, or OpenAI's convention.
+    checkpoint: Checkpoint
+    text: Checkpoint | None
+    model: SigRL
+    preprocess: Preprocess
+    template: str
 
-    Raises UsageError for what cannot be asked of this checkpoint, CheckpointError for files that cannot be read or that do
-    not match.
+
+def load_model(options: CheckpointOptions, *, with_text: bool = True) -> LoadedCheckpoint:
+    """Read a checkpoint, and the text tower that it was trained with unless `with_text` is False.
+
+    Raises UsageError for options that this checkpoint cannot follow, CheckpointError for files that cannot be read or do not
+    fit each other.
     """
-    check_source(source)
-    checkpoint, clip = _open(source, "")
-    clip = parse_clip_config(clip_config) if clip_config else clip
+    check_source(options.checkpoint)
+    checkpoint, clip = _open(options.checkpoint, "checkpoint")
+    clip = clip_config(options.clip_config) if options.clip_config else clip
     text = text_clip = None
     if with_text:
-        text, text_clip = _text_source(source, text_tower, checkpoint, clip)
-        clip = text_clip if clip_config is None else clip
-    model = build_model(checkpoint, model_config(checkpoint, arch, topk, clip))
+        text, text_clip = _text_source(options, checkpoint, clip)
+        clip = clip if options.clip_config else text_clip
+    model = build_model(checkpoint, model_config(checkpoint, options.arch, options.topk, clip))
     patches = model.config.vision.grid**2
-    if topk is not None and topk > patches:
-        raise UsageError(f"--topk {topk}: the model has {patches} patches; expected at most that many")
+    if options.topk is not None and options.topk > patches:
+        raise UsageError(f"the model has {patches} patches; expected at most that many", argument="topk", value=options.topk)
     if text is not None:
         add_text_tower(model, text, text_clip)
         _check_tokens(text, model)
-    return checkpoint, text, model
+    template = options.template or (checkpoint.record.template if checkpoint.record else model.config.arch.default_template)
+    return LoadedCheckpoint(checkpoint, text, model, _preprocess(checkpoint, model, options.preprocess), template)
 
 
-def _open(source: str | Path, option: str) -> tuple[Checkpoint, ClipConfig | None]:
+def _open(source: str | Path, argument: str) -> tuple[Checkpoint, ClipConfig | None]:
     """A file's checkpoint, or open_clip's own weights with their config."""
-    return load_pretrained(str(source), option) if is_pretrained(source) else (load_checkpoint(source), None)
+    return load_pretrained(str(source), argument) if is_pretrained(source) else (load_checkpoint(source), None)
 
 
 def _text_source(
-    source: str | Path, text_tower: str | None, checkpoint: Checkpoint, clip: ClipConfig | None
+    options: CheckpointOptions, checkpoint: Checkpoint, clip: ClipConfig | None
 ) -> tuple[Checkpoint, ClipConfig | None]:
+    text_tower = options.text_tower
     if text_tower is None and checkpoint.has_text:
         return checkpoint, clip
     if text_tower is None:
-        return _openai_text(source, checkpoint)
+        return _openai_text(options.checkpoint, checkpoint)
     if not os.path.exists(text_tower) and not is_pretrained(text_tower):
-        raise UsageError(f"--text-tower {text_tower}: no such file; expected {NAMED}")
-    text, own = _open(text_tower, "--text-tower ")
+        raise UsageError(f"no such file; expected {NAMED}", argument="text_tower", value=text_tower)
+    text, own = _open(text_tower, "text_tower")
     return text, own or clip
 
 
 def _openai_text(source: str | Path, checkpoint: Checkpoint) -> tuple[Checkpoint, ClipConfig | None]:
     """The text tower that the recipes of SigRL and MKT freeze: OpenAI's, of the size of the checkpoint's ViT."""
-    advice = "give it with --text-tower FILE, or, to export, --labels with --label-embeddings"
+    advice = "give it with `text_tower`, or, to export, `labels` with `label_embeddings`"
     name = openai_name(checkpoint)
     if name is None:
         raise UsageError(f"{source}: holds no text encoder, and its ViT is of none of OpenAI's sizes; {advice}")
@@ -108,12 +111,7 @@ def _check_tokens(text: Checkpoint, model: SigRL) -> None:
         )
 
 
-def default_template(checkpoint: Checkpoint, model: SigRL) -> str:
-    """The template that a checkpoint was trained with, or its architecture's."""
-    return checkpoint.record.template if checkpoint.record else model.config.arch.default_template
-
-
-def choose_preprocess(checkpoint: Checkpoint, model: SigRL, contract: Contract | None) -> Preprocess:
+def _preprocess(checkpoint: Checkpoint, model: SigRL, contract: Contract | None) -> Preprocess:
     """The preprocessing asked for, or what the checkpoint records, or the architecture's."""
     if contract is None and checkpoint.record is not None:
         return checkpoint.record.preprocess
@@ -122,7 +120,7 @@ def choose_preprocess(checkpoint: Checkpoint, model: SigRL, contract: Contract |
         if "feature_extractor" in checkpoint.prefix:
             log.warning(
                 "%s: is in the single-positive recipe's layout, used with zero-shot preprocessing; "
-                "if it was trained by that recipe, give --preprocess single-positive",
+                "if it was trained by that recipe, give single-positive as the preprocessing",
                 checkpoint.path,
             )
     return Preprocess.for_contract(contract, model.config.vision.image_size)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from msgspec.structs import replace
 
 from sigrl_deploy.checkpoints.layouts import Checkpoint
 from sigrl_deploy.checkpoints.open_clip_configs import ClipConfig, Shapes, fitting_configs
-from sigrl_deploy.config import Arch, GraphConfig, ModelConfig, TextConfig, VisionConfig, check_sizes
+from sigrl_deploy.config import Arch, GraphConfig, ModelConfig, TextConfig, VisionConfig
 from sigrl_deploy.errors import CheckpointError
 
-if TYPE_CHECKING:
-    pass
 _HEAD_WIDTH = 64  # of every model that OpenAI published
 _MAX_WIDTH = 1024  # of OpenAI's largest, ViT-L/14; wider ones are others', with heads of 80, 88 or 104
 
@@ -44,17 +44,17 @@ def model_config(
     embed_dim = checkpoint.shape("visual.proj", 2)[1]
     vision = clip.vision if clip else _vision_config(checkpoint)
     graph = _graph_configs(checkpoint, embed_dim) if arch.has_graph else ()
-    config = ModelConfig(arch, embed_dim, topk or arch.default_topk, vision, None, graph)
-    for name, part in (("", config), ("vision.", vision), *(("graph.", layer) for layer in graph)):
-        check_checkpoint_sizes(checkpoint, name, part)
-    return config
+    with _buildable(checkpoint):
+        return ModelConfig(arch, embed_dim, topk or arch.default_topk, vision, None, graph).checked()
 
 
-def check_checkpoint_sizes(checkpoint: Checkpoint, name: str, part: object) -> None:
+@contextmanager
+def _buildable(checkpoint: Checkpoint) -> Iterator[None]:
+    """Turns a config's ValueError into a CheckpointError."""
     try:
-        check_sizes(name, part)
+        yield
     except ValueError as error:
-        raise CheckpointError(f"{checkpoint.path}: is no model that can be built: {error}") from None
+        raise CheckpointError(f"{checkpoint.path}: is not a model that can be built ({error})") from None
 
 
 def _recorded_config(checkpoint: Checkpoint, config: ModelConfig, arch: Arch | None, topk: int | None) -> ModelConfig:
@@ -108,21 +108,32 @@ def _vision_config(checkpoint: Checkpoint) -> VisionConfig:
             f"{checkpoint.path}: tensor {checkpoint.label('visual.positional_embedding')} has "
             f"{tokens} rows, expected a square number of patches and one class token"
         )
-    return VisionConfig(grid * patch, patch, width, checkpoint.layers("visual."), heads)
+    layers = checkpoint.layers("visual.")
+    with _buildable(checkpoint):
+        return VisionConfig(grid * patch, patch, width, layers, heads).checked()
 
 
 def text_config(checkpoint: Checkpoint) -> TextConfig:
+    """The text tower that a checkpoint holds. Raises CheckpointError as `model_config` does."""
     vocab_size, width = checkpoint.shape("text.token_embedding.weight", 2)
     heads = _openai_heads(checkpoint, width)
     context = checkpoint.shape("text.positional_embedding", 2)[0]
-    return TextConfig(width, checkpoint.layers("text."), heads, context, vocab_size)
+    layers = checkpoint.layers("text.")
+    with _buildable(checkpoint):
+        return TextConfig(width, layers, heads, context, vocab_size).checked()
 
 
 def _graph_configs(checkpoint: Checkpoint, dim: int) -> tuple[GraphConfig, ...]:
-    """Two layers, `dim` → hidden → `dim`. Widths that do not meet come out as a misshapen tensor in `_collect`."""
+    """Two layers, `dim` → hidden → `dim`."""
     hidden = checkpoint.shape("gmc.layers.0.linear.weight", 2)[0]
     layers = []
     for i, (width_in, width_out) in enumerate([(dim, hidden), (hidden, dim)]):
-        width_head = checkpoint.shape(f"gmc.layers.{i}.attention", 2)[1]
-        layers.append(GraphConfig(width_in, max(1, width_out // width_head), width_head))
+        name = f"gmc.layers.{i}.attention"
+        width_head = checkpoint.shape(name, 2)[1]
+        if width_out % width_head:
+            raise CheckpointError(
+                f"{checkpoint.path}: tensor {checkpoint.label(name)} is for heads of width {width_head}, expected a divisor of "
+                f"the layer's width, {width_out}"
+            )
+        layers.append(GraphConfig(width_in, width_out // width_head, width_head))
     return tuple(layers)

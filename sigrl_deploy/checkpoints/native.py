@@ -10,15 +10,17 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from sigrl_deploy.checkpoints.weights import MAX_HEADER, open_safetensors
-from sigrl_deploy.config import Arch, GraphConfig, ModelConfig, TextConfig, VisionConfig
-from sigrl_deploy.errors import BundleError, CheckpointError, printable
+from sigrl_deploy.config import ModelConfig
+from sigrl_deploy.errors import CheckpointError
 from sigrl_deploy.files import replacing
 from sigrl_deploy.pictures.preprocess import Preprocess
+from sigrl_deploy.structs import Checked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,32 +30,29 @@ FORMAT_VERSION = 1
 HEAD = "head."  # tensors of the loss (scale and bias of the scores), of no use to inference
 
 
-@dataclass(frozen=True)
-class TrainedRecord:
-    """The header of a trained checkpoint. `labels` are those it was trained on, in order; `training` is for people."""
+class TrainedRecord(Checked, frozen=True):
+    """The header of a trained checkpoint. `labels` are those it was trained on, in order; `training` is for people.
+
+    Raises ValueError where its parts do not fit each other.
+    """
 
     config: ModelConfig
     template: str
     preprocess: Preprocess
     labels: tuple[str, ...] = ()
-    training: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = msgspec.field(default_factory=dict)
 
-    def check(self) -> None:
-        """Raise ValueError for values that no model has."""
-        self.config.check()
-        vision = self.config.vision
-        if self.preprocess.image_size != vision.image_size:
-            raise ValueError(f"preprocess.image_size is {self.preprocess.image_size}, vision.image_size {vision.image_size}")
+    def __post_init__(self) -> None:
+        if self.preprocess.image_size != self.config.vision.image_size:
+            sizes = f"{self.preprocess.image_size}, expected the model's {self.config.vision.image_size}"
+            raise ValueError(f"preprocess.image_size is {sizes}")
         if sum(map(len, self.labels)) > MAX_HEADER // 2:
-            raise ValueError(f"its {len(self.labels)} labels are more than fit into a header")
-        if not isinstance(self.training, dict):
-            raise ValueError("training is no mapping")
-        if not isinstance(self.template, str) or not self.template.isprintable() or self.template.count("{label}") != 1:
-            raise ValueError(f"template is {reprlib.repr(self.template)}, expected text with {{label}} in it, once")
+            raise ValueError(f"its {len(self.labels)} labels are more than a header holds ({MAX_HEADER // 2} characters)")
+        if not self.template.isprintable() or self.template.count("{label}") != 1:
+            raise ValueError(f"template is {reprlib.repr(self.template)}, expected one line with {{label}} in it, once")
 
     def to_json(self) -> str:
-        values = asdict(self) | {"format_version": FORMAT_VERSION, "preprocess": self.preprocess.to_dict()}
-        return json.dumps(values, sort_keys=True)
+        return json.dumps(self.to_plain() | {"format_version": FORMAT_VERSION}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str, path: Path) -> TrainedRecord:
@@ -61,32 +60,14 @@ class TrainedRecord:
         try:
             values = json.loads(text)
             version = values.pop("format_version")
-            if type(version) is not int or version != FORMAT_VERSION:
-                raise CheckpointError(
-                    f"{path}: format version {reprlib.repr(version)}, this release reads version {FORMAT_VERSION}; "
-                    "install the release that wrote the checkpoint"
-                )
-            values["config"] = _model_config(values["config"])
-            values["preprocess"] = Preprocess.from_dict(values["preprocess"])
-            if not isinstance(values["labels"], list) or not all(isinstance(label, str) for label in values["labels"]):
-                raise ValueError("labels is no list of text")
-            values["labels"] = tuple(values["labels"])
-            record = cls(**values)
-            record.check()
-            return record
-        except (AttributeError, BundleError, KeyError, RecursionError, TypeError, ValueError) as error:
-            reason = printable(str(error)[:200])
-            raise CheckpointError(f"{path}: its header cannot be read ({reason}); copy the checkpoint again") from None
-
-
-def _model_config(values: dict[str, Any]) -> ModelConfig:
-    parts = {
-        "arch": Arch(values["arch"]),
-        "vision": VisionConfig(**values["vision"]),
-        "text": None if values["text"] is None else TextConfig(**values["text"]),
-        "graph": tuple(GraphConfig(**layer) for layer in values["graph"]),
-    }
-    return ModelConfig(**values | parts)
+            if version == FORMAT_VERSION:
+                return cls.from_plain(values)
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: its header cannot be read ({error}); copy the checkpoint again") from None
+        raise CheckpointError(
+            f"{path}: format version {reprlib.repr(version)}, this release reads version {FORMAT_VERSION}; "
+            "install the release that wrote the checkpoint"
+        )
 
 
 def read_record(path: Path) -> TrainedRecord | None:

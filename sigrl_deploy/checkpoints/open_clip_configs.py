@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import reprlib
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sigrl_deploy.config import TextConfig, VisionConfig, check_sizes, largest_size
+from sigrl_deploy.config import Size, TextConfig, VisionConfig
 from sigrl_deploy.errors import CheckpointError, UsageError
 from sigrl_deploy.files import read_bounded
+from sigrl_deploy.structs import Checked
 
 OPENAI = "openai"
 
@@ -23,12 +23,11 @@ _TEXT_KEYS = {"context_length", "vocab_size", "width", "layers", "heads", "mlp_r
 Shapes = dict[str, int]  # "embed_dim", "vision.width", "text.layers" …; "vision.grid" is the root of the number of patches
 
 
-@dataclass(frozen=True)
-class ClipConfig:
+class ClipConfig(Checked, frozen=True):
     """Both towers of one open_clip config. `name` is what error messages call it."""
 
     name: str
-    embed_dim: int
+    embed_dim: Size
     vision: VisionConfig
     text: TextConfig
 
@@ -73,7 +72,7 @@ def _all_configs() -> dict[str, ClipConfig]:
 
 def _shapes(config: ClipConfig) -> Shapes:
     parts = {"vision": config.vision, "text": config.text}
-    sizes = {f"{name}.{key}": value for name, part in parts.items() for key, value in vars(part).items()}
+    sizes = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.to_plain().items()}
     return sizes | {"embed_dim": config.embed_dim, "vision.grid": config.vision.grid}
 
 
@@ -111,17 +110,8 @@ def _parse(name: str, raw: dict[str, Any]) -> ClipConfig:
     for section, values in (("vision_cfg", vision), ("text_cfg", text)):
         _check_divisor(section, values, "head_width" if "head_width" in values else "heads")
     vision["heads"] = vision["width"] // vision.pop("head_width")
-    config = ClipConfig(
-        name=name,
-        embed_dim=raw["embed_dim"],
-        vision=VisionConfig(quick_gelu=quick_gelu, **vision),
-        text=TextConfig(quick_gelu=quick_gelu, **text),
-    )
-    for section, part in (("vision_cfg.", config.vision), ("text_cfg.", config.text)):
-        check_sizes(section, part)
-    if type(config.embed_dim) is not int or not 0 < config.embed_dim <= largest_size("embed_dim"):
-        raise ValueError(f"embed_dim = {config.embed_dim!r} is no size")
-    return config
+    towers = {"vision": vision | {"quick_gelu": quick_gelu}, "text": text | {"quick_gelu": quick_gelu}}
+    return ClipConfig.from_plain({"name": name, "embed_dim": raw["embed_dim"], **towers})
 
 
 def _check_divisor(section: str, values: dict[str, Any], key: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import socket
@@ -10,9 +11,10 @@ import urllib.request
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from sigrl_deploy.checkpoints.layouts import Checkpoint, load_checkpoint
 from sigrl_deploy.checkpoints.model_config import checkpoint_shapes
@@ -64,7 +66,7 @@ def load_pretrained(value: str, option: str = "") -> tuple[Checkpoint, ClipConfi
     quick_gelu = clip.text.quick_gelu or bool(listed.get("quick_gelu", False))
     clip = replace(clip, vision=replace(clip.vision, quick_gelu=quick_gelu), text=replace(clip.text, quick_gelu=quick_gelu))
     path = Path(pretrained) if not listed and os.path.exists(pretrained) else _download(value, listed, option)
-    return replace(load_checkpoint(path), path=value), clip
+    return dataclasses.replace(load_checkpoint(path), path=value), clip
 
 
 def openai_name(checkpoint: Checkpoint) -> str | None:

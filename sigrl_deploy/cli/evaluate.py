@@ -14,12 +14,12 @@ from sigrl_deploy.cli.options import (
     PATH,
     backend_option,
     cache_option,
+    checkpoint_options,
     device_option,
     threads_option,
     unfused_option,
 )
 from sigrl_deploy.config import Arch, Precision
-from sigrl_deploy.errors import UsageError
 
 log = logging.getLogger(__name__)
 
@@ -73,24 +73,11 @@ def evaluate(**options: Any) -> None:
     DATA: scenes, nus-wide:DIR, coco:DIR, voc:DIR, open-images:DIR, folder:DIR, or a folder or CSV file of your own, all of
     whose pictures are evaluated where labels.csv has no column split (train, val or test) directly behind path.
     """
-    if options["checkpoint"]:
-        from sigrl_deploy.checkpoints.open_clip_weights import check_source
-
-        check_source(options["checkpoint"])
-    try:
-        from sigrl_deploy.evaluation.report import as_json, table
-        from sigrl_deploy.evaluation.run import EvaluateOptions, run_evaluate
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "sklearn":
-            raise
-        raise UsageError(
-            "evaluate needs scikit-learn; install the extra evaluate: pip install '.[evaluate]' in a checkout"
-        ) from None
-    from sigrl_deploy.config import Contract
+    options["checkpoint"] = checkpoint_options(options)
+    from sigrl_deploy.evaluation.report import as_json, table
+    from sigrl_deploy.evaluation.run import EvaluateOptions, run_evaluate
     from sigrl_deploy.tagging.output import open_output
 
-    for name, enum in (("arch", Arch), ("preprocess", Contract)):
-        options[name] = options[name] and enum(options[name])
     options["precisions"] = tuple(map(Precision, options["precisions"]))
     chosen = EvaluateOptions(**options)
     evaluation = run_evaluate(chosen)

@@ -10,8 +10,9 @@ import click
 
 from sigrl_deploy.bundle.engine_records import Ops, Range
 from sigrl_deploy.cli.options import PATH
-from sigrl_deploy.config import Arch, Precision
+from sigrl_deploy.config import Arch, Contract, Precision
 from sigrl_deploy.errors import UsageError
+from sigrl_deploy.extras import require
 from sigrl_deploy.tensorrt.library import LIBRARIES
 
 
@@ -86,15 +87,11 @@ def export_onnx(**options: Any) -> None:
     """
     from sigrl_deploy.checkpoints.open_clip_weights import check_source, default_bundle
 
-    check_source(options["checkpoint"])
+    check_source(options["checkpoint"])  # before anything that takes seconds
     options["out"] = options["out"] or default_bundle(options["checkpoint"])
-    try:
-        from sigrl_deploy.config import Contract
-        from sigrl_deploy.export.run import ExportOptions, export_bundle
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"export needs {error.name}; install the extra export: pip install '.[export]' in a checkout"
-        ) from None
+    require("torch", "onnx", "onnxscript", "open_clip", "safetensors", extra="export")
+    from sigrl_deploy.export.run import ExportOptions, export_bundle
+
     for name, enum in (("arch", Arch), ("preprocess", Contract)):
         options[name] = options[name] and enum(options[name])
     options["precisions"] = tuple(map(Precision, options["precisions"]))
@@ -141,7 +138,7 @@ def export_tensorrt(bundle: Path, **options: Any) -> None:
     from sigrl_deploy.tensorrt.build import BuildOptions, build_engines
 
     for name in ("batch", "labels"):
-        options[name] = options[name] and Range.of(f"--{name}", options[name])
+        options[name] = options[name] and Range.of(name, options[name])
     for name, enum in (("precision", Precision), ("ops", Ops)):
         options[name] = options[name] and enum(options[name])
     if options["workspace"] is not None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sigrl_deploy.config import BACKENDS, FUSED, Precision
+from sigrl_deploy.checkpoints.options import CheckpointOptions
+from sigrl_deploy.config import FUSED, Arch, Backend, Contract, Device, Precision
+from sigrl_deploy.errors import UsageError
 from sigrl_deploy.machine import cpus
 
 _Option = Callable[[Any], Any]
@@ -22,14 +25,14 @@ bundle_argument = click.argument("bundle", type=PATH)
 bundle_option = click.option("--bundle", type=PATH, required=True, help="Folder that the export wrote.")
 device_option = click.option(
     "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
+    type=click.Choice([device.value for device in Device]),
     default="auto",
     show_default=True,
     help="auto: a GPU where there is one.",
 )
 backend_option = click.option(
     "--backend",
-    type=click.Choice(BACKENDS),
+    type=click.Choice([backend.value for backend in Backend]),
     default="auto",
     show_default=True,
     help="auto: torch where it has a GPU and the bundle its weights, else onnxruntime.",
@@ -87,3 +90,23 @@ def _level_option(flags: tuple[str, str], level: int, text: str) -> _Option:
 
 quiet_option = _level_option(("-q", "--quiet"), logging.ERROR, "Say errors only.")
 verbose_option = _level_option(("-v", "--verbose"), logging.DEBUG, "Say more: what is computed, how long it takes, why.")
+
+
+def checkpoint_options(options: dict[str, Any]) -> CheckpointOptions | None:
+    """Take what is about a checkpoint out of a verb's options; None where there is no checkpoint.
+
+    Raises UsageError for such options without a checkpoint, CheckpointError where there is no such file.
+    """
+    values = {field.name: options.pop(field.name) for field in fields(CheckpointOptions) if field.name in options}
+    if values["checkpoint"] is None:
+        for name, value in values.items():
+            if value is not None:
+                raise UsageError("is about a checkpoint, and a bundle knows its own; add `checkpoint`", argument=name)
+        return None
+    from sigrl_deploy.checkpoints.open_clip_weights import check_source
+
+    check_source(values["checkpoint"])  # before anything that takes seconds
+    for name, enum in (("arch", Arch), ("preprocess", Contract)):
+        if values.get(name) is not None:
+            values[name] = enum(values[name])
+    return CheckpointOptions(**values)

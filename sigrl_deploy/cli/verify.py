@@ -9,8 +9,16 @@ from typing import Any
 
 import click
 
-from sigrl_deploy.cli.options import MOST_PICTURES, PATH, bundle_argument, cache_option, device_option, threads_option
-from sigrl_deploy.config import BACKENDS, Precision
+from sigrl_deploy.cli.options import (
+    MOST_PICTURES,
+    PATH,
+    bundle_argument,
+    cache_option,
+    checkpoint_options,
+    device_option,
+    threads_option,
+)
+from sigrl_deploy.config import Backend, Precision
 from sigrl_deploy.errors import UsageError, VerificationError, printable
 
 log = logging.getLogger(__name__)
@@ -27,7 +35,7 @@ log = logging.getLogger(__name__)
     "--backend",
     "backends",
     multiple=True,
-    type=click.Choice(BACKENDS[1:]),
+    type=click.Choice([backend.value for backend in Backend.named()]),
     help="Compare these; repeatable [default: all that run here].",
 )
 @click.option(
@@ -56,10 +64,7 @@ def verify(bundle: Path, pictures: tuple[str, ...], **options: Any) -> None:
     best label and best five that are the engine's too, and scores on another side of the threshold. The result is written
     into the manifest. Exit status 3 where an error exceeds its tolerance, 1 where pictures could not be read.
     """
-    if options["checkpoint"]:
-        from sigrl_deploy.checkpoints.open_clip_weights import check_source
-
-        check_source(options["checkpoint"])
+    options["checkpoint"] = checkpoint_options(options)
     from sigrl_deploy.evaluation.verify import NothingToCompareError, VerifyOptions, not_run_lines, table
     from sigrl_deploy.evaluation.verify import verify as run
     from sigrl_deploy.tagging.output import open_output

@@ -60,8 +60,8 @@ def read_nus_wide(root: Path, split: str) -> PictureFiles:
 
 
 def _read_names(tags: Path, concepts: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    unseen = read_labels(concepts)
-    seen = tuple(tag for tag in read_labels(tags) if tag not in unseen)
+    unseen = read_labels(concepts, argument="data")
+    seen = tuple(tag for tag in read_labels(tags, argument="data") if tag not in unseen)
     if (len(seen), len(unseen)) != (SEEN, UNSEEN):
         raise DatasetError(
             f"{tags}: has {len(seen)} names besides the {len(unseen)} in {concepts}, expected {SEEN} and {UNSEEN}; unpack both "

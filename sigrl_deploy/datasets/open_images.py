@@ -128,7 +128,7 @@ def _read_descriptions(path: Path) -> dict[str, str]:
 
 
 def _read_mids(path: Path, names: Mapping[str, str], descriptions: Path) -> tuple[str, ...]:
-    mids = read_labels(path)
+    mids = read_labels(path, argument="data")
     for mid in mids:
         if mid not in names:
             raise DatasetError(f"{path}: {mid!r} is not in {descriptions}; take both from one version of Open Images")

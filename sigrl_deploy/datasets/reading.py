@@ -113,7 +113,7 @@ def unique_labels(labels: Sequence[str], source: Path) -> tuple[str, ...]:
     try:
         return check_labels(labels)
     except LabelError as error:
-        raise DatasetError(f"{source}: {error}") from None
+        raise DatasetError(f"{source}: {error.problem}") from None
 
 
 def picture_path(entry: str, place: str) -> str:

@@ -1,182 +1,117 @@
-"""Which backend runs a bundle."""
+"""Which backend runs a bundle, where, and in which precision: decided before anything is opened."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection
-from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Protocol
 
 from sigrl_deploy.bundle.bundle import Bundle
-from sigrl_deploy.config import BACKENDS, FUSED, Precision
-from sigrl_deploy.engines.engine import Engine
+from sigrl_deploy.bundle.precisions import choose_precision
+from sigrl_deploy.config import Backend, Device, Precision, runs
+from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.machine.gpu import NoGpuError, gpu_at_hand, has_driver
+from sigrl_deploy.extras import missing
 
-if TYPE_CHECKING:
-    from sigrl_deploy.machine.gpu import Gpu
-    from sigrl_deploy.tensorrt.library import Library
-
-log = logging.getLogger(__name__)
-
-_NOT_FUSED = "--unfused {}: nothing is fused here; leave it out, or use --backend torch on a GPU"
+_DOCTOR = "`sigrl-deploy doctor` says what to do"
+_FUSED_HEAD = (*Backend.TORCH.packages, "onnx")  # what the kernels behind ONNX Runtime's tower need
 
 
-def open_engine(
-    bundle: Bundle,
-    backend: str,
-    device: str,
-    precision: Precision | None = None,
-    unfused: Collection[str] = (),
-    cache_folder: Path | None = None,
-    build: bool = True,
-    threads: int | None = None,
-) -> Engine:
-    """The engine of a bundle, in one of its precisions or in its first that can run.
+class Machine(Protocol):
+    """What the choice asks of a machine."""
 
-    "auto" takes PyTorch where it has a GPU and the bundle its weights, else ONNX Runtime. ONNX Runtime has SVFR and the match
-    run as kernels where it and PyTorch have a GPU.
+    def has_package(self, name: str) -> bool:
+        """Whether a package is installed."""
 
-    `unfused` are ops of FUSED that run in their plain form; `cache_folder` keeps compiled kernels, and engines of ONNX
-    Runtime's TensorRT provider, between runs. Without `build`, "tensorrt" runs an engine that the bundle has, or falls back on
-    what "auto" takes. `threads` of the CPU are, unless given, those of `cpus.threads()`, and of PyTorch its own.
+    def no_gpu(self, backend: Backend) -> str:
+        """Why a backend has no GPU here; "" where it has one."""
 
-    Raises UsageError for an unknown backend, one that is not installed or one that the bundle was not exported for, for an
-    unknown op or one that the backend does not fuse, and what the engine raises.
+    def runs_kernels(self) -> bool:
+        """Whether the GPU is new enough for the fused kernels; asked only where PyTorch has a GPU."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is opened. `kernels` are the ops of FUSED that run as kernels.
+
+    `reason` is "as asked", or why the model does not run on a GPU; "" where it does by itself.
     """
-    for op in unfused:
-        if op not in FUSED:
-            raise UsageError(f"unfused {op!r}: expected some of {', '.join(FUSED)}")
-    if backend not in BACKENDS:
-        raise UsageError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}")
-    if backend == "torch" or (backend == "auto" and device != "cpu" and _torch_has_gpu(bundle, precision)):
-        for package in ("torch", "triton"):
-            if find_spec(package) is None:
-                raise UsageError(f"--backend torch: {package} is not installed; pip install '.[export]' in a checkout on Linux")
-        from sigrl_deploy.engines.gpu_engine import fused_on
-        from sigrl_deploy.engines.torch import TorchEngine
 
-        fused = fused_on(device, ())
-        if unfused and not fused and device != "cuda":
-            raise UsageError(_NOT_FUSED.format(next(iter(unfused))))
-        return TorchEngine(bundle, device, precision, fused - set(unfused), cache_folder, threads)
-    if backend == "tensorrt":
-        engine = _tensorrt(bundle, device, precision, unfused, cache_folder, build)
-        return engine or open_engine(bundle, "auto", device, precision, unfused, cache_folder, threads=threads)
-    if backend in ("auto", "onnxruntime") and _can_fuse(bundle, device):
-        engine = _onnxruntime_fused(bundle, device, precision, unfused, cache_folder)
-        if engine:
-            return engine
-    elif unfused:
-        raise UsageError(_NOT_FUSED.format(next(iter(unfused))))
-    if backend == "openvino":
-        for package in ("openvino", "onnx"):
-            if find_spec(package) is None:
-                raise UsageError(f"--backend openvino: {package} is not installed; pip install '.[openvino]' in a checkout")
-        from sigrl_deploy.engines.openvino import OpenVinoEngine
-
-        return OpenVinoEngine(bundle, device, precision, threads)
-    from sigrl_deploy.engines.onnxruntime import OnnxRuntimeEngine
-
-    folder = cache_folder / "onnxruntime-tensorrt" if cache_folder else None
-    return OnnxRuntimeEngine(bundle, device, precision, backend == "onnxruntime-tensorrt", folder, threads)
+    backend: Backend
+    device: Device
+    precision: Precision
+    kernels: frozenset[str]
+    reason: str
 
 
-def _can_fuse(bundle: Bundle, device: str) -> bool:
-    """Whether kernels may run behind ONNX Runtime's tower: SVFR is in the model, ONNX Runtime and torch have a GPU."""
-    if device not in ("auto", "cuda") or not bundle.manifest.arch.has_graph or not has_driver():
-        return False
-    from sigrl_deploy.engines.onnxruntime import CUDA, has_provider
+def choose(bundle: Bundle, options: EngineOptions, machine: Machine) -> Choice:
+    """The backend, device and precision that a caller asks for, or the best that this machine has for the bundle.
 
-    if not has_provider(CUDA) or any(find_spec(package) is None for package in ("torch", "triton", "onnx")):
-        return False
-    from sigrl_deploy.engines.gpu_engine import fused_on
-
-    return bool(fused_on("cuda", ()))
-
-
-def _onnxruntime_fused(
-    bundle: Bundle, device: str, precision: Precision | None, unfused: Collection[str], cache_folder: Path | None
-) -> Engine | None:
-    """ONNX Runtime's CUDA provider with the fused SVFR behind it; None where the whole graph is to run in ONNX Runtime."""
-    for op, what in (("gmc", "the label graph"), ("tower", "the tower")):
-        if op in unfused:
-            raise UsageError(f"--unfused {op}: ONNX Runtime runs {what} in standard ops; leave it out")
-    if "svfr" in unfused:
-        return None
-    from sigrl_deploy.engines.gpu_engine import fused_on
-    from sigrl_deploy.engines.onnxruntime import NoCudaError
-    from sigrl_deploy.engines.onnxruntime_fused import OnnxRuntimeFusedEngine
-
-    try:
-        return OnnxRuntimeFusedEngine(bundle, "cuda", precision, fused_on("cuda", unfused), cache_folder)
-    except NoCudaError:
-        if device == "cuda":
-            raise
-        return None
+    Raises UsageError, which names the option, for a backend that is not installed, a device that is not there or that the
+    backend does not run on, an op that is no kernel there, and what `choose_precision` raises.
+    """
+    backend = options.backend if options.backend is not Backend.AUTO else _backend(bundle, options, machine)
+    for package in backend.packages:
+        if not machine.has_package(package):
+            raise missing(package, backend.extra, argument="backend", value=backend.value)
+    device, reason = _device(backend, bundle, options, machine)
+    precision = choose_precision(bundle, backend, device, options.precision)
+    return Choice(backend, device, precision, _kernels(backend, device, bundle, options, machine), reason)
 
 
-def _tensorrt(
-    bundle: Bundle, device: str, precision: Precision | None, unfused: Collection[str], cache_folder: Path | None, build: bool
-) -> Engine | None:
-    """The TensorRT engine; None, with the reason in the log, where there is none and none may be built."""
-    if device == "cpu":
-        raise UsageError("--device cpu: TensorRT runs on GPUs; leave it out, or use another --backend")
-    if "tower" in unfused:
-        raise UsageError("--unfused tower: TensorRT runs the tower itself; leave it out")
-    library = _library(bundle)
-    try:
-        gpu = gpu_at_hand()
-    except NoGpuError as error:
-        raise UsageError(f"--backend tensorrt: there is no GPU: {error}; use another --backend") from None
-    for package in ("torch", "triton"):
-        if find_spec(package) is None:
-            raise UsageError(
-                f"--backend tensorrt: {package} is not installed; pip install '.[tensorrt]' in a checkout on Linux"
-            )
-    _check_torch(gpu)
-    from sigrl_deploy.engines.gpu_engine import fused_on
-    from sigrl_deploy.engines.tensorrt import NoEngineError, TensorRtEngine
-
-    try:
-        return TensorRtEngine(bundle, library, gpu, precision, fused_on("cuda", unfused), cache_folder, build)
-    except NoEngineError as error:
-        log.warning("%s; falling back, since --no-build was given", error.reason)
-        return None
-
-
-def _library(bundle: Bundle) -> Library:
-    """The library that built the bundle's newest engines, where it loads here, else the first that does."""
-    from sigrl_deploy.tensorrt.library import installed, open_library
-
-    built = [record.key.library.split()[0] for record in reversed(bundle.manifest.engines)]
-    for name in dict.fromkeys([*(name for name in built if name in installed()), *installed()]):
-        try:
-            return open_library(name)
-        except UsageError as error:
-            log.warning("%s", error)
-    return open_library()
-
-
-def _check_torch(gpu: Gpu) -> None:
-    """Raise UsageError where torch does not run on the GPU that the driver names first."""
-    import torch
-
-    if not torch.cuda.is_available():
-        raise UsageError("--backend tensorrt: torch finds no GPU, though the driver does; `sigrl-deploy doctor` says why")
-    if torch.cuda.get_device_name() != gpu.name:
-        raise UsageError(
-            f"--backend tensorrt: torch runs on {torch.cuda.get_device_name()}, and the driver's first GPU is {gpu.name}; "
-            "set CUDA_DEVICE_ORDER=PCI_BUS_ID, and CUDA_VISIBLE_DEVICES to one of them"
-        )
-
-
-def _torch_has_gpu(bundle: Bundle, precision: Precision | None) -> bool:
+def _backend(bundle: Bundle, options: EngineOptions, machine: Machine) -> Backend:
+    """PyTorch where it is installed and has a GPU and the bundle weights in a precision that is wanted, else ONNX Runtime."""
+    torch = Backend.TORCH
+    if options.device is Device.CPU or not all(machine.has_package(package) for package in torch.packages):
+        return Backend.ONNXRUNTIME
     variants = bundle.manifest.variants
-    weights = [held for held, variant in variants.items() if variant.weights and precision in (held, None) and not held.is_int8]
-    if not weights or find_spec("torch") is None or not has_driver():
-        return False
-    import torch
+    weights = [p for p in bundle.precisions(options.precision) if variants[p].weights and runs(torch, p, Device.CUDA)]
+    return torch if weights and not machine.no_gpu(torch) else Backend.ONNXRUNTIME
 
-    return torch.cuda.is_available()
+
+def _device(backend: Backend, bundle: Bundle, options: EngineOptions, machine: Machine) -> tuple[Device, str]:
+    """The device, and the reason for it."""
+    asked = options.device
+    if not runs(backend, device=asked):
+        other = next(d for d in Device.AUTO.candidates if runs(backend, device=d))
+        problem = f"{backend.full_name} does not run there; use `device={other.value}`, or another `backend`"
+        raise UsageError(problem, argument="device", value=asked.value)
+    if asked is Device.CPU:
+        return asked, "as asked"
+    if not runs(backend, device=Device.CUDA):
+        return Device.CPU, ""
+    reason = machine.no_gpu(backend)
+    if asked is Device.CUDA:
+        if reason:
+            raise UsageError(f"{reason}; {_DOCTOR}, or use `device=cpu`", argument="device", value=asked.value)
+        return asked, "as asked"
+    if not runs(backend, device=Device.CPU):
+        if reason:
+            raise UsageError(f"{reason}; {_DOCTOR}, or use another `backend`", argument="backend", value=backend.value)
+        return Device.CUDA, ""
+    held = bundle.precisions(options.precision)
+    if not reason and not any(runs(backend, precision, Device.CUDA) for precision in held):
+        reason = f"{', '.join(precision.value for precision in held)} runs there only"
+    return (Device.CPU, reason) if reason else (Device.CUDA, "")
+
+
+def _kernels(backend: Backend, device: Device, bundle: Bundle, options: EngineOptions, machine: Machine) -> frozenset[str]:
+    """The ops that run as kernels. Raises UsageError where one is to be left out that is none of them."""
+    able = backend.kernels if device is Device.CUDA and _has_kernels(backend, bundle, machine) else frozenset()
+    for op in options.unfused:
+        if op in able:
+            continue
+        advice = "leave it out" if backend is Backend.TORCH else "leave it out, or use `backend=torch`"
+        problem = f"{backend.full_name} runs it in its own ops" if able else f"no kernels run on {device.value} here"
+        raise UsageError(f"{problem}; {advice}", argument="unfused", value=op)
+    found = able - options.unfused
+    # Behind ONNX Runtime's tower matching alone gains nothing: the whole graph then runs in ONNX Runtime.
+    return frozenset() if backend is Backend.ONNXRUNTIME and "svfr" not in found else found
+
+
+def _has_kernels(backend: Backend, bundle: Bundle, machine: Machine) -> bool:
+    """Whether a backend on a GPU can hand over to the kernels, which run in PyTorch."""
+    if backend is Backend.ONNXRUNTIME:
+        packages = all(machine.has_package(package) for package in _FUSED_HEAD)
+        if not bundle.manifest.arch.has_graph or not packages or machine.no_gpu(Backend.TORCH):
+            return False
+    return bool(backend.kernels) and machine.runs_kernels()

@@ -11,7 +11,16 @@ from PIL import Image
 
 from sigrl_deploy.arrays import FloatArray, Pixels
 from sigrl_deploy.config import Precision
+from sigrl_deploy.errors import UsageError
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
+
+
+class UnavailableError(UsageError):
+    """An engine cannot run on this machine; `reason` is what is logged where another takes its place."""
+
+    def __init__(self, reason: str, advice: str, *, argument: str, value: str) -> None:
+        super().__init__(f"{reason}; {advice}", argument=argument, value=value)
+        self.reason = reason
 
 
 class Preparation(Protocol):

@@ -27,7 +27,6 @@ from torch import Tensor
 
 from sigrl_deploy.arrays import FloatArray, Pixels
 from sigrl_deploy.bundle.bundle import Bundle
-from sigrl_deploy.config import FUSED
 from sigrl_deploy.engines.cuda_graphs import CapturedPass, GpuVocabulary, GraphPool, bucket
 from sigrl_deploy.engines.gpu_memory import check_room, pass_bytes
 from sigrl_deploy.engines.kernel_launches import Launches
@@ -35,7 +34,6 @@ from sigrl_deploy.engines.size_cache import Prepared
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.kernels import match, svfr
 from sigrl_deploy.kernels.cases import Shape, Sizes
-from sigrl_deploy.machine.gpu import OLDEST_FUSED
 from sigrl_deploy.model import sigrl
 from sigrl_deploy.pictures.device_preprocess import DevicePreprocess, Normalise
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
@@ -49,16 +47,6 @@ SMALLEST_LABELS = 64  # of the label buckets
 MOST_GRAPHS = 64  # of sizes of batch and vocabulary; each holds buffers of its own
 
 Result = TypeVar("Result")
-
-
-def fused_on(device: str, unfused: Collection[str]) -> frozenset[str]:
-    """The ops that run as kernels: on a GPU that can, those that are not switched off; on a CPU none."""
-    if device == "cpu" or not torch.cuda.is_available():
-        return frozenset()
-    if torch.cuda.get_device_capability() < OLDEST_FUSED:
-        log.warning("%s is too old for the fused kernels; none of them runs", torch.cuda.get_device_name())
-        return frozenset()
-    return frozenset(FUSED) - frozenset(unfused)
 
 
 def cut_svfr(model: onnx.ModelProto, folder: Path, dim: int) -> sigrl.SVFR:
@@ -79,8 +67,8 @@ def cut_svfr(model: onnx.ModelProto, folder: Path, dim: int) -> sigrl.SVFR:
 class GpuEngine(ABC):
     """See `Engine`. A subclass says how features are computed; this runs them, on `place`, and matches.
 
-    `dtype` is that of resident vocabularies and of what the kernels get. `fused` are the ops of FUSED that run as kernels; the
-    others run in plain PyTorch, tiled over labels. `folder` keeps compiled kernels and what was measured of them.
+    `dtype` is that of vocabularies on the device and of what the kernels get. `fused` are the ops of FUSED that run as kernels;
+    the others run in plain PyTorch, tiled over labels. `folder` keeps compiled kernels and what was measured of them.
     """
 
     batches = range(1, 1 << 30)  # of pictures, that one pass takes
@@ -101,7 +89,7 @@ class GpuEngine(ABC):
         self._preprocess = bundle.manifest.preprocess
         self.takes_uint8 = self._preprocess.ends_in_uint8
         self._normalise = Normalise(self._preprocess, place)
-        self._resident: WeakKeyDictionary[Vocabulary, GpuVocabulary] = WeakKeyDictionary()
+        self._on_device: WeakKeyDictionary[Vocabulary, GpuVocabulary] = WeakKeyDictionary()
         self._prepared: list[Prepared[Any]] = []
         self._graphs: Prepared[CapturedPass] = self._keep(MOST_GRAPHS)
         self._largest_batch: dict[int, int] = {}  # by label bucket, where memory ran out
@@ -158,8 +146,8 @@ class GpuEngine(ABC):
     def encode(self, pixels: Pixels, vocabulary: Vocabulary) -> tuple[FloatArray | None, FloatArray]:
         """See `Engine.encode`. Memory as in `score`."""
         with self.running():
-            resident = self.resident(vocabulary)
-            parts = self._in_parts(partial(self._encode, vocabulary=resident), pixels, resident)
+            on_device = self.on_device(vocabulary)
+            parts = self._in_parts(partial(self._encode, vocabulary=on_device), pixels, on_device)
         local, global_feature = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return local if self.sizes.arch.has_local else None, global_feature
 
@@ -210,8 +198,8 @@ class GpuEngine(ABC):
 
     def _started(self, pixels: Pixels, vocabulary: Vocabulary) -> list[Callable[[], FloatArray]]:
         """What gives the scores of each part of a batch, once the GPU has them."""
-        resident = self.resident(vocabulary)
-        return self._in_parts(partial(self._start, vocabulary=resident), pixels, resident)
+        on_device = self.on_device(vocabulary)
+        return self._in_parts(partial(self._start, vocabulary=on_device), pixels, on_device)
 
     def _in_parts(self, run: Callable[[Pixels], Result], pixels: Pixels, vocabulary: GpuVocabulary) -> list[Result]:
         """What `run` makes of the pictures, in as many parts as a pass, and the GPU's memory, ask for."""
@@ -316,9 +304,9 @@ class GpuEngine(ABC):
         """Labels with their padding."""
         return max(SMALLEST_LABELS, bucket(labels)) if self._pads else labels
 
-    def resident(self, vocabulary: Vocabulary) -> GpuVocabulary:
+    def on_device(self, vocabulary: Vocabulary) -> GpuVocabulary:
         """A vocabulary on the device, copied there once."""
-        if vocabulary not in self._resident:
+        if vocabulary not in self._on_device:
             labels = len(vocabulary)
             rows = self._rows(labels)
             if self.device == "cuda":
@@ -331,8 +319,8 @@ class GpuEngine(ABC):
 
             projection = None if vocabulary.graph_projection is None else padded(vocabulary.graph_projection)
             count = torch.tensor(labels, dtype=torch.int32, device=self.place)
-            self._resident[vocabulary] = GpuVocabulary(padded(vocabulary.label_embedding), projection, count, labels)
-        return self._resident[vocabulary]
+            self._on_device[vocabulary] = GpuVocabulary(padded(vocabulary.label_embedding), projection, count, labels)
+        return self._on_device[vocabulary]
 
 
 def _dtype(pixels: Pixels) -> torch.dtype:

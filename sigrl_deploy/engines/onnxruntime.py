@@ -18,7 +18,9 @@ from sigrl_deploy.arrays import FloatArray, Pixels
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.engine_records import DEFAULT_BATCH, MOST_LABELS, Profile, Range
 from sigrl_deploy.bundle.manifest import Manifest
-from sigrl_deploy.config import Precision
+from sigrl_deploy.config import Backend
+from sigrl_deploy.engines.choosing import Choice
+from sigrl_deploy.engines.engine import UnavailableError
 from sigrl_deploy.engines.onnx_graphs import OnnxEngine
 from sigrl_deploy.errors import BundleError, SigRLError, UsageError, printable
 from sigrl_deploy.machine import cpus
@@ -30,79 +32,35 @@ from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 log = logging.getLogger(__name__)
 
 NO_MEMORY = re.compile("allocate memory|out of memory|bad_alloc|bad allocation|ALLOC_FAILED|smaller than requested bytes")
-_TENSORRT = "TensorrtExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 
 
-class NoCudaError(UsageError):
-    """CUDA, or TensorRT, cannot be used; `reason` is what a fallback states."""
-
-    def __init__(self, reason: str, advice: str, tensorrt: bool) -> None:
-        option, other = ("--backend onnxruntime-tensorrt", "--backend") if tensorrt else ("--device cuda", "--device cpu")
-        super().__init__(f"{option}: {reason}; {advice}, or use {'another ' if tensorrt else ''}{other}")
-        self.reason = reason
-
-
 class OnnxRuntimeEngine(OnnxEngine):
-    """The bundle's graphs in ONNX Runtime.
+    """The bundle's graphs in ONNX Runtime, where and in the precision that `choice` says.
 
-    `device` is "auto" (CUDA where it starts, else the CPU), "cpu" or "cuda". With `tensorrt` the visual graph runs in ONNX
-    Runtime's TensorRT provider, whose engines stay in `folder`. Without a `precision` the bundle's first variant that the
-    device can run is taken. `threads` are the CPU's, by default `cpus.threads()`.
+    With the backend `onnxruntime-tensorrt` the visual graph runs in ONNX Runtime's TensorRT provider, whose engines stay in
+    `folder`. `threads` are the CPU's, by default `cpus.threads()`.
 
-    Raises UsageError where the device is not there or the precision cannot be had on it, BundleError where no variant can run.
+    Raises UnavailableError where the GPU's provider does not start, BundleError where a graph cannot be opened.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        device: str = "auto",
-        precision: Precision | None = None,
-        tensorrt: bool = False,
-        folder: Path | None = None,
-        threads: int | None = None,
-    ) -> None:
-        if device not in ("auto", "cpu", "cuda"):
-            raise UsageError(f"device {device!r}: expected auto, cpu or cuda")
-        if tensorrt and device == "cpu":
-            raise UsageError("--device cpu: TensorRT runs on GPUs; leave it out, or use --backend onnxruntime")
-        self._asked, self._tensorrt, self._folder, self._asked_threads = precision, tensorrt, folder, threads
-        self._resident: WeakKeyDictionary[Vocabulary, dict[str, Any]] = WeakKeyDictionary()
-        reason = "as asked" if device != "auto" else ""
-        if device != "cpu":
-            try:
-                self._start(bundle, "cuda")
-            except NoCudaError as error:
-                if device == "cuda" or tensorrt:
-                    raise
-                reason = error.reason
-                device = "cpu"
-        if device == "cpu":
-            self._start(bundle, "cpu")
-        because = f" ({reason})" if reason else ""
-        provider = " with TensorRT" if tensorrt else ""
+    def __init__(self, bundle: Bundle, choice: Choice, folder: Path | None = None, threads: int | None = None) -> None:
+        self.device, self._folder = choice.device.value, folder
+        self._tensorrt = choice.backend is Backend.ONNXRUNTIME_TENSORRT
+        self._on_device: WeakKeyDictionary[Vocabulary, dict[str, Any]] = WeakKeyDictionary()
+        super().__init__(bundle, choice.precision, threads)
+        because = f" ({choice.reason})" if choice.reason else ""
+        provider = " with TensorRT" if self._tensorrt else ""
         self.description = f"ONNX Runtime {ort.__version__} on {self.device}{provider}{because}, {self.precision.value}"
-
-    def _start(self, bundle: Bundle, device: str) -> None:
-        needed = _TENSORRT if self._tensorrt else CUDA
-        if device == "cuda" and not has_provider(needed):
-            try:
-                gpu_at_hand()
-            except NoGpuError as error:
-                advice = "check it with `sigrl-deploy doctor`"
-                raise NoCudaError(f"there is no GPU: {error}", advice, self._tensorrt) from None
-            advice = "put onnxruntime-gpu in its place (the README says how)"
-            raise NoCudaError(f"this onnxruntime has no {_short(needed)} provider", advice, self._tensorrt)
-        self.device = device
-        super().__init__(bundle, choose_precision(bundle, device, self._asked), self._asked_threads)
 
     def _open(self, path: Path) -> OpenSession:
         providers = providers_of(self.device)
         # Labels are encoded once, and then cached: no engine is worth its build for that.
         if self._tensorrt and path.name == self._bundle.manifest.variants[self.precision].visual:
             manifest = self._bundle.manifest
-            providers.insert(0, (_TENSORRT, tensorrt_options(manifest, self._engine_folder(manifest.files[path.name]))))
+            providers.insert(0, (TENSORRT, tensorrt_options(manifest, self._engine_folder(manifest.files[path.name]))))
             log.info("ONNX Runtime's TensorRT provider builds its engine when it first runs a bundle, which may take minutes")
         # Between the products of a picture threads that wait would lose some per cent of its time; labels are encoded once.
         spins = path.name == self._bundle.manifest.variants[self.precision].visual
@@ -130,9 +88,10 @@ class OnnxRuntimeEngine(OnnxEngine):
         if not self._tensorrt:
             return super().encode(pixels, vocabulary)
         if len(vocabulary) > MOST_LABELS and self._bundle.manifest.arch.has_graph:
-            raise UsageError(
-                f"{len(vocabulary)} labels: ONNX Runtime's TensorRT engine takes {MOST_LABELS}; use another --backend"
+            problem = (
+                f"ONNX Runtime's TensorRT engine takes {MOST_LABELS}, and there are {len(vocabulary)}; use another `backend`"
             )
+            raise UsageError(problem, argument="labels")
         most = DEFAULT_BATCH.most
         parts = [super(OnnxRuntimeEngine, self).encode(pixels[i : i + most], vocabulary) for i in range(0, len(pixels), most)]
         local = [patches for patches, _ in parts if patches is not None]
@@ -140,12 +99,17 @@ class OnnxRuntimeEngine(OnnxEngine):
 
     def _rows(self, vocabulary: Vocabulary) -> dict[str, Any]:
         """A vocabulary on the device, copied there once."""
-        if vocabulary not in self._resident:
+        if vocabulary not in self._on_device:
             rows = super()._rows(vocabulary)
-            self._resident[vocabulary] = {
+            self._on_device[vocabulary] = {
                 name: ort.OrtValue.ortvalue_from_numpy(array, self.device, 0) for name, array in rows.items()
             }
-        return self._resident[vocabulary]
+        return self._on_device[vocabulary]
+
+
+def provider_of(backend: Backend) -> str:
+    """The execution provider that a backend needs on a GPU."""
+    return TENSORRT if backend is Backend.ONNXRUNTIME_TENSORRT else CUDA
 
 
 def has_provider(name: str) -> bool:
@@ -175,7 +139,7 @@ def open_session(
 
     With `spins` they wait for work awake, else they sleep.
 
-    Raises BundleError where it cannot be opened, NoCudaError, a UsageError, where a GPU's provider does not start.
+    Raises BundleError where it cannot be opened, UnavailableError where a GPU's provider does not start.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what it prints at 3 comes as an exception too
@@ -190,13 +154,20 @@ def open_session(
     # ONNX Runtime goes on without a provider that it cannot start.
     first = providers[0][0] if isinstance(providers[0], tuple) else providers[0]
     if session.get_providers()[0] != first:
-        advice = "check the GPU, its driver and libraries with `sigrl-deploy doctor`"
-        raise NoCudaError(f"the {_short(first)} provider did not start", advice, first == _TENSORRT)
-    log.debug("%s: %s, %d CPU threads", path, ", ".join(map(_short, session.get_providers())), options.intra_op_num_threads)
+        reason, advice = (
+            f"the {short(first)} provider did not start",
+            "`sigrl-deploy doctor` checks the GPU's driver and libraries",
+        )
+        if first == TENSORRT:
+            value = Backend.ONNXRUNTIME_TENSORRT.value
+            raise UnavailableError(reason, f"{advice}; or use another `backend`", argument="backend", value=value)
+        raise UnavailableError(reason, f"{advice}; or use `device=cpu`", argument="device", value="cuda")
+    log.debug("%s: %s, %d CPU threads", path, ", ".join(map(short, session.get_providers())), options.intra_op_num_threads)
     return session
 
 
-def _short(provider: str) -> str:
+def short(provider: str) -> str:
+    """A provider as users know it."""
     return provider.removesuffix("ExecutionProvider").replace("Tensorrt", "TensorRT")
 
 
@@ -226,7 +197,7 @@ class OpenSession:
     def _explained(self, error: Exception, feeds: Mapping[str, Any]) -> SigRLError:
         if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
             sizes = ", ".join(f"{name} {list(_shape(value))}" for name, value in feeds.items())
-            return UsageError(f"{self._path}: no memory for {sizes}; take a smaller --batch-size, or fewer labels")
+            return UsageError(f"{self._path}: no memory for {sizes}; take a smaller `batch_size`, or fewer labels")
         reason = printable((str(error).strip() or type(error).__name__).splitlines()[0])
         return BundleError(f"{self._path}: ONNX Runtime {ort.__version__} cannot run it ({reason}); export it again")
 
@@ -254,24 +225,3 @@ def tensorrt_options(manifest: Manifest, folder: Path | None) -> dict[str, Any]:
         options |= {"trt_engine_cache_enable": True, "trt_engine_cache_path": str(folder)}
         options |= {"trt_timing_cache_enable": True, "trt_timing_cache_path": str(folder)}
     return options
-
-
-def choose_precision(bundle: Bundle, device: str, asked: Precision | None) -> Precision:
-    """The first of a bundle's precisions, or the one that is asked for, that ONNX Runtime runs on "cpu" or "cuda".
-
-    Raises UsageError where that is not the one asked for, BundleError where there is none.
-    """
-    variants = bundle.precisions(asked)
-    for precision in variants:
-        # 8-bit forms are for CPUs, whose provider has no bf16 products.
-        if not (precision.is_int8 if device == "cuda" else precision is Precision.BF16):
-            return precision
-    if asked:
-        other = "--device cpu" if device == "cuda" else "--backend openvino for bf16"
-        raise UsageError(f"--precision {asked.value}: ONNX Runtime does not run it on {device}; take another one, or {other}")
-    if device == "cuda":
-        raise BundleError(f"{bundle.path}: int8 is for CPUs; export with --precision fp16, or use --device cpu")
-    raise BundleError(
-        f"{bundle.path}: ONNX Runtime cannot run {', '.join(v.value for v in variants)} on a CPU; "
-        "export with --precision fp32, use --backend openvino, or run on a GPU"
-    )

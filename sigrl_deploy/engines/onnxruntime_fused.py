@@ -1,7 +1,6 @@
 """ONNX Runtime's CUDA provider for the tower, and the fused kernels behind it.
 
-On a CPU it runs too, with its head in PyTorch, which is for tests. **It has not run on a GPU**: none was at hand that had
-ONNX Runtime's CUDA provider, whose options are used as they are documented.
+On a CPU it runs too, with its head in plain PyTorch, which is for tests.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ import torch
 from torch import Tensor
 
 from sigrl_deploy.bundle.bundle import Bundle
-from sigrl_deploy.config import Precision
+from sigrl_deploy.config import Device, Precision
 from sigrl_deploy.engines.cuda_graphs import GpuVocabulary
 from sigrl_deploy.engines.gpu_engine import GpuEngine, cut_svfr
 from sigrl_deploy.engines.onnx_graphs import OnnxTextEngine, check_interface, inputs_of
-from sigrl_deploy.engines.onnxruntime import CUDA, NO_MEMORY, OpenSession, choose_precision, open_session, providers_of
+from sigrl_deploy.engines.onnxruntime import CUDA, NO_MEMORY, OpenSession, open_session, providers_of
 from sigrl_deploy.engines.size_cache import Prepared
 from sigrl_deploy.graphs.cutting import GLOBAL, PATCHES, tower
 from sigrl_deploy.kernels.cases import Sizes
@@ -35,26 +34,26 @@ MOST_BATCHES = 32  # of sizes
 
 
 class OnnxRuntimeFusedEngine(GpuEngine, OnnxTextEngine):
-    """See `Engine`, for a model with SVFR. `device` is "cuda", the current GPU, or "cpu".
+    """See `Engine`, for a model with SVFR, in a precision that is not in 8 bits. On CUDA it runs on the current GPU.
 
     The tower runs in ONNX Runtime, on this engine's stream, into buffers that the captured head reads: its launches cannot be
     part of the head's CUDA graph. `fused` are the ops of FUSED that run as kernels; the label graph runs in ONNX Runtime.
     `folder` keeps compiled kernels and what was measured of them.
 
-    Raises NoCudaError where the CUDA provider does not start, UsageError or BundleError where the precision cannot be had,
-    BundleError where a graph cannot be opened or is not the one that the manifest describes.
+    Raises UnavailableError where the CUDA provider does not start, BundleError where a graph cannot be opened or is not the one
+    that the manifest describes.
     """
 
     def __init__(
-        self, bundle: Bundle, device: str, precision: Precision | None, fused: Collection[str], folder: Path | None
+        self, bundle: Bundle, device: Device, precision: Precision, fused: Collection[str], folder: Path | None
     ) -> None:
-        self.precision = choose_precision(bundle, "cuda", precision)  # on a CPU too: the kernels have no 8-bit form
+        self.precision = precision
         self._bundle, self._variant = bundle, bundle.manifest.variants[self.precision]
         manifest, dtype = bundle.manifest, getattr(torch, self.precision.torch_name)
-        on_gpu = device == "cuda"
+        on_gpu = device is Device.CUDA
         place = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         sizes = Sizes(manifest.arch, manifest.grid[0] * manifest.grid[1], manifest.embed_dim, manifest.topk)
-        super().__init__(bundle, sizes, dtype, place, frozenset(fused) - {"gmc", "tower"}, folder)
+        super().__init__(bundle, sizes, dtype, place, fused, folder)
         path = bundle.file(self._variant.visual)
         model = onnx.load(path)
         check_interface(inputs_of(model.graph), bundle, path.name)

@@ -17,28 +17,21 @@ from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.config import Precision
 from sigrl_deploy.engines.onnx_graphs import OnnxEngine, inputs_of
-from sigrl_deploy.errors import BundleError, UsageError
+from sigrl_deploy.errors import BundleError
 
 _VERSION = ov.__version__.split("-")[0]
 
 
 class OpenVinoEngine(OnnxEngine):
-    """The bundle's graphs in OpenVINO: those of `precision`, or of its first variant but int8's, which hold ONNX Runtime's ops.
+    """The bundle's graphs in OpenVINO, on `threads` of the CPU, by default `cpus.threads()`.
 
-    `device` is "auto" or "cpu", `threads` by default `cpus.threads()`. Raises UsageError for another device or a precision that
-    cannot be had, BundleError where no variant can run or OpenVINO cannot open its graphs.
+    Raises BundleError where OpenVINO cannot open a graph.
     """
 
     device = "cpu"
 
-    def __init__(
-        self, bundle: Bundle, device: str = "auto", precision: Precision | None = None, threads: int | None = None
-    ) -> None:
-        if device not in ("auto", "cpu"):
-            raise UsageError(
-                f"device {device!r}: OpenVINO runs on the CPU only, expected auto or cpu; or use another --backend"
-            )
-        super().__init__(bundle, _choose_precision(bundle, precision), threads)
+    def __init__(self, bundle: Bundle, precision: Precision, threads: int | None = None) -> None:
+        super().__init__(bundle, precision, threads)
         self.description = f"OpenVINO {_VERSION} on cpu, {self.precision.value}, floats computed in {self._floats}"
 
     def _open(self, path: Path) -> _Compiled:
@@ -84,20 +77,8 @@ class _Compiled:
         except Exception as error:  # OpenVINO's exceptions have no common base
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise BundleError(
-                f"{self._path}: OpenVINO {_VERSION} cannot run it ({reason}); export it again, or take a smaller --batch-size"
+                f"{self._path}: OpenVINO {_VERSION} cannot run it ({reason}); export it again, or take a smaller `batch_size`"
             ) from None
-
-
-def _choose_precision(bundle: Bundle, asked: Precision | None) -> Precision:
-    variants = bundle.precisions(asked)
-    for precision in variants:
-        if not precision.is_int8:
-            return precision
-    if asked:
-        raise UsageError(f"--precision {asked.value}: is for ONNX Runtime; take another one, or --backend onnxruntime")
-    raise BundleError(
-        f"{bundle.path}: its int8 is for ONNX Runtime; export with --precision bf16 too, or use another --backend"
-    )
 
 
 def _inlined(path: Path, folder: Path) -> tuple[Path, onnx.GraphProto]:

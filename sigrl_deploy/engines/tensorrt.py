@@ -1,7 +1,4 @@
-"""A bundle's TensorRT engines: the tower with the fused kernels behind it, or everything up to the features inside.
-
-Written against TensorRT's documented API: no GPU with TensorRT's libraries was at hand, so this file has not run.
-"""
+"""A bundle's TensorRT engines: the tower with the fused kernels behind it, or everything up to the features inside."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,8 +18,9 @@ from torch import Tensor
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.engine_records import EngineKey, EngineRecord, Ops, Range
-from sigrl_deploy.config import Precision
+from sigrl_deploy.config import Backend, Precision
 from sigrl_deploy.engines.cuda_graphs import GpuVocabulary
+from sigrl_deploy.engines.engine import UnavailableError
 from sigrl_deploy.engines.gpu_engine import GpuEngine, cut_svfr
 from sigrl_deploy.engines.size_cache import Prepared
 from sigrl_deploy.errors import UsageError
@@ -39,19 +38,11 @@ log = logging.getLogger(__name__)
 MOST_CONTEXTS = 16  # of sizes of batch and vocabulary; each holds scratch memory
 
 
-class NoEngineError(UsageError):
-    """The bundle has no engine for this machine, and none may be built; `reason` is what a fallback states."""
-
-    def __init__(self, bundle: Path, reason: str) -> None:
-        super().__init__(f"{bundle}: {reason}; build one: sigrl-deploy export tensorrt {bundle}")
-        self.reason = reason
-
-
 class TensorRtEngine(GpuEngine):
-    """See `Engine`. Runs on the current GPU the bundle's engines in `precision`, or in its first variant but int8.
+    """See `Engine`. Runs the bundle's engines in `precision` on the current GPU.
 
-    An engine that is missing, damaged or built for something else is built again, which is said before, unless `build` is
-    False: then NoEngineError is raised. `folder` keeps compiled kernels between runs.
+    An engine that is missing, damaged or built for something else is built again, which is logged first; UnavailableError is
+    raised instead where `build` is False. `folder` keeps compiled kernels between runs.
     """
 
     def __init__(
@@ -59,15 +50,12 @@ class TensorRtEngine(GpuEngine):
         bundle: Bundle,
         library: Library,
         gpu: Gpu,
-        precision: Precision | None = None,
+        precision: Precision,
         fused: Collection[str] = (),
         folder: Path | None = None,
         build: bool = True,
     ) -> None:
-        self.precision = next((p for p in bundle.precisions(precision) if not p.is_int8), Precision.INT8)
-        if self.precision.is_int8:
-            raise UsageError(f"{bundle.path}: TensorRT runs none of its precisions; export it with --precision bf16 too")
-        self._library = library
+        self.precision, self._library = precision, library
         found = [find_engine(bundle, graph, self.precision, library.full_name, gpu) for graph in self._graphs_of(bundle)]
         if any(search.fits is None for search in found):
             found = _built(bundle, library, gpu, self.precision, found, build)
@@ -80,7 +68,7 @@ class TensorRtEngine(GpuEngine):
         # A Loop, which SVFR's standard ops hold, waits for the host.
         self.captures = self.key.ops is not Ops.INLINED or not manifest.arch.has_graph
         place = torch.device("cuda", torch.cuda.current_device())
-        fused = frozenset(fused) - {"gmc", "tower"} - (frozenset() if self.key.ops is Ops.FUSED else {"svfr"})
+        fused = frozenset(fused) - (frozenset() if self.key.ops is Ops.FUSED else {"svfr"})
         # Inside the engine labels are fp32 at its border, and patches come out so.
         dtype = getattr(torch, self.precision.torch_name) if self.key.ops is Ops.FUSED else torch.float32
         sizes = Sizes(manifest.arch, manifest.grid[0] * manifest.grid[1], manifest.embed_dim, manifest.topk)
@@ -122,11 +110,11 @@ class TensorRtEngine(GpuEngine):
             return self._reconstructed(outputs["patches"], vocabulary), global_feature
         return outputs.get("local_feature", global_feature[:, None]), global_feature
 
-    def resident(self, vocabulary: Vocabulary) -> GpuVocabulary:
-        """See `GpuEngine.resident`. Raises UsageError for more labels than the engine takes."""
+    def on_device(self, vocabulary: Vocabulary) -> GpuVocabulary:
+        """See `GpuEngine.on_device`. Raises UsageError for more labels than the engine takes."""
         if self.sizes.arch.has_graph and self.key.ops is not Ops.FUSED:
             check_range(self.bundle.path, "labels", len(vocabulary), self.key)
-        return super().resident(vocabulary)
+        return super().on_device(vocabulary)
 
     @cached_property
     def _text(self) -> tuple[LoadedEngine, Context]:
@@ -143,7 +131,7 @@ class TensorRtEngine(GpuEngine):
         """See `Engine.project_graph`. Raises UsageError for more labels than the engine takes."""
         if not self.sizes.arch.has_graph:
             return None
-        text = replace(self._records["text"].key, ops=self.key.ops)
+        text = msgspec.structs.replace(self._records["text"].key, ops=self.key.ops)
         check_range(self.bundle.path, "labels", len(label_embedding), text)
         shortest = np.zeros((0, self.bundle.manifest.context_length or 0), np.int64)
         return self._run_text(label_embedding, shortest)["graph_projection"]
@@ -170,7 +158,7 @@ def _built(bundle: Bundle, library: Library, gpu: Gpu, precision: Precision, fou
     """The engines after building those that do not fit, like the nearest ones that the bundle has."""
     reasons = "; ".join(reason for search in found for reason in search.reasons)
     if not build:
-        raise NoEngineError(bundle.path, f"no TensorRT engine for this machine ({reasons})")
+        raise _no_engine(bundle.path, f"the bundle has no TensorRT engine for this machine ({reasons})")
     log.warning("%s", reasons)
     log.info("building engines of %s for %s; %s", bundle.path, gpu.name, _time(bundle, found))
     build_engines(rebuild_options(bundle.path, library, precision, found[0]))
@@ -178,8 +166,13 @@ def _built(bundle: Bundle, library: Library, gpu: Gpu, precision: Precision, fou
     found = [find_engine(after, graph, precision, library.full_name, gpu) for graph in TensorRtEngine._graphs_of(after)]
     if any(search.fits is None for search in found):
         reasons = "; ".join(reason for search in found for reason in search.reasons)
-        raise NoEngineError(bundle.path, f"what was built does not fit this machine ({reasons})")
+        raise _no_engine(bundle.path, f"what was built does not fit this machine ({reasons})")
     return found
+
+
+def _no_engine(bundle: Path, reason: str) -> UnavailableError:
+    advice = f"build one with `sigrl-deploy export tensorrt {shlex.quote(str(bundle))}`, or use another `backend`"
+    return UnavailableError(f"{bundle}: {reason}", advice, argument="backend", value=Backend.TENSORRT.value)
 
 
 def rebuild_options(bundle: Path, library: Library, precision: Precision, visual: Search) -> BuildOptions:

@@ -14,10 +14,10 @@ from torch import Tensor
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.checkpoints.loading import load_model
-from sigrl_deploy.config import Precision
+from sigrl_deploy.checkpoints.options import CheckpointOptions
+from sigrl_deploy.config import Device, Precision
 from sigrl_deploy.engines.cuda_graphs import GpuVocabulary
 from sigrl_deploy.engines.gpu_engine import GpuEngine
-from sigrl_deploy.errors import UsageError
 from sigrl_deploy.kernels import gmc, vit
 from sigrl_deploy.kernels.cases import Shape, Sizes
 from sigrl_deploy.model.sigrl import GMC, encode_image
@@ -25,40 +25,32 @@ from sigrl_deploy.model.towers import typed
 
 
 class TorchEngine(GpuEngine):
-    """See `Engine`. `device` is "auto" (a GPU where torch has one), "cpu" or "cuda", which means the current GPU.
+    """See `Engine`. On CUDA it runs on the current GPU.
 
-    `fused` are the ops of FUSED that run as kernels; the others run in plain PyTorch, tiled over labels. On a CPU kernels run
-    in Triton's interpreter only, which is for tests. `folder` keeps compiled kernels and what was measured of them. On a CPU
-    `threads`, where given, become PyTorch's in the whole process.
-
-    Raises UsageError where the device is not there, or the bundle was exported without weights.
+    `precision` is one that the bundle holds weights in. `fused` are the ops of FUSED that run as kernels; the others run in
+    plain PyTorch, tiled over labels. On a CPU kernels run in Triton's interpreter only, which is for tests. `folder` keeps
+    compiled kernels and what was measured of them. On a CPU `threads`, where given, become PyTorch's in the whole process.
     """
 
     def __init__(
         self,
         bundle: Bundle,
-        device: str = "auto",
-        precision: Precision | None = None,
+        device: Device,
+        precision: Precision,
         fused: Collection[str] = (),
         folder: Path | None = None,
         threads: int | None = None,
     ) -> None:
-        if device == "cuda" and not torch.cuda.is_available():
-            raise UsageError("--device cuda: this torch finds no GPU; check its driver, or use --device cpu")
-        if precision and precision.is_int8:
-            raise UsageError(f"--precision {precision.value}: PyTorch runs no int8; take another one, or --backend onnxruntime")
-        variants = bundle.manifest.variants
-        found = [(p, w) for p in bundle.precisions(precision) if (w := variants[p].weights) and not p.is_int8]
-        if not found:
-            raise UsageError(f"{bundle.path}: holds no weights for PyTorch; export it with --weights, or use another --backend")
-        self.precision, weights = found[0]
-        on_gpu = device != "cpu" and torch.cuda.is_available()
+        weights = bundle.manifest.variants[precision].weights
+        assert weights is not None
+        self.precision, on_gpu = precision, device is Device.CUDA
         if threads and not on_gpu:
             torch.set_num_threads(threads)
         # The current GPU of another thread may be another one.
         place = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         self.text_digests = bundle.digests(weights)
-        _, _, model = load_model(bundle.file(weights), with_text=bundle.manifest.context_length is not None)
+        options = CheckpointOptions(bundle.file(weights))
+        model = load_model(options, with_text=bundle.manifest.context_length is not None).model
         self.model = typed(model, self.precision).to(place).eval().requires_grad_(False)
         config = self.model.config
         vision = config.vision

@@ -6,19 +6,18 @@ N pictures, C labels, K predictions a picture. Temporary arrays are a label or a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score
 
 from sigrl_deploy.arrays import FloatArray, Targets
+from sigrl_deploy.comparison import agreement, best_labels, score_errors
 from sigrl_deploy.datasets.dataset import NEGATIVE, POSITIVE, UNKNOWN
 from sigrl_deploy.errors import UsageError
+from sigrl_deploy.extras import require
 
 TOP_K = (3, 5)
-_BLOCK = 1024  # pictures
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,9 @@ class Metrics:
 class Difference:
     """How one model's scores differ from the reference model's on the same pictures and labels.
 
-    `map` is its mAP less the reference's. `top1_agreement` and `top3_agreement` are the shares of pictures whose best label, or
-    set of three best labels (all, where C < 3), are the reference's; `largest_score` is the largest absolute score difference.
+    `map` is its mAP minus the reference's. `top1_agreement` and `top3_agreement` are the shares of pictures whose best label,
+    or set of three best labels (all, where C < 3), is the reference's; see `comparison.agreement`. `largest_score` is the
+    largest absolute score difference.
     """
 
     map: float
@@ -78,13 +78,14 @@ def evaluate_scores(scores: FloatArray, targets: Targets) -> Metrics:
     share one threshold, so that each of their positives counts with the precision behind the last of them, and the order of
     pictures changes nothing. Equal scores of one picture are ranked in the label set's order.
 
-    Raises UsageError where the shapes differ, there is no picture or no label, a score is not finite, or a target is none of
-    the three values.
+    Raises UsageError where scikit-learn is not installed, the shapes differ, there is no picture or no label, a score is not
+    finite, or a target is none of the three values.
     """
+    require_scikit_learn()
     _check(scores, targets)
     average_precision = tuple(_average_precision(scores[:, c], targets[:, c]) for c in range(scores.shape[1]))
     present = [value for value in average_precision if value is not None]
-    best = top_labels(scores, max(TOP_K))
+    best = best_labels(scores, max(TOP_K))
     return Metrics(
         map=sum(present) / len(average_precision),
         map_present=sum(present) / len(present) if present else None,
@@ -92,6 +93,11 @@ def evaluate_scores(scores: FloatArray, targets: Targets) -> Metrics:
         positives=tuple(np.count_nonzero(targets == POSITIVE, axis=0).tolist()),
         top_k={k: _top_k(best[:, :k], targets) for k in TOP_K},
     )
+
+
+def require_scikit_learn() -> None:
+    """Raise UsageError where it is not installed: metrics need it."""
+    require("sklearn", extra="evaluate")
 
 
 def _check(scores: FloatArray, targets: Targets) -> None:
@@ -111,16 +117,12 @@ def _check(scores: FloatArray, targets: Targets) -> None:
 
 
 def _average_precision(scores: FloatArray, targets: Targets) -> float | None:
+    from sklearn.metrics import average_precision_score
+
     known = targets != UNKNOWN
     positive = targets[known] == POSITIVE
     # scikit-learn computes in the dtype of the scores.
     return float(average_precision_score(positive, scores[known].astype(np.float64))) if positive.any() else None
-
-
-def top_labels(scores: FloatArray, k: int) -> NDArray[np.intp]:
-    """scores [N, C] → the columns of each picture's k best labels [N, min(k, C)], best first, ties in column order."""
-    # Copies, since a slice would keep its block's whole order in memory.
-    return np.concatenate([np.argsort(-block, axis=1, kind="stable")[:, :k].copy() for block in _blocks(scores)])
 
 
 def _top_k(best: NDArray[np.intp], targets: Targets) -> TopK:
@@ -144,18 +146,11 @@ def _f1(hits: NDArray[np.intp], predicted: NDArray[np.intp] | int, positives: ND
     return 2 * hits / np.maximum(1, predicted + positives)
 
 
-def compare(scores: FloatArray, reference: FloatArray, map_: float, reference_map: float) -> Difference:
+def difference(scores: FloatArray, reference: FloatArray, map_: float, reference_map: float) -> Difference:
     """Two models' scores [N, C] of the same pictures and labels, and their mAP → how the first differs from the second."""
-    best, reference_best = top_labels(scores, 3), top_labels(reference, 3)
-    same_three = (np.sort(best) == np.sort(reference_best)).all(axis=1)
-    pairs = zip(_blocks(scores), _blocks(reference), strict=True)
     return Difference(
         map=map_ - reference_map,
-        top1_agreement=float((best[:, 0] == reference_best[:, 0]).mean()),
-        top3_agreement=float(same_three.mean()),
-        largest_score=max(float(np.abs(a - b).max()) for a, b in pairs),
+        top1_agreement=agreement(reference, scores, 1),
+        top3_agreement=agreement(reference, scores, 3),
+        largest_score=score_errors(reference, scores).largest,
     )
-
-
-def _blocks(scores: FloatArray) -> Iterator[FloatArray]:
-    return (scores[start : start + _BLOCK] for start in range(0, len(scores), _BLOCK))

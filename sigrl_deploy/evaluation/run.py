@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sigrl_deploy.config import Arch, Contract, Precision
+from sigrl_deploy.checkpoints.options import CheckpointOptions
+from sigrl_deploy.config import Precision
 from sigrl_deploy.datasets.dataset import Dataset
 from sigrl_deploy.datasets.opening import folder_identity, has_splits, open_dataset
 from sigrl_deploy.errors import LabelError, UsageError, printable
-from sigrl_deploy.evaluation.metrics import Difference, Metrics, compare, evaluate_scores
+from sigrl_deploy.evaluation.metrics import Difference, Metrics, difference, evaluate_scores, require_scikit_learn
 from sigrl_deploy.evaluation.scoring import Model, score_pictures
+from sigrl_deploy.extras import require
 from sigrl_deploy.vocabulary.label_files import read_labels
 
 log = logging.getLogger(__name__)
@@ -32,13 +34,7 @@ class EvaluateOptions:
     data: str
     split: str
     bundles: tuple[Path, ...]
-    checkpoint: Path | None
-    text_tower: str | None
-    arch: Arch | None
-    clip_config: str | None
-    preprocess: Contract | None
-    template: str | None
-    topk: int | None
+    checkpoint: CheckpointOptions | None
     label_sets: tuple[str, ...]
     labels: Path | None
     limit: int | None
@@ -82,6 +78,7 @@ class Evaluation:
 
 def run_evaluate(options: EvaluateOptions) -> Evaluation:
     """Open the data set and the models, and evaluate. Raises a SigRLError before any picture is read for a wrong option."""
+    require_scikit_learn()
     _check_options(options)
     dataset = open_dataset(options.data, options.split, options.validation_share)
     label_sets = choose_label_sets(dataset, options.label_sets, options.labels)
@@ -94,9 +91,6 @@ def run_evaluate(options: EvaluateOptions) -> Evaluation:
 def _check_options(options: EvaluateOptions) -> None:
     if not options.bundles and options.checkpoint is None:
         raise UsageError("nothing to evaluate; give one or more --bundle DIR, a --checkpoint FILE, or both")
-    for name in ("text_tower", "arch", "clip_config", "preprocess", "template", "topk"):
-        if getattr(options, name) is not None and options.checkpoint is None:
-            raise UsageError(f"--{name.replace('_', '-')}: is about a checkpoint, and a bundle knows its own; add --checkpoint")
     if options.unfused and not options.bundles:
         raise UsageError(f"--unfused {options.unfused[0]}: a checkpoint runs unfused as it is; leave it out, or add --bundle")
     if options.precisions and not options.bundles:
@@ -119,25 +113,13 @@ def open_models(options: EvaluateOptions) -> list[Model]:
     """The checkpoint, where there is one, then the bundles; torch is imported for a checkpoint only."""
     models = []
     if options.checkpoint is not None:
-        try:
-            from sigrl_deploy.checkpoints.eager import load_eager
-        except ModuleNotFoundError as error:
-            raise UsageError(
-                f"--checkpoint needs {error.name}; install the extra export: pip install '.[export]' in a checkout"
-            ) from None
-        eager = load_eager(
-            options.checkpoint,
-            text_tower=options.text_tower,
-            arch=options.arch,
-            clip_config=options.clip_config,
-            preprocess=options.preprocess,
-            template=options.template,
-            topk=options.topk,
-            device=options.device,
-        )
+        require("torch", "open_clip", extra="export", argument="checkpoint", value=options.checkpoint.checkpoint)
+        from sigrl_deploy.checkpoints.eager import load_eager
+
+        eager = load_eager(options.checkpoint, device=options.device)
         log.info("engine: %s", eager.description)  # as a recognizer does
         arch, device = eager.model.config.arch, eager.model.visual.proj.device.type
-        models.append(Model(options.checkpoint, eager.description, arch, Precision.FP32, device, eager))
+        models.append(Model(Path(options.checkpoint.checkpoint), eager.description, arch, Precision.FP32, device, eager))
     if options.bundles:
         from sigrl_deploy.recognizer import Recognizer
 
@@ -255,7 +237,7 @@ def evaluate(
             raise UsageError(f"no picture to evaluate: the data set has {len(dataset)}, and {len(unreadable)} cannot be read")
         metrics = [evaluate_scores(scores, scored.targets) for scores in scored.scores]
         differences = [
-            compare(scores, scored.scores[0], its.map, metrics[0].map)
+            difference(scores, scored.scores[0], its.map, metrics[0].map)
             for scores, its in zip(scored.scores[1:], metrics[1:], strict=True)
         ]
         rows = zip(models, metrics, [None, *differences], strict=True)

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from PIL import Image
 
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.manifest import VOCABULARY, Manifest, change_manifest
-from sigrl_deploy.comparison import agreement
-from sigrl_deploy.config import BACKENDS, Precision
+from sigrl_deploy.checkpoints.options import CheckpointOptions
+from sigrl_deploy.comparison import agreement, flips, lowest_cosine, overlap, score_errors
+from sigrl_deploy.config import Backend, Precision
 from sigrl_deploy.datasets.dataset import UNKNOWN, Dataset
 from sigrl_deploy.datasets.labelled_folder import LABELS_CSV, read_folder
 from sigrl_deploy.errors import ExportError, LabelError, SigRLError, UsageError, printable
+from sigrl_deploy.evaluation.metrics import evaluate_scores, require_scikit_learn
 from sigrl_deploy.evaluation.scoring import Model, score_pictures
+from sigrl_deploy.extras import require
 from sigrl_deploy.pictures.finding import find_pictures
 from sigrl_deploy.pictures.reading import read_image
 from sigrl_deploy.recognizer import Recognizer
@@ -44,9 +49,7 @@ class VerifyOptions:
     bundle: Path
     pictures: list[str]
     labels: Path | None = None
-    checkpoint: Path | None = None
-    text_tower: str | None = None
-    clip_config: str | None = None
+    checkpoint: CheckpointOptions | None = None
     backends: tuple[str, ...] = ()
     precisions: tuple[Precision, ...] = ()
     device: str = "auto"
@@ -58,10 +61,11 @@ class VerifyOptions:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a model's scores [N, C] differ from the reference's. Agreements and `map` are shares, from 0 to 1.
+    """How a model's scores [N, C] differ from the reference's; shares are from 0 to 1.
 
-    `cosine` is the lowest of any picture's scores, `flips` the share of picture and label pairs on another side of the
-    threshold, `map` the mean average precision where labels are known.
+    `cosine` is the lowest of any picture's scores, `top1_agreement` the share of pictures with the same best label,
+    `top5_overlap` the share of the five best labels that are the same, `flips` the share of scores on the other side of the
+    threshold, and `map` the mean average precision where the pictures' labels are known.
     """
 
     description: str
@@ -71,7 +75,7 @@ class Comparison:
     mean_error: float
     cosine: float
     top1_agreement: float
-    top5_agreement: float
+    top5_overlap: float
     flips: float
     map: float | None
 
@@ -130,11 +134,6 @@ def verify(options: VerifyOptions) -> Verification:
     is said too. Raises UsageError for options that cannot be followed, NothingToCompareError (one of them) where there is
     nothing to compare.
     """
-    for option in ("text_tower", "clip_config"):
-        if getattr(options, option) is not None and options.checkpoint is None:
-            raise UsageError(
-                f"--{option.replace('_', '-')}: is about a checkpoint, and a bundle knows its own; add --checkpoint"
-            )
     bundle = Bundle(options.bundle)
     dataset = _dataset(options, bundle)
     models, not_run = _models(options, bundle)
@@ -215,14 +214,14 @@ def _own_labels(bundle: Bundle) -> tuple[str, ...]:
 
 def _models(options: VerifyOptions, bundle: Bundle) -> tuple[list[Model], dict[str, str]]:
     """The reference first: the checkpoint, or the bundle's finest graph. What does not open is said, with its reason."""
-    models = [_checkpoint(options, bundle.manifest)] if options.checkpoint else []
+    models = [_checkpoint(options.checkpoint, options.device, bundle.manifest)] if options.checkpoint else []
     not_run: dict[str, str] = {}
     held = bundle.precisions(None)
     for precision in options.precisions:
         bundle.precisions(precision)
     chosen = [p for p in held if not options.precisions or p in options.precisions]
     by_fineness = sorted(chosen, key=lambda precision: (precision.tolerance, list(Precision).index(precision)))
-    for backend in options.backends or BACKENDS[1:]:
+    for backend in options.backends or [backend.value for backend in Backend.named()]:
         opened = 0
         for precision in by_fineness:
             try:
@@ -244,50 +243,41 @@ def _open(options: VerifyOptions, bundle: Bundle, backend: str, precision: Preci
     return Model(bundle.path, engine.description, bundle.manifest.arch, precision, engine.device, recognizer)
 
 
-def _checkpoint(options: VerifyOptions, manifest: Manifest) -> Model:
-    assert options.checkpoint is not None
-    try:
-        from sigrl_deploy.checkpoints.eager import load_eager
-    except ModuleNotFoundError as error:
-        raise UsageError(f"--checkpoint needs {error.name}; pip install '.[export]' in a checkout") from None
-    eager = load_eager(
-        options.checkpoint,
-        text_tower=options.text_tower,
-        clip_config=options.clip_config,
+def _checkpoint(checkpoint: CheckpointOptions, device: str, manifest: Manifest) -> Model:
+    """The reference: the checkpoint, used as the bundle's manifest says."""
+    require("torch", "open_clip", extra="export", argument="checkpoint", value=checkpoint.checkpoint)
+    from sigrl_deploy.checkpoints.eager import load_eager
+
+    as_exported = dataclasses.replace(
+        checkpoint,
         arch=manifest.arch,
         topk=manifest.topk,
         template=manifest.template,
         preprocess=manifest.preprocess.contract,
-        device=options.device,
     )
+    eager = load_eager(as_exported, device=device)
     log.info("engine: %s", eager.description)
-    return Model(options.checkpoint, f"checkpoint, {eager.description}", manifest.arch, Precision.FP32, eager.device, eager)
+    path = Path(checkpoint.checkpoint)
+    return Model(path, f"checkpoint, {eager.description}", manifest.arch, Precision.FP32, eager.device, eager)
 
 
 def compare(
     exact: FloatArray, scores: FloatArray, model: Model, tolerance: float | None, threshold: float, its_map: float | None
 ) -> Comparison:
     """exact, scores [N, C] fp32 of the same pictures and labels → how they differ."""
-    error = np.abs(exact.astype(np.float64) - scores)
+    errors = score_errors(exact, scores)
     return Comparison(
         description=model.description,
         precision=model.precision.value,
         tolerance=model.precision.tolerance if tolerance is None else tolerance,
-        largest_error=float(error.max()),
-        mean_error=float(error.mean()),
-        cosine=float(_cosines(exact, scores).min()),
+        largest_error=errors.largest,
+        mean_error=errors.mean,
+        cosine=lowest_cosine(exact, scores),
         top1_agreement=agreement(exact, scores, 1),
-        top5_agreement=agreement(exact, scores, 5),
-        flips=float(((exact >= threshold) != (scores >= threshold)).mean()),
+        top5_overlap=overlap(exact, scores, 5),
+        flips=flips(exact, scores, threshold),
         map=its_map,
     )
-
-
-def _cosines(exact: FloatArray, scores: FloatArray) -> NDArray[np.float64]:
-    a, b = exact.astype(np.float64), scores.astype(np.float64)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    cosines: NDArray[np.float64] = (a * b).sum(1) / np.where(lengths > 0, lengths, 1)
-    return cosines
 
 
 def _threshold(exact: FloatArray) -> float:
@@ -299,9 +289,9 @@ def _threshold(exact: FloatArray) -> float:
 
 def _map(scores: FloatArray, targets: NDArray[np.int8]) -> float | None:
     try:
-        from sigrl_deploy.evaluation.metrics import evaluate_scores
-    except ModuleNotFoundError as error:
-        log.warning("mAP is left out: %s is not installed; pip install '.[evaluate]' in a checkout", error.name)
+        require_scikit_learn()
+    except UsageError as error:
+        log.warning("mAP is left out: %s", error)
         return None
     return evaluate_scores(scores, targets).map_present
 
@@ -329,7 +319,7 @@ def table(found: Verification) -> str:
     rows = [head, [found.reference, "reference", *[""] * 6, _share(found.reference_map)]]
     for one in found.comparisons:
         numbers = [f"{one.largest_error:.1e}", f"{one.tolerance:g}{'' if one.within else ' EXCEEDED'}", f"{one.mean_error:.1e}"]
-        numbers += [f"{one.cosine:.6f}", _share(one.top1_agreement), _share(one.top5_agreement), _share(one.flips)]
+        numbers += [f"{one.cosine:.6f}", _share(one.top1_agreement), _share(one.top5_overlap), _share(one.flips)]
         rows.append([one.description, *numbers, _share(one.map)])
     if found.reference_map is None:
         rows = [row[:-1] for row in rows]

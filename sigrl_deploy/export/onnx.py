@@ -70,7 +70,7 @@ def export_text(model: SigRL, path: Path) -> bool:
 
 
 def exponent_bound(model: SigRL) -> float:
-    """The largest that ln Σ_n exp(E) |X| can be for any picture and label (design, identity 5).
+    """The largest that ln Σ_n exp(E) |X| can be for any picture and label (docs/method.md, identity 5).
 
     |E[n, c, d]| ≤ ‖W[d]‖₁, since |tanh| ≤ 1; and X = ln_post(x) proj is bounded, since a layer norm's output before its scale
     and shift has norm √width at most.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,8 @@ import torch
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.checkpoints.eager import cut_padding
-from sigrl_deploy.comparison import agreement
-from sigrl_deploy.config import Precision
+from sigrl_deploy.comparison import agreement, overlap, score_errors
+from sigrl_deploy.config import Backend, Device, Precision, runs
 from sigrl_deploy.export.graph_modules import TextGraph, VisualGraph
 from sigrl_deploy.model.sigrl import SigRL, encode_text, match
 from sigrl_deploy.pictures.device_preprocess import DevicePreprocess
@@ -36,14 +34,17 @@ Scorer = Callable[[FloatArray, Sequence[str]], FloatArray]  # pixels [B, 3, H, W
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: the largest and the mean score error, and how much of the eager model's best labels agree (0 to 1)."""
+    """One comparison with the eager model: score errors, and how many of its best labels are the graphs' too.
+
+    `top1_agreement` is a share of pictures, `top5_overlap` a share of the five best labels (of all, where there are fewer).
+    """
 
     batch: int
     labels: int
     largest_error: float
     mean_error: float
     top1_agreement: float
-    top5_agreement: float
+    top5_overlap: float
 
 
 @dataclass(frozen=True)
@@ -139,40 +140,26 @@ class Reference:
 def measure(reference: Reference, bundle: Path, precision: Precision, tolerance: float, graphs: SigRL) -> Parity:
     """Compare a written bundle with the eager fp32 model.
 
-    The files run in ONNX Runtime as `infer` would run them. Its CPU provider has no bf16 products, so bf16 runs in PyTorch:
+    The files run in ONNX Runtime as `infer` would run them. What its CPU provider does not run, bf16, runs in PyTorch:
     `graphs`, the typed model that the files were made from.
     """
     tested: Scorer
-    if precision is Precision.BF16:
-        backend, tested = f"PyTorch {torch.__version__} on cpu, bf16", EagerScorer(graphs, reference.rows)
+    if not runs(Backend.ONNXRUNTIME, precision, Device.CPU):
+        backend, tested = f"PyTorch {torch.__version__} on cpu, {precision.value}", EagerScorer(graphs, reference.rows)
         has_weights = Bundle(bundle).manifest.variants[precision].weights
     else:
         recognizer = Recognizer(bundle, device="cpu", precision=precision, cache_dir=reference.cache)
         backend, tested = recognizer.engine.description, _engine_scorer(recognizer)
         has_weights = recognizer.bundle.manifest.variants[precision].weights
-    with _without_advice():
-        cases = [
-            _compare(expected, tested(reference.pixels[:batch], labels))
-            for (batch, labels), expected in reference.scores.items()
-        ]
+    cases = [
+        _compare(expected, tested(reference.pixels[:batch], labels)) for (batch, labels), expected in reference.scores.items()
+    ]
     drift = None
     if has_weights:
         on_device = DevicePreprocess(reference.preprocess, torch.device("cpu"))
         others = np.stack([on_device(picture) for picture in reference.pictures])
         drift = _drift(tested, reference.pixels, others, list(reference.scores)[-1][1])
     return Parity(backend, tolerance, max(case.largest_error for case in cases), cases, drift)
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """A recognizer advises against few labels, which are meant here."""
-    logger = logging.getLogger(Recognizer.__module__)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _drift(tested: Scorer, pixels: FloatArray, others: FloatArray, labels: Sequence[str]) -> float:
@@ -193,8 +180,6 @@ def _engine_scorer(recognizer: Recognizer) -> Scorer:
 
 
 def _compare(expected: FloatArray, got: FloatArray) -> Case:
-    error = np.abs(expected.astype(np.float64) - got)
-    largest = float(error.max()) if np.isfinite(error).all() else float("inf")
-    shares = [agreement(expected, got, k) for k in (1, 5)]
+    errors = score_errors(expected, got)
     batch, labels = expected.shape
-    return Case(batch, labels, largest, float(error.mean()), *shares)
+    return Case(batch, labels, errors.largest, errors.mean, agreement(expected, got, 1), overlap(expected, got, 5))

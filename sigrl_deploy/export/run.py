@@ -7,20 +7,21 @@ import logging
 import math
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
 from sigrl_deploy.bundle.manifest import MANIFEST, TOKENIZER, VOCABULARY, Manifest, Variant
 from sigrl_deploy.checkpoints.eager import tokenize
-from sigrl_deploy.checkpoints.layouts import Checkpoint
-from sigrl_deploy.checkpoints.loading import choose_preprocess, default_template, load_model
+from sigrl_deploy.checkpoints.loading import LoadedCheckpoint, load_model
 from sigrl_deploy.checkpoints.native import TrainedRecord, write_trained
+from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.checkpoints.weights import read_tensor
-from sigrl_deploy.config import Arch, Contract, Precision
+from sigrl_deploy.config import Backend, Device, Precision, runs
 from sigrl_deploy.errors import CheckpointError, ExportError, UsageError
 from sigrl_deploy.export.onnx import DATA, export_text, export_visual
 from sigrl_deploy.export.out_folder import check_out, replaced_folder
@@ -28,7 +29,6 @@ from sigrl_deploy.export.parity import LABELS, EagerScorer, Parity, Reference, m
 from sigrl_deploy.files import sha256_file
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.model.towers import typed
-from sigrl_deploy.pictures.preprocess import Preprocess
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.version import tool_versions
 from sigrl_deploy.vocabulary.label_files import check_labels, read_labels
@@ -41,26 +41,22 @@ _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "open_clip_torch")
 
 
 @dataclass(frozen=True)
-class ExportOptions:
-    """What to export and how. None means: what the checkpoint or the architecture says.
+class ExportOptions(CheckpointOptions):
+    """What to export, and how.
 
-    `text_tower` is a file, or `NAME:PRETRAINED` for open_clip's own weights. `labels` with `label_embeddings` take the text
-    tower's place; `labels` alone put a vocabulary into the bundle, by default the labels that our own training recorded.
-    `precisions` are the variants of the graphs, the one that runs by default first. `weights` adds what the PyTorch engine
-    needs. `clip_config` None means the config of a `NAME:PRETRAINED` text tower, else OpenAI's convention.
+    out: the bundle's folder.
+    labels: a label file, whose vocabulary is put into the bundle; None takes the labels that our own training recorded, if any.
+    label_embeddings: a saved tensor [C, D] of those labels, in place of a text tower.
+    precisions: the variants of the graphs; the first runs by default.
+    tolerance: the largest score error against the eager fp32 model; None takes each precision's own.
+    weights: also write the weights that the PyTorch engine needs.
+    force: replace a bundle at `out`.
     """
 
-    checkpoint: Path
     out: Path
-    arch: Arch | None = None
-    text_tower: str | None = None
-    clip_config: str | None = None
     labels: Path | None = None
     label_embeddings: Path | None = None
     precisions: tuple[Precision, ...] = (Precision.FP32,)
-    topk: int | None = None
-    preprocess: Contract | None = None
-    template: str | None = None
     tolerance: float | None = None
     weights: bool = False
     force: bool = False
@@ -74,28 +70,29 @@ def export_bundle(options: ExportOptions) -> list[Parity]:
     """
     _check_options(options)
     given = read_labels(options.labels) if options.labels else ()
-    checkpoint, model, sources = _load(options)
+    loaded = load_model(options, with_text=options.label_embeddings is None)
+    model, record = loaded.model, loaded.checkpoint.record
     if Precision.INT8 in options.precisions and model.svfr is None:
-        raise UsageError(f"--precision int8: is of SVFR's products, and {model.config.arch.value} has none; take int8x3")
-    template = options.template or default_template(checkpoint, model)
-    own = given or (check_labels(checkpoint.record.labels) if checkpoint.record and checkpoint.record.labels else ())
-    rows = _label_rows(options, model, template, own)
-    preprocess = choose_preprocess(checkpoint, model, options.preprocess)
+        problem = f"int8 is for SVFR's products, and {model.config.arch.value} has no SVFR; use `precision=int8x3`"
+        raise UsageError(problem, argument="precisions", value="int8")
+    own = given or (check_labels(record.labels) if record and record.labels else ())
+    rows = _label_rows(options, model, loaded.template, own)
     with replaced_folder(options.out) as folder, tempfile.TemporaryDirectory(prefix="sigrl-deploy-") as cache:
         log.info("scoring the package's photographs with the eager model, to measure against")
-        reference = Reference(model, rows, preprocess, Path(cache))
-        export = _Export(options, model, reference, folder, _manifest(model, template, preprocess, sources))
-        found = export.run(vocabulary=bool(own))
+        reference = Reference(model, rows, loaded.preprocess, Path(cache))
+        found = _Export(options, loaded, reference, folder).run(vocabulary=bool(own))
     return list(found.values())
 
 
 class _Export:
-    """One folder being filled, a precision at a time. Each file is hashed once, when it is there."""
+    """One folder being filled, one precision at a time. Each file is hashed once, when it has been written."""
 
-    def __init__(self, options: ExportOptions, model: SigRL, reference: Reference, folder: Path, manifest: Manifest) -> None:
-        self._options, self._model, self._reference = options, model, reference
-        self._folder, self._manifest = folder, manifest
-        self._texts: dict[str, str | None] = {}  # one dtype has one text graph
+    def __init__(self, options: ExportOptions, loaded: LoadedCheckpoint, reference: Reference, folder: Path) -> None:
+        self._options, self._loaded, self._reference, self._folder = options, loaded, reference, folder
+        self._model, self._sources = loaded.model, _sources(options, loaded)
+        self._variants: dict[Precision, Variant] = {}
+        self._hashes: dict[str, str] = {}
+        self._texts: dict[str, str | None] = {}  # by dtype: variants of one dtype share a text graph
 
     def run(self, vocabulary: bool) -> dict[Precision, Parity]:
         """Write everything, and measure each precision as soon as it is there."""
@@ -106,7 +103,7 @@ class _Export:
         found = {precision: self._write_and_measure(precision) for precision in self._options.precisions}
         if vocabulary:
             self._encode_vocabulary()
-        self._write_manifest(self._manifest.variants)
+        self._write_manifest(self._variants)
         return found
 
     def _write_and_measure(self, precision: Precision) -> Parity:
@@ -119,22 +116,21 @@ class _Export:
         log.info("%s: exported in %.0f s; measuring against the eager model", precision.value, written - began)
         parity = self._measure(graphs, precision)
         log.info("%s: measured in %.0f s", precision.value, time.monotonic() - written)
-        variants = self._manifest.variants | {precision: replace(variant, parity=parity.to_dict())}
-        self._manifest = replace(self._manifest, variants=variants)
+        self._variants[precision] = replace(variant, parity=parity.to_dict())
         del graphs
         gc.collect()  # the exporter's graphs and an engine's sessions refer to themselves, and hold all weights
         return parity
 
     def _write_variant(self, graphs: SigRL, precision: Precision) -> Variant:
         """The graphs of a precision; where asked for, weights of those that PyTorch runs."""
-        ending = f"-{precision.value}" if self._manifest.variants else ""
+        ending = f"-{precision.value}" if self._variants else ""
         visual, text, weights = f"visual{ending}.onnx", f"text{ending}.onnx", f"weights{ending}.safetensors"
         export_visual(graphs, self._folder / visual, precision)
         if precision.torch_name not in self._texts:
             self._texts[precision.torch_name] = text if export_text(graphs, self._folder / text) else None
-        held = weights if self._options.weights and not precision.is_int8 else None
+        held = weights if self._options.weights and runs(Backend.TORCH, precision) else None
         if held:
-            record = TrainedRecord(graphs.config, self._manifest.template, self._manifest.preprocess)
+            record = TrainedRecord(graphs.config, self._loaded.template, self._loaded.preprocess)
             write_trained(self._folder / held, record, graphs.state_dict())
         return Variant(visual, self._texts[precision.torch_name], held)
 
@@ -152,31 +148,47 @@ class _Export:
 
     def _encode_vocabulary(self) -> None:
         """The bundle's own vocabulary, by its finest graph that runs here, else by the model."""
-        runnable = [precision for precision in self._options.precisions if precision is not Precision.BF16]
+        runnable = [p for p in self._options.precisions if runs(Backend.ONNXRUNTIME, p, Device.CPU)]
         labels = list(self._reference.rows)
         if not runnable:
             self._write_vocabulary(EagerScorer(typed(self._model, Precision.BF16), self._reference.rows).vocabulary(labels))
             return
         finest = min(runnable, key=lambda precision: precision is Precision.FP16)
-        self._write_manifest({finest: self._manifest.variants[finest]})
+        self._write_manifest({finest: self._variants[finest]})
         recognizer = Recognizer(self._folder, device="cpu", precision=finest, cache_dir=False)
         self._write_vocabulary(recognizer.vocabulary(labels))
 
     def _write_vocabulary(self, vocabulary: Vocabulary) -> None:
         vocabulary.write(self._folder / VOCABULARY)
-        self._manifest.files.pop(VOCABULARY, None)
+        self._hashes.pop(VOCABULARY, None)
 
     def _write_manifest(self, variants: dict[Precision, Variant]) -> None:
         """With these variants, so that the folder opens as it will for a user; files of others need not be hashed then."""
-        others = {VOCABULARY, TOKENIZER}
-        parts = {name for variant in variants.values() for name in (variant.visual, variant.text, variant.weights) if name}
-        files = self._manifest.files
-        for path in sorted(self._folder.iterdir()):
-            if path.name != MANIFEST and path.name not in files:
-                files[path.name] = sha256_file(path)
-        listed = {name: digest for name, digest in files.items() if name in others or name.removesuffix(DATA) in parts}
-        manifest = replace(self._manifest, variants=variants, files=dict(sorted(listed.items())))
+        parts = {VOCABULARY, TOKENIZER, *(name for variant in variants.values() for name in variant.files)}
+        for path in self._folder.iterdir():
+            if path.name != MANIFEST and path.name not in self._hashes:
+                self._hashes[path.name] = sha256_file(path)
+        listed = {name: digest for name, digest in sorted(self._hashes.items()) if name.removesuffix(DATA) in parts}
+        manifest = self._manifest(variants, listed)
         (self._folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+    def _manifest(self, variants: dict[Precision, Variant], files: dict[str, str]) -> Manifest:
+        config = self._model.config
+        return Manifest(
+            arch=config.arch,
+            embed_dim=config.embed_dim,
+            image_size=config.vision.image_size,
+            patch_size=config.vision.patch_size,
+            topk=config.topk,
+            template=self._loaded.template,
+            context_length=config.text.context_length if config.text else None,
+            preprocess=self._loaded.preprocess,
+            variants=variants,
+            files=files,
+            source=self._sources,
+            tools=tool_versions(*_TOOLS),
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
 
 
 def _check_options(options: ExportOptions) -> None:
@@ -188,7 +200,7 @@ def _check_options(options: ExportOptions) -> None:
         raise UsageError(f"--topk {options.topk}: expected at least 1 patch")
     if options.template is not None and options.template.count("{label}") != 1:
         raise UsageError(f"--template {options.template!r}: expected the text {{label}} in it, once")
-    if options.weights and all(precision.is_int8 for precision in options.precisions):
+    if options.weights and not any(runs(Backend.TORCH, precision) for precision in options.precisions):
         raise UsageError("--weights: are for PyTorch, which runs no int8; add --precision fp32, fp16 or bf16")
     if len(set(options.precisions)) != len(options.precisions):
         raise UsageError("--precision: names one twice; leave one of them out")
@@ -197,27 +209,21 @@ def _check_options(options: ExportOptions) -> None:
     check_out(options.out, options.force)
 
 
-def _load(options: ExportOptions) -> tuple[Checkpoint, SigRL, dict[str, Any]]:
-    checkpoint, text, model = load_model(
-        options.checkpoint,
-        text_tower=options.text_tower,
-        arch=options.arch,
-        topk=options.topk,
-        clip_config=options.clip_config,
-        with_text=options.label_embeddings is None,
-    )
-    sources: dict[str, Any] = {"checkpoint": _source(options.checkpoint), "layout": checkpoint.layout}
-    if checkpoint.record is not None:
-        sources["training"] = checkpoint.record.training
-    if text is None:
-        assert options.label_embeddings is not None
-        return checkpoint, model, sources | {"label_embeddings": _source(options.label_embeddings)}
-    return checkpoint, model, sources | {"text_tower": _source(Path(text.path))}
+def _sources(options: ExportOptions, loaded: LoadedCheckpoint) -> dict[str, Any]:
+    """Where the model came from, for people."""
+    sources: dict[str, Any] = {"checkpoint": _source(options.checkpoint), "layout": loaded.checkpoint.layout}
+    if loaded.checkpoint.record is not None:
+        sources["training"] = loaded.checkpoint.record.training
+    if loaded.text is not None:
+        return sources | {"text_tower": _source(loaded.text.path)}
+    assert options.label_embeddings is not None
+    return sources | {"label_embeddings": _source(options.label_embeddings)}
 
 
-def _source(path: Path) -> dict[str, Any]:
-    """A file's name and digest; of open_clip's own weights, the name."""
-    return {"file": path.name, "sha256": sha256_file(path)} if path.is_file() else {"file": str(path), "sha256": None}
+def _source(source: str | Path) -> dict[str, Any]:
+    """A file's name and digest; for open_clip's own weights, their name."""
+    path = Path(source)
+    return {"file": path.name, "sha256": sha256_file(path)} if path.is_file() else {"file": str(source), "sha256": None}
 
 
 def _label_rows(options: ExportOptions, model: SigRL, template: str, own: tuple[str, ...]) -> dict[str, torch.Tensor]:
@@ -241,23 +247,3 @@ def _read_embeddings(path: Path, labels: int, dim: int) -> torch.Tensor:
     if not rows.isfinite().all():
         raise CheckpointError(f"{path}: holds NaN or infinite values; encode the labels again")
     return rows
-
-
-def _manifest(model: SigRL, template: str, preprocess: Preprocess, sources: dict[str, Any]) -> Manifest:
-    """What is known before anything is written."""
-    config = model.config
-    return Manifest(
-        arch=config.arch,
-        embed_dim=config.embed_dim,
-        image_size=config.vision.image_size,
-        patch_size=config.vision.patch_size,
-        topk=config.topk,
-        template=template,
-        context_length=config.text.context_length if config.text else None,
-        preprocess=preprocess,
-        variants={},
-        files={},
-        source=sources,
-        tools=tool_versions(*_TOOLS),
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    )

@@ -19,7 +19,7 @@ OPSET = 20
 LABEL_TILE = 4  # of 1 to 16, the fastest in ONNX Runtime on a CPU
 EXP_LIMIT = 80.0  # exp overflows fp32 at 88; the rest is room for rounding
 
-# S[c, d] = Σ_n softmax_n(E1) X and Y = X Σ_c softmax_n(E2), E = tanh(X ⊙ label) Wᵀ (design, "Image side").
+# S[c, d] = Σ_n softmax_n(E1) X and Y = X Σ_c softmax_n(E2), E = tanh(X ⊙ label) Wᵀ (docs/method.md, "Image side").
 # The sum over labels keeps the labels of a tile apart until the end: summing within each tile costs more than adding tiles.
 # Labels are padded with zero rows to fill the last tile. A zero row adds nothing to Sᵀ T; in stage 2 it would add 1/P to every
 # patch, so the reciprocal of its denominator is multiplied by 0. `{shift}` subtracts the maximum where exp could overflow.
@@ -115,7 +115,7 @@ SVFR (patches, label_embedding, graph_projection, decouple, fuse, reconstruct{sc
   local = CastLike (local_fp32, patches)
 }}
 """
-# V from S: relu(Sᵀ T) with rows of unit norm, zero rows left zero; then S R Waᵀ + G Wbᵀ (design, "Between").
+# V from S: relu(Sᵀ T) with rows of unit norm, zero rows left zero; then S R Waᵀ + G Wbᵀ (docs/method.md, "Image side").
 BETWEEN = """
   label_fp32 = Cast <to = 1> (label_rows)
   semantic_columns = Transpose <perm = [0, 2, 1]> (semantic)
@@ -140,7 +140,7 @@ _PLAIN = "      safe = Identity (energy)"
 _SHIFTED = """      largest = ReduceMax <keepdims = 1> (energy, two)
       safe = Sub (energy, largest)"""
 
-# e[i, j] = (1+s)/2 a·z[j] + (1−s)/2 a·|z[i] + z[j]| + const(i), and softmax over j cancels const(i) (design, identity 4).
+# e[i, j] = (1+s)/2 a·z[j] + (1−s)/2 a·|z[i] + z[j]| + const(i), which the softmax cancels (docs/method.md, identity 4).
 # ELU is spelled out: TensorRT for RTX 1.7 fails to build an Elu that follows a Loop. Shapes too: without labels a -1 is open.
 _GAT_LAYER = """
   z{n}_rows = MatMul ({h}, weight{n})

@@ -4,7 +4,9 @@
     M = (rows of A scaled to unit norm) Waᵀ     [B, D, D], a zero row of A stays zero
     V = S M + G Wbᵀ                             [B, C, D]
 
-(design, "Image side"). S R Waᵀ = S (R Waᵀ), so labels are an axis of two products only: 4·C·D² + 2·D³ FLOP a picture. Shapes: S
+(docs/method.md, "Image side")
+
+S R Waᵀ = S (R Waᵀ), so labels are an axis of two products only: 4·C·D² + 2·D³ FLOP a picture. Shapes: S
 [B, C, D] fp32, T and G Wbᵀ [C, D], Wf = [Wa, Wb] [D, 2·D] → V [B, C, D] of T's dtype. The labels of Sᵀ T are split over
 programs where there are many and few pictures; the second product adds the parts, takes the relu and sums the squares of each
 row that it reads, so that nothing is added in an order that chance decides. Operands of bf16 models are rounded to TF32, which

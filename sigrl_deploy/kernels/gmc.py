@@ -2,7 +2,9 @@
 
     e[i, j] = a · LeakyReLU_s(z[i] + z[j]),   out[i] = Σ_j softmax_j(e)[i, j] z[j],   for each head, z = h Wᵀ
 
-(design, "Text side"). By identity 4 the softmax needs (1+s)/2 a·z[j] + (1−s)/2 Σ_f a[f] |z[i, f] + z[j, f]| alone. Shapes: z
+(docs/method.md, "Label graph (GMC)")
+
+By identity 4 the softmax needs (1+s)/2 a·z[j] + (1−s)/2 Σ_f a[f] |z[i, f] + z[j, f]| alone. Shapes: z
 [C, H, F] fp32, a [F] → out [C, H·F] fp32. Cost: 5·C²·H·F FLOP and memory of C·H·F; the [C, C, F] tensor is never formed. Both
 products h Wᵀ and the ELU between the layers are PyTorch's. The plain form is `graph_attention` of `model/materialised.py`.
 """

@@ -4,7 +4,9 @@
     global[c] = g · T[c]
     score     = (local / ‖local‖ + global / ‖global‖) / 2, norms over the labels of a picture
 
-(design, "Matching"). Shapes: Y [B, P, D], g [B, D], T [C, D] → scores [B, C] fp32. Cost: 2·P·C·D FLOP a picture, and the
+(docs/method.md, "Scores")
+
+Shapes: Y [B, P, D], g [B, D], T [C, D] → scores [B, C] fp32. Cost: 2·P·C·D FLOP a picture, and the
 similarities [B, C, P] fp32, which stay in L2 for a picture of some thousand labels. The k-th largest similarity of a label is
 found exactly, whatever k is, by 32 counts over its patches: one bit of an ordered integer a count. One warp does that for a
 label, so that no count waits for other warps, and there are as many programs as labels. Ties at the k-th place count as often

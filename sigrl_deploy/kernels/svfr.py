@@ -4,7 +4,9 @@
     V       = S R Waᵀ + G Wbᵀ                              R = unit rows of relu(Sᵀ T)                             between
     Y[n, d] = X[n, d] Σ_c softmax_n(E2)[n, c, d]          E2[n, c, d] = Σ_j W2[d, j] tanh(X[n, j] V[c, j])      stage 2
 
-(design, "Image side"). Shapes: X [B, P, D], T and G Wbᵀ [C, D], W [D, D]; Y [B, P, D]. A stage is 2·P·C·D² FLOP on the tensor
+(docs/method.md, "Image side")
+
+Shapes: X [B, P, D], T and G Wbᵀ [C, D], W [D, D]; Y [B, P, D]. A stage is 2·P·C·D² FLOP on the tensor
 cores and P·C·D exponentials; a tanh is computed once for each block of output channels. A program has all patches of a label at
 hand, as rows of the energies [patches, channels]: tanh is then the product's left operand, which Hopper's tensor cores take
 from registers, and the softmax a reduction along columns. Stage 2 sums over labels in registers; labels are split over
@@ -244,7 +246,7 @@ def candidates(
 def bounded(weight: Tensor) -> bool:
     """Whether no energy of these weights [D, D] can be large enough to overflow, so that none has to be subtracted.
 
-    |tanh| ≤ 1, so |E[n, c, d]| ≤ ‖W[d]‖₁ (design, identity 5). Waits for the GPU: ask once, when weights are loaded.
+    |tanh| ≤ 1, so |E[n, c, d]| ≤ ‖W[d]‖₁ (docs/method.md, identity 5). Waits for the GPU: ask once, when weights are loaded.
     """
     return float(weight.float().abs().sum(1).max()) <= LARGEST_ENERGY
 

@@ -47,7 +47,7 @@ def svfr_stages(module: SVFR, patches: Tensor, label_embedding: Tensor, graph: T
     attention = _patch_softmax(module.decouple, images, labels, batch)
     semantic = (attention * images.view(batch, tokens, count, dim)).sum(1)
 
-    # The reference divides by norms over the whole batch; the row scaling cancels them (identity 2 of the design).
+    # The reference divides by norms over the whole batch; the row scaling cancels them (docs/method.md, identity 2).
     relation = semantic.transpose(1, 2) @ label_embedding / (semantic.norm() * label_embedding.norm())
     relation = F.normalize(F.relu(relation), dim=-1)
     fused = module.fuse(torch.cat([semantic @ relation, graph.expand(batch, -1, -1)], dim=-1))

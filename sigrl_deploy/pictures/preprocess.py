@@ -1,22 +1,23 @@
 """From an upright RGB picture to the input of a visual encoder, prepared as in training.
 
-A checkpoint does not record how its pictures were prepared, so the choice is made at export and written into the bundle's
-manifest as data. `Preprocess.to_dict` has everything that another runtime needs to do the same.
+A checkpoint does not say how its pictures were prepared, so the choice is made at export and written into the bundle's
+manifest. The fields of `Preprocess` there are all that another runtime needs to do the same.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Annotated, Literal
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 from PIL import Image
 
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.config import Contract
-from sigrl_deploy.errors import BundleError, ImageError, UsageError
+from sigrl_deploy.errors import ImageError, UsageError
+from sigrl_deploy.structs import Checked
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -34,10 +35,12 @@ MAX_RESIZED_PIXELS = 2**26
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _FINISH_OF_MODE = {"short-side": "center-crop", "squash": "tensor-bilinear"}
 
+_Mean = Annotated[float, Meta(ge=0, le=1)]
+_Deviation = Annotated[float, Meta(ge=1e-3, le=1)]
 
-@dataclass(frozen=True)
-class Preprocess:
-    """A preprocessing contract as data. Calling it turns a picture into the input of a visual encoder.
+
+class Preprocess(Checked, frozen=True):
+    """What a preprocessing contract means, in data. Calling it turns a picture into pixels.
 
     contract: the recipe's name, for people; only the other fields decide what is computed.
     image_size: S, the side of the output in pixels.
@@ -48,32 +51,23 @@ class Preprocess:
         without antialiasing and with half-pixel centres (with "squash").
     mean, std: per channel, of values scaled to [0, 1].
 
-    Raises ValueError for values that no picture can be prepared with.
+    Raises ValueError where the fields contradict each other.
     """
 
     contract: Contract
-    image_size: int
-    resize_size: int
-    resize_mode: str
-    interpolation: str
-    finish: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    image_size: Annotated[int, Meta(ge=1, le=MAX_IMAGE_SIZE)]
+    resize_size: Annotated[int, Meta(ge=1, le=2 * MAX_IMAGE_SIZE)]
+    resize_mode: Literal["short-side", "squash"]
+    interpolation: Literal["bicubic", "bilinear"]
+    finish: Literal["center-crop", "tensor-bilinear"]
+    mean: tuple[_Mean, _Mean, _Mean]
+    std: tuple[_Deviation, _Deviation, _Deviation]
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "resize_size"):
-            side = getattr(self, name)
-            if type(side) is not int or not 1 <= side <= MAX_IMAGE_SIZE * 2:
-                raise ValueError(f"{name} is {side!r}, expected a whole number of pixels, 1 to {MAX_IMAGE_SIZE * 2}")
-        if self.image_size > MAX_IMAGE_SIZE:
-            raise ValueError(f"image_size is {self.image_size}, expected {MAX_IMAGE_SIZE} at most")
-        _require_choice("resize_mode", self.resize_mode, _FINISH_OF_MODE)
-        _require_choice("interpolation", self.interpolation, _RESAMPLING)
-        _require_choice("finish", self.finish, [_FINISH_OF_MODE[self.resize_mode]])
+        if self.finish != _FINISH_OF_MODE[self.resize_mode]:
+            raise ValueError(f"finish is {self.finish}, expected {_FINISH_OF_MODE[self.resize_mode]} with {self.resize_mode}")
         if self.finish == "center-crop" and self.resize_size < self.image_size:
             raise ValueError(f"resize_size {self.resize_size} is less than image_size {self.image_size}, its crop")
-        _require_channels("mean", self.mean, lowest=0.0)
-        _require_channels("std", self.std, lowest=1e-3)
 
     @classmethod
     def for_contract(cls, contract: Contract | str, image_size: int) -> Preprocess:
@@ -98,24 +92,6 @@ class Preprocess:
             mean, std = IMAGENET_MEAN, IMAGENET_STD
             return cls(chosen, image_size, 448, "squash", "bilinear", "tensor-bilinear", mean, std)
         return cls(chosen, image_size, resize_size, "short-side", "bicubic", "center-crop", mean, std)
-
-    @classmethod
-    def from_dict(cls, data: object) -> Preprocess:
-        """The inverse of `to_dict`. Raises BundleError for a missing or unknown key, or an invalid value."""
-        expected = {field.name for field in fields(cls)}
-        if not isinstance(data, dict) or set(data) != expected:
-            raise BundleError(f"preprocess: expected exactly the keys {', '.join(sorted(expected))}; export again")
-        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-        try:
-            _require_choice("contract", values["contract"], [choice.value for choice in Contract])
-            values["contract"] = Contract(values["contract"])
-            return cls(**values)
-        except ValueError as error:
-            raise BundleError(f"preprocess: {error}; export the bundle again") from error
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as strings, numbers and lists, ready for JSON."""
-        return {**asdict(self), "contract": self.contract.value, "mean": list(self.mean), "std": list(self.std)}
 
     def __call__(self, image: Image.Image) -> FloatArray:
         """An RGB picture of any size → normalised pixels [3, S, S] float32, channels in RGB order.
@@ -199,14 +175,3 @@ def bilinear_taps(source: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.
     below = np.minimum(position.astype(np.intp), source - 1)
     above = np.minimum(below + 1, source - 1)
     return below, above, np.clip(position - below.astype(np.float32), 0, 1).astype(np.float32)
-
-
-def _require_choice(name: str, value: object, choices: Any) -> None:
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} is {value!r}, expected {' or '.join(choices)}")
-
-
-def _require_channels(name: str, values: object, lowest: float) -> None:
-    numbers = values if isinstance(values, tuple) else ()
-    if len(numbers) != 3 or not all(type(v) in (int, float) and lowest <= v <= 1 for v in numbers):
-        raise ValueError(f"{name} is {values!r}, expected three numbers, {lowest} to 1")

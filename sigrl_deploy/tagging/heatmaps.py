@@ -8,7 +8,6 @@ import os
 import re
 import tempfile
 import unicodedata
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,8 @@ from sigrl_deploy.bundle.manifest import Manifest
 from sigrl_deploy.errors import ImageError, UsageError, printable
 from sigrl_deploy.files import replacing
 from sigrl_deploy.pictures.reading import read_image
-from sigrl_deploy.recognizer import Tag
+from sigrl_deploy.recognizer.predictions import Prediction, Record
 from sigrl_deploy.tagging.output import output_errors
-from sigrl_deploy.tagging.tagging import Record
 
 log = logging.getLogger(__name__)
 
@@ -48,29 +46,30 @@ def open_folder(folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
 
 
-def write_heatmaps(record: Record, folder: Path, manifest: Manifest) -> Record:
-    """Draw one file for each of the record's tags, which carry evidence; returns the record with the files' paths.
+def write_heatmaps(record: Record, folder: Path, manifest: Manifest) -> tuple[str | None, ...]:
+    """Draw one file for each of the record's predictions, which carry evidence; returns the files' paths.
 
-    The picture is read again, so that none is kept while others are scored. One that has vanished or changed beyond reading
-    since is a warning in the log, and its tags have no file. Raises UsageError where the folder cannot be written any more.
+    The picture is read again, so that none is kept in memory while others are scored. Where it has vanished since, or changed
+    so that it cannot be read, the log has a warning, and the paths are None. Raises UsageError where the folder can no longer
+    be written to.
     """
-    if not record.tags:
-        return record
+    if not record.predictions:
+        return ()
     try:
         picture = read_image(record.path)
         box = manifest.preprocess.source_box(*picture.size, extent=manifest.grid[0] * manifest.patch_size)
     except ImageError as error:
         log.warning("no heat map: %s", error)
-        return replace(record, heatmaps=(None,) * len(record.tags))
+        return (None,) * len(record.predictions)
     picture, box = _to_drawn_size(picture, box)
     paths = []
-    for tag in record.tags:
-        path = folder / heatmap_name(record.path, tag.label)
-        drawn = draw_heatmap(picture, box, tag)
+    for prediction in record.predictions:
+        path = folder / heatmap_name(record.path, prediction.label)
+        drawn = draw_heatmap(picture, box, prediction)
         with output_errors(f"--heatmaps {folder}"), replacing(path) as temporary:
             drawn.save(temporary, "PNG", compress_level=1)  # a quarter of the default's time
         paths.append(str(path))
-    return replace(record, heatmaps=tuple(paths))
+    return tuple(paths)
 
 
 def heatmap_name(path: str, label: str) -> str:
@@ -95,8 +94,8 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:12]
 
 
-def draw_heatmap(picture: Image.Image, box: Box, tag: Tag) -> Image.Image:
-    """The picture with the tag's evidence over `box`, its edges in pixels of the picture, and a caption below.
+def draw_heatmap(picture: Image.Image, box: Box, prediction: Prediction) -> Image.Image:
+    """The picture with the evidence of a prediction over `box`, its edges in pixels of the picture, and a caption below.
 
     The colour of a place is the label's match with the patch there, from dark blue for the weakest patch of this picture to
     yellow for the strongest, interpolated between the patches' centres. So colours compare places within one heat map only:
@@ -104,16 +103,16 @@ def draw_heatmap(picture: Image.Image, box: Box, tag: Tag) -> Image.Image:
     read off them: it takes the mean of the k best patches, normalises it over all labels, and adds the match of the picture as
     a whole, which has no place. Inside `box` the picture is grey; what lies outside the model did not see, and it is dimmed.
     """
-    assert tag.evidence is not None
+    assert prediction.evidence is not None
     left, top = (min(round(edge), side - 1) for edge, side in zip(box[:2], picture.size, strict=True))
     right, bottom = max(left + 1, round(box[2])), max(top + 1, round(box[3]))
-    heat = Image.fromarray(_normalised(tag.evidence)).resize((right - left, bottom - top), Image.Resampling.BILINEAR)
+    heat = Image.fromarray(_normalised(prediction.evidence)).resize((right - left, bottom - top), Image.Resampling.BILINEAR)
     # In grey, so that no colour of the picture passes for evidence.
     crop = picture.crop((left, top, right, bottom)).convert("L").convert("RGB")
     seen = Image.blend(crop, _coloured(np.asarray(heat)), OPACITY)
     drawn = Image.blend(Image.new("RGB", picture.size), picture, DIMMED)
     drawn.paste(seen, (left, top))
-    return _with_caption(drawn, tag)
+    return _with_caption(drawn, prediction)
 
 
 def _normalised(evidence: FloatArray) -> FloatArray:
@@ -137,14 +136,14 @@ def _to_drawn_size(picture: Image.Image, box: Box) -> tuple[Image.Image, Box]:
     return picture.resize((width, height), Image.Resampling.BICUBIC), (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
 
 
-def _with_caption(drawn: Image.Image, tag: Tag) -> Image.Image:
+def _with_caption(drawn: Image.Image, prediction: Prediction) -> Image.Image:
     """Two lines below the picture: label and score, and which colour is which."""
     font = ImageFont.load_default(size=_FONT_SIZE)
     canvas = Image.new("RGB", (max(drawn.width, MIN_SIDE), drawn.height + 2 * _LINE + _MARGIN), "white")
     canvas.paste(drawn, ((canvas.width - drawn.width) // 2, 0))
     draw = ImageDraw.Draw(canvas)
     # Pillow's own font has the glyphs of ASCII only; others would all be the same empty box.
-    label, score = printable(tag.label).encode("ascii", "backslashreplace").decode("ascii"), f"  {tag.score:.4f}"
+    label, score = printable(prediction.label).encode("ascii", "backslashreplace").decode("ascii"), f"  {prediction.score:.4f}"
     room = canvas.width - 2 * _MARGIN - font.getlength(score)
     if font.getlength(label) > room:
         while label and font.getlength(label + "...") > room:

@@ -15,11 +15,12 @@ import numpy as np
 
 from sigrl_deploy.errors import UsageError, printable
 from sigrl_deploy.files import replacing
-from sigrl_deploy.tagging.tagging import Record
+from sigrl_deploy.recognizer.predictions import Record
 
 _PATH_WIDTH = 48
 _ENCODING_ERRORS = "backslashreplace"
 _FORMATS = {".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".txt": "table"}
+Heatmaps = Sequence[str | None]  # the file drawn for each prediction, None where the picture could not be read again
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes text for a formula by
 
 
@@ -39,7 +40,7 @@ class Writer:
     def begin(self) -> None:
         """Write what comes before the first record."""
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Record, heatmaps: Heatmaps = ()) -> None:
         """Write one record."""
         raise NotImplementedError
 
@@ -47,7 +48,7 @@ class Writer:
         """Write what comes after the last record."""
 
 
-def as_json(record: Record, labels: Sequence[str], all_scores: bool) -> dict[str, Any]:
+def as_json(record: Record, labels: Sequence[str], all_scores: bool, heatmaps: Heatmaps = ()) -> dict[str, Any]:
     """`{"path", "tags": [{"label", "score"}]}`, `{"path", "scores": {label: score}}` or `{"path", "error"}`.
 
     Where heat maps were drawn, a tag has its file as "heatmap", or null where the picture had vanished.
@@ -56,8 +57,8 @@ def as_json(record: Record, labels: Sequence[str], all_scores: bool) -> dict[str
         return {"path": record.path, "error": record.error}
     if all_scores:
         return {"path": record.path, "scores": dict(zip(labels, map(_rounded, record.scores.tolist()), strict=True))}
-    tags: list[dict[str, Any]] = [{"label": tag.label, "score": _rounded(tag.score)} for tag in record.tags]
-    for values, heatmap in zip(tags, record.heatmaps, strict=bool(record.heatmaps)):
+    tags: list[dict[str, Any]] = [{"label": tag.label, "score": _rounded(tag.score)} for tag in record.predictions]
+    for values, heatmap in zip(tags, heatmaps, strict=bool(heatmaps)):
         values["heatmap"] = heatmap
     return {"path": record.path, "tags": tags}
 
@@ -70,8 +71,8 @@ def _rounded(score: float) -> float:
 class JsonLinesWriter(Writer):
     """One JSON object a line, written out at once: an interrupted run keeps what it has done."""
 
-    def write(self, record: Record) -> None:
-        values = as_json(record, self.labels, self.all_scores) | {"run": self.run}
+    def write(self, record: Record, heatmaps: Heatmaps = ()) -> None:
+        values = as_json(record, self.labels, self.all_scores, heatmaps) | {"run": self.run}
         self.stream.write(json.dumps(values, ensure_ascii=False) + "\n")
         self.stream.flush()
 
@@ -83,8 +84,9 @@ class JsonWriter(Writer):
         self.stream.write("[")
         self.separator = "\n"
 
-    def write(self, record: Record) -> None:
-        self.stream.write(self.separator + json.dumps(as_json(record, self.labels, self.all_scores), ensure_ascii=False))
+    def write(self, record: Record, heatmaps: Heatmaps = ()) -> None:
+        values = as_json(record, self.labels, self.all_scores, heatmaps)
+        self.stream.write(self.separator + json.dumps(values, ensure_ascii=False))
         self.separator = ",\n"
 
     def end(self) -> None:
@@ -103,13 +105,13 @@ class CsvWriter(Writer):
         self.csv = csv.writer(self.stream, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         self._row(*(["path", "error", *self.labels] if self.all_scores else ["path", "label", "score", "error"]))
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Record, heatmaps: Heatmaps = ()) -> None:
         error = record.error or ""
         if self.all_scores:
             scores = [""] * len(self.labels) if record.scores is None else map(_rounded, record.scores.tolist())
             self._row(record.path, error, *scores)
-        elif record.tags:
-            for tag in record.tags:
+        elif record.predictions:
+            for tag in record.predictions:
                 self._row(record.path, tag.label, _rounded(tag.score), "")
         else:
             self._row(record.path, "", "", error)
@@ -137,7 +139,7 @@ class TableWriter(Writer):
         self.label_width = min(40, max(5, *(len(printable(label)) for label in self.labels)))
         self._line("picture", "label", "  score")
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Record, heatmaps: Heatmaps = ()) -> None:
         name = printable(record.path)
         name = name if len(name) <= _PATH_WIDTH else "…" + name[1 - _PATH_WIDTH :]
         if record.error is not None or record.scores is None:
@@ -146,7 +148,7 @@ class TableWriter(Writer):
         tags = (
             zip(self.labels, record.scores.tolist(), strict=True)
             if self.all_scores
-            else ((t.label, t.score) for t in record.tags)
+            else ((t.label, t.score) for t in record.predictions)
         )
         for label, score in tags:
             self._line(name, printable(label), f"{score:7.4f}")

@@ -9,16 +9,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from sigrl_deploy.errors import UsageError, printable
 from sigrl_deploy.progress import Progress
 from sigrl_deploy.recognizer import Recognizer
+from sigrl_deploy.recognizer.predictions import Record
 from sigrl_deploy.tagging.heatmaps import is_heatmap_name, open_folder, write_heatmaps
 from sigrl_deploy.tagging.output import WRITERS, RawCsvWriter, choose_format, open_output
 from sigrl_deploy.tagging.partial import Partial, check_fresh, open_partial, partial_path, records_kept
-from sigrl_deploy.tagging.tagging import Record, tag_pictures
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -84,7 +86,7 @@ def run_infer(options: InferOptions) -> int:
                 output.stream, vocabulary.labels, options.all_scores, run
             )
             for record in _tagged(options, recognizer, vocabulary, pictures):
-                writer.write(write_heatmaps(record, options.heatmaps, manifest) if options.heatmaps else record)
+                writer.write(record, write_heatmaps(record, options.heatmaps, manifest) if options.heatmaps else ())
                 failed += record.error is not None
             writer.end()
     except KeyboardInterrupt:
@@ -98,11 +100,10 @@ def run_infer(options: InferOptions) -> int:
 
 def _tagged(options: InferOptions, recognizer: Recognizer, vocabulary: Vocabulary, pictures: list[str]) -> Iterator[Record]:
     """The records, with progress shown beside."""
-    records = tag_pictures(
-        recognizer,
-        vocabulary,
+    records = recognizer.stream(
         pictures,
-        batch_size=options.batch_size or (16 if recognizer.engine.device == "cuda" else 1),
+        vocabulary,
+        batch_size=options.batch_size,
         top=len(vocabulary) if options.all_scores else options.top,
         threshold=options.threshold,
         evidence=options.heatmaps is not None,

@@ -13,11 +13,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from msgspec.structs import replace
 from tqdm import tqdm
 
 from sigrl_deploy.bundle.bundle import Bundle
@@ -32,7 +33,8 @@ from sigrl_deploy.bundle.engine_records import (
     version_tuple,
 )
 from sigrl_deploy.bundle.manifest import LOCK, VOCABULARY, Manifest, change_manifest
-from sigrl_deploy.config import Precision
+from sigrl_deploy.bundle.precisions import choose_precision
+from sigrl_deploy.config import Backend, Device, Precision
 from sigrl_deploy.errors import ExportError, UsageError
 from sigrl_deploy.files import read_arrays, sha256_file
 from sigrl_deploy.machine.gpu import Gpu, NoGpuError, gpu_at_hand
@@ -121,7 +123,7 @@ def engine_keys(bundle: Bundle, library: Library, options: BuildOptions) -> list
                 f"--compute-capability {capability}: {library.full_name} builds for {', '.join(library.capabilities)}; for "
                 "another GPU build on a machine that has it, with --library tensorrt and without --compute-capability"
             )
-    precision = _precision(bundle, options.precision)
+    precision = choose_precision(bundle, Backend.TENSORRT, Device.CUDA, options.precision)
     capabilities = options.compute_capabilities or ((gpu.compute_capability,) if gpu else ())
     variant = bundle.manifest.variants[precision]
     visual = EngineKey(
@@ -168,15 +170,6 @@ def _gpu(options: BuildOptions) -> Gpu | None:
             f"no GPU to build for: {error}; name the compute capability of the GPU that the engine is for: "
             "--compute-capability 8.9 (repeatable; with TensorRT for RTX)"
         ) from None
-
-
-def _precision(bundle: Bundle, asked: Precision | None) -> Precision:
-    for precision in bundle.precisions(asked):
-        if not precision.is_int8:
-            return precision
-    others = [precision.value for precision in bundle.precisions(None) if not precision.is_int8]
-    advice = f"take --precision {' or '.join(others)}" if others else "export with --precision bf16 too"
-    raise UsageError(f"{bundle.path}: its int8 is for ONNX Runtime, whose ops TensorRT does not know; {advice}")
 
 
 def _ops(bundle: Bundle, library: Library, asked: Ops | None) -> Ops:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 from torch.nn import functional as F
 
 from sigrl_deploy.checkpoints.loading import CLIP_TOKENS, load_model
 from sigrl_deploy.checkpoints.open_clip_configs import clip_config
+from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.config import Arch, Contract, GraphConfig, ModelConfig
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.files import sha256_file
@@ -77,14 +79,17 @@ def start_from(options: TrainOptions, contract: Contract) -> Start:
     """
     assert options.init is not None
     arch = options.arch or Arch.SIGRL
-    checkpoint, _, base = load_model(
-        options.init, text_tower=options.text_tower, topk=options.topk, clip_config=options.clip_config
+    loaded = load_model(
+        CheckpointOptions(
+            options.init,
+            text_tower=options.text_tower,
+            topk=options.topk,
+            clip_config=options.clip_config,
+            preprocess=contract,
+        )
     )
-    record = checkpoint.record
-    if record is not None and options.preprocess is None:
-        preprocess = record.preprocess
-    else:
-        preprocess = Preprocess.for_contract(contract, base.config.vision.image_size)
+    base, record = loaded.model, loaded.checkpoint.record
+    preprocess = record.preprocess if record is not None and options.preprocess is None else loaded.preprocess
     continued = record is not None and record.config.arch is arch
     template = options.template or (record.template if record and continued else arch.default_template)
     topk = options.topk or (base.config.topk if continued else arch.default_topk)

@@ -78,8 +78,7 @@ def run_train(options: TrainOptions) -> Reached:
     recipe = _with_fitting_batch_size(options, recipe, len(job.indices))
     schedule = _schedule(options, recipe, len(job.indices))
     settings = _settings(options, recipe, start, schedule) | job.identity
-    record = TrainedRecord(start.model.config, start.template, start.preprocess, job.labels, _provenance(options, settings))
-    _check_record(record)
+    record = _record(start, job.labels, _provenance(options, settings))
     validate = _validation(options, start, fabric)
     transform = augmentation(recipe.augment, start.preprocess)
     dataset = KeptPictures(job.dataset) if options.keep_pictures else job.dataset
@@ -246,10 +245,10 @@ def _settings(options: TrainOptions, recipe: Recipe, start: Start, schedule: Sch
     return {name: value if isinstance(value, (int, float, str, type(None))) else str(value) for name, value in values.items()}
 
 
-def _check_record(record: TrainedRecord) -> None:
-    """Raise UsageError for a model that could be trained but not loaded again."""
+def _record(start: Start, labels: tuple[str, ...], training: dict[str, Any]) -> TrainedRecord:
+    """The header of the checkpoints. Raises UsageError for a model that could be trained but not loaded again."""
     try:
-        record.check()
+        return TrainedRecord(start.model.config, start.template, start.preprocess, labels, training).checked()
     except ValueError as error:
         raise UsageError(f"this model could be trained but not loaded again ({error}); change the option") from None
 

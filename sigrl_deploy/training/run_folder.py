@@ -7,13 +7,13 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
+from msgspec.structs import replace
 
 from sigrl_deploy.checkpoints.native import HEAD, TrainedRecord, write_trained
 from sigrl_deploy.errors import TrainingError, UsageError

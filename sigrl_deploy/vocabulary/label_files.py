@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from sigrl_deploy.errors import LabelError
@@ -12,56 +12,64 @@ MAX_LABEL_LENGTH = 256  # characters; CLIP's context of 77 tokens ends long befo
 _MOST_LABEL_BYTES = 1 << 26  # of a label file: a quarter of a million of the longest labels
 
 
-def read_labels(path: str | Path) -> tuple[str, ...]:
-    """Labels of a UTF-8 file, one a line; blank lines and lines that start with `#` are skipped.
+def read_labels(path: str | Path, argument: str = "labels") -> tuple[str, ...]:
+    """Labels of a UTF-8 file, one per line. Blank lines and lines that start with `#` are skipped.
 
-    Raises LabelError with the line number where the file cannot be read, is empty, or has a label that `check_labels` refuses.
+    Raises LabelError, with the line number, where the file cannot be read, is empty, or has a label that `check_labels`
+    refuses; `argument` is the one that named the file.
     """
+
+    def error(problem: str) -> LabelError:
+        return LabelError(problem, argument=argument, value=path)
+
     try:
         with open(path, "rb") as file:  # which may be a pipe: <(command) is one
             raw = file.read(_MOST_LABEL_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise LabelError(f"{path}: cannot be read ({reason}); expected a text file with one label a line") from None
+    except (OSError, ValueError) as cause:
+        reason = getattr(cause, "strerror", None) or cause
+        raise error(f"cannot be read ({reason}); expected a text file with one label per line") from None
     if len(raw) > _MOST_LABEL_BYTES:
-        raise LabelError(f"{path}: has more than {_MOST_LABEL_BYTES >> 20} MB; expected a text file with one label a line")
-    numbered = []
+        raise error(f"has more than {_MOST_LABEL_BYTES >> 20} MB; expected a text file with one label per line")
+    placed = []
     for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
         try:
             label = line.decode("utf-8").strip()
         except UnicodeDecodeError:
-            raise LabelError(f"{path}, line {number}: not UTF-8; save the file as UTF-8") from None
+            raise error(f"line {number}: not UTF-8; save the file as UTF-8") from None
         if label and not label.startswith("#"):
-            numbered.append((f"{path}, line {number}", label))
-    return _checked(numbered, str(path))
+            placed.append((f"line {number}", label))
+    return _checked(placed, error)
 
 
 def check_labels(labels: Iterable[str]) -> tuple[str, ...]:
     """Labels given in code, stripped. Raises LabelError for none at all, an empty, repeated, overlong or unprintable one."""
+
+    def error(problem: str) -> LabelError:
+        return LabelError(problem, argument="labels")
+
     if not isinstance(labels, Iterable) or isinstance(labels, (bytes, Mapping)):
-        raise LabelError(f"labels: is a {type(labels).__name__}, expected a list of text, or the path of a label file")
-    numbered = []
+        raise error(f"is a {type(labels).__name__}, expected a list of text, or the path of a label file")
+    placed = []
     for i, label in enumerate(labels):
         if not isinstance(label, str):
-            raise LabelError(f"labels[{i}]: is a {type(label).__name__}, expected text")
-        numbered.append((f"labels[{i}]", label.strip()))
-    return _checked(numbered, "labels")
+            raise error(f"labels[{i}] is a {type(label).__name__}, expected text")
+        placed.append((f"labels[{i}]", label.strip()))
+    return _checked(placed, error)
 
 
-def _checked(numbered: Iterable[tuple[str, str]], source: str) -> tuple[str, ...]:
+def _checked(placed: Iterable[tuple[str, str]], error: Callable[[str], LabelError]) -> tuple[str, ...]:
+    """The labels, each of which comes with its place; `error` makes an exception of a problem."""
     seen: dict[str, str] = {}
-    for place, label in numbered:
+    for place, label in placed:
         if not label:
-            raise LabelError(f"{place}: empty; expected a label")
+            raise error(f"{place}: empty; expected a label")
         if len(label) > MAX_LABEL_LENGTH:
-            raise LabelError(f"{place}: {len(label)} characters long, expected a label of at most {MAX_LABEL_LENGTH}")
+            raise error(f"{place}: {len(label)} characters long, expected a label of at most {MAX_LABEL_LENGTH}")
         if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in label):
-            raise LabelError(
-                f"{place}: {label!r} holds a control character or line separator; expected one label a line of plain text"
-            )
+            raise error(f"{place}: {label!r} holds a control character or line separator; expected plain text")
         if label in seen:
-            raise LabelError(f"{place}: {label!r} repeats {seen[label]}; remove one of the two")
+            raise error(f"{place}: {label!r} repeats {seen[label]}; remove one of the two")
         seen[label] = place
     if not seen:
-        raise LabelError(f"{source}: holds no labels; expected one label a line")
+        raise error("holds no labels; expected at least one")
     return tuple(seen)

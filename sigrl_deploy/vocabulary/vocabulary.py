@@ -18,8 +18,15 @@ from sigrl_deploy.files import DamagedFileError, read_arrays, write_arrays
 class Vocabulary:
     """Labels with their embeddings, in one order. A score holds for one vocabulary only: it depends on all its labels.
 
-    `label_embedding` T [C, D] and `graph_projection` G Wbᵀ [C, D] are fp32; the latter is None without a label graph. `origin`
-    names the text tower, template and label graph that made them; empty for arrays of one's own.
+    >>> vocabulary = recognizer.vocabulary(["cat", "cup of coffee", "rocket"])
+    >>> len(vocabulary), vocabulary.index("rocket")
+    (3, 2)
+
+    Attributes:
+        labels: C labels.
+        label_embedding: T, fp32 [C, D].
+        graph_projection: G Wbᵀ, fp32 [C, D]; None without a label graph.
+        origin: names the text tower, template and label graph that made the arrays; "" for arrays of your own.
     """
 
     labels: tuple[str, ...]
@@ -35,7 +42,7 @@ class Vocabulary:
         try:
             return self.labels.index(label)
         except ValueError:
-            raise LabelError(f"label {label!r}: not in the vocabulary of {len(self)} labels") from None
+            raise LabelError(f"not in the vocabulary of {len(self)} labels", argument="label", value=label) from None
 
     def write(self, path: Path, mode: int = 0o666) -> None:
         """Write the vocabulary as a file of arrays, whole or not at all; `mode` as for `replacing`."""

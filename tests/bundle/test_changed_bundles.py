@@ -127,7 +127,7 @@ def test_a_graph_by_another_name_is_looked_at_too(copied: Path, graph: str) -> N
     path = copied / "manifest.json"
     path.write_text(path.read_text().replace(f"{graph}.onnx", f"{graph}.model"))
     mend_hashes(copied)
-    with pytest.raises(BundleError, match=r"expected names that end in \.onnx"):
+    with pytest.raises(BundleError, match=r"expected a name that ends in \.onnx"):
         Recognizer(copied, cache_dir=False)
 
 

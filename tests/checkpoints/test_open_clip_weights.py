@@ -53,9 +53,11 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
 LOAD = """
 import logging, sys
 logging.basicConfig(format="%(message)s"); logging.getLogger("sigrl_deploy").setLevel(logging.INFO)
-from sigrl_deploy.eager import load_model
-_, text, model = load_model(sys.argv[1])
-print(text.path, model.config.text.width, model.config.text.layers, model.config.text.quick_gelu)
+from sigrl_deploy.checkpoints.loading import load_model
+from sigrl_deploy.checkpoints.options import CheckpointOptions
+loaded = load_model(CheckpointOptions(sys.argv[1]))
+model = loaded.model
+print(loaded.text.path, model.config.text.width, model.config.text.layers, model.config.text.quick_gelu)
 """
 
 
@@ -80,7 +82,7 @@ ASK = """
 import time
 import open_clip
 from sigrl_deploy.errors import CheckpointError
-from sigrl_deploy.pretrained import load_pretrained
+from sigrl_deploy.checkpoints.open_clip_weights import load_pretrained
 began = time.monotonic()
 try:
     load_pretrained("ViT-B-16:openai")
@@ -156,7 +158,7 @@ def test_a_missing_checkpoint_is_found_before_torch_is_imported(command: str, tm
     script = """
 import sys
 from click.testing import CliRunner
-from sigrl_deploy.cli import main
+from sigrl_deploy.cli.main import main
 shown = CliRunner().invoke(main, sys.argv[1:])
 print(shown.exit_code, "torch" in sys.modules, shown.output)
 """

@@ -31,7 +31,7 @@ def test_help_of_every_verb_imports_nothing_heavy() -> None:
     script = """
 import sys
 from click.testing import CliRunner
-from sigrl_deploy.cli import main
+from sigrl_deploy.cli.main import main
 verbs = ([], ["infer"], ["labels"], ["labels", "build"], ["export"], ["export", "onnx"], ["train"], ["evaluate"], ["demo"])
 for verb in verbs:
     shown = CliRunner().invoke(main, [*verb, "--help"])
@@ -65,7 +65,7 @@ if sys.argv.pop(1) == "blocked":
         pass
     else:
         raise SystemExit("the blocker does not block")
-from sigrl_deploy.cli import main
+from sigrl_deploy.cli.main import main
 main()
 """
     outputs = []

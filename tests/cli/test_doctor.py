@@ -7,13 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
+from msgspec.structs import replace
 
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.manifest import change_manifest
@@ -79,7 +79,7 @@ def _said(*arguments: str) -> str:
 _WITHOUT = """
 import sys
 sys.modules |= dict.fromkeys(["torch", "sklearn", "tensorrt", "tensorrt_rtx"])  # as if they were not installed
-from sigrl_deploy.cli import main
+from sigrl_deploy.cli.main import main
 main(["doctor"])
 """
 

@@ -63,7 +63,7 @@ BAD = {
     "paths alone": ("path\na.jpg\n", "line 1: expected 'path,labels'"),
     "semicolons": ("path;dog\na.jpg;1\n", "line 1: expected 'path,labels'"),
     "no rows": ("path,dog\n", "has no picture"),
-    "no labels": ("path,labels\na.jpg,\n", "labels.csv: labels: holds no labels"),
+    "no labels": ("path,labels\na.jpg,\n", "labels.csv: holds no labels"),
     "label twice": ("path,dog,dog\na.jpg,1,1\n", "'dog' repeats"),
     "label missing": ("path,dog,\na.jpg,1,1\n", r"labels\[1\]: empty"),
     "word": ("path,dog,cat\na.jpg,1,0\nb.jpg,1,yes\n", "line 3: 'yes' for 'cat'"),

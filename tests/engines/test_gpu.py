@@ -17,7 +17,7 @@ import triton
 from benchmarks.random_weights import VARIANTS, save, sigrl_shapes, tensors, text_shapes
 from sigrl_deploy import Recognizer
 from sigrl_deploy.config import FUSED, Arch, Precision
-from sigrl_deploy.engines import gpu_engine as resident
+from sigrl_deploy.engines import gpu_engine
 from sigrl_deploy.engines.onnxruntime import CUDA, has_provider
 from sigrl_deploy.export.run import ExportOptions, export_bundle
 from sigrl_deploy.kernels import cases, tuning
@@ -67,7 +67,7 @@ def test_a_replay_equals_the_plain_pass(exported: tuple[Path, Precision], photos
         for count in (4, 2):
             pixels = np.stack([recognizer.pixels(path) for path in photos[:count]])
             with engine.running():
-                plain = engine.forward(torch.from_numpy(pixels).cuda(), engine.resident(vocabulary)).cpu().numpy()
+                plain = engine.forward(torch.from_numpy(pixels).cuda(), engine.on_device(vocabulary)).cpu().numpy()
             difference = engine.score(pixels, vocabulary) - plain[:, : len(labels)]
             assert np.abs(difference).max() < exported[1].tolerance / 10
 
@@ -118,7 +118,7 @@ def test_graphs_share_memory_and_go_together(
     exported: tuple[Path, Precision], photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All on one stream, without which torch shares nothing; more sizes than are kept, each again after the others went."""
-    monkeypatch.setattr(resident, "MOST_GRAPHS", 3)
+    monkeypatch.setattr(gpu_engine, "MOST_GRAPHS", 3)
     recognizer = Recognizer(exported[0], backend="torch", device="cuda")
     vocabulary, pixels = recognizer.vocabulary(LABELS), np.stack([recognizer.pixels(path) for path in photos[:4]])
     sizes = [np.concatenate([pixels] * 4)[:count] for count in (16, 8, 4, 2, 1)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,13 @@ import torch
 from sigrl_deploy import Recognizer
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.manifest import MANIFEST
-from sigrl_deploy.config import FUSED, Precision
-from sigrl_deploy.engines import choosing as choice
-from sigrl_deploy.engines.onnxruntime import NoCudaError, OnnxRuntimeEngine
+from sigrl_deploy.config import Device, Precision
+from sigrl_deploy.engines.choosing import choose
+from sigrl_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from sigrl_deploy.engines.onnxruntime_fused import OnnxRuntimeFusedEngine
-from sigrl_deploy.errors import BundleError, UsageError
+from sigrl_deploy.engines.opening import ThisMachine
+from sigrl_deploy.engines.options import EngineOptions
+from sigrl_deploy.errors import BundleError
 from sigrl_deploy.export.run import ExportOptions, export_bundle
 
 LABELS = ["cat", "cup", "person", "rocket", "sky"]
@@ -38,7 +39,7 @@ def exported(request: pytest.FixtureRequest, bundle: Path, weights: Path, tmp_pa
 def test_tower_and_head_score_as_the_whole_graph_does(exported: Bundle, photos: list[Path]) -> None:
     """Batches of two sizes and vocabularies of two in turn. fp32 differs in the order of sums only, fp16 by its tolerance."""
     whole = Recognizer(exported.path, backend="onnxruntime", device="cpu", cache_dir=False)
-    engine = OnnxRuntimeFusedEngine(exported, "cpu", None, (), None)
+    engine = OnnxRuntimeFusedEngine(exported, Device.CPU, exported.precisions(None)[0], (), None)
     pixels = np.stack([whole.pixels(path) for path in photos[:3]])
     tolerance = 1e-5 if engine.precision is Precision.FP32 else engine.precision.tolerance
     for labels in (LABELS, LABELS[:2], LABELS):
@@ -56,7 +57,7 @@ def test_tower_and_head_score_as_the_whole_graph_does(exported: Bundle, photos: 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU here, not in the interpreter")
 def test_the_kernels_run_behind_the_tower(exported: Bundle, photos: list[Path]) -> None:
     whole = Recognizer(exported.path, backend="onnxruntime", device="cpu", cache_dir=False)
-    engine = OnnxRuntimeFusedEngine(exported, "cpu", None, ("svfr", "match", "gmc"), None)
+    engine = OnnxRuntimeFusedEngine(exported, Device.CPU, exported.precisions(None)[0], ("svfr", "match"), None)
     assert "fused match svfr behind it" in engine.description
     vocabulary, pixels = whole.vocabulary(LABELS[:2]), whole.pixels(photos[0])[None]
     tolerance = 1e-5 if engine.precision is Precision.FP32 else engine.precision.tolerance
@@ -66,7 +67,7 @@ def test_the_kernels_run_behind_the_tower(exported: Bundle, photos: list[Path]) 
 def test_a_batch_that_does_not_fit_is_halved(bundle: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime's words for it are its own; other errors stay what they are."""
     whole = Recognizer(bundle, backend="onnxruntime", device="cpu", cache_dir=False)
-    engine = OnnxRuntimeFusedEngine(Bundle(bundle), "cpu", None, (), None)
+    engine = OnnxRuntimeFusedEngine(Bundle(bundle), Device.CPU, Precision.FP32, (), None)
     tower, vocabulary = engine._tower, whole.vocabulary(LABELS)
     pixels = np.stack([whole.pixels(path) for path in photos[:4]])
     ran: list[int] = []
@@ -94,7 +95,10 @@ def test_a_batch_that_does_not_fit_is_halved(bundle: Path, photos: list[Path], m
 
 
 def test_the_text_half_is_onnx_runtimes(exported: Bundle) -> None:
-    whole, engine = OnnxRuntimeEngine(exported, "cpu"), OnnxRuntimeFusedEngine(exported, "cpu", None, (), None)
+    whole, engine = (
+        OnnxRuntimeEngine(exported, choose(exported, EngineOptions(device=Device.CPU), ThisMachine())),
+        OnnxRuntimeFusedEngine(exported, Device.CPU, exported.precisions(None)[0], (), None),
+    )
     ids = np.array([[49406, 320, 49407], [49406, 49407, 0]], np.int64)
     rows = engine.encode_labels(ids)
     assert np.array_equal(rows, whole.encode_labels(ids))
@@ -104,64 +108,9 @@ def test_the_text_half_is_onnx_runtimes(exported: Bundle) -> None:
     assert np.array_equal(mine, other)
 
 
-def test_forms_in_8_bits_are_refused_and_hold_no_weights(weights: Path, tmp_path: Path) -> None:
-    options = ExportOptions(weights / "sigrl.pth", tmp_path / "out", text_tower=str(weights / "text.pth"))
-    export_bundle(replace(options, precisions=(Precision.INT8, Precision.FP32), weights=True))
-    both = Bundle(tmp_path / "out")
-    assert [variant.weights for variant in both.manifest.variants.values()] == [None, "weights-fp32.safetensors"]
-    assert OnnxRuntimeFusedEngine(both, "cpu", None, (), None).precision is Precision.FP32
-    with pytest.raises(UsageError, match="--precision int8: ONNX Runtime does not run it on cuda"):
-        OnnxRuntimeFusedEngine(both, "cpu", Precision.INT8, (), None)
-
-
 def test_a_graph_that_the_manifest_does_not_describe_is_refused(bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(bundle, tmp_path / "bundle")
     manifest = json.loads((tmp_path / "bundle" / MANIFEST).read_text())
     (tmp_path / "bundle" / MANIFEST).write_text(json.dumps(manifest | {"embed_dim": 256}))
     with pytest.raises(BundleError, match="its inputs are not those that the manifest describes"):
-        OnnxRuntimeFusedEngine(Bundle(tmp_path / "bundle"), "cpu", None, (), None)
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A machine whose driver, torch and ONNX Runtime have a GPU, as far as the choice of an engine asks; what it opened."""
-    opened: list[str] = []
-
-    def fused(*arguments: Any) -> str:
-        opened.append("fused " + " ".join(sorted(arguments[3])))
-        return "fused"
-
-    monkeypatch.setattr(choice, "has_driver", lambda: True)
-    monkeypatch.setattr("sigrl_deploy.engines.onnxruntime.has_provider", lambda name: True)
-    monkeypatch.setattr("sigrl_deploy.engines.gpu_engine.fused_on", lambda device, unfused: {*FUSED} - {*unfused})
-    monkeypatch.setattr("sigrl_deploy.engines.onnxruntime_fused.OnnxRuntimeFusedEngine", fused)
-    monkeypatch.setattr(
-        "sigrl_deploy.engines.onnxruntime.OnnxRuntimeEngine", lambda *arguments: opened.append(f"whole {arguments[1]}")
-    )
-    return opened
-
-
-def test_where_both_have_a_gpu_the_kernels_run_behind_onnx_runtimes_tower(bundle: Path, gpu: list[str]) -> None:
-    held = Bundle(bundle)
-    for device, unfused in (("auto", ()), ("cuda", ("match",)), ("cuda", ("svfr",)), ("cpu", ())):
-        choice.open_engine(held, "onnxruntime", device, unfused=unfused)
-    assert gpu == ["fused gmc match svfr tower", "fused gmc svfr tower", "whole cuda", "whole cpu"]
-    with pytest.raises(UsageError, match="--unfused gmc: ONNX Runtime runs the label graph in standard ops"):
-        choice.open_engine(held, "onnxruntime", "cuda", unfused=("gmc",))
-    with pytest.raises(UsageError, match="--unfused tower: ONNX Runtime runs the tower in standard ops"):
-        choice.open_engine(held, "onnxruntime", "cuda", unfused=("tower",))
-    with pytest.raises(UsageError, match="--unfused svfr: nothing is fused here"):
-        choice.open_engine(held, "onnxruntime", "cpu", unfused=("svfr",))
-
-
-def test_a_cuda_provider_that_does_not_start_is_an_error_only_where_cuda_was_asked_for(
-    bundle: Path, gpu: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(*arguments: Any) -> None:
-        raise NoCudaError("the CUDA provider did not start", "check the GPU", False)
-
-    monkeypatch.setattr("sigrl_deploy.engines.onnxruntime_fused.OnnxRuntimeFusedEngine", fails)
-    choice.open_engine(Bundle(bundle), "auto", "auto")
-    assert gpu == ["whole auto"]
-    with pytest.raises(UsageError, match="--device cuda: the CUDA provider did not start"):
-        choice.open_engine(Bundle(bundle), "onnxruntime", "cuda")
+        OnnxRuntimeFusedEngine(Bundle(tmp_path / "bundle"), Device.CPU, Precision.FP32, (), None)

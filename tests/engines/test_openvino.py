@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from open_clip.tokenizer import SimpleTokenizer
 
 from benchmarks.random_weights import VARIANTS, save, tensors, vision_shapes
-from sigrl_deploy import Recognizer, read_labels
+from sigrl_deploy import Recognizer
 from sigrl_deploy.checkpoints.building import add_text_tower, build_model
 from sigrl_deploy.checkpoints.layouts import load_checkpoint
 from sigrl_deploy.checkpoints.model_config import model_config
@@ -29,6 +29,7 @@ from sigrl_deploy.export.parity import LABELS
 from sigrl_deploy.export.run import ExportOptions, export_bundle
 from sigrl_deploy.files import sha256_file
 from sigrl_deploy.model import materialised
+from sigrl_deploy.vocabulary.label_files import read_labels
 
 pytest.importorskip("openvino", reason="openvino is not installed")
 

@@ -7,8 +7,9 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
+from sigrl_deploy.comparison import best_labels
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.evaluation.metrics import Metrics, compare, evaluate_scores, top_labels
+from sigrl_deploy.evaluation.metrics import Metrics, difference, evaluate_scores
 
 # The same few float64 operations in another order.
 TOLERANCE = 1e-12
@@ -74,7 +75,7 @@ def test_pictures_of_equal_score_share_the_last_ones_precision_in_any_order(posi
 def test_labels_of_equal_score_are_ranked_in_order() -> None:
     tied = np.zeros((2, 9), np.float32)
     tied[1, 6] = 1
-    assert top_labels(tied, 3).tolist() == [[0, 1, 2], [6, 0, 1]]
+    assert best_labels(tied, 3).tolist() == [[0, 1, 2], [6, 0, 1]]
 
 
 def test_unknown_targets_are_left_out_of_ap_and_not_positive_in_f1() -> None:
@@ -145,7 +146,7 @@ def test_what_cannot_be_evaluated_is_refused(scores: object, targets: object, sa
 def test_a_comparison_worked_by_hand() -> None:
     reference = np.array([[4, 3, 2, 1], [4, 3, 2, 1], [4, 3, 2, 1]], np.float32) / 8
     other = np.array([[4, 3, 2, 1], [3, 4, 2, 1], [4, 3, 1, 2.5]], np.float32) / 8
-    found = compare(other, reference, 0.5, 0.75)
+    found = difference(other, reference, 0.5, 0.75)
     # The first picture ranks alike; the second swaps its two best; the third has another third label.
     assert found.top1_agreement == pytest.approx(2 / 3, abs=TOLERANCE)
     assert found.top3_agreement == pytest.approx(2 / 3, abs=TOLERANCE)

@@ -156,5 +156,5 @@ def test_the_numbers() -> None:
     assert (found.largest_error, found.tolerance, found.within) == (1.0, 5e-3, False)
     assert found.mean_error == pytest.approx(2 / 6)
     assert found.cosine == pytest.approx(24 / 25)
-    assert (found.top1_agreement, found.top5_agreement) == (0.5, 1.0)
+    assert (found.top1_agreement, found.top5_overlap) == (0.5, 1.0)
     assert found.flips == pytest.approx(2 / 6)

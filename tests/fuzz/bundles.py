@@ -60,14 +60,15 @@ def examine(data: bytes) -> bool:
         try:
             recognizer = Recognizer(folder, device="cpu", cache_dir=Path(folder) / "cache")
             for vocabulary in (recognizer.vocabulary(["cat", "a dog"]), recognizer.vocabulary()):
-                pixels = recognizer.pixels(np.full((20, 30, 3), 130, np.uint8))
-                ((scores, tags),) = recognizer.tag_pixels(pixels[None], vocabulary, evidence=True)
+                picture = np.full((20, 30, 3), 130, np.uint8)
+                (predictions,) = recognizer.recognize([picture], vocabulary, evidence=True)
+                scores = recognizer.scores([picture], vocabulary)
         except SigRLError as error:
             if not str(error).isprintable():
                 raise AssertionError(f"an error of more than a line: {error}") from error
             return False
         assert np.isfinite(scores).all()
-        assert tags
+        assert predictions
         return True
 
 
@@ -194,7 +195,7 @@ def corpus() -> dict[str, bytes]:
         "topk": 2,
         "template": "a {label}",
         "context_length": 77,
-        "preprocess": Preprocess.for_contract("zero-shot", SIDE).to_dict(),
+        "preprocess": Preprocess.for_contract("zero-shot", SIDE).to_plain(),
         "variants": {"fp32": {"visual": "visual.onnx", "text": "text.onnx", "weights": None, "parity": {}}},
         "files": {name: digest(content) for name, content in files.items()},
         "source": {},

@@ -13,6 +13,7 @@ import torch
 
 from sigrl_deploy.checkpoints.eager import embed_labels
 from sigrl_deploy.checkpoints.loading import load_model
+from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.vocabulary.tokenizer import write_clip_tokenizer
 from tests.support.paths import ROOT, SUPPORT
 
@@ -38,7 +39,7 @@ def test_from_weights_to_scores_plain_and_fused(weights: Path, tmp_path: Path) -
     found = np.load(files[-1])
     assert Path(str(found["home"])).parent == ROOT / "sigrl_deploy"
     assert found["versions"].tolist() == ["python", "sigrl-deploy", "torch"]
-    _, _, model = load_model(files[0], text_tower=str(files[1]))
+    model = load_model(CheckpointOptions(files[0], text_tower=str(files[1]))).model
     with torch.inference_mode():
         embedding = embed_labels(model, model.config.arch.default_template, LABELS)
         expected = model(torch.from_numpy(found["pixels"]), embedding).numpy()

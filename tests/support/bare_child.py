@@ -46,7 +46,8 @@ def main(weights: Path, text: Path, tokenizer: Path, out: Path, labels: Sequence
     from sigrl_deploy.bundle.manifest import MANIFEST, TOKENIZER, Manifest, Variant
     from sigrl_deploy.checkpoints.loading import load_model
     from sigrl_deploy.checkpoints.native import TrainedRecord, write_trained
-    from sigrl_deploy.config import FUSED, Contract, Precision
+    from sigrl_deploy.checkpoints.options import CheckpointOptions
+    from sigrl_deploy.config import FUSED, Contract, Device, Precision
     from sigrl_deploy.engines.torch import TorchEngine
     from sigrl_deploy.export.parity import PHOTOS
     from sigrl_deploy.files import sha256_file
@@ -58,7 +59,7 @@ def main(weights: Path, text: Path, tokenizer: Path, out: Path, labels: Sequence
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
 
-    _, _, model = load_model(weights, text_tower=str(text))
+    model = load_model(CheckpointOptions(weights, text_tower=str(text))).model
     config, folder = model.config, out.parent / "bundle"
     preprocess = Preprocess.for_contract(Contract.ZERO_SHOT, config.vision.image_size)
     template = config.arch.default_template
@@ -87,7 +88,7 @@ def main(weights: Path, text: Path, tokenizer: Path, out: Path, labels: Sequence
     recognizer = Recognizer(folder, backend="torch", device="cpu")
     vocabulary = recognizer.vocabulary(labels)
     pixels = preprocess(read_image(PHOTOS / "cat.jpg"))[None]  # normalised, as the model takes them
-    fused = TorchEngine(recognizer.bundle, "cpu", fused=FUSED)
+    fused = TorchEngine(recognizer.bundle, Device.CPU, Precision.FP32, fused=FUSED)
     np.savez(
         out,
         versions=sorted(manifest.tools),

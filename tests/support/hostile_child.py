@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from sigrl_deploy.checkpoints.loading import load_model
+from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.errors import SigRLError
 
 
@@ -24,7 +25,7 @@ def start() -> float:
 
 def ended(path: str) -> str:
     try:
-        load_model(path)
+        load_model(CheckpointOptions(path))
     except SigRLError as error:
         return f"{type(error).__name__}: {error}"
     except BaseException as error:  # what must not happen is told, not raised

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import resource
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -25,10 +25,9 @@ from sigrl_deploy.config import Arch
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.export.run import ExportOptions, export_bundle
 from sigrl_deploy.pictures.preprocess import Preprocess
-from sigrl_deploy.recognizer import Tag
+from sigrl_deploy.recognizer.predictions import Prediction, Record
 from sigrl_deploy.tagging.heatmaps import heatmap_name, is_heatmap_name, write_heatmaps
 from sigrl_deploy.tagging.output import as_json
-from sigrl_deploy.tagging.tagging import Record, tag_pictures
 
 SIZES = [(500, 375), (375, 500), (301, 777), (777, 301), (97, 96), (81, 80), (640, 639)]
 CONTRACTS = ["zero-shot", "single-positive", "clip"]
@@ -36,7 +35,7 @@ CONTRACTS = ["zero-shot", "single-positive", "clip"]
 SCRIPT = """
 import atexit, sys
 atexit.register(lambda: "torch" in sys.modules and print("torch was imported", file=sys.stderr))
-from sigrl_deploy.cli import main
+from sigrl_deploy.cli.main import main
 main()
 """
 
@@ -65,7 +64,7 @@ def manifest(bundle: Path) -> Manifest:
 def test_source_box_says_where_the_pixels_come_from(contract: str, size: tuple[int, int], image_size: int) -> None:
     """White blocks at known places of a black picture, found again by their centroids in what the model is given."""
     width, height = size
-    preprocess = dataclasses.replace(Preprocess.for_contract(contract, image_size), mean=(0.0,) * 3, std=(1.0,) * 3)
+    preprocess = msgspec.structs.replace(Preprocess.for_contract(contract, image_size), mean=(0.0,) * 3, std=(1.0,) * 3)
     left, top, right, bottom = preprocess.source_box(width, height, image_size)
     assert -1e-9 <= left < right <= width + 1e-9
     assert -1e-9 <= top < bottom <= height + 1e-9
@@ -88,12 +87,12 @@ def test_source_box_says_where_the_pixels_come_from(contract: str, size: tuple[i
 def _synthetic(path: Path, row: int, column: int, grid: tuple[int, int], label: str = "cat") -> Record:
     evidence = np.random.default_rng(0).uniform(-200, 100, grid).astype(np.float32)
     evidence[row, column] = 300
-    return Record(str(path), (Tag(label, 0.25, evidence),), np.zeros(1, np.float32))
+    return Record(str(path), (Prediction(label, 0.25, evidence),), np.zeros(1, np.float32))
 
 
 def _draw(record: Record, folder: Path, manifest: Manifest) -> Image.Image:
     folder.mkdir(exist_ok=True)
-    (path,) = write_heatmaps(record, folder, manifest).heatmaps
+    (path,) = write_heatmaps(record, folder, manifest)
     assert path is not None
     with Image.open(path) as image:
         return image.convert("RGB")
@@ -105,7 +104,9 @@ def _draw(record: Record, folder: Path, manifest: Manifest) -> Image.Image:
 def test_the_brightest_place_is_the_strongest_patch(
     manifest: Manifest, contract: str, size: tuple[int, int], image_size: int, tmp_path: Path
 ) -> None:
-    manifest = dataclasses.replace(manifest, image_size=image_size, preprocess=Preprocess.for_contract(contract, image_size))
+    manifest = msgspec.structs.replace(
+        manifest, image_size=image_size, preprocess=Preprocess.for_contract(contract, image_size)
+    )
     path = tmp_path / "grey.png"
     Image.new("RGB", size, (90, 90, 90)).save(path)
     scale = min(max(1, 256 / max(size)), 1024 / max(size))
@@ -165,10 +166,10 @@ def test_slivers_and_evidence_without_a_strongest_patch_are_drawn(
 ) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", size).save(path)
-    flat = Record(str(path), (Tag("cat", 0.1, np.full(manifest.grid, 7, np.float32)),), np.zeros(1, np.float32))
+    flat = Record(str(path), (Prediction("cat", 0.1, np.full(manifest.grid, 7, np.float32)),), np.zeros(1, np.float32))
     for contract in ("single-positive", "clip") if max(size) > 1000 else CONTRACTS:
         preprocess = Preprocess.for_contract(contract, 80)
-        assert max(_draw(flat, tmp_path / "out", dataclasses.replace(manifest, preprocess=preprocess)).size) <= 1100
+        assert max(_draw(flat, tmp_path / "out", msgspec.structs.replace(manifest, preprocess=preprocess)).size) <= 1100
 
 
 def test_a_turned_photograph_is_drawn_upright(manifest: Manifest, photos: list[Path], tmp_path: Path) -> None:
@@ -219,19 +220,19 @@ def test_batches_carry_the_evidence_that_single_pictures_have(bundle: Path, phot
     recognizer = Recognizer(bundle, device="cpu")
     vocabulary = recognizer.vocabulary(["cat", "rocket", "person", "cup of coffee"])
     paths = [str(photos[0]), str(tmp_path / "gone.jpg"), *map(str, photos[1:])]
-    records = list(tag_pictures(recognizer, vocabulary, paths, batch_size=3, top=2, evidence=True))
+    records = list(recognizer.stream(paths, vocabulary, batch_size=3, top=2, evidence=True))
     alone = iter(recognizer.recognize(photos, vocabulary, top=2, evidence=True))
     assert [record.error is None for record in records] == [True, False, True, True, True]
     for record in records:
         if record.error is None:
-            for tag, expected in zip(record.tags, next(alone), strict=True):
+            for tag, expected in zip(record.predictions, next(alone), strict=True):
                 assert tag.label == expected.label
                 assert tag.evidence is not None
                 assert expected.evidence is not None
                 # Values of several hundred, in fp32.
                 assert np.allclose(tag.evidence, expected.evidence, atol=1e-3)
-    plain = next(tag_pictures(recognizer, vocabulary, paths, top=2))
-    assert [tag.evidence for tag in plain.tags] == [None, None]
+    plain = next(recognizer.stream(paths, vocabulary, top=2))
+    assert [tag.evidence for tag in plain.predictions] == [None, None]
 
 
 def test_a_picture_that_vanishes_before_it_is_drawn_is_a_log_line(
@@ -239,12 +240,12 @@ def test_a_picture_that_vanishes_before_it_is_drawn_is_a_log_line(
 ) -> None:
     recognizer = Recognizer(bundle, device="cpu")
     picture = Path(shutil.copy(photos[0], tmp_path / "a.jpg"))
-    (record,) = tag_pictures(recognizer, recognizer.vocabulary(["cat", "dog", "cup"]), [str(picture)], top=2, evidence=True)
+    (record,) = recognizer.stream([picture], ["cat", "dog", "cup"], top=2, evidence=True)
     picture.unlink()
     caplog.clear()
     drawn = write_heatmaps(record, tmp_path, recognizer.bundle.manifest)
-    assert drawn.heatmaps == (None, None)
-    assert [tag["heatmap"] for tag in as_json(drawn, [], False)["tags"]] == [None, None]
+    assert drawn == (None, None)
+    assert [tag["heatmap"] for tag in as_json(record, [], False, drawn)["tags"]] == [None, None]
     (message,) = caplog.messages
     assert message.startswith(f"no heat map: {picture}: cannot be opened (No such file")
     assert _names(tmp_path) == []
@@ -343,5 +344,7 @@ def test_what_cannot_be_done_is_refused_before_any_picture(
         assert _names(tmp_path) == before
     assert (tmp_path / "file").read_text() == "older"
     recognizer = Recognizer(whole, device="cpu")
-    with pytest.raises(UsageError, match="clip-ft scores whole pictures"):
-        next(tag_pictures(recognizer, recognizer.vocabulary(["cat", "dog"]), [str(photos[0])], evidence=True))
+    for use in (recognizer.stream, recognizer.recognize):
+        with pytest.raises(UsageError) as raised:
+            use(photos[:1], ["cat", "dog"], evidence=True)
+        assert raised.value.argument == "evidence"

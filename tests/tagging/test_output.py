@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.recognizer import Tag
+from sigrl_deploy.recognizer.predictions import Prediction, Record
 from sigrl_deploy.tagging.output import WRITERS, RawCsvWriter, choose_format, open_output, printable
-from sigrl_deploy.tagging.tagging import Record
 
 LABELS = ["cat", 'a "big", dog', "sea\u2028shore"]
 SCORES = np.array([0.1, 0.25, 1 / 3], np.float32)
-TAGGED = Record("a.jpg", (Tag(LABELS[2], float(SCORES[2])), Tag(LABELS[1], float(SCORES[1]))), SCORES)
+TAGGED = Record("a.jpg", (Prediction(LABELS[2], float(SCORES[2])), Prediction(LABELS[1], float(SCORES[1]))), SCORES)
 BARE = Record("bare.jpg", (), SCORES)
 BROKEN = Record("b.jpg", error="b.jpg: is damaged")
 NAMES = [
@@ -93,7 +92,7 @@ def test_any_file_name_can_be_written_to_a_file(format_: str, tmp_path: Path) ->
     with open_output(format_, out) as stream:
         writer = WRITERS[format_](stream, LABELS, False, "run")
         for name in NAMES:
-            writer.write(Record(name, TAGGED.tags[:1], SCORES))
+            writer.write(Record(name, TAGGED.predictions[:1], SCORES))
         writer.end()
     text = out.read_bytes().decode("utf-8")
     if format_ == "json":
@@ -107,7 +106,7 @@ def test_any_file_name_can_be_written_to_a_file(format_: str, tmp_path: Path) ->
 
 
 def test_nothing_that_moves_a_terminals_cursor_gets_into_a_table() -> None:
-    table = _written("table", Record("\x1b[2J\x07\x9b\r\u202eevil.jpg", TAGGED.tags[:1], SCORES))
+    table = _written("table", Record("\x1b[2J\x07\x9b\r\u202eevil.jpg", TAGGED.predictions[:1], SCORES))
     assert table.count("\n") == 2
     assert all(c.isprintable() for c in table.replace("\n", ""))
     assert "evil.jpg" in table
@@ -143,7 +142,7 @@ def test_a_name_that_says_no_format_is_refused(out: str) -> None:
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
 def test_no_text_in_a_csv_begins_like_a_formula_and_numbers_stay_numbers(text: str) -> None:
     scores = np.array([-0.5], np.float32)
-    shown = [Record(text, (Tag(text, -0.5),), scores), Record("a.jpg", error=text)]
+    shown = [Record(text, (Prediction(text, -0.5),), scores), Record("a.jpg", error=text)]
     for all_scores in (False, True):
         for kind, quote in (WRITERS["csv"], "'"), (RawCsvWriter, ""):
             stream = io.StringIO()

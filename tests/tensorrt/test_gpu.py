@@ -5,19 +5,20 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
 from sigrl_deploy import Recognizer
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.engine_records import Ops, Range
 from sigrl_deploy.bundle.manifest import change_manifest
 from sigrl_deploy.checkpoints.eager import load_eager
+from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.config import Precision
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.export.run import ExportOptions, export_bundle
@@ -55,7 +56,7 @@ def test_engines_score_as_the_eager_model_does(
     change_manifest(exported, lambda manifest: replace(manifest, engines=()))
     build_engines(BuildOptions(exported, precision, ops, batch=Range(1, 1, 2)))
     engine = Recognizer(exported, backend="tensorrt", precision=precision, build=False, cache_dir=False)
-    eager = load_eager(weights / "sigrl.pth", text_tower=str(weights / "text.pth"))
+    eager = load_eager(CheckpointOptions(weights / "sigrl.pth", text_tower=str(weights / "text.pth")))
     largest = 0.0
     for labels in VOCABULARIES:
         for count in (1, 3, 2):

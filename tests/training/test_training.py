@@ -6,19 +6,20 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from msgspec.structs import replace
 from safetensors.torch import load_file
 
 from sigrl_deploy import Recognizer
 from sigrl_deploy.checkpoints.eager import load_eager
 from sigrl_deploy.checkpoints.loading import load_model
 from sigrl_deploy.checkpoints.native import read_record, write_trained
+from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.cli.main import main
 from sigrl_deploy.config import Arch, Contract
 from sigrl_deploy.demo import CHECKPOINT
@@ -48,7 +49,10 @@ def test_what_training_saves_goes_straight_into_the_exporter(
 
     done = CliRunner().invoke(main, ["export", "onnx", str(run / "model.safetensors"), "--out", str(tmp_path / "bundle")])
     assert done.exit_code == 0, done.output
-    recognizer, eager = Recognizer(tmp_path / "bundle", cache_dir=False), load_eager(run / "model.safetensors", device="cpu")
+    recognizer, eager = (
+        Recognizer(tmp_path / "bundle", cache_dir=False),
+        load_eager(CheckpointOptions(run / "model.safetensors"), device="cpu"),
+    )
     assert recognizer.vocabulary().labels == record.labels
     expected = eager.score_pixels(np.stack([eager.pixels(photos[0])]), eager.vocabulary(LABELS))
     got = recognizer.scores(photos[:1], recognizer.vocabulary(LABELS))
@@ -60,7 +64,7 @@ def scenes_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The towers of the model that ships, without its heads, and with a projection that has to be learned anew."""
     record = read_record(CHECKPOINT)
     assert record is not None
-    _, _, model = load_model(CHECKPOINT, arch=Arch.CLIP)
+    model = load_model(CheckpointOptions(CHECKPOINT, arch=Arch.CLIP)).model
     torch.manual_seed(0)
     model.visual.proj.data.normal_(std=model.visual.proj.shape[0] ** -0.5)
     path = tmp_path_factory.mktemp("scenes") / "clip.safetensors"

@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 
 from sigrl_deploy.arrays import FloatArray
+from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.errors import BundleError
 from sigrl_deploy.files import write_arrays
 from sigrl_deploy.recognizer import Recognizer
+from sigrl_deploy.recognizer.vocabularies import Vocabularies
 from sigrl_deploy.vocabulary.cache import digest
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 from tests.support.label_encoder import DIM, GRAPH, TEXT, Encoder, assert_right, names
@@ -46,14 +48,11 @@ def test_one_label_more_encodes_one_label(folder: Path, new_process: bool) -> No
 def test_real_recognizer_does_no_text_work_twice(bundle: Path, folder: Path) -> None:
     counted: list[int] = []
 
-    def opened() -> Recognizer:
-        recognizer = Recognizer(bundle, device="cpu", cache_dir=folder)
-        engine = recognizer.engine
+    def opened() -> Vocabularies:
+        engine = Recognizer(bundle, device="cpu", cache_dir=False).engine
         for method in ("encode_labels", "project_graph"):
             setattr(engine, method, counting(getattr(engine, method)))
-        # the cache holds the methods as they were when it was made
-        recognizer._cache._project = engine.project_graph
-        return recognizer
+        return Vocabularies(Bundle(bundle), engine, folder, ())
 
     def counting(function: Callable[[FloatArray], FloatArray]) -> Callable[[FloatArray], FloatArray]:
         def call(rows: FloatArray) -> FloatArray:
@@ -62,17 +61,17 @@ def test_real_recognizer_does_no_text_work_twice(bundle: Path, folder: Path) -> 
 
         return call
 
-    recognizer = opened()
-    first = recognizer.vocabulary(names(70))
+    vocabularies = opened()
+    first = vocabularies.of(names(70))
     assert counted == [64, 6, 70]
     counted.clear()
-    again = recognizer.vocabulary(names(70)[::-1])
-    from_disk = opened().vocabulary(names(70))
+    again = vocabularies.of(names(70)[::-1])
+    from_disk = opened().of(names(70))
     assert counted == []
     assert np.array_equal(from_disk.label_embedding, first.label_embedding)
     assert np.array_equal(from_disk.graph_projection, first.graph_projection)
     assert np.array_equal(again.graph_projection[::-1], first.graph_projection)
-    opened().vocabulary(names(71))
+    opened().of(names(71))
     assert counted == [1, 71]
 
 

@@ -197,7 +197,7 @@ def assert_refused(path: Path) -> None:
 
 def test_the_runtime_needs_no_torch(tokenizer_path: Path) -> None:
     script = (
-        "import sys; from sigrl_deploy.tokenizer import Tokenizer\n"
+        "import sys; from sigrl_deploy.vocabulary.tokenizer import Tokenizer\n"
         "assert not {'ftfy', 'tokenizers'} & set(sys.modules)\n"
         "Tokenizer(sys.argv[1], 77)(['cat'])\n"
         "assert not {'torch', 'open_clip', 'regex'} & set(sys.modules)"

@@ -64,6 +64,7 @@ def test_bad_label_file(tmp_path: Path, content: bytes, expected: str) -> None:
     with pytest.raises(LabelError, match=rf"labels\.txt.*{expected}") as caught:
         read_labels(label_file(tmp_path, content))
     assert "\n" not in str(caught.value)
+    assert (caught.value.argument, caught.value.value) == ("labels", tmp_path / "labels.txt")
 
 
 def test_label_file_that_cannot_be_read(tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_vocabulary_file_reads_back(tmp_path: Path) -> None:
     assert found.labels == wanted.labels
     assert [path.name for path in tmp_path.iterdir()] == ["v.npz"]
     assert found.index("dog") == 1
-    with pytest.raises(LabelError, match="'cat': not in the vocabulary of 2"):
+    with pytest.raises(LabelError, match="label='cat': not in the vocabulary of 2"):
         found.index("cat")
 
 

@@ -1,0 +1,376 @@
+"""The recognizer: a bundle that is ready to tag pictures."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from types import TracebackType
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from sigrl_deploy.arrays import FloatArray, Pixels
+from sigrl_deploy.bundle.bundle import Bundle
+from sigrl_deploy.config import Arch, Backend, Device, Precision
+from sigrl_deploy.engines.engine import Engine
+from sigrl_deploy.engines.opening import open_engine
+from sigrl_deploy.engines.options import EngineOptions
+from sigrl_deploy.errors import ImageError, LabelError, ScoreError, UsageError, member_of
+from sigrl_deploy.machine import cpus
+from sigrl_deploy.machine.cache_folder import default_cache_dir, require_private
+from sigrl_deploy.model import matching
+from sigrl_deploy.pictures.reading import ImageSource, name_of, read_image
+from sigrl_deploy.pictures.reading_ahead import batches
+from sigrl_deploy.recognizer.checks import check_batch_size, check_pixels, check_vocabulary, several
+from sigrl_deploy.recognizer.predictions import Prediction, Record, Selection
+from sigrl_deploy.recognizer.streaming import enough_memory, stream_records
+from sigrl_deploy.recognizer.vocabularies import Vocabularies
+from sigrl_deploy.vocabulary.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+Labels: TypeAlias = "Iterable[str] | str | os.PathLike[str] | Vocabulary | None"
+
+_FEW_LABELS = 10
+_BATCH_SIZE = {"cpu": 1, "cuda": 16}
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What `close` releases."""
+
+    engine: Engine
+    vocabularies: Vocabularies
+    prepare: Callable[[Image.Image], Pixels]
+
+
+class Recognizer:
+    """A bundle, ready to tag pictures. It may be shared between threads.
+
+    >>> with Recognizer("bundle") as recognizer:
+    ...     for predictions in recognizer.recognize(["cat.jpg", "cup.jpg"], ["cat", "cup of coffee", "rocket"], top=2):
+    ...         print(len(predictions), predictions[0].score >= predictions[1].score)
+    2 True
+    2 True
+
+    `labels` may be, in every method: a list of labels; the path of a label file, one label per line; a `Vocabulary`; or None,
+    the vocabulary that the bundle was exported with. Label embeddings are cached, so the same labels are encoded only once.
+
+    Args:
+        bundle: the folder that export wrote. Its hashes are checked.
+        device: "auto" (a GPU where the backend has one, else the CPU), "cpu" or "cuda".
+        backend: "onnxruntime", "openvino" (on a CPU), "torch" (needs PyTorch, and a bundle exported with its weights),
+            "tensorrt" (engines of this project), "onnxruntime-tensorrt" (those of ONNX Runtime's provider), or "auto": torch
+            where it has a GPU, else onnxruntime.
+        precision: one of the bundle's variants; by default the first that the device can run.
+        cache_dir: where label embeddings are kept between runs. None means $SIGRL_DEPLOY_CACHE or the user's cache folder,
+            False means memory only. Compiled kernels are kept there too, so nobody else may be able to write to it.
+        unfused: ops among "svfr", "match" and "gmc" that run in their plain form, not as kernels.
+        device_preprocess: resize pictures on the device instead of in Pillow (torch only). The log says by how much that
+            changes scores, as export measured it.
+        build: whether "tensorrt" may build an engine where the bundle has none for this machine. If not, it falls back.
+        threads: CPU threads for graphs; by default $OMP_NUM_THREADS, or the CPUs that affinity and control groups leave to
+            this process. PyTorch on a CPU has one number for the whole process, which is set to `threads` if that is given.
+
+    Raises:
+        BundleError: the bundle is damaged, has another format version, or holds no file that the device can run.
+        UsageError: the device is not there, the backend has no fused ops or no preprocessing, others can write to the cache
+            folder, or `threads` is below 1.
+    """
+
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str],
+        *,
+        device: Device | str = Device.AUTO,
+        backend: Backend | str = Backend.AUTO,
+        precision: Precision | str | None = None,
+        cache_dir: str | os.PathLike[str] | bool | None = None,
+        unfused: Collection[str] = (),
+        device_preprocess: bool = False,
+        build: bool = True,
+        threads: int | None = None,
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise UsageError("expected at least 1", argument="threads", value=threads)
+        options = EngineOptions(
+            backend=member_of(Backend, backend, "backend"),
+            device=member_of(Device, device, "device"),
+            precision=None if precision is None else member_of(Precision, precision, "precision"),
+            unfused=frozenset(unfused),
+            build=build,
+            threads=threads,
+        )
+        self.threads = threads or cpus.threads()
+        self.bundle = Bundle(Path(bundle))
+        folder = None if cache_dir is False else default_cache_dir() if cache_dir in (None, True) else Path(str(cache_dir))
+        if folder is not None:
+            require_private(folder)
+        engine = open_engine(self.bundle, replace(options, cache_folder=folder / "kernels" if folder else None))
+        log.info("engine: %s", engine.description)
+        prepare = engine.preprocess() if device_preprocess else self.bundle.manifest.preprocess
+        if device_preprocess:
+            log.info("preprocessing on %s: %s", engine.device, self._drift(engine))
+        self._opened: _Opened | None = _Opened(
+            engine,
+            Vocabularies(self.bundle, engine, folder, unfused),
+            prepare.uint8 if engine.takes_uint8 else prepare,
+        )
+
+    def _drift(self, engine: Engine) -> str:
+        drift = self.bundle.manifest.variants[engine.precision].parity.get("device_preprocess_drift")
+        if not isinstance(drift, float):
+            return "export did not measure how far scores are from Pillow's; export again with --weights"
+        return f"scores are within {drift:.1e} of those with Pillow, as export measured on its CPU"
+
+    def close(self) -> None:
+        """Release the engine, with its sessions and memory. A closed recognizer raises UsageError when it is used.
+
+        >>> recognizer = Recognizer("bundle")
+        >>> recognizer.close()
+        """
+        self._opened = None
+
+    def __enter__(self) -> Recognizer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> None:
+        self.close()
+
+    @property
+    def _open(self) -> _Opened:
+        if self._opened is None:
+            raise UsageError(f"the recognizer of {self.bundle.path} is closed; open another one")
+        return self._opened
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the bundle, with its description, device and precision."""
+        return self._open.engine
+
+    @property
+    def rules(self) -> dict[str, object]:
+        """By name, everything except weights that scores depend on."""
+        manifest = self.bundle.manifest
+        preprocess = manifest.preprocess.contract.value
+        return {"arch": manifest.arch.value, "topk": manifest.topk, "template": manifest.template, "preprocess": preprocess}
+
+    def recognize(
+        self,
+        images: Iterable[ImageSource],
+        labels: Labels = None,
+        *,
+        top: int = 5,
+        threshold: float | None = None,
+        evidence: bool = False,
+        batch_size: int | None = None,
+    ) -> list[list[Prediction]]:
+        """The best labels of every picture, best first.
+
+        >>> with Recognizer("bundle") as recognizer:
+        ...     (predictions,) = recognizer.recognize(["cat.jpg"], "labels.txt", top=3, evidence=True)
+        >>> len(predictions), predictions[0].evidence.shape
+        (3, (5, 5))
+
+        Args:
+            images: each a path, a PIL image, an array [H, W, 3] of uint8, or the bytes of a picture file.
+            labels: see the class.
+            top: at most so many labels per picture.
+            threshold: leave out labels that score below it. It holds for one vocabulary only.
+            evidence: give each prediction its match with every patch of the picture.
+            batch_size: pictures per batch; by default 16 on a GPU and 1 on a CPU.
+
+        Raises:
+            ImageError: a picture cannot be read. `stream` goes on with the others.
+            ScoreError: a picture's scores are not finite.
+            LabelError: the labels cannot be used; see `vocabulary`.
+            UsageError: an argument cannot be used, or the architecture matches no patches and has no evidence.
+        """
+        selection = self._selection(top, threshold, evidence)
+        vocabulary = self._advised(labels)
+        size = self._batch_size(batch_size)
+        found: list[list[Prediction]] = []
+        with enough_memory(size):
+            for batch in self._predict(self._pixels(images, size), vocabulary, selection):
+                for scores, predictions in batch:
+                    self._require_finite(scores, len(found))
+                    found.append(list(predictions))
+        return found
+
+    def stream(
+        self,
+        paths: Iterable[str | os.PathLike[str]],
+        labels: Labels = None,
+        *,
+        top: int = 5,
+        threshold: float | None = None,
+        evidence: bool = False,
+        batch_size: int | None = None,
+    ) -> Iterator[Record]:
+        """A record for each picture, in order, as soon as its batch is done. A picture that cannot be read is a record too.
+
+        >>> with Recognizer("bundle") as recognizer:
+        ...     for record in recognizer.stream(["cat.jpg", "missing.jpg"], "labels.txt", top=3):
+        ...         print(record.path, [p.label for p in record.predictions] if record.error is None else record.error)
+        cat.jpg [...]
+        missing.jpg ...
+
+        Pictures are decoded in threads, ahead of inference. Memory depends on the batch size, not on the number of pictures:
+        `paths` may be a generator without end. Arguments are those of `recognize`.
+
+        Raises LabelError and UsageError as `recognize` does.
+        """
+        selection = self._selection(top, threshold, evidence)
+        vocabulary = self._advised(labels)
+        return stream_records(
+            several(paths, "paths"),
+            self.pixels,
+            partial(self._predict, vocabulary=vocabulary, selection=selection),
+            batch_size=self._batch_size(batch_size),
+            threads=self.threads,
+            not_finite=matching.not_finite(self.engine.precision.value),
+        )
+
+    def scores(self, images: Iterable[ImageSource], labels: Labels = None, *, batch_size: int | None = None) -> FloatArray:
+        """Scores fp32 [N, C] of every picture and label, in the order of the vocabulary.
+
+        >>> with Recognizer("bundle") as recognizer:
+        ...     recognizer.scores(["cat.jpg", "cup.jpg"], ["cat", "cup of coffee", "rocket"]).shape
+        (2, 3)
+
+        Arguments and errors are those of `recognize`.
+        """
+        vocabulary, size = self.vocabulary(labels), self._batch_size(batch_size)
+        rows: list[FloatArray] = []
+        with enough_memory(size):
+            for batch in self.score_batches(self._pixels(images, size), vocabulary):
+                for scores in batch:
+                    self._require_finite(scores, len(rows))
+                    rows.append(scores)
+        return np.stack(rows) if rows else np.zeros((0, len(vocabulary)), np.float32)
+
+    def vocabulary(self, labels: Labels = None) -> Vocabulary:
+        """Labels with everything that scoring needs. Cached in memory and on disk, so a second call does no text work.
+
+        >>> with Recognizer("bundle") as recognizer:
+        ...     len(recognizer.vocabulary(["cat", "cup of coffee", "rocket"]))
+        3
+
+        Raises LabelError for labels that cannot be used: an empty, repeated or overlong one, one that a bundle without a text
+        encoder has no embedding of, or None where the bundle has no vocabulary. Raises UsageError for a `Vocabulary` that
+        another bundle made.
+        """
+        vocabularies = self._open.vocabularies
+        if labels is None:
+            if vocabularies.bundled is None:
+                raise LabelError("the bundle has no vocabulary of its own; give labels or a label file", argument="labels")
+            return vocabularies.bundled
+        if not isinstance(labels, Vocabulary):
+            return vocabularies.of(labels if isinstance(labels, str) or not isinstance(labels, os.PathLike) else Path(labels))
+        check_vocabulary(labels, vocabularies.origin)
+        return labels
+
+    def pixels(self, image: ImageSource) -> Pixels:
+        """One picture → [3, H, W], prepared by the bundle's preprocessing contract.
+
+        They are fp32, or uint8 where the engine normalises them itself; `score_pixels` takes both there.
+
+        Raises ImageError where the picture cannot be read.
+        """
+        picture = read_image(image)
+        try:
+            return self._open.prepare(picture)
+        except ImageError as error:
+            raise ImageError(f"{name_of(image)}: {error}") from None
+
+    def score_pixels(self, pixels: Pixels, vocabulary: Vocabulary) -> FloatArray:
+        """pixels [B, 3, H, W] → scores fp32 [B, C]. Raises ScoreError where one is not finite."""
+        check_pixels(pixels, self.bundle.manifest.image_size, self.engine.takes_uint8)
+        check_vocabulary(vocabulary, self._open.vocabularies.origin)
+        scores = self.engine.score(pixels, vocabulary)
+        matching.require_finite(scores, self.engine.precision.value)
+        return scores
+
+    def score_batches(self, batches: Iterable[Pixels], vocabulary: Vocabulary) -> Iterator[FloatArray]:
+        """The scores of each batch, in order, as `score_pixels` gives them, without the check that they are finite.
+
+        A GPU gets a batch while the one before it runs: the scores of one come when the next was taken from `batches`.
+        """
+        check_vocabulary(vocabulary, self._open.vocabularies.origin)
+
+        def checked() -> Iterator[Pixels]:
+            for pixels in batches:
+                check_pixels(pixels, self.bundle.manifest.image_size, self.engine.takes_uint8)
+                yield pixels
+
+        return self.engine.score_batches(checked(), vocabulary)
+
+    def _predict(
+        self, batches: Iterable[Pixels], vocabulary: Vocabulary, selection: Selection
+    ) -> Iterator[list[tuple[FloatArray, tuple[Prediction, ...]]]]:
+        """Scores [C] and predictions of each picture of each batch, in order. The scores may not be finite."""
+        if not selection.evidence:
+            for batch in self.score_batches(batches, vocabulary):
+                yield [(scores, selection.best(scores, vocabulary.labels)) for scores in batch]
+            return
+        for pixels in batches:
+            local, global_feature = self.engine.encode(pixels, vocabulary)
+            assert local is not None
+            yield [
+                self._with_evidence(*features, vocabulary, selection) for features in zip(local, global_feature, strict=True)
+            ]
+
+    def _with_evidence(
+        self, local: FloatArray, global_feature: FloatArray, vocabulary: Vocabulary, selection: Selection
+    ) -> tuple[FloatArray, tuple[Prediction, ...]]:
+        manifest = self.bundle.manifest
+        scores = matching.score(manifest.arch, local, global_feature, vocabulary.label_embedding, manifest.topk)
+
+        def evidence(label: str) -> FloatArray:
+            row = vocabulary.label_embedding[vocabulary.index(label)][None]
+            return matching.patch_similarity(local, row).reshape(manifest.grid)
+
+        best = selection.best(scores, vocabulary.labels)
+        return scores, tuple(replace(prediction, evidence=evidence(prediction.label)) for prediction in best)
+
+    def _pixels(self, images: Iterable[ImageSource], batch_size: int) -> Iterator[Pixels]:
+        for batch in batches(iter(several(images, "images")), batch_size):
+            yield np.stack([self.pixels(image) for image in batch])
+
+    def _selection(self, top: int, threshold: float | None, evidence: bool) -> Selection:
+        selection = Selection(top, threshold, evidence)
+        selection.check(self.bundle.manifest.arch)
+        return selection
+
+    def _batch_size(self, asked: int | None) -> int:
+        if asked is None:
+            return _BATCH_SIZE[self.engine.device]
+        check_batch_size(asked)
+        return int(asked)
+
+    def _advised(self, labels: Labels) -> Vocabulary:
+        vocabulary = self.vocabulary(labels)
+        if len(vocabulary) < _FEW_LABELS and self.bundle.manifest.arch is not Arch.CLIP:
+            _advise_more_labels(len(vocabulary))
+        return vocabulary
+
+    def _require_finite(self, scores: FloatArray, picture: int) -> None:
+        if not np.isfinite(scores).all():
+            raise ScoreError(f"images[{picture}]: {matching.not_finite(self.engine.precision.value)}", picture)
+
+
+@cache  # once is enough
+def _advise_more_labels(labels: int) -> None:
+    log.warning(
+        "%d label%s: scores compare the labels of one picture, and with so few even a wrong one may score high; "
+        "add labels of other things that may be in the pictures, ten or more in all",
+        labels,
+        "" if labels == 1 else "s",
+    )

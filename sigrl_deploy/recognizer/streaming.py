@@ -1,0 +1,90 @@
+"""A run over many pictures: decoding runs ahead of inference, and a picture that cannot be read costs only that picture."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from sigrl_deploy.arrays import FloatArray, Pixels
+from sigrl_deploy.errors import ImageError, UsageError, printable
+from sigrl_deploy.pictures.reading_ahead import batches, read_ahead
+from sigrl_deploy.recognizer.predictions import Prediction, Record
+
+log = logging.getLogger(__name__)
+
+Predict = Callable[[Iterable[Pixels]], Iterator[list[tuple[FloatArray, tuple[Prediction, ...]]]]]
+
+
+def stream_records(
+    paths: Iterable[str | os.PathLike[str]],
+    read: Callable[[str], Pixels],
+    predict: Predict,
+    *,
+    batch_size: int,
+    threads: int,
+    not_finite: str,
+) -> Iterator[Record]:
+    """A record for each path, in order. Memory is bounded by the batch size, not by the number of pictures.
+
+    Args:
+        paths: the pictures.
+        read: one path → pixels [3, H, W]; raises ImageError. Called from several threads.
+        predict: batches of pixels [B, 3, H, W] → scores [C] and predictions of each picture of each batch.
+        batch_size: pictures per batch.
+        threads: how many may decode.
+        not_finite: the error of a picture whose scores are not finite.
+    """
+
+    def pixels_or_error(path: str) -> Pixels | str:
+        # Only the message is kept: the exception's traceback would keep the half-decoded picture in memory.
+        try:
+            return read(path)
+        except ImageError as error:
+            log.debug("%s: %r", printable(path), error.__context__ or error)
+            return str(error).removeprefix(f"{printable(path)}: ")
+
+    decoded = read_ahead(pixels_or_error, map(_as_text, paths), ahead=2 * batch_size, threads=threads)
+    with enough_memory(batch_size):
+        # A GPU gets the next batch before the predictions of one come back.
+        ahead, behind = itertools.tee(batches(decoded, batch_size))
+        predicted = predict(_readable(ahead))
+        for batch in behind:
+            found = iter(next(predicted) if any(not isinstance(pixels, str) for _, pixels in batch) else [])
+            for path, pixels in batch:
+                if isinstance(pixels, str):
+                    yield Record(path, error=pixels)
+                    continue
+                scores, predictions = next(found)
+                if np.isfinite(scores).all():
+                    yield Record(path, predictions, scores)
+                else:
+                    yield Record(path, error=not_finite)
+
+
+def _as_text(path: object) -> str:
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise UsageError(f"holds a {type(path).__name__}, expected paths; `recognize` takes other pictures", argument="paths")
+    return os.fsdecode(path)
+
+
+def _readable(decoded: Iterable[list[tuple[str, Pixels | str]]]) -> Iterator[Pixels]:
+    """The pictures [B, 3, H, W] of each batch that has some."""
+    for batch in decoded:
+        pictures = [pixels for _, pixels in batch if not isinstance(pixels, str)]
+        if pictures:
+            yield np.stack(pictures)
+
+
+@contextmanager
+def enough_memory(batch_size: int) -> Iterator[None]:
+    """A MemoryError in the block becomes a UsageError that says which batch size did not fit."""
+    try:
+        yield
+    except MemoryError:
+        advice = "choose a smaller one" if batch_size > 1 else "free some"
+        raise UsageError(f"there is not enough memory; {advice}", argument="batch_size", value=batch_size) from None

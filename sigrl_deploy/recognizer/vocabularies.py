@@ -1,0 +1,115 @@
+"""Labels → a vocabulary, by a bundle's text encoder or from the label embeddings that the bundle carries."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+from sigrl_deploy.arrays import FloatArray
+from sigrl_deploy.bundle.bundle import Bundle
+from sigrl_deploy.bundle.manifest import TOKENIZER, VOCABULARY
+from sigrl_deploy.engines.engine import Engine
+from sigrl_deploy.errors import BundleError, LabelError
+from sigrl_deploy.files import DamagedFileError
+from sigrl_deploy.vocabulary.cache import VocabularyCache, digest
+from sigrl_deploy.vocabulary.label_files import check_labels, read_labels
+from sigrl_deploy.vocabulary.tokenizer import Tokenizer
+from sigrl_deploy.vocabulary.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+
+class Vocabularies:
+    """The vocabularies of one bundle, cached in memory, and in `folder` unless that is None. Threads may share it.
+
+    `unfused` are the ops that do not run as kernels: rows that differ in rounding are not shared.
+    """
+
+    def __init__(self, bundle: Bundle, engine: Engine, folder: Path | None, unfused: Collection[str]) -> None:
+        manifest = bundle.manifest
+        self._encoder = _LabelEncoder(bundle, engine)
+        rows = manifest.files[TOKENIZER if manifest.context_length else VOCABULARY]
+        # Hashes of the files, not what the manifest says about them: two bundles that differ must never share a row.
+        text_key = digest(*engine.text_digests, rows, manifest.template, str(manifest.context_length))
+        self._cache = VocabularyCache(
+            folder,
+            text_key=text_key,
+            graph_key=digest("graph", *({"gmc"} & set(unfused))) if manifest.arch.has_graph else "",
+            encode=self._encoder.encode if manifest.context_length else self._encoder.look_up,
+            project=engine.project_graph,
+            width=manifest.embed_dim,
+            about=f"{bundle.path.absolute()}, {engine.precision.torch_name}, template {manifest.template!r}",
+        )
+
+    @property
+    def origin(self) -> str:
+        """Names the text tower, template and label graph; see `Vocabulary`."""
+        return self._cache.origin
+
+    def of(self, labels: str | Path | Iterable[str]) -> Vocabulary:
+        """Labels, or a label file, with everything that scoring needs. Raises LabelError."""
+        start = time.perf_counter()
+        found = self._cache.vocabulary(read_labels(labels) if isinstance(labels, (str, Path)) else check_labels(labels))
+        log.debug("%d labels ready in %.2f s", len(found), time.perf_counter() - start)
+        return found
+
+    @cached_property
+    def bundled(self) -> Vocabulary | None:
+        """The vocabulary that the bundle was exported with, or None. Raises BundleError where it is damaged."""
+        own = self._encoder.bundled
+        return own and replace(own, origin=self.origin)
+
+
+class _LabelEncoder:
+    """Label embeddings of one bundle, without a cache."""
+
+    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+        self._bundle = bundle
+        self._engine = engine
+
+    def encode(self, labels: Sequence[str]) -> FloatArray:
+        """A batch of labels → T [N, D], by the text encoder."""
+        template = self._bundle.manifest.template
+        token_ids = self._tokenizer([template.replace("{label}", label) for label in labels])
+        # Columns behind the last end-of-text token, the highest id, change nothing and cost most of the time.
+        return self._engine.encode_labels(token_ids[:, : int(token_ids.argmax(axis=1).max()) + 1])
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        length = self._bundle.manifest.context_length
+        assert length is not None
+        return Tokenizer(self._bundle.file(TOKENIZER), length)
+
+    def look_up(self, labels: Sequence[str]) -> FloatArray:
+        """A batch of labels → T [N, D], from the bundle's own vocabulary."""
+        own = self.bundled
+        assert own is not None
+        row = {label: i for i, label in enumerate(own.labels)}
+        unknown = [label for label in labels if label not in row]
+        if unknown:
+            raise LabelError(
+                f"the bundle has no text encoder and knows only its own {len(own)} labels; leave this label out, or export "
+                "again with `text_tower`",
+                argument="labels",
+                value=unknown[0],
+            )
+        return own.label_embedding[[row[label] for label in labels]]
+
+    @cached_property
+    def bundled(self) -> Vocabulary | None:
+        """The vocabulary that the bundle was exported with, or None. Raises BundleError where it is damaged."""
+        if not self._bundle.has(VOCABULARY):
+            return None
+        path, manifest = self._bundle.file(VOCABULARY), self._bundle.manifest
+        try:
+            own = Vocabulary.read(path, graph=manifest.arch.has_graph, width=manifest.embed_dim)
+            check_labels(own.labels)
+        except (OSError, DamagedFileError) as error:
+            raise BundleError(f"{error}; export the bundle again") from None
+        except LabelError as error:
+            raise BundleError(f"{path}: {error.problem}; export the bundle again") from None
+        return own

@@ -1,0 +1,144 @@
+"""The documents say what is so: commands and options exist, links lead somewhere, figures are those that were measured."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import click
+import pytest
+
+from sigrl_deploy.bundle.manifest import FORMAT_VERSION
+from sigrl_deploy.cli.main import main
+from sigrl_deploy.version import __version__
+from tests.support.paths import ROOT
+
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("sigrl_deploy/data/**/*.md")])
+README_HEADINGS = ["Install", "Python", "Command line", "Speed", "What has run", "Documents", "Citation and licence"]
+MOST_WORDS = 700
+OTHERS = {"--ship"}  # options of other programs
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^ *```.*?^ *```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def headings(text: str) -> list[tuple[int, str]]:
+    return [(len(marks), title) for marks, title in re.findall(r"^(#+) (.+)$", without_code(text), re.MULTILINE)]
+
+
+def anchor(title: str) -> str:
+    """What GitHub calls a section."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def test_figures_are_those_of_the_results_files() -> None:
+    subprocess.run([sys.executable, "-m", "benchmarks.report", "--check"], check=True, cwd=ROOT)
+
+
+def test_the_readme_is_short_and_in_order() -> None:
+    text = text_of(ROOT / "README.md")
+    assert [title for level, title in headings(text) if level == 2] == README_HEADINGS
+    assert len([word for word in text.split() if re.search(r"\w", word)]) <= MOST_WORDS
+
+
+@every_page
+def test_headings_do_not_skip_a_level(page: Path) -> None:
+    levels = [level for level, _ in headings(text_of(page))]
+    assert levels.count(1) <= 1
+    assert all(below <= above + 1 for above, below in pairwise(levels))
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    text = without_code(text_of(page))
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    for target in targets:
+        if re.match(r"https?://", target):
+            continue
+        path, _, section = target.partition("#")
+        place = page.parent / path if path else page
+        assert place.exists(), target
+        if section:
+            assert section in [anchor(title) for _, title in headings(text_of(place))], target
+
+
+@every_page
+def test_files_that_are_named_exist(page: Path) -> None:
+    spans = re.findall(r"`([^`\s]+)`", without_code(text_of(page)))
+    paths = [span for span in spans if re.match(r"(sigrl_deploy|benchmarks|tests|docs|export)/[\w./-]+$", span)]
+    missing = [path for path in paths if "NAME" not in path and not (ROOT / path).exists()]
+    assert not missing
+
+
+def test_contributing_names_what_is_in_the_files() -> None:
+    text = " ".join(text_of(ROOT / "CONTRIBUTING.md").split())
+    named = re.findall(r"((?:`\w+`(?:,| and|, and)? ?)+)(?:in|\() ?`([\w/]+\.py)`", text)
+    assert len(named) > 20
+    for names, path in named:
+        code = text_of(ROOT / path)
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"^(def|class|    def)?\s*{name}\b", code, re.MULTILINE), (name, path)
+
+
+def test_every_room_is_described() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has none")
+    (layers, *_) = tomllib.loads(text_of(ROOT / "pyproject.toml"))["tool"]["importlinter"]["contracts"]
+    rooms = {room.strip() for layer in layers["layers"] for room in layer.split("|")}
+    described = re.findall(r"^\| (`.+?) \|", text_of(ROOT / "docs" / "architecture.md"), re.MULTILINE)
+    assert rooms <= {room for row in described for room in re.findall(r"`(\w+)`", row)}
+
+
+def test_the_changelog_has_this_version_and_this_format() -> None:
+    text = text_of(ROOT / "CHANGELOG.md")
+    assert f"## {__version__}" in text
+    assert re.search(rf"^\| {FORMAT_VERSION} \|", text, re.MULTILINE)
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words of every call of sigrl-deploy in a page's blocks of shell commands."""
+    for block in re.findall(r"^ *```(?:sh|bash)\n(.*?)^ *```$", text_of(page), re.DOTALL | re.MULTILINE):
+        for line in block.splitlines():
+            for part in re.split(r"\s\|\s|&&", line):
+                words = shlex.split(part, comments=True)
+                if words and words[0] == "sigrl-deploy":
+                    yield words[1:]
+
+
+CALLS = [(page.name, words) for page in PAGES for words in commands(page)]
+
+
+@pytest.mark.parametrize("words", [words for _, words in CALLS], ids=[f"{page}: {' '.join(words)}" for page, words in CALLS])
+def test_command_lines_are_understood(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # --threads sets a variable
+    command: click.Command = main
+    while isinstance(command, click.Group):
+        assert words[0] in command.commands
+        command, words = command.commands[words[0]], words[1:]
+    command.make_context(command.name, words)
+
+
+def options(command: click.Command) -> set[str]:
+    if isinstance(command, click.Group):
+        return {option for verb in command.commands.values() for option in options(verb)}
+    names = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    return names | {"--help"}
+
+
+@every_page
+def test_options_that_are_named_exist(page: Path) -> None:
+    spans = re.findall(r"`([^`]+)`", without_code(text_of(page)))
+    named = {option for span in spans for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", span)}
+    assert named <= options(main) | OTHERS
