@@ -140,8 +140,20 @@ def evaluate_engines(checkpoint: Path, pictures: int) -> list[dict[str, Any]]:
         command("export", "onnx", str(checkpoint), *every, "--out", str(bundle))
         for backend, names in ENGINES.items():
             precisions = [word for name in names for word in ("--precision", name)]
-            models = ["--checkpoint", str(checkpoint), "--bundle", str(bundle), *precisions, "--backend", backend]
-            command("evaluate", "scenes", *models, "--device", "cpu", "--limit", str(pictures), "--out", str(out))
+            models = [
+                "--checkpoint",
+                str(checkpoint),
+                "--bundle",
+                str(bundle),
+                *precisions,
+                "--backend",
+                backend,
+                "--device",
+                "cpu",
+            ]
+            command(
+                "evaluate", "scenes", *models, "--device", "cpu", "--limit", str(pictures), "--out", str(out), "--overwrite"
+            )
             records += engine_records(json.loads(out.read_text(encoding="utf-8")), backend, names)
     return records
 

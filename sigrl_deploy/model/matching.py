@@ -59,5 +59,5 @@ def require_finite(scores: FloatArray, precision: str) -> None:
 
 
 def not_finite(precision: str) -> str:
-    """The message for a picture whose scores are not finite."""
-    return f"its scores are no finite numbers in {precision}; try another precision, or export again"
+    """The error of a picture whose scores are not finite."""
+    return f"its scores are not finite in {precision}; try another precision, or export again"

@@ -18,6 +18,7 @@ from sigrl_deploy.cli.main import main
 from sigrl_deploy.config import FUSED, Arch, Device, GraphConfig, ModelConfig, Precision, TextConfig, VisionConfig
 from sigrl_deploy.engines.cuda_graphs import GpuVocabulary, bucket
 from sigrl_deploy.engines.gpu_memory import check_room, pass_bytes
+from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.engines.torch import TorchEngine
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.export.run import ExportOptions, export_bundle
@@ -179,10 +180,10 @@ def test_switches_of_the_command_line(with_weights: Path, bundle: Path, photos: 
     assert "a checkpoint runs unfused as it is" in CliRunner().invoke(main, evaluate).output
     evaluate[-2:] = ["--precision", "int8"]
     assert "a checkpoint runs in fp32" in CliRunner().invoke(main, evaluate).output
-    with pytest.raises(UsageError, match="holds only fp32"):
+    with pytest.raises(UsageError, match=r"^precision='int8': .* holds only fp32"):
         Recognizer(with_weights, device="cpu", precision="int8")
     with pytest.raises(UsageError, match="expected some of tower, svfr, match, gmc") as unknown:
-        Recognizer(with_weights, backend="torch", device="cpu", unfused=["svd"])
+        Recognizer(with_weights, backend="torch", device="cpu", options=EngineOptions(unfused=frozenset({"svd"})))
     assert (unknown.value.argument, unknown.value.value) == ("unfused", "svd")
 
 
