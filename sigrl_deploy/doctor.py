@@ -322,8 +322,8 @@ def _bundle(path: Path, gpu: Gpu | None) -> Iterator[Finding]:
 
     try:
         bundle = Bundle(path)
-    except SigRLError as error:  # which names it
-        yield Finding(BUNDLE, False, str(error))
+    except SigRLError as error:  # whose line names the bundle, unless the argument does
+        yield Finding(BUNDLE, False, f"{path}: {error.problem}" if error.argument else error.problem)
         return
     held = list(bundle.manifest.variants)
     yield Finding(BUNDLE, True, f"{path}: complete; {', '.join(precision.value for precision in held)}")
