@@ -38,10 +38,8 @@ def options(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportOp
 
 
 @pytest.fixture(scope="module", params=["fp16", "bf16"])
-def low_precision(request: pytest.FixtureRequest, options: ExportOptions) -> Path:
-    out = options.out.with_name(request.param)
-    export_bundle(replace(options, out=out, precisions=(Precision(request.param),)))
-    return out
+def low_precision(request: pytest.FixtureRequest, export_tiny: Callable[..., Path]) -> Path:
+    return export_tiny(Precision(request.param))
 
 
 def manifest(bundle: Path) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,11 +29,8 @@ ALL = (Precision.INT8, Precision.INT8X3, Precision.INT8_ALL)
 
 
 @pytest.fixture(scope="module")
-def int8_bundle(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("int8") / "bundle"
-    text_tower = str(weights / "text.pth")
-    export_bundle(ExportOptions(weights / "sigrl.pth", out, text_tower=text_tower, precisions=ALL))
-    return out
+def int8_bundle(export_tiny: Callable[..., Path]) -> Path:
+    return export_tiny(*ALL)
 
 
 def test_columns_are_rounded_to_the_nearest_step() -> None:
