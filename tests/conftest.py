@@ -92,6 +92,18 @@ def weights(shared: Shared) -> Path:
 
 
 @pytest.fixture(scope="session")
+def without_text(shared: Shared) -> dict[str, Path]:
+    """Options that take the text tower's place, which takes as long to export as all else."""
+
+    def fill(folder: Path) -> None:
+        (folder / "labels.txt").write_text("cat\ncup\nrocket\n")
+        torch.save(torch.randn(3, 512, generator=torch.Generator().manual_seed(0)), folder / "embeddings.pt")
+
+    folder = shared.folder("without-text", fill)
+    return {"labels": folder / "labels.txt", "label_embeddings": folder / "embeddings.pt"}
+
+
+@pytest.fixture(scope="session")
 def export_tiny(weights: Path, shared: Shared) -> Callable[..., Path]:
     """Exports the tiny model, once with the same options. All tests share the bundles: copy one before changing it."""
 

@@ -259,8 +259,8 @@ def test_a_precision_that_the_bundle_lacks_is_refused(int8_bundle: Path) -> None
         Recognizer(int8_bundle, precision="fp32")
 
 
-def test_int8_of_a_model_without_svfr_is_refused(weights: Path, tmp_path: Path) -> None:
-    options = ExportOptions(weights / "sigrl.pth", tmp_path / "out", arch=Arch.MKT, text_tower=str(weights / "text.pth"))
+def test_int8_of_a_model_without_svfr_is_refused(weights: Path, without_text: dict[str, Path], tmp_path: Path) -> None:
+    options = ExportOptions(weights / "sigrl.pth", tmp_path / "out", arch=Arch.MKT, **without_text)
     with pytest.raises(UsageError, match="int8x3"):
         export_bundle(replace(options, precisions=(Precision.INT8,)))
     export_bundle(replace(options, precisions=(Precision.INT8X3, Precision.INT8_ALL)))
