@@ -37,11 +37,15 @@ def options(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportOp
     )
 
 
+@pytest.fixture
+def quick(options: ExportOptions, without_text: dict[str, Path]) -> ExportOptions:
+    """Without the text tower, for what it does not matter to."""
+    return replace(options, text_tower=None, **without_text)
+
+
 @pytest.fixture(scope="module", params=["fp16", "bf16"])
-def low_precision(request: pytest.FixtureRequest, options: ExportOptions) -> Path:
-    out = options.out.with_name(request.param)
-    export_bundle(replace(options, out=out, precisions=(Precision(request.param),)))
-    return out
+def low_precision(request: pytest.FixtureRequest, export_tiny: Callable[..., Path]) -> Path:
+    return export_tiny(Precision(request.param))
 
 
 def manifest(bundle: Path) -> dict:
@@ -178,11 +182,11 @@ def test_a_bundle_can_carry_a_vocabulary_beside_its_text_tower(options: ExportOp
     assert len(recognizer.vocabulary(["zebra", "cat"])) == 2
 
 
-def test_weights_beyond_exps_range_export_with_a_shift(weights: Path, tmp_path: Path) -> None:
+def test_weights_beyond_exps_range_export_with_a_shift(without_text: dict[str, Path], tmp_path: Path) -> None:
     large = tensors(sigrl_shapes(VARIANTS["tiny"]))
     large["SemanticDecoupling.fc3.weight"] *= 4  # row norms of 250
     save(tmp_path / "large.pth", large)
-    export_bundle(ExportOptions(tmp_path / "large.pth", tmp_path / "out", text_tower=str(weights / "text.pth")))
+    export_bundle(ExportOptions(tmp_path / "large.pth", tmp_path / "out", **without_text))
     ops = [node.op_type for node, _ in nodes(inlined(tmp_path / "out" / "visual.onnx").graph)]
     assert ops.count("ReduceMax") == 2
 
@@ -201,29 +205,28 @@ def test_weights_beyond_protobufs_limit_go_into_a_file_beside(
     assert np.abs(difference).max() < 1e-5  # the same graph and weights
 
 
-def test_what_the_exporter_chooses_is_in_the_manifest(options: ExportOptions, tmp_path: Path) -> None:
+def test_what_the_exporter_chooses_is_in_the_manifest(quick: ExportOptions, tmp_path: Path) -> None:
     chosen = {"preprocess": Contract.SINGLE_POSITIVE, "topk": 3, "template": "a {label}"}
-    export_bundle(replace(options, out=tmp_path / "bundle", **chosen))
+    export_bundle(replace(quick, out=tmp_path / "bundle", **chosen))
     written = manifest(tmp_path / "bundle")
     assert (written["preprocess"]["contract"], written["topk"], written["template"]) == ("single-positive", 3, "a {label}")
 
 
-def test_past_the_tolerance_nothing_is_left(options: ExportOptions, tmp_path: Path) -> None:
+def test_past_the_tolerance_nothing_is_left(quick: ExportOptions, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="more than the tolerance of 0; nothing was written"):
-        export_bundle(replace(options, out=tmp_path / "new" / "deep" / "bundle", tolerance=0.0))
+        export_bundle(replace(quick, out=tmp_path / "new" / "deep" / "bundle", tolerance=0.0))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_replacement_keeps_the_old_bundle(options: ExportOptions, tmp_path: Path) -> None:
-    out = tmp_path / "bundle"
-    export_bundle(replace(options, out=out))
+def test_a_failed_replacement_keeps_the_old_bundle(quick: ExportOptions, bundle: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     before = manifest(out)
     with pytest.raises(UsageError, match=r"^out=.*exists already.*`force`"):
-        export_bundle(replace(options, out=out))
+        export_bundle(replace(quick, out=out))
     with pytest.raises(ExportError):
-        export_bundle(replace(options, out=out, tolerance=0.0, force=True))
+        export_bundle(replace(quick, out=out, tolerance=0.0, force=True))
     assert manifest(out) == before
-    export_bundle(replace(options, out=out, topk=3, force=True))
+    export_bundle(replace(quick, out=out, topk=3, force=True))
     assert manifest(out)["topk"] == 3
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,11 +29,8 @@ ALL = (Precision.INT8, Precision.INT8X3, Precision.INT8_ALL)
 
 
 @pytest.fixture(scope="module")
-def int8_bundle(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("int8") / "bundle"
-    text_tower = str(weights / "text.pth")
-    export_bundle(ExportOptions(weights / "sigrl.pth", out, text_tower=text_tower, precisions=ALL))
-    return out
+def int8_bundle(export_tiny: Callable[..., Path]) -> Path:
+    return export_tiny(*ALL)
 
 
 def test_columns_are_rounded_to_the_nearest_step() -> None:
@@ -261,8 +259,8 @@ def test_a_precision_that_the_bundle_lacks_is_refused(int8_bundle: Path) -> None
         Recognizer(int8_bundle, precision="fp32")
 
 
-def test_int8_of_a_model_without_svfr_is_refused(weights: Path, tmp_path: Path) -> None:
-    options = ExportOptions(weights / "sigrl.pth", tmp_path / "out", arch=Arch.MKT, text_tower=str(weights / "text.pth"))
+def test_int8_of_a_model_without_svfr_is_refused(weights: Path, without_text: dict[str, Path], tmp_path: Path) -> None:
+    options = ExportOptions(weights / "sigrl.pth", tmp_path / "out", arch=Arch.MKT, **without_text)
     with pytest.raises(UsageError, match="int8x3"):
         export_bundle(replace(options, precisions=(Precision.INT8,)))
     export_bundle(replace(options, precisions=(Precision.INT8X3, Precision.INT8_ALL)))

@@ -105,7 +105,7 @@ def test_profile_and_form_are_the_user_s(own: Path) -> None:
     assert len(Bundle(own).manifest.engines) == 3  # one text engine serves every batch
 
 
-@pytest.mark.parametrize("arch", [Arch.MKT, Arch.CLIP_FT, Arch.CLIP])
+@pytest.mark.parametrize("arch", [Arch.MKT, Arch.CLIP])  # CLIP_FT has the graphs of CLIP
 def test_architectures_without_a_label_graph(arch: Arch, weights: Path, tmp_path: Path) -> None:
     options = ExportOptions(weights / "sigrl.pth", tmp_path / "out", text_tower=str(weights / "text.pth"), arch=arch)
     export_bundle(replace(options, precisions=(Precision.FP16,)))
