@@ -1,4 +1,4 @@
-"""Files that ask for gigabytes or for ever are refused in one line, quickly, and in little memory."""
+"""Files that claim gigabytes, or would take for ever to read, are refused quickly, in little memory, and with one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.hostile_checkpoints import GROUPS
 from tests.support.paths import SUPPORT
 
 CHILD = SUPPORT / "hostile_child.py"
-SECONDS, MEGABYTES = 10.0, 300.0  # a second on a machine that does nothing else
+SECONDS, MEGABYTES = 10.0, 300.0  # a second, on an idle machine
 
 
 def refusals(folder: Path, paths: list[Path]) -> list[dict]:

@@ -1,4 +1,4 @@
-"""Export: what the files hold, what the manifest says, and that a failure leaves nothing behind."""
+"""Export: the files, the manifest, and that a failure leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def test_a_failed_replacement_keeps_the_old_bundle(options: ExportOptions, tmp_p
 
 
 def test_force_replaces_bundles_only(options: ExportOptions, tmp_path: Path, bundle: Path) -> None:
-    """Not a folder of another kind, not one with another kind of manifest.json, not a file that somebody put into a bundle."""
+    """Such as another folder, one with another kind of manifest.json, or a file that somebody put into a bundle."""
     (tmp_path / "web").mkdir()
     (tmp_path / "web" / "manifest.json").write_text('{"name": "an app"}')
     shutil.copytree(bundle, tmp_path / "noted")
@@ -263,7 +263,7 @@ def test_a_replacement_that_fails_at_the_last_step_keeps_the_old_bundle(
 def test_embeddings_of_other_labels_or_towers_never_come_from_the_cache(
     weights: Path, tmp_path: Path, photos: list[Path]
 ) -> None:
-    """The same numbers mean something else under other labels."""
+    """The same embeddings in a different order of labels."""
     torch.save(torch.randn(3, 512, generator=torch.Generator().manual_seed(0)), tmp_path / "e.pt")
     found = []
     for name, labels in (("a", ["cat", "dog", "cup"]), ("b", ["dog", "cat", "cup"])):
