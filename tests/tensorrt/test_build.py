@@ -220,7 +220,7 @@ def test_a_builder_that_is_killed_leaves_nothing(own: Path) -> None:
     os.kill(child, signal.SIGKILL)
     said = process.communicate()[1]
     assert process.returncode == 3
-    assert "the builder was ended by SIGKILL, most likely for want of memory" in said
+    assert "the builder was ended by SIGKILL, most likely because memory ran out" in said
     assert list(own.glob("*.engine")) == left_over(own) == []
     assert Bundle(own).manifest.engines == ()
 
