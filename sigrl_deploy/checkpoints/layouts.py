@@ -113,7 +113,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if layout is None:
         shown = ", ".join(sorted(tensors)[:3]) or "none"
         raise CheckpointError(
-            f"{path}: has an unknown layout (its first tensors are {shown}); expected a SigRL, MKT or CLIP ViT checkpoint"
+            f"{path}: has an unknown layout (its first tensors are {shown}); expected a SigRL, MKT or "
+            "CLIP ViT checkpoint, in a layout that docs/export.md lists"
         )
     # OpenAI's own archives, and state dicts made from them, carry their input resolution beside the weights.
     openai = "input_resolution" in tensors or not layout.endswith("CLIP")

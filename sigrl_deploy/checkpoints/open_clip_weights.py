@@ -19,8 +19,7 @@ from msgspec.structs import replace
 from sigrl_deploy.checkpoints.layouts import Checkpoint, load_checkpoint
 from sigrl_deploy.checkpoints.model_config import checkpoint_shapes
 from sigrl_deploy.checkpoints.open_clip_configs import ClipConfig, clip_config
-from sigrl_deploy.checkpoints.weights import check_file
-from sigrl_deploy.errors import CheckpointError
+from sigrl_deploy.errors import CheckpointError, UsageError
 
 _NAMES = "NAME:PRETRAINED as open_clip lists them (ViT-B-16:openai)"
 NAMED = f"a file, or {_NAMES}"
@@ -29,9 +28,11 @@ _TIMEOUT = 20.0  # seconds until a server answers
 
 
 def check_source(source: str | Path) -> None:
-    """Raise CheckpointError where `source` is neither a file nor of the form `NAME:PRETRAINED`. Takes no time."""
-    if not is_pretrained(source):
-        check_file(Path(source), f"a .pth, .pt or .safetensors checkpoint, or {_NAMES}")
+    """Raise UsageError where there is no such file, before anything that takes seconds."""
+    if not is_pretrained(source) and not os.path.isfile(source):
+        problem = "is a folder, pipe or device" if os.path.exists(source) else "no such file"
+        expected = f"expected a .pth, .pt or .safetensors checkpoint, or {_NAMES}"
+        raise UsageError(f"{problem}; {expected}", argument="checkpoint", value=source)
 
 
 def is_pretrained(source: str | Path) -> bool:
