@@ -164,5 +164,6 @@ print(shown.exit_code, "torch" in sys.modules, shown.output)
 """
     arguments = [sys.executable, "-c", script, *command.split()]
     run = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert run.stdout.startswith("3 False error: missing.pth: no such file; give a .pth, .pt or .safetensors checkpoint, or ")
+    assert run.stdout.startswith("2 False error: ")
+    assert "missing.pth: no such file; expected a .pth, .pt or .safetensors checkpoint, or " in run.stdout
     assert "NAME:PRETRAINED as open_clip lists them (ViT-B-16:openai)" in run.stdout

@@ -85,4 +85,4 @@ def test_no_build_is_for_infer(built: Path, photos: list[Path]) -> None:
         main, ["infer", str(photos[0]), "--bundle", str(built), "--backend", "tensorrt", "--no-build", "--device", "cpu"]
     )
     assert done.exit_code == 2
-    assert "TensorRT runs on GPUs" in done.output
+    assert "--device cpu: TensorRT does not run there" in done.output
