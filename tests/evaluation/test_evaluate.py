@@ -310,7 +310,14 @@ def test_a_wrong_option_is_refused_before_any_picture_is_read(
 
 _BLOCKING = """
 import sys
-sys.modules.update(dict.fromkeys(sys.argv.pop(1).split(",")))  # as if they were not installed
+import importlib.util
+blocked, known = set(sys.argv.pop(1).split(",")), importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in blocked else known(name, package)
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in blocked:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocker())
 from sigrl_deploy.cli.main import main
 main()
 """

@@ -1,4 +1,4 @@
-"""The forms that SVFR takes for an engine: cut off behind the tower, and as plugin nodes. They run here without TensorRT."""
+"""The two other forms of SVFR in a graph, cut off after the tower and as plugin nodes, run without TensorRT."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def vocabulary(labels: int) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("labels", LABELS)
 def test_tower_and_head_are_the_whole(visual: Path, labels: int) -> None:
-    """The tower's patches through SVFR in PyTorch, with the weights out of the file, against the graph as it was exported."""
+    """The cut tower, followed by SVFR in PyTorch with the weights from the file, against the exported graph."""
     model = onnx.load(visual)
     cut = tower(model)
     onnx.checker.check_model(cut)
