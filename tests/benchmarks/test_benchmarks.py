@@ -15,14 +15,15 @@ import pytest
 import torch
 
 from benchmarks.bench import begun, drift_of, failure
-from benchmarks.contenders import chosen, eager_forward
+from benchmarks.contenders import ON_CPU, ON_GPU, chosen, eager_forward
 from benchmarks.machine import floor_ms, least_bytes, svfr_flop, vit_flop
 from benchmarks.random_weights import label_embeddings
 from benchmarks.report import stages
 from benchmarks.stages import STAGES, onnx_stages
 from benchmarks.tables import cell, summary
+from benchmarks.workload import OURS
 from sigrl_deploy import Recognizer
-from sigrl_deploy.config import Arch, GraphConfig, ModelConfig, Precision, VisionConfig
+from sigrl_deploy.config import Arch, Backend, Device, GraphConfig, ModelConfig, Precision, VisionConfig, runs
 from sigrl_deploy.engines.onnxruntime import CUDA, has_provider
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.model.sigrl import LABEL_TILE
@@ -69,6 +70,12 @@ def test_results_of_another_machine_are_not_gone_on_with(tmp_path: Path) -> None
 def test_a_contender_that_is_not_there_is_refused() -> None:
     with pytest.raises(UsageError, match=r"--backends onnx: expected some of eager-as-written, eager, compile"):
         chosen("cpu", ["eager", "onnx"])
+
+
+def test_every_contender_of_this_project_exists() -> None:
+    for device, pairs in ((Device.CPU, ON_CPU), (Device.CUDA, ON_GPU)):
+        for backend, precision in pairs:
+            assert backend not in OURS or runs(Backend(backend), Precision(precision), device), (backend, precision, device)
 
 
 @pytest.mark.skipif(has_provider(CUDA), reason="this onnxruntime has a CUDA provider")
