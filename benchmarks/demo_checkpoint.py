@@ -112,7 +112,7 @@ def baselines(pictures: int) -> list[dict[str, Any]]:
     targets = np.stack([test.targets(i) for i in range(pictures)])
     a, b = ([thumbnail(scenes, i) for i in range(count)] for scenes, count in ((test, pictures), (gallery, len(gallery))))
     near = np.stack(b)
-    order = np.stack([np.argsort(((near - row) ** 2).sum(1))[:10] for row in a])
+    order = np.stack([np.argsort(((near - row) ** 2).sum(1), kind="stable")[:10] for row in a])
     scores = {
         "chance": np.random.default_rng(0).random(targets.shape, np.float32),
         "nearest": (known[order] == 1).mean(1, dtype=np.float32),

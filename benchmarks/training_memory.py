@@ -17,7 +17,7 @@ from sigrl_deploy.model import materialised
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.training.losses import ranking_loss
 from sigrl_deploy.training.optim import build_optimizer
-from sigrl_deploy.training.recipes import RECIPES, LossInput, RecipeName
+from sigrl_deploy.training.recipes import RECIPES, RecipeName
 from sigrl_deploy.training.tasks import TaggingTask
 
 DIM = 512
@@ -34,8 +34,8 @@ def main() -> None:
     model = SigRL(ModelConfig(Arch.SIGRL, DIM, 16, vision, graph=(GraphConfig(DIM, 4, 32), GraphConfig(128, 1, DIM))))
     recipe = RECIPES[RecipeName.ZERO_SHOT]
     label_embedding = torch.randn(args.labels, DIM)
-    task = TaggingTask(model, label_embedding, RecipeName.ZERO_SHOT, LossInput.SCALED, 0.1, 1.0, recipe.trained_blocks)
-    optimizer = build_optimizer(task, recipe.optimizer, recipe.lr, recipe.weight_decay, recipe.layer_decay, 12)
+    task = TaggingTask(model, label_embedding, recipe)
+    optimizer = build_optimizer(task, recipe, vision.layers)
     pixels = torch.randn(args.batch_size, 3, 224, 224)
     targets = torch.where(torch.rand(args.batch_size, args.labels) < 0.01, 1, -1)
     start = time.perf_counter()

@@ -1,10 +1,11 @@
-"""How far long work has come, on standard error: a bar on a terminal, else a plain line every half minute."""
+"""How far a long computation has come, on standard error: a bar on a terminal, elsewhere a line every half minute."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from tqdm import tqdm
@@ -12,23 +13,29 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 log = logging.getLogger(__name__)
 
-SECONDS = 30.0  # between plain lines
-_SOON = 1.0  # seconds that need no bar
+SECONDS = 30.0  # between lines
+_SOON = 1.0  # seconds before a bar appears, and between details on it
 
 
 class Progress:
-    """To be used as a context: `with Progress(total, "picture") as progress:`, then `progress.advance()` after each.
+    """A context: `with Progress(total, "picture") as progress:`, with `progress.advance()` after each picture.
 
-    Says nothing where this package's log is not at level INFO: in a program that has not asked for it, or after --quiet.
+    Shows nothing unless this package's log is at level INFO: not in a program that has not asked for it, nor after --quiet.
+
+    Args:
+        total: how many there are.
+        unit: what is counted, in the singular.
+        done: how many were done before.
+        hidden: show nothing.
     """
 
-    def __init__(self, total: int, unit: str, hidden: bool = False) -> None:
+    def __init__(self, total: int, unit: str, *, done: int = 0, hidden: bool = False) -> None:
         self._total = total
         self._unit = unit
         self._shown = log.isEnabledFor(logging.INFO) and not hidden
         self._terminal = sys.stderr is not None and sys.stderr.isatty()
         self._bar: tqdm | None = None
-        self._done = 0
+        self._before = self._done = done
 
     def __enter__(self) -> Progress:
         self._started = self._said = time.monotonic()
@@ -38,22 +45,26 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def advance(self, count: int = 1) -> None:
-        """So many more are done."""
+    def advance(self, count: int = 1, detail: Callable[[], str] | None = None) -> None:
+        """Count more of them as done. `detail` gives a text to show beside the count; it is called only when that is due."""
         self._done += count
+        if not self._shown:
+            return
+        now = time.monotonic()
         if self._bar is not None:
             self._bar.update(count)
-        elif self._shown:
-            now = time.monotonic()
-            if self._terminal and now - self._started >= _SOON:
-                self._bar = self._open.enter_context(tqdm(total=self._total, initial=self._done, unit=self._unit))
-                self._open.enter_context(logging_redirect_tqdm())  # lines of the log go above the bar
-            elif not self._terminal and now - self._said >= SECONDS and self._done < self._total:
-                self._said = now
-                log.info("%s", self._line(now - self._started))
+        elif self._terminal and now - self._started >= _SOON:
+            self._bar = self._open.enter_context(tqdm(total=self._total, initial=self._done, unit=self._unit))
+            self._open.enter_context(logging_redirect_tqdm())  # lines of the log go above the bar
+        elif not self._terminal and now - self._said >= SECONDS and self._done < self._total:
+            self._said = now
+            log.info("%s", self._line(now - self._started) + (f", {detail()}" if detail else ""))
+        if self._bar is not None and detail and now - self._said >= _SOON:
+            self._said = now
+            self._bar.set_postfix_str(detail())
 
     def _line(self, seconds: float) -> str:
-        rate = self._done / seconds
+        rate = (self._done - self._before) / seconds
         speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
         left = _duration((self._total - self._done) / rate)
         return f"{self._done:,} of {self._total:,} {self._unit}s, {speed}/s, {left} to go"

@@ -1,7 +1,8 @@
-"""An error as the command line prints it: with the options of the verb that ran, where Python code names its arguments."""
+"""Errors and log lines as the command line prints them: with options of the verb that runs, where Python names arguments."""
 
 from __future__ import annotations
 
+import logging
 import re
 
 import click
@@ -13,17 +14,30 @@ _ARGUMENT = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")  # how messages name an argu
 
 def error_line(error: SigRLError, verb: click.Command | None) -> str:
     """One line, safe on a terminal. `verb` is None where none ran yet."""
-    parameters = {parameter.name: parameter for parameter in (verb.params if verb else [])}
-
-    def option(name: str, value: str | None) -> str:
-        parameter = parameters.get(name) or parameters.get(f"{name}s")
-        if isinstance(parameter, click.Argument):
-            return value or parameter.make_metavar(click.Context(verb or click.Command(""))).strip("[].")
-        flag = max(parameter.opts, key=len) if parameter else f"--{name.replace('_', '-')}"
-        takes_value = value and not getattr(parameter, "is_flag", False)
-        return f"{flag} {value}" if takes_value else flag
-
-    line = _ARGUMENT.sub(lambda match: option(match[1], match[2] and match[2].strip("'\"")), error.problem)
+    line = with_options(error.problem, verb)
     if error.argument:
-        line = f"{option(error.argument, None if error.value is None else str(error.value))}: {line}"
+        line = f"{_option(error.argument, None if error.value is None else str(error.value), verb)}: {line}"
     return printable(line)
+
+
+class LogLines(logging.Formatter):
+    """Log lines with the options of the verb that runs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        context = click.get_current_context(silent=True)
+        return with_options(super().format(record), context.command if context else None)
+
+
+def with_options(text: str, verb: click.Command | None) -> str:
+    """A message with each argument in backticks replaced by the verb's option."""
+    return _ARGUMENT.sub(lambda match: _option(match[1], match[2] and match[2].strip("'\""), verb), text)
+
+
+def _option(name: str, value: str | None, verb: click.Command | None) -> str:
+    parameters = {parameter.name: parameter for parameter in (verb.params if verb else [])}
+    parameter = parameters.get(name) or parameters.get(f"{name}s")
+    if isinstance(parameter, click.Argument):
+        return value or parameter.make_metavar(click.Context(verb or click.Command(""))).strip("[].")
+    flag = max(parameter.opts, key=len) if parameter else f"--{name.replace('_', '-')}"
+    takes_value = value and not getattr(parameter, "is_flag", False)
+    return f"{flag} {value}" if takes_value else flag

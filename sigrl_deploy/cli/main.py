@@ -14,7 +14,7 @@ import click
 
 from sigrl_deploy.cli.demo import demo
 from sigrl_deploy.cli.doctor import doctor
-from sigrl_deploy.cli.error_lines import error_line
+from sigrl_deploy.cli.error_lines import LogLines, error_line
 from sigrl_deploy.cli.evaluate import evaluate
 from sigrl_deploy.cli.export import export
 from sigrl_deploy.cli.infer import infer
@@ -35,7 +35,9 @@ class _Group(click.Group):
     """Prints errors raised on purpose as one line and exits with their code; only bugs show a traceback."""
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
-        logging.basicConfig(format="%(message)s", stream=sys.stderr)
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(LogLines())
+        logging.basicConfig(handlers=[handler])
         log.setLevel(logging.INFO if _prints() else logging.CRITICAL)
         with _errors_in_one_line():
             return super().make_context(*args, **extra)

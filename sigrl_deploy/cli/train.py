@@ -22,31 +22,33 @@ _POSITIVE = click.IntRange(min=1, max=10**9)
     type=click.Choice(["zero-shot", "single-positive", "contrastive"]),
     default="zero-shot",
     show_default=True,
-    help="contrastive trains a CLIP from nothing, on scenes.",
+    help="contrastive trains a new CLIP, on scenes.",
 )
-@click.option("--init", help="Where to start: a CLIP or trained checkpoint, or NAME:PRETRAINED as open_clip lists them.")
+@click.option("--init", help="Checkpoint to start from: a CLIP or trained one, or open_clip's NAME:PRETRAINED.")
 @click.option("--arch", type=click.Choice(["sigrl", "mkt", "clip-ft"]), help="[default: sigrl]")
 @click.option("--text-tower", help="CLIP text tower, where --init has none: a file, or NAME:PRETRAINED.")
-@click.option("--clip-config", help="open_clip config (a name or a .json file) of a CLIP model that is not OpenAI's.")
-@click.option("--template", help="Prompt with {label} in it [default: the recipe's].")
+@click.option("--clip-config", help="open_clip config (a name or a .json file) of a CLIP that is not OpenAI's.")
+@click.option("--template", help="Text prompt with {label} in it [default: the architecture's].")
 @click.option(
     "--preprocess", type=click.Choice(["zero-shot", "single-positive", "clip"]), help="[default: --init's, or the recipe's]"
 )
 @click.option("--augment", type=click.Choice(["randaugment", "crop", "flip", "none"]), help="[default: the recipe's]")
-@click.option("--topk", type=_POSITIVE, help="Patches that the local match averages [default: 16; 18 for mkt].")
+@click.option("--topk", type=_POSITIVE, help="Patches that the local score averages [default: 16; 18 for mkt].")
 @click.option(
     "--loss-input",
     type=click.Choice(["normalised", "scaled"]),
-    help="Scores as they are, the reference's way, or times a learned scale [default: scaled].",
+    help="Scores as they are, as in the reference, or times a learned scale [default: scaled].",
 )
 @click.option("--entropy-weight", type=click.FloatRange(min=0), help="α of single-positive [default: 0.2 on VOC, else 0.1].")
-@click.option("--distillation", type=click.FloatRange(min=0), help="Weight of the distillation, of zero-shot [default: 1].")
+@click.option("--distillation", type=click.FloatRange(min=0), help="Weight of zero-shot's distillation loss [default: 1].")
 @click.option("--epochs", type=_POSITIVE, help="[default: the recipe's]")
-@click.option("--steps", type=_POSITIVE, help="Updates, in place of --epochs.")
-@click.option("--batch-size", type=_POSITIVE, help="Pictures an update, over all devices [default: the recipe's].")
-@click.option("--accumulate", type=_POSITIVE, default=1, show_default=True, help="Parts an update is computed in, for memory.")
+@click.option("--steps", type=_POSITIVE, help="Updates, instead of --epochs.")
+@click.option("--batch-size", type=_POSITIVE, help="Pictures per update, over all devices [default: the recipe's].")
+@click.option("--accumulate", type=_POSITIVE, default=1, show_default=True, help="Compute an update in parts, to save memory.")
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate [default: the recipe's].")
-@click.option("--trained-blocks", type=click.IntRange(min=0), help="Last blocks of the ViT that learn [default: the recipe's].")
+@click.option(
+    "--trained-blocks", type=click.IntRange(min=0), help="Train this many of the ViT's last blocks [default: the recipe's]."
+)
 @click.option("--seed", type=click.IntRange(min=0, max=2**32 - 1), default=0, show_default=True, help="Random seed.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Mixed precision.")
 @device_option
@@ -62,16 +64,16 @@ _POSITIVE = click.IntRange(min=1, max=10**9)
 @click.option(
     "--validation-share",
     type=float,
-    help="Share of a folder without a column split that is set apart for validation, by path: evaluate takes the same.",
+    help="Fraction of a folder without a column split to set apart for validation; give evaluate the same.",
 )
-@click.option("--resume", is_flag=True, help="Go on with the run in --out, to more --epochs or --steps where asked.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out, to more --epochs or --steps if given.")
 def train(**options: Any) -> None:
-    """Train on DATA: scenes, or nus-wide:, coco:, voc:, open-images: or folder: and the folder that it is in.
+    """Train on DATA: scenes, nus-wide:DIR, coco:DIR, voc:DIR, open-images:DIR or folder:DIR.
 
-    A folder of your own may say of each picture whether it is for train, val or test, in a column split of labels.csv
-    directly behind path; or --validation-share sets some apart.
+    A folder of your own needs a labels.csv. A column split directly after path assigns its pictures to train, val or test;
+    or --validation-share sets some apart.
 
-    The best checkpoint by validation is RUN/model.safetensors; sigrl-deploy export onnx takes it as it is.
+    The best checkpoint by validation becomes OUT/model.safetensors, which sigrl-deploy export onnx reads.
     """
     from sigrl_deploy.config import Contract
     from sigrl_deploy.training.checks import check_run
@@ -83,14 +85,14 @@ def train(**options: Any) -> None:
     check_run(chosen)
     from sigrl_deploy.training.run import run_train
 
-    progress = run_train(chosen)
+    reached = run_train(chosen)
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        return  # one of several devices' processes speaks for all
-    reached = ", ".join(f"{name} {100 * value:.1f}" for name, value in progress.metrics.items()) or "not validated"
-    click.echo(f"{options['out']}: trained {progress.step} updates; kept that of update {progress.best_step} ({reached})")
-    for name, reason in list(progress.unreadable.items())[:5]:
+        return  # of several processes, only the first reports
+    metrics = ", ".join(f"{name} {100 * value:.1f}" for name, value in reached.metrics.items()) or "not validated"
+    click.echo(f"{options['out']}: trained {reached.step} updates; kept the model of update {reached.best_step} ({metrics})")
+    for name, reason in list(reached.unreadable.items())[:5]:
         click.echo(printable(reason if name in reason else f"{name}: {reason}"), err=True)
-    if progress.unreadable:
-        count = len(progress.unreadable)
-        click.echo(f"{count} {'picture was' if count == 1 else 'pictures were'} left out, which cannot be read", err=True)
+    if reached.unreadable:
+        count = len(reached.unreadable)
+        click.echo(f"{count} {'picture' if count == 1 else 'pictures'} could not be read and had to be left out", err=True)
         raise SystemExit(1)

@@ -1,9 +1,9 @@
-"""A CLIP of its own from captioned scenes: SigLIP's sigmoid loss (arXiv 2303.15343) over pictures and over places.
+"""A new CLIP from captioned scenes: SigLIP's sigmoid loss (arXiv 2303.15343) over pictures and over places.
 
-Each object of a picture has a caption, which names it by some of its attributes ("a striped red circle", "a small shape"). It
-is contrasted with every picture of the batch, and with the patch at the middle of every object, so that patch tokens too come
-to lie near the words for what they show. Captions are contrasted within what is computed at once: --accumulate and --devices
-make that fewer.
+Each object of a picture has a caption that names some of its attributes ("a striped red circle", "a small shape"). The caption
+is contrasted with every picture of the batch, and with the patch at the centre of every object, so that patch tokens also learn
+to match the words for what they show. Captions are contrasted within the part of a batch that is computed at once, which
+`accumulate` and `devices` make smaller.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from sigrl_deploy.training.losses import caption_loss
 from sigrl_deploy.training.tasks import Scale, Task
 
 _PROMPTS = ("There is a {} in the scene", "a picture of a {}", "a {}")
-_ATTRIBUTES = (SIZES, TEXTURES, COLOURS, SHAPES)  # in the order in which English puts them
+_ATTRIBUTES = (SIZES, TEXTURES, COLOURS, SHAPES)  # in the order of English adjectives
 _ANY = -1
 
 
 @dataclass(frozen=True)
 class CaptionedScene:
-    """A picture's objects as codes, the places they are at, a caption of each, and what that caption asks of an object."""
+    """The objects of a picture as codes, their places, a caption for each, and the attributes that each caption names."""
 
     captions: tuple[str, ...]
     wanted: NDArray[np.int64]  # [things, 4], `_codes` of an attribute or _ANY
@@ -40,7 +40,7 @@ class CaptionedScene:
 
 
 def draw_captions(scenes: Scenes, seed: int, epoch: int, index: int) -> CaptionedScene:
-    """Caption every object of a picture by some of its attributes, each kept with even odds; others in every epoch."""
+    """Caption each object of a picture by a random half of its attributes, drawn anew in every epoch."""
     rng = np.random.default_rng([Purpose.CAPTION, seed, epoch, index])
     things = scenes.things(index)
     codes = np.array([_codes(thing) for thing in things])
@@ -50,7 +50,7 @@ def draw_captions(scenes: Scenes, seed: int, epoch: int, index: int) -> Captione
 
 
 def _caption(rng: np.random.Generator, code: NDArray[np.int64]) -> tuple[str, NDArray[np.int64]]:
-    """A caption of an object and what it asks [4]."""
+    """A caption of an object, and the attributes that it names [4]."""
     named = np.flatnonzero(code != _ANY)
     kept = named[rng.uniform(size=len(named)) < 0.5] if rng.uniform() < 0.9 else named
     kept = kept if len(kept) else rng.choice(named, 1)
@@ -67,20 +67,20 @@ def _codes(thing: Thing) -> list[int]:
 
 
 class ContrastiveTask(Task):
-    """Both towers, all of them trained, with a scale and a bias for pictures and for places."""
+    """Both towers, fully trained, with a scale and a bias for pictures and for places."""
 
     def __init__(self, model: SigRL) -> None:
         from open_clip.tokenizer import SimpleTokenizer
 
         super().__init__()
         self.model = model.requires_grad_(True)
-        self.pictures = Scale(10.0, -4.0)  # most captions are true of few pictures
+        self.pictures = Scale(10.0, -4.0)  # the bias fits captions that are true of few pictures
         self.places = Scale(10.0, -4.0)
         self.tokenizer = SimpleTokenizer()
 
     def targets(self, extras: list[Any]) -> tuple[Tensor, ...]:
-        """M objects in all → token ids of their captions [M, L]; picture b shows what caption n says [B, M]; each object's
-        picture [M] and patch [M]; object m is what caption n says [M, M].
+        """M objects in all → the token ids of their captions [M, L], whether caption n is true of picture b [B, M], each
+        object's picture [M] and patch [M], and whether caption n is true of object m [M, M].
         """
         scenes: list[CaptionedScene] = extras
         owner = np.repeat(np.arange(len(scenes)), [len(scene.things) for scene in scenes])

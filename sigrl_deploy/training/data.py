@@ -1,4 +1,4 @@
-"""Batches for training: a deterministic order that can be taken up at any step, augmented pictures, the unreadable left out."""
+"""Batches for training: in a deterministic order that can be resumed at any step, augmented, without unreadable pictures."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ from sigrl_deploy.errors import DatasetError, ImageError
 from sigrl_deploy.pictures.preprocess import Preprocess
 
 AUGMENTATIONS = ("randaugment", "crop", "flip", "none")
-ATTEMPTS = 100  # pictures that are tried in the place of one
+ATTEMPTS = 100  # pictures that are tried instead of an unreadable one
 Transform = Callable[[Image.Image], Tensor]
 
 
 def augmentation(name: str, preprocess: Preprocess) -> Transform:
-    """PIL picture → pixels [3, S, S] fp32. `randaugment` and `crop` take a random-resized crop, the first then RandAugment;
-    `flip` flips what inference would see; `none` is inference's own preprocessing.
+    """A transform: PIL picture → pixels [3, S, S] fp32.
+
+    `crop` is a random resized crop and a flip, `randaugment` adds RandAugment, `flip` is a flip and the preprocessing of
+    inference, and `none` that preprocessing alone.
     """
     size, interpolation = preprocess.image_size, InterpolationMode(preprocess.interpolation)
     as_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(preprocess.mean, preprocess.std)]
@@ -43,7 +45,7 @@ def augmentation(name: str, preprocess: Preprocess) -> Transform:
 
 
 class _AsInferred(nn.Module):
-    """Inference's own preprocessing, as a transform."""
+    """The preprocessing of inference as a transform."""
 
     def __init__(self, preprocess: Preprocess) -> None:
         super().__init__()
@@ -54,7 +56,7 @@ class _AsInferred(nn.Module):
 
 
 class KeptPictures:
-    """A data set that keeps the pictures it has read or drawn, as they are: 3 bytes a pixel."""
+    """A data set that keeps every picture it has read or drawn in memory: 3 bytes per pixel."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.labels, self.label_sets = dataset.labels, dataset.label_sets
@@ -73,7 +75,7 @@ class KeptPictures:
 
 @dataclass(frozen=True)
 class Example:
-    """One picture of a batch: pixels [3, S, S], what the task learns from, and (name, reason) of pictures passed over."""
+    """One picture of a batch: pixels [3, S, S], the task's target, and (name, reason) of unreadable pictures it replaces."""
 
     pixels: Tensor
     extra: Any
@@ -81,10 +83,10 @@ class Example:
 
 
 class Examples(TorchDataset[Example]):
-    """Pictures by (epoch, position). Augmentation depends on seed, epoch and picture alone, not on workers or on a restart.
+    """Pictures by (epoch, position). Augmentation depends on seed, epoch and picture only, not on workers or restarts.
 
-    A picture that cannot be read is passed over for another one drawn at random, so that batches keep their size: the missing
-    are often neighbours, such as a whole folder. Raises DatasetError where ATTEMPTS of them in turn cannot be read.
+    An unreadable picture is replaced by another one drawn at random, so that batches keep their size. Its neighbours would not
+    do: they are often missing too, such as a whole folder. Raises DatasetError where ATTEMPTS others cannot be read either.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class Examples(TorchDataset[Example]):
         self.dataset = dataset
         self.indices = indices
         self.transform = transform
-        self.extra = extra  # (epoch, index in the data set) → what the task learns from
+        self.extra = extra  # (epoch, index in the data set) → the task's target
         self.seed = seed
 
     def __len__(self) -> int:
@@ -114,13 +116,13 @@ class Examples(TorchDataset[Example]):
                 failed.append((self.dataset.name(index), str(error)))
         name, reason = failed[0]
         raise DatasetError(
-            f"{name}: cannot be read ({reason}), nor can any of {ATTEMPTS} others drawn in its place; check that the pictures "
-            "are where the annotations say, and go on with --resume"
+            f"{name}: cannot be read ({reason}), and neither can {ATTEMPTS} others drawn at random; check that the pictures "
+            "are where the annotations say, and continue with `resume`"
         )
 
 
 class Purpose(IntEnum):
-    """The first number of every seed, so that no two draws share a stream."""
+    """The first number of each seed, so that no two kinds of draws share a stream."""
 
     ORDER = 101
     AUGMENTATION = 102
@@ -130,14 +132,15 @@ class Purpose(IntEnum):
 
 
 def seed_of(purpose: Purpose, *parts: int) -> int:
-    """One seed out of several numbers, without the collisions of a sum."""
+    """One seed from several numbers; a sum of them would collide."""
     return int(np.random.SeedSequence([purpose, *parts]).generate_state(1)[0])
 
 
 class Order(Sampler[list[tuple[int, int]]]):
-    """Index batches from one update to another, for one of `parts` equal parts of each (devices × accumulation).
+    """Batches of (epoch, position) for a range of updates.
 
-    An epoch is a permutation that depends on the seed and the epoch alone; its last, smaller batch is left out.
+    Each update has `parts` equal parts (devices × accumulation), of which `part` selects this device's.
+    An epoch is a permutation that depends on the seed and the epoch only. Its last, smaller batch is left out.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int, steps: range, part: slice, parts: int) -> None:
@@ -163,6 +166,6 @@ Batch = tuple[Tensor, list[Any], list[tuple[str, str]]]
 
 
 def collate(examples: list[Example]) -> Batch:
-    """→ pixels [B, 3, S, S], the extras of each, and (name, reason) of what could not be read."""
+    """Examples → pixels [B, 3, S, S], their targets, and (name, reason) of each unreadable picture."""
     failed = [pair for example in examples for pair in example.failed]
     return torch.stack([example.pixels for example in examples]), [example.extra for example in examples], failed

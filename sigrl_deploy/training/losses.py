@@ -14,8 +14,8 @@ MARGIN = 1.0
 def ranking_loss(scores: Tensor, targets: Tensor) -> Tensor:
     """BiAM's ranking loss: scores [B, C], targets [B, C] → scalar.
 
-    For each picture, over pairs of a positive p and a negative q, the hinges max(0, 1 + s_q − s_p) averaged over the violated
-    pairs only; mean over pictures. A picture without a violated pair counts 0.
+    For each picture, the hinges max(0, 1 + s_q − s_p) over pairs of a positive p and a negative q, averaged over the violated
+    pairs only. Then the mean over pictures; one without a violated pair counts 0.
     """
     rows, columns = (targets == POSITIVE).nonzero(as_tuple=True)
     hinge = F.relu(MARGIN + scores[rows] - scores[rows, columns][:, None]) * (targets[rows] == NEGATIVE)  # [positives, C]
@@ -27,7 +27,7 @@ def ranking_loss(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def distillation_loss(global_feature: Tensor, frozen_feature: Tensor) -> Tensor:
-    """Mean |g − g₀|: both [B, D], g₀ of the CLIP that training started from."""
+    """Mean |g − g₀|, both [B, D]; g₀ is from the CLIP that training started from."""
     return (global_feature - frozen_feature).abs().mean()
 
 
@@ -44,8 +44,8 @@ def entropy_loss(logits: Tensor, targets: Tensor, weight: float) -> Tensor:
 
 
 def caption_loss(logits: Tensor, true: Tensor) -> Tensor:
-    """SigLIP's pairwise sigmoid loss: logits [B, N] of pictures and captions, true [B, N] whether a caption holds → scalar.
+    """SigLIP's pairwise sigmoid loss: logits [B, N] of pictures and captions, true [B, N] bool → scalar.
 
-    A caption may be true of several pictures of a batch; every pair counts, summed over pictures, mean over captions.
+    A caption may be true of several pictures of a batch. All pairs are summed over pictures and averaged over captions.
     """
     return F.binary_cross_entropy_with_logits(logits, true.to(logits.dtype), reduction="sum") / logits.shape[1]

@@ -1,4 +1,4 @@
-"""The model that a run starts from: a CLIP checkpoint with fresh SigRL heads, a trained checkpoint, or an untrained CLIP."""
+"""The model that a run starts from: a CLIP checkpoint with new SigRL heads, a trained checkpoint, or an untrained CLIP."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.pictures.preprocess import Preprocess
 from sigrl_deploy.training.recipes import TrainOptions
 
-MIN_CAPTION = 16  # tokens of the longest caption of a scene
-GRAPH_HEADS, GRAPH_HIDDEN = 4, 32  # GMC's first layer; its second has one head as wide as the embedding
+MIN_CAPTION = 16  # tokens of the longest caption of `scenes`
+GRAPH_HEADS, GRAPH_HIDDEN = 4, 32  # of GMC's first layer; the second has one head as wide as the embedding
 
 
 @dataclass(frozen=True)
 class Start:
-    """A model, how its pictures and labels are prepared, and where it comes from (a digest, or a config's name)."""
+    """A model, how its pictures and labels are prepared, and its source: a digest, or the name of a config."""
 
     model: SigRL
     template: str
@@ -36,14 +36,16 @@ class Start:
 
 
 def new_clip(config: str, template: str | None, contract: Contract) -> Start:
-    """An untrained CLIP by an open_clip config: a name or a JSON file. Raises UsageError where there is no such config."""
+    """An untrained CLIP with an open_clip config, by name or as a JSON file. Raises UsageError for an unsuitable config."""
     clip = clip_config(config)
     if clip is None:
-        raise UsageError(f"--clip-config {config}: names no config; give an open_clip config's name or a .json file")
+        raise UsageError("expected the name of an open_clip config or a .json file", argument="clip_config", value=config)
     if clip.text.vocab_size != CLIP_TOKENS or clip.text.context_length < MIN_CAPTION:
         raise UsageError(
-            f"--clip-config {config}: its text tower has {clip.text.vocab_size} tokens and a context of "
-            f"{clip.text.context_length}, expected {CLIP_TOKENS} and at least {MIN_CAPTION}"
+            f"its text tower has {clip.text.vocab_size} tokens and a context of {clip.text.context_length}; expected "
+            f"{CLIP_TOKENS} and at least {MIN_CAPTION}",
+            argument="clip_config",
+            value=config,
         )
     arch = Arch.CLIP
     model = SigRL(ModelConfig(arch, clip.embed_dim, arch.default_topk, clip.vision, clip.text))
@@ -55,11 +57,11 @@ def new_clip(config: str, template: str | None, contract: Contract) -> Start:
 
 
 def places_of_patches(grid: int, width: int) -> Tensor:
-    """What the positional embedding of patches starts from [grid², width]: sines and cosines of row and column, which a small
-    ViT learns faster from than from random numbers ("Better plain ViT baselines", arXiv 2205.01580).
+    """The initial positional embedding of patches [grid², width]: sines and cosines of row and column.
 
-    Wave lengths are spaced evenly on a logarithmic scale, from four patches to four times the grid; columns that are left over
-    where `width` is no multiple of four are 0.
+    A small ViT learns faster from them than from random numbers ("Better plain ViT baselines", arXiv 2205.01580). Wavelengths
+    are evenly spaced on a logarithmic scale, from four patches to four times the grid. Where `width` is not a multiple of four,
+    the remaining columns are 0.
     """
     waves = max(1, width // 4)
     frequency = 2 * math.pi / (4 * torch.logspace(0, math.log10(max(grid, 2)), waves))
@@ -71,10 +73,9 @@ def places_of_patches(grid: int, width: int) -> Tensor:
 
 
 def start_from(options: TrainOptions, contract: Contract) -> Start:
-    """The checkpoint of `--init` as the architecture to train, sigrl unless said otherwise; SVFR and GMC start fresh where it
-    has none.
+    """The checkpoint `options.init` as the architecture to train, sigrl by default. SVFR and GMC are new where it has none.
 
-    Pictures are prepared as the options say, as the checkpoint was trained by us, or by the recipe's `contract`.
+    Pictures are prepared as the options say, else as the checkpoint records it, else by the recipe's `contract`.
     """
     assert options.init is not None
     arch = options.arch or Arch.SIGRL
@@ -97,7 +98,7 @@ def start_from(options: TrainOptions, contract: Contract) -> Start:
 
 
 def as_arch(base: SigRL, arch: Arch, topk: int) -> SigRL:
-    """A model of another architecture around the same towers, and the same SVFR and GMC where both have them."""
+    """A model of another architecture that shares the towers of `base`, and its SVFR and GMC where both have them."""
     dim = base.config.embed_dim
     graph: tuple[GraphConfig, ...] = ()
     if arch.has_graph:

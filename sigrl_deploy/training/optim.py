@@ -1,4 +1,4 @@
-"""The optimiser and its learning rates: layer-wise decay, warm-up, cosine."""
+"""The optimizer and its learning rates: layer-wise decay, warm-up and cosine."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from sigrl_deploy.training.recipes import Recipe
+
 _BLOCK = re.compile(r"(visual|text)\.transformer\.resblocks\.(\d+)\.")
 _BEFORE_BLOCKS = ("conv1.", "class_embedding", "positional_embedding", "token_embedding.", "ln_pre.")
-_HEAD_LR = 1e-3  # of the scores' scale and bias, which have farther to go than weights that are fine-tuned
+_HEAD_LR = 1e-3  # for the scale and bias of the scores, which move farther than fine-tuned weights
 
 
-def build_optimizer(task: nn.Module, name: str, lr: float, weight_decay: float, layer_decay: float, blocks: int) -> Optimizer:
-    """Adam or AdamW over what is trained. Vectors (biases, norms, scales) have no weight decay.
+def build_optimizer(task: nn.Module, recipe: Recipe, blocks: int) -> Optimizer:
+    """The recipe's Adam or AdamW over the trainable parameters. Vectors (biases, norms, scales) have no weight decay.
 
-    A parameter of block i of `blocks` learns at lr · layer_decay^(blocks − i), what comes before the blocks as block −1, what
-    comes after them at lr (BEiT, arXiv 2106.08254, as MKT uses it), and the loss's scale and bias at a rate of their own.
+    The learning rate of block i of `blocks` is lr · layer_decay^(blocks − i). Parameters before the blocks count as block −1,
+    those after them have the rate lr (BEiT, arXiv 2106.08254, as in MKT), and the loss's scale and bias a rate of their own.
     """
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = defaultdict(list)
-    for parameter_name, parameter in task.named_parameters():
+    for name, parameter in task.named_parameters():
         if parameter.requires_grad:
-            head = parameter_name.startswith("head.")
-            rate = _HEAD_LR if head else lr * layer_decay ** _layers_after(parameter_name, blocks)
-            groups[rate, weight_decay if parameter.ndim > 1 else 0.0, head].append(parameter)
+            head = name.startswith("head.")
+            rate = _HEAD_LR if head else recipe.lr * recipe.layer_decay ** _layers_after(name, blocks)
+            groups[rate, recipe.weight_decay if parameter.ndim > 1 else 0.0, head].append(parameter)
     values: list[dict[str, Any]] = [
         {"params": parameters, "lr": rate, "weight_decay": decay, "head": head}
         for (rate, decay, head), parameters in groups.items()
     ]
-    return {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[name](values, lr=lr, fused=True)
+    return {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[recipe.optimizer](values, lr=recipe.lr, fused=True)
 
 
 def _layers_after(name: str, blocks: int) -> int:
@@ -44,7 +46,7 @@ def _layers_after(name: str, blocks: int) -> int:
 
 
 def build_schedule(optimizer: Optimizer, warmup: int, steps: int, floor: float) -> LambdaLR:
-    """Linear warm-up over `warmup` updates, then a cosine to `floor` (a share of the learning rate) at the last of `steps`."""
+    """Linear warm-up over `warmup` updates, then a cosine to `floor` (a fraction of the rate) at the last of `steps`."""
 
     def share(step: int) -> float:
         if step < warmup:
@@ -56,6 +58,6 @@ def build_schedule(optimizer: Optimizer, warmup: int, steps: int, floor: float) 
 
 
 def follow_schedule(rates: LambdaLR) -> None:
-    """Set the optimiser's learning rates to those of the present step: a state that was loaded may come from a shorter run."""
+    """Set the optimizer's learning rates to those of the current step; a loaded state may come from a shorter run."""
     for group, base, share in zip(rates.optimizer.param_groups, rates.base_lrs, rates.lr_lambdas, strict=True):
         group["lr"] = base * share(rates.last_epoch)

@@ -13,8 +13,10 @@ from sigrl_deploy.errors import UsageError
 
 
 class RecipeName(str, Enum):
-    """`zero-shot`: ranking loss and distillation on the seen labels. `single-positive`: entropy maximisation, one observed
-    positive a picture. `contrastive`: a CLIP of its own from captioned pictures, which the other two start from.
+    """What is trained, and by which losses.
+
+    `zero-shot`: ranking loss and distillation on the seen labels. `single-positive`: entropy maximisation with one observed
+    positive per picture. `contrastive`: a new CLIP from captioned pictures, which the other two can start from.
     """
 
     ZERO_SHOT = "zero-shot"
@@ -23,8 +25,10 @@ class RecipeName(str, Enum):
 
 
 class LossInput(str, Enum):
-    """What a loss is fed. `normalised`: the scores as they are, within ±1, the reference's way, in which margin 1 violates
-    nearly every pair. `scaled`: the scores times a learned scale (plus a learned bias, where the loss is not of differences).
+    """The input of the loss.
+
+    `normalised`: the scores as they are, within ±1, as in the reference implementation. Nearly every pair then violates the
+    ranking loss's margin of 1. `scaled`: the scores times a learned scale, plus a learned bias in the single-positive recipe.
     """
 
     NORMALISED = "normalised"
@@ -33,12 +37,16 @@ class LossInput(str, Enum):
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyper-parameters. `trained_blocks` counts the ViT's last blocks, None for all of it; the text tower is frozen then.
+    """The hyper-parameters of a run.
 
-    `lr_floor` is the share of the learning rate at which the cosine ends; `layer_decay` multiplies the learning rate once a
-    block, from the last one backwards.
+    lr_floor: the fraction of the learning rate at which the cosine schedule ends.
+    layer_decay: multiplies the learning rate once per block, from the last block backwards.
+    trained_blocks: how many of the ViT's last blocks are trained; None for all.
+    distillation: weight of the zero-shot recipe's distillation loss.
+    entropy_weight: α of the single-positive recipe.
     """
 
+    name: RecipeName
     contract: Contract
     augment: str
     loss_input: LossInput
@@ -52,9 +60,11 @@ class Recipe:
     batch_size: int
     trained_blocks: int | None
     clip_norm: float | None = None
+    distillation: float = 0.0
+    entropy_weight: float = 0.0
 
 
-# Its captions say where things are, so pictures are taken as they are drawn; the rest is of parts that a CLIP does not have.
+# Captions are tied to places in a picture, which augmentation would move; the other options are about parts that CLIP lacks.
 _NOT_CONTRASTIVE = (
     "arch",
     "init",
@@ -65,11 +75,12 @@ _NOT_CONTRASTIVE = (
     "loss_input",
     "trained_blocks",
 )
-# What one recipe alone has a use for.
+# The options that apply to one recipe only.
 _ONLY = {"entropy_weight": RecipeName.SINGLE_POSITIVE, "distillation": RecipeName.ZERO_SHOT}
 
 RECIPES = {
     RecipeName.ZERO_SHOT: Recipe(
+        name=RecipeName.ZERO_SHOT,
         contract=Contract.ZERO_SHOT,
         augment="randaugment",
         loss_input=LossInput.SCALED,
@@ -82,8 +93,10 @@ RECIPES = {
         warmup_epochs=2,
         batch_size=32,
         trained_blocks=2,
+        distillation=1.0,
     ),
     RecipeName.SINGLE_POSITIVE: Recipe(
+        name=RecipeName.SINGLE_POSITIVE,
         contract=Contract.SINGLE_POSITIVE,
         augment="flip",
         loss_input=LossInput.SCALED,
@@ -96,8 +109,10 @@ RECIPES = {
         warmup_epochs=0,
         batch_size=32,
         trained_blocks=None,
+        entropy_weight=0.1,
     ),
     RecipeName.CONTRASTIVE: Recipe(
+        name=RecipeName.CONTRASTIVE,
         contract=Contract.CLIP,
         augment="none",
         loss_input=LossInput.SCALED,
@@ -117,12 +132,19 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """One run of `sigrl-deploy train`; None means what the recipe, the checkpoint or the data set says.
+    """One run of `sigrl-deploy train`. None means the default of the recipe, the checkpoint or the data set.
 
-    `steps` counts updates and takes the place of `epochs`. `batch_size` is of one update, over all devices and accumulated
-    parts. `entropy_weight` is the single-positive recipe's α: 0.2 on VOC, 0.1 elsewhere. `distillation` weighs the zero-shot
-    recipe's, 1 by default. `keep_pictures` reads each picture once and keeps it in memory, in every worker. `validation_share`
-    of a folder without splits is set apart, see `read_folder`.
+    data: as `open_dataset` takes it.
+    init: a CLIP or trained checkpoint, or open_clip's NAME:PRETRAINED.
+    entropy_weight: α of the single-positive recipe; 0.2 on VOC and 0.1 elsewhere by default.
+    distillation: weight of the zero-shot recipe's distillation loss; 1 by default.
+    steps: updates, instead of `epochs`.
+    batch_size: pictures per update, over all devices and accumulated parts; at most as many as there are by default.
+    accumulate: parts in which an update is computed, to save memory.
+    keep_pictures: read each picture once and keep it in memory, in every worker.
+    validate: how many validation pictures to use; 0 for none.
+    validation_share: fraction of a folder without splits to set apart for validation, see `read_folder`.
+    save_every: updates between checkpoints, and between validations.
     """
 
     data: str
@@ -158,8 +180,11 @@ class TrainOptions:
 
 
 def choose_recipe(options: TrainOptions) -> Recipe:
-    """The recipe with what the options change of it. Raises UsageError for options that contradict it or each other."""
+    """The recipe as the options change it. Raises UsageError for options that contradict it or each other."""
+    _check(options)
     recipe = RECIPES[options.recipe]
+    if options.recipe is RecipeName.SINGLE_POSITIVE and options.data.startswith("voc:"):
+        recipe = replace(recipe, entropy_weight=0.2)  # as published
     changes: dict[str, Any] = {
         "contract": options.preprocess,
         "augment": options.augment,
@@ -168,27 +193,33 @@ def choose_recipe(options: TrainOptions) -> Recipe:
         "batch_size": options.batch_size,
         "epochs": options.epochs,
         "trained_blocks": options.trained_blocks,
+        "distillation": options.distillation,
+        "entropy_weight": options.entropy_weight,
     }
+    return replace(recipe, **{name: value for name, value in changes.items() if value is not None})
+
+
+def _check(options: TrainOptions) -> None:
     if options.steps is not None and options.epochs is not None:
-        raise UsageError("--steps: takes the place of --epochs; leave out one of the two")
-    for option in ("lr", "distillation", "entropy_weight"):
-        value = getattr(options, option)
+        raise UsageError("replaces `epochs`; leave out one of the two", argument="steps")
+    for name in ("lr", "distillation", "entropy_weight"):
+        value = getattr(options, name)
         if value is not None and not math.isfinite(value):
-            raise UsageError(f"--{option.replace('_', '-')} {value}: expected a finite number")
-    for name, recipe_name in _ONLY.items():
-        if getattr(options, name) is not None and options.recipe is not recipe_name:
-            raise UsageError(f"--{name.replace('_', '-')}: is of the {recipe_name.value} recipe; leave it out")
+            raise UsageError("expected a finite number", argument=name, value=value)
+    for name, recipe in _ONLY.items():
+        if getattr(options, name) is not None and options.recipe is not recipe:
+            raise UsageError(f"applies to the {recipe.value} recipe only; leave it out", argument=name)
     if options.arch is Arch.CLIP_FT and options.topk is not None:
-        raise UsageError("--topk: clip-ft matches no patches; leave it out")
+        raise UsageError("clip-ft does not match patches; leave it out", argument="topk")
     if options.recipe is RecipeName.CONTRASTIVE:
         for name in _NOT_CONTRASTIVE:
             if getattr(options, name) is not None:
-                option = "--" + name.replace("_", "-")
-                raise UsageError(f"{option}: the contrastive recipe trains a whole CLIP from nothing; leave it out")
+                raise UsageError("the contrastive recipe trains a whole new CLIP; leave it out", argument=name)
         if options.clip_config is None:
-            raise UsageError("--clip-config: the contrastive recipe needs the config of the CLIP to train; give a .json file")
+            raise UsageError("expected the config of the CLIP to train; give a .json file", argument="clip_config")
     elif options.arch is Arch.CLIP:
-        raise UsageError("--arch clip: scores CLIP as it is, untrained; train sigrl, mkt or clip-ft")
+        raise UsageError("is CLIP as it is, without training; use sigrl, mkt or clip-ft", argument="arch", value="clip")
     elif options.init is None:
-        raise UsageError("--init: give the CLIP checkpoint to start from, such as ViT-B-16.pt, or open_clip's NAME:PRETRAINED")
-    return replace(recipe, **{name: value for name, value in changes.items() if value is not None})
+        raise UsageError(
+            "expected the CLIP checkpoint to start from, such as ViT-B-16.pt, or open_clip's NAME:PRETRAINED", argument="init"
+        )

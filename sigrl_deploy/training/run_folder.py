@@ -1,11 +1,12 @@
-"""The folder of a run: `model.safetensors` for export, `state.pt` to go on from, `log/`. Each file is whole or absent."""
+"""The folder of a run: `model.safetensors` for export, `state.pt` for resuming, and `log/`. No file is ever half-written."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,14 @@ from sigrl_deploy.training.tasks import Task
 
 log = logging.getLogger(__name__)
 
-_LENGTH = {"steps", "epochs", "recipe.epochs"}  # the first counts: the others may say the same in another way
-_FOLLOWS = {"pictures", "labels"}  # may differ because an option does
+_LENGTH = {"steps", "epochs", "recipe.epochs"}  # only the first counts; the others are ways to set it
+_FOLLOWS = {"pictures", "labels"}  # may differ as a consequence of an option
 
 
 class RunFolder:
-    """Where a run keeps its checkpoints. `settings` are what its result depends on: a run is resumed by its like, or a longer
-    one.
+    """Where a run keeps its checkpoints. One process at a time may train into it; of several devices, the first has the lock.
 
-    One process at a time trains into a folder; the first one of several devices holds its lock.
+    settings: everything that the result depends on. A run can be resumed with the same settings, or with more steps.
     """
 
     def __init__(self, path: Path, record: TrainedRecord, settings: dict[str, Any], resume: bool) -> None:
@@ -40,35 +40,55 @@ class RunFolder:
         self.resume = resume
         self._lock = FileLock(path / LOCK)
 
-    def open(self, fabric: Fabric) -> None:
-        """Take the folder, and remove what a killed run left half-written.
+    @contextmanager
+    def opened(self, fabric: Fabric) -> Iterator[None]:
+        """Hold the folder's lock, after removing the half-written files of a killed run.
 
-        Raises UsageError where another process trains into it, or for what `check_folder` refuses.
+        A folder that did not exist before, and has nothing in it afterwards, is removed. Raises UsageError where another
+        process trains into it, and where `check_folder` does.
         """
-        if fabric.is_global_zero:
-            check_folder(self.path, self.resume)
-            try:
-                self._lock.acquire(blocking=False)
-            except Timeout:
-                raise UsageError(
-                    f"--out {self.path}: another process is training into it; wait for it, or choose another folder"
-                ) from None
-            except OSError as error:
-                raise UsageError(f"--out {self.path}: cannot be written ({error.strerror}); choose another folder") from None
+        if not fabric.is_global_zero:
+            fabric.barrier()
+            yield
+            return
+        check_folder(self.path, self.resume)
+        is_new = not self.path.exists()
+        self._acquire()
+        try:
             with _errors(self.path):
                 for left_over in self.path.iterdir():
                     if TEMPORARY.fullmatch(left_over.name):
                         left_over.unlink(missing_ok=True)
-        fabric.barrier()
+            fabric.barrier()
+            yield
+        finally:
+            with suppress(OSError):
+                if is_new and os.listdir(self.path) == [LOCK]:
+                    (self.path / LOCK).unlink()
+                    self.path.rmdir()
+            self._lock.release()
+
+    def _acquire(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise UsageError(
+                "another process is training into it; wait for it, or choose another folder", argument="out", value=self.path
+            ) from None
+        except OSError as error:
+            raise UsageError(
+                f"cannot be written ({error.strerror}); choose another folder", argument="out", value=self.path
+            ) from None
 
     @property
     def remedy(self) -> str:
-        """How to go on from a run that --resume would end in the same way again."""
+        """How to start again where resuming would only fail in the same way."""
         kept = self.path / MODEL
-        return f"from its last checkpoint by --init {kept} and another --out" if kept.exists() else "in another folder"
+        return f"from its last checkpoint with `init={kept}` and another `out`" if kept.exists() else "in another folder"
 
     def load(self, fabric: Fabric, state: dict[str, Any]) -> None:
-        """Bring `state` to where the run was saved last, where it is to be resumed."""
+        """Restore `state` from the last checkpoint, if the run is to be resumed. Raises UsageError where that is impossible."""
         path = self.path / STATE
         if not self.resume:
             return
@@ -81,19 +101,19 @@ class RunFolder:
             longer = self.settings["steps"] > before["steps"]
         except UsageError:
             raise
-        except Exception as error:  # torch has its own ways to fail on a damaged file
+        except Exception as error:  # torch raises all kinds of errors for a damaged file
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UsageError(f"{path}: cannot be resumed from ({reason}); start again {self.remedy}") from None
+            raise UsageError(f"{path}: cannot be loaded ({reason}); start again {self.remedy}") from None
         if longer and fabric.is_global_zero:
             log.info(
-                "goes on from update %d to %d (%d before); the learning-rate schedule is that of the longer run from here on",
+                "continuing from update %d to %d (%d before), with the learning rates of the longer run from here on",
                 state["progress"].step,
                 self.settings["steps"],
                 before["steps"],
             )
 
     def _check_settings(self, before: dict[str, Any]) -> None:
-        """A run goes on with the same options; it may become longer."""
+        """Raise UsageError unless the settings are the same as before, or the run becomes longer."""
         names = {**before, **self.settings}.keys() - _LENGTH
         changed = [name for name in names if before.get(name) != self.settings.get(name)]
         if not changed and self.settings["steps"] < before["steps"]:
@@ -101,19 +121,21 @@ class RunFolder:
         if changed:
             name = min(changed, key=lambda name: (name in _FOLLOWS, name))
             raise UsageError(
-                f"--out {self.path}: its run has {name} = {before.get(name)!r}, and now it is {self.settings.get(name)!r}; "
-                "resume with the same options (only more --steps or --epochs), or choose another folder"
+                f"its run has {name} = {before.get(name)!r}, and now it is {self.settings.get(name)!r}; resume with the same "
+                "options (only more `steps` or `epochs`), or choose another folder",
+                argument="out",
+                value=self.path,
             )
 
     def save_state(self, fabric: Fabric, state: dict[str, Any]) -> None:
-        """Write everything that going on needs. Not by Fabric, which writes into the system's temporary folder first."""
+        """Write everything that resuming needs. (Fabric's own save would write to the system's temporary folder first.)"""
         if not fabric.is_global_zero:
             return
         values = {name: part.state_dict() for name, part in state.items()} | {"settings": json.dumps(self.settings)}
         with _errors(self.path), replacing(self.path / STATE) as temporary:
             try:
                 torch.save(values, temporary)
-            except RuntimeError as error:  # what torch makes of a full disk
+            except RuntimeError as error:  # torch raises this for a full disk
                 raise OSError(str(error).splitlines()[0]) from None
 
     def log(self, fabric: Fabric, values: dict[str, float], step: int) -> None:
@@ -139,6 +161,6 @@ def _errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kept = "the checkpoint before is kept; make room, and go on with --resume"
+        kept = "the checkpoint before is kept; make room, and continue with `resume`"
         after = kept if (folder / STATE).exists() else "make room, and start again"
         raise TrainingError(f"{folder}: the checkpoint or log cannot be written ({error.strerror or error}); {after}") from None

@@ -1,4 +1,4 @@
-"""What is learned: a module whose forward pass gives the loss of a batch, so that any strategy of the trainer can wrap it."""
+"""A model with its loss, as a module whose forward pass gives the loss of a batch, so that Fabric can wrap it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from torch import Tensor, nn
 
 from sigrl_deploy.model.sigrl import SigRL, encode_image, match
 from sigrl_deploy.training.losses import distillation_loss, entropy_loss, ranking_loss
-from sigrl_deploy.training.recipes import LossInput, RecipeName
+from sigrl_deploy.training.recipes import LossInput, Recipe, RecipeName
 
 
 class Task(nn.Module, ABC):
-    """A model with its loss. `forward(pixels, *targets)` gives the losses by name; "loss" is the one that is trained on."""
+    """A model with its loss. `forward(pixels, *targets)` returns losses by name; "loss" is the one to minimise."""
 
     model: SigRL
 
     @abstractmethod
     def targets(self, extras: list[Any]) -> tuple[Tensor, ...]:
-        """What the batch's `Example.extra` are, as tensors that `forward` takes behind the pixels."""
+        """The `Example.extra` of a batch as tensors, which `forward` takes after the pixels."""
 
     @abstractmethod
     def forward(self, pixels: Tensor, *targets: Tensor) -> dict[str, Tensor]: ...
 
 
 class Scale(nn.Module):
-    """Learned scale and bias of scores on their way into a loss; both stay behind at inference, where they change no order."""
+    """A learned scale and bias for scores before a loss. Inference needs neither, since they do not change the order."""
 
     def __init__(self, scale: float, bias: float) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Scale(nn.Module):
 
 
 def freeze_vision(model: SigRL, trained_blocks: int | None) -> None:
-    """Leave only the ViT's last blocks, its last norm and projection trainable; None leaves all of it."""
+    """Freeze the ViT except for its last blocks, last norm and projection; None freezes nothing."""
     if trained_blocks is None:
         return
     visual = model.visual
@@ -53,40 +53,29 @@ def freeze_vision(model: SigRL, trained_blocks: int | None) -> None:
 
 
 class TaggingTask(Task):
-    """The zero-shot and the single-positive recipe: scores of the training labels, whose embeddings are fixed.
+    """The zero-shot and single-positive recipes: the scores of the training labels, with the text tower frozen.
 
-    `label_embedding` [C, D] comes from the frozen text tower.
+    label_embedding: [C, D], fixed.
     """
 
-    def __init__(
-        self,
-        model: SigRL,
-        label_embedding: Tensor,
-        recipe: RecipeName,
-        loss_input: LossInput,
-        entropy_weight: float,
-        distillation: float,
-        trained_blocks: int | None,
-    ) -> None:
+    def __init__(self, model: SigRL, label_embedding: Tensor, recipe: Recipe) -> None:
         super().__init__()
         self.model = model.requires_grad_(True)
         if model.text is not None:
             model.text.requires_grad_(False)
-        freeze_vision(model, trained_blocks)
-        if model.svfr is not None:  # the softmax cancels them, so they have no gradient
+        freeze_vision(model, recipe.trained_blocks)
+        if model.svfr is not None:  # the softmax cancels these, so they have no gradient
             model.svfr.decouple.bias.requires_grad_(False)
             model.svfr.reconstruct.bias.requires_grad_(False)
         self.recipe = recipe
-        self.entropy_weight = entropy_weight
-        self.distillation = distillation
         self.register_buffer("label_embedding", label_embedding.clone(), persistent=False)
-        ranking = recipe is RecipeName.ZERO_SHOT
-        # √C undoes what the norm over C labels takes; the bias starts where few labels of many are positive.
+        ranking = recipe.name is RecipeName.ZERO_SHOT
+        # √C makes up for the norm over C labels; a bias of -3 fits labels of which few are positive.
         scale = Scale(len(label_embedding) ** 0.5, 0.0 if ranking else -3.0)
-        self.head = scale if loss_input is LossInput.SCALED else None
+        self.head = scale if recipe.loss_input is LossInput.SCALED else None
         if self.head is not None and ranking:
-            self.head.bias.requires_grad_(False)  # it cancels in every difference
-        self.teacher = copy.deepcopy(model.visual).requires_grad_(False).eval() if ranking and distillation else None
+            self.head.bias.requires_grad_(False)  # it cancels out of every difference
+        self.teacher = copy.deepcopy(model.visual).requires_grad_(False).eval() if recipe.distillation else None
 
     def targets(self, extras: list[Any]) -> tuple[Tensor, ...]:
         return (torch.from_numpy(np.stack(extras)),)
@@ -106,12 +95,12 @@ class TaggingTask(Task):
             config = self.model.config
             scores = match(config.arch, local.float(), global_feature.float(), label_embedding.float(), config.topk)
             logits = scores if self.head is None else self.head(scores)
-            if self.recipe is RecipeName.SINGLE_POSITIVE:
-                loss = entropy_loss(logits, targets[0], self.entropy_weight)
+            if self.recipe.name is RecipeName.SINGLE_POSITIVE:
+                loss = entropy_loss(logits, targets[0], self.recipe.entropy_weight)
                 return {"loss": loss}
             losses = {"ranking": ranking_loss(logits, targets[0])}
         if self.teacher is not None:
             with torch.no_grad():
                 frozen = encode_image(self.teacher, pixels)[1]
             losses["distillation"] = distillation_loss(global_feature.float(), frozen.float())
-        return {"loss": losses["ranking"] + self.distillation * losses.get("distillation", 0.0)} | losses
+        return {"loss": losses["ranking"] + self.recipe.distillation * losses.get("distillation", 0.0)} | losses

@@ -95,7 +95,7 @@ def test_weights_in_a_file_that_is_not_listed(copied: Path, name: str) -> None:
     in_a_file_beside_it(copied, name, "hidden.bin")
     assert external_files(copied / name) == {"hidden.bin"}
     mend_hashes(copied)
-    with pytest.raises(BundleError, match=rf"{name}: takes weights from 'hidden.bin', which the manifest does not list"):
+    with pytest.raises(BundleError, match=rf"{name}: reads weights from 'hidden.bin', which the manifest does not list"):
         Recognizer(copied, cache_dir=False)
     mend_hashes(copied, "hidden.bin")
     expected = Recognizer(copied, device="cpu", cache_dir=False).vocabulary(LABELS).label_embedding
@@ -143,7 +143,7 @@ def test_a_file_that_cannot_be_read(copied: Path) -> None:
 def test_weights_outside_the_bundle(copied: Path, location: str) -> None:
     in_a_file_beside_it(copied, "visual.onnx", location)
     mend_hashes(copied)
-    with pytest.raises(BundleError, match=r"takes weights from .* do not use this bundle"):
+    with pytest.raises(BundleError, match=r"reads weights from .* do not use this bundle"):
         Recognizer(copied, cache_dir=False)
 
 

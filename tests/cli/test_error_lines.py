@@ -1,10 +1,12 @@
 """One error, in Python's words and in the command line's."""
 
+import logging
 import pickle
 
+import click
 import pytest
 
-from sigrl_deploy.cli.error_lines import error_line
+from sigrl_deploy.cli.error_lines import LogLines, error_line
 from sigrl_deploy.cli.export import export_onnx, export_tensorrt
 from sigrl_deploy.cli.infer import infer
 from sigrl_deploy.errors import SigRLError, UsageError
@@ -32,6 +34,13 @@ def test_python_reads_arguments_and_a_shell_reads_options() -> None:
 )
 def test_arguments_in_a_message_become_the_options_of_the_verb(problem: str, verb: object, line: str) -> None:
     assert error_line(SigRLError(problem), verb) == line
+
+
+def test_log_lines_have_the_options_of_the_verb_that_runs() -> None:
+    record = logging.LogRecord("", logging.WARNING, "", 0, "%s: go on with `resume`, or leave out `build=False`", ("a",), None)
+    with click.Context(infer):
+        assert LogLines().format(record) == "a: go on with --resume, or leave out --no-build"
+    assert LogLines().format(record) == "a: go on with --resume, or leave out --build False"
 
 
 def test_a_positional_argument_is_named_by_what_was_given() -> None:

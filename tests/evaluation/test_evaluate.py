@@ -141,7 +141,7 @@ def test_a_checkpoint_is_the_reference_of_its_bundle(bundle: Path, weights: Path
     checkpoint = CheckpointOptions(weights / "sigrl.pth", text_tower=str(weights / "text.pth"))
     found = run_evaluate(_options(data, bundles=(bundle,), checkpoint=checkpoint))
     assert [(model.path, model.arch, model.precision, model.device) for model in found.models] == [
-        (checkpoint, Arch.SIGRL, Precision.FP32, "cpu"),
+        (checkpoint.checkpoint, Arch.SIGRL, Precision.FP32, "cpu"),
         (bundle, Arch.SIGRL, Precision.FP32, "cpu"),
     ]
     assert "PyTorch" in found.models[0].description
@@ -158,8 +158,8 @@ def test_models_that_are_not_one_model_are_said(
     checkpoint = CheckpointOptions(weights / "sigrl.pth", text_tower=str(weights / "text.pth"), arch=Arch.MKT)
     run_evaluate(_options(data, bundles=(bundle,), checkpoint=checkpoint, limit=1))
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert f"{bundle}: has arch sigrl, and {checkpoint} has mkt" in warnings
-    assert f"{bundle}: has topk 16, and {checkpoint} has 18" in warnings
+    assert f"{bundle}: has arch sigrl, and {checkpoint.checkpoint} has mkt" in warnings
+    assert f"{bundle}: has topk 16, and {checkpoint.checkpoint} has 18" in warnings
     assert len(warnings) == 2
 
 
@@ -313,14 +313,7 @@ def test_a_wrong_option_is_refused_before_any_picture_is_read(
 
 _BLOCKING = """
 import sys
-import importlib.util
-blocked, known = set(sys.argv.pop(1).split(",")), importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: None if name in blocked else known(name, package)
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in blocked:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Blocker())
+sys.modules.update(dict.fromkeys(sys.argv.pop(1).split(",")))  # as if they were not installed
 from sigrl_deploy.cli.main import main
 main()
 """

@@ -1,30 +1,29 @@
-"""Training on a folder of one's own: what is set apart, what is refused at once, what is shown, and runs that become longer."""
+"""Training on a folder of your own: validation pictures, early refusals, progress, and runs that become longer."""
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
-import pty
-import struct
+import re
+import signal
 import subprocess
 import sys
-import termios
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from sigrl_deploy import progress
 from sigrl_deploy.checkpoints.native import read_record
 from sigrl_deploy.datasets.opening import open_dataset
-from sigrl_deploy.training import loop
 from tests.support.paths import ROOT
+from tests.support.processes import interruptible, on_terminal
 from tests.support.training_runs import QUICK, TOPK, refusal, rows, sigrl_deploy, train, weights
 
 QUICK_8 = [*QUICK, *TOPK, "--arch", "mkt", "--augment", "none"]
 
 
-def test_a_finished_run_goes_on_to_a_longer_one(
+def test_a_finished_run_can_become_longer(
     tiny_clip: Path, colours: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """From 8 updates to 16, at the rates that a run of 16 has there; by --epochs as well as by --steps."""
@@ -36,7 +35,7 @@ def test_a_finished_run_goes_on_to_a_longer_one(
     assert float(rows(run)[-1]["lr"]) == pytest.approx(1e-7, rel=1e-3)  # the end of its cosine
     after_8 = weights(run)
     assert "trained 16 updates" in train(*arguments, "--out", run, "--steps", "16", "--resume")
-    assert "goes on from update 8 to 16 (8 before); the learning-rate schedule is that of the longer run" in caplog.text
+    assert "continuing from update 8 to 16 (8 before)" in caplog.text
     logged, expected = ([(row["step"], row["lr"]) for row in rows(path) if row["lr"]] for path in (run, whole))
     assert [step for step, _ in logged] == ["4", "8", "12", "16"]
     assert logged[2:] == expected[2:]
@@ -44,7 +43,7 @@ def test_a_finished_run_goes_on_to_a_longer_one(
     assert all(value.isfinite().all() for value in reached.values())
     assert not all(value.equal(after_8[name]) for name, value in reached.items())
     message = refusal(*arguments, "--out", run, "--resume")  # 8 again
-    assert "its run has steps = 16, and now it is 8; resume with the same options (only more --steps or --epochs)" in message
+    assert "its run has steps = 16, and now it is 8; " in message
     assert "its run has seed = 0" in refusal(*arguments, "--out", run, "--resume", "--steps", "20", "--seed", "1")
     by_epochs = [argument for argument in arguments if argument not in ("--steps", "8")]
     assert "trained 20 updates" in train(*by_epochs, "--out", run, "--epochs", "5", "--resume")  # 4 updates each
@@ -60,7 +59,7 @@ def _with_splits(folder: Path) -> None:
 
 
 def test_pictures_of_other_splits_are_not_trained_on(tiny_clip: Path, colours: Path, tmp_path: Path) -> None:
-    """What is no picture at all would be passed over and counted."""
+    """Otherwise the missing ones would be counted as unreadable."""
     _with_splits(colours)
     for i in range(5):
         (colours / f"{i}.png").unlink()
@@ -79,7 +78,7 @@ def test_a_share_is_set_apart_and_recorded(tiny_clip: Path, colours: Path, tmp_p
     arguments = [f"folder:{colours}", "--init", str(tiny_clip), *QUICK_8, "--validation-share", str(share)]
     done = sigrl_deploy(*arguments, "--out", tmp_path / "run")
     assert "not validated" in done.output  # nothing to validate on can be read, and all else can
-    assert f"{min(5, len(held_out))} pictures were left out" in done.output  # as many as are validated on
+    assert f"{min(5, len(held_out))} pictures could not be read" in done.output  # as many as are validated on
     record = read_record(tmp_path / "run" / "model.safetensors")
     assert record is not None
     assert record.training["settings"]["validation_share"] == share
@@ -88,11 +87,11 @@ def test_a_share_is_set_apart_and_recorded(tiny_clip: Path, colours: Path, tmp_p
     )
 
 
-def test_nothing_to_validate_on_is_said(
+def test_a_warning_says_that_nothing_is_validated(
     tiny_clip: Path, colours: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert "(not validated)" in train(f"folder:{colours}", "--init", tiny_clip, "--out", tmp_path / "run", *QUICK_8)
-    assert "sets no pictures apart for validation" in caplog.text
+    assert "has no validation pictures" in caplog.text
     assert "the last checkpoint is kept, not the best" in caplog.text
 
 
@@ -111,14 +110,14 @@ finally:
     [
         (["--init", "typo.pt"], "error: --init typo.pt: no such file"),
         (["--text-tower", "typo.pt"], "error: --text-tower typo.pt: no such file"),
-        (["DATA"], "gone: is not there; expected the folder that the data set is in"),
-        (["--epochs", "2"], "error: --steps: takes the place of --epochs"),
-        (["--out", "sigrl_deploy"], "which is no part of a run; choose another folder"),
-        (["--out", "README.md"], "error: --out README.md: cannot be made (File exists)"),
-        (["--resume"], "has no state.pt, so there is no run to go on with"),
+        (["DATA"], "gone: no such folder"),
+        (["--epochs", "2"], "error: --steps: replaces --epochs"),
+        (["--out", "sigrl_deploy"], "error: --out sigrl_deploy: has "),
+        (["--out", "README.md"], "error: --out README.md: cannot be used (Not a directory)"),
+        (["--resume"], "has no state.pt"),
     ],
 )
-def test_what_is_not_there_is_said_before_torch_is_imported(
+def test_what_is_missing_is_reported_before_torch_is_imported(
     tiny_clip: Path, colours: Path, tmp_path: Path, changed: list[str], said: str
 ) -> None:
     data = f"folder:{colours / 'gone'}" if changed == ["DATA"] else f"folder:{colours}"
@@ -139,54 +138,62 @@ def test_what_is_not_there_is_said_before_torch_is_imported(
     assert imported == "False"
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
-    """As a user who is not root, whom no permission stops."""
+@pytest.mark.parametrize("out", ["run", "run/new/run"])
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, out: str) -> None:
+    """As a user who is not root, since no permission stops root."""
     (tmp_path / "run").mkdir(mode=0o555)
     tmp_path.chmod(0o755)
     program = (
-        "import os; from pathlib import Path; from sigrl_deploy.training.checks import check_folder\n"
+        "import os; from pathlib import Path\n"
+        "from sigrl_deploy.errors import UsageError; from sigrl_deploy.training.checks import check_folder\n"
         "if os.geteuid() == 0: os.setuid(65534)\n"
-        "check_folder(Path('run'), False)"
+        f"try: check_folder(Path({out!r}), False)\n"
+        "except UsageError as error: print(error.argument, error.value)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.stderr.splitlines()[-1].endswith(
-        "--out run: cannot be written; choose another folder, or change its permissions"
-    )
+    assert done.stdout == f"out {out}\n", done.stderr
 
 
-def test_without_a_terminal_a_line_says_how_far_it_is(
+def test_without_a_terminal_lines_show_how_far_it_is(
     tiny_clip: Path, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(loop, "LINE_EVERY", 0.0)
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
     caplog.set_level(logging.INFO)
     train(f"folder:{colours}", "--init", tiny_clip, "--out", tmp_path / "run", *QUICK_8)
-    lines = [line for line in caplog.messages if line.startswith("update 8 of 8: loss ")]
-    assert len(lines) == 1
-    assert ", lr 1.0e-07, pictures/s " in lines[0]
+    (line,) = (line for line in caplog.messages if line.startswith("7 of 8 updates, "))
+    assert re.search(r", loss \d\.\d+, lr \d\.\de-\d\d$", line)
 
 
-def test_on_a_terminal_the_bar_has_loss_rate_and_speed(tiny_clip: Path, colours: Path, tmp_path: Path) -> None:
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 200, 0, 0))
+def test_on_a_terminal_the_bar_has_loss_and_rate(tiny_clip: Path, colours: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys; from sigrl_deploy import progress; from sigrl_deploy.cli.main import main\n"
+        "progress._SOON = 0.0; main(['train', *sys.argv[1:]])"
+    )
+    command = [sys.executable, "-c", script, f"folder:{colours}", "--init", str(tiny_clip)]
+    command += ["--out", str(tmp_path / "run"), *QUICK_8]
+    status, shown = on_terminal(command, stdout=subprocess.DEVNULL)
+    assert status == 0, shown
+    assert b"loss " in shown
+    assert b", lr " in shown
+
+
+def test_an_interrupted_run_says_how_to_continue(tiny_clip: Path, colours: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
     command = [sys.executable, "-m", "sigrl_deploy", "train", f"folder:{colours}", "--init", str(tiny_clip)]
-    command += ["--out", str(tmp_path / "run"), *QUICK_8, "--steps", "300", "--save-every", "300"]
-    process = subprocess.Popen(command, stderr=slave, stdout=subprocess.DEVNULL)
-    os.close(slave)
-    said = b""
-    try:
-        while part := os.read(master, 1 << 16):
-            said += part
-    except OSError:  # nobody has the other end any more
-        pass
-    finally:
-        os.close(master)
-    assert process.wait(timeout=60) == 0, said
-    assert b"loss=" in said
-    assert b"lr=" in said
-    assert b"pictures/s=" in said
+    command += ["--out", str(run), *QUICK_8, "--steps", "100000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, preexec_fn=interruptible)
+    while not (run / "model.safetensors").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    *_, kept, interrupted = said.decode().splitlines()
+    assert re.fullmatch(rf"{run} keeps update \d+; continue with --resume", kept)
+    assert interrupted == "interrupted"
 
 
-def test_a_state_of_another_length_is_recorded_once_it_went_on(tiny_clip: Path, colours: Path, tmp_path: Path) -> None:
+def test_the_record_of_a_run_that_became_longer_has_its_new_length(tiny_clip: Path, colours: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = [f"folder:{colours}", "--init", str(tiny_clip), *QUICK_8, "--out", run]
     train(*arguments)
