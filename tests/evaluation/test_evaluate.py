@@ -155,8 +155,8 @@ def test_models_that_are_not_one_model_are_said(
     checkpoint = CheckpointOptions(weights / "sigrl.pth", text_tower=str(weights / "text.pth"), arch=Arch.MKT)
     run_evaluate(_options(data, bundles=(bundle,), checkpoint=checkpoint, limit=1))
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert f"{bundle}: has arch sigrl, and {checkpoint.checkpoint} has mkt" in warnings
-    assert f"{bundle}: has topk 16, and {checkpoint.checkpoint} has 18" in warnings
+    assert f"{bundle} has arch sigrl, but {checkpoint.checkpoint} has mkt" in warnings
+    assert f"{bundle} has topk 16, but {checkpoint.checkpoint} has 18" in warnings
     assert len(warnings) == 2
 
 

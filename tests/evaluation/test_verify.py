@@ -16,7 +16,8 @@ from sigrl_deploy import Recognizer
 from sigrl_deploy.cli.main import main
 from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.evaluation.scoring import Model
-from sigrl_deploy.evaluation.verify import compare
+from sigrl_deploy.evaluation.verify import Comparison, Verification, compare
+from sigrl_deploy.evaluation.verify_table import table
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +156,16 @@ def test_the_numbers() -> None:
     assert found.cosine == pytest.approx(24 / 25)
     assert (found.top1_agreement, found.top5_overlap) == (0.5, 1.0)
     assert found.flips == pytest.approx(2 / 6)
+
+
+def test_the_table_fits_a_terminal_whatever_an_engine_is_called() -> None:
+    name = "PyTorch 2.11.0+cu130 on NVIDIA H100 80GB HBM3 (as asked), bf16, with svfr, match and gmc as kernels"
+    worst = Comparison(name, "bf16", 3e-2, 1.2e-1, 3.4e-2, -0.123456, 1.0, 1.0, 1.0, 1.0)
+    shown = table(Verification("checkpoint", 1.0, (worst,), {}, 0.01234, 1, 1, {}))
+    head, reference, row, *_ = shown.splitlines()
+    assert row.startswith("bf16 PyTorch 2.11.0+cu130 on ")
+    assert reference.split() == ["reference", "100.00"]
+    assert "0.03 !" in row
+    assert "1 picture, 1 label." in shown
+    assert max(map(len, shown.splitlines())) <= 100
+    assert len(head.split()) == 9
