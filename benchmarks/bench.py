@@ -31,6 +31,7 @@ from benchmarks.random_weights import VARIANTS
 from benchmarks.records import timing
 from benchmarks.stages import STAGES
 from benchmarks.workload import load, prepare
+from sigrl_deploy.comparison import agreement, overlap, score_errors
 from sigrl_deploy.config import ModelConfig
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.files import replacing
@@ -221,14 +222,12 @@ def failure(done: subprocess.CompletedProcess[str]) -> str:
 def drift_of(exact: np.ndarray, got: np.ndarray) -> Record:
     """Scores [n, C] against eager's in fp32: the largest error, and on how many pictures the best labels agree (0 to 1)."""
     exact = exact[: len(got)]
-    k = min(5, exact.shape[1])
-    overlap = [len(set(a[:k]) & set(b[:k])) / k for a, b in zip(np.argsort(-exact), np.argsort(-got), strict=True)]
     return {
         "pictures": len(got),
-        "score_error": float(f"{np.abs(exact - got).max():.2g}"),
+        "score_error": float(f"{score_errors(exact, got).largest:.2g}"),
         "largest_score": float(f"{np.abs(exact).max():.2g}"),
-        "top1": round(float((exact.argmax(1) == got.argmax(1)).mean()), 4),
-        "top5_overlap": round(float(np.mean(overlap)), 4),
+        "top1": round(agreement(exact, got, 1), 4),
+        "top5_overlap": round(overlap(exact, got, 5), 4),
     }
 
 

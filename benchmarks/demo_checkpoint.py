@@ -112,7 +112,7 @@ def baselines(pictures: int) -> list[dict[str, Any]]:
     targets = np.stack([test.targets(i) for i in range(pictures)])
     a, b = ([thumbnail(scenes, i) for i in range(count)] for scenes, count in ((test, pictures), (gallery, len(gallery))))
     near = np.stack(b)
-    order = np.stack([np.argsort(((near - row) ** 2).sum(1))[:10] for row in a])
+    order = np.stack([np.argsort(((near - row) ** 2).sum(1), kind="stable")[:10] for row in a])
     scores = {
         "chance": np.random.default_rng(0).random(targets.shape, np.float32),
         "nearest": (known[order] == 1).mean(1, dtype=np.float32),
@@ -140,8 +140,20 @@ def evaluate_engines(checkpoint: Path, pictures: int) -> list[dict[str, Any]]:
         command("export", "onnx", str(checkpoint), *every, "--out", str(bundle))
         for backend, names in ENGINES.items():
             precisions = [word for name in names for word in ("--precision", name)]
-            models = ["--checkpoint", str(checkpoint), "--bundle", str(bundle), *precisions, "--backend", backend]
-            command("evaluate", "scenes", *models, "--device", "cpu", "--limit", str(pictures), "--out", str(out))
+            models = [
+                "--checkpoint",
+                str(checkpoint),
+                "--bundle",
+                str(bundle),
+                *precisions,
+                "--backend",
+                backend,
+                "--device",
+                "cpu",
+            ]
+            command(
+                "evaluate", "scenes", *models, "--device", "cpu", "--limit", str(pictures), "--out", str(out), "--overwrite"
+            )
             records += engine_records(json.loads(out.read_text(encoding="utf-8")), backend, names)
     return records
 

@@ -16,7 +16,7 @@ def combinations() -> list[Combination]:
     return [(backend, device, precision) for backend, device, precision in every if runs(backend, precision, device)]
 
 
-def tested() -> list[Combination]:
+def run_by_tests() -> list[Combination]:
     """What every run of the test suite runs: tests/engines/test_support.py is parametrised over this list."""
     return [combination for combination in combinations() if combination[1] is Device.CPU]
 
@@ -29,7 +29,7 @@ def measured() -> set[tuple[str, str, str]]:
 
 def support_table() -> str:
     """One row per backend and device, one column per precision."""
-    timed, by_tests, possible = measured(), set(tested()), set(combinations())
+    timed, by_tests, possible = measured(), set(run_by_tests()), set(combinations())
 
     def status(combination: Combination) -> str:
         if combination not in possible:

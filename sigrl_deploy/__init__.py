@@ -36,9 +36,9 @@ __all__ = [
 ]
 
 _HOME = {
-    "ImageError": "errors",
     "Backend": "config",
     "Device": "config",
+    "ImageError": "errors",
     "Precision": "config",
     "Prediction": "recognizer.predictions",
     "Recognizer": "recognizer",

@@ -89,7 +89,11 @@ class Precision(str, Enum):
 
 
 class Device(str, Enum):
-    """Where a model runs. `auto` is a GPU where the backend has one that it can use, else the CPU."""
+    """Where a model runs. `auto` is a GPU where the backend has one that it can use, else the CPU.
+
+    >>> Recognizer("bundle", device=Device.CPU).engine.device
+    'cpu'
+    """
 
     AUTO = "auto"
     CPU = "cpu"
@@ -105,6 +109,9 @@ class Backend(str, Enum):
     """What runs a bundle: ONNX Runtime, its TensorRT provider, PyTorch, this project's TensorRT engines, or OpenVINO.
 
     `auto` is PyTorch where it has a GPU and the bundle holds weights for it, else ONNX Runtime.
+
+    >>> Recognizer("bundle", backend=Backend.ONNXRUNTIME).engine.description
+    'ONNX Runtime ...'
     """
 
     AUTO = "auto"

@@ -1,4 +1,4 @@
-"""The demo: the SigRL model that ships with the package, exported and run on pictures that it has never seen."""
+"""The demo: the SigRL model that comes with the package, exported and run on pictures that it has never seen."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.manifest import MANIFEST
+from sigrl_deploy.config import Device
 from sigrl_deploy.datasets.scenes import UNSEEN, Scenes, labels_of
+from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import BundleError
 from sigrl_deploy.export.run import ExportOptions, export_bundle
 from sigrl_deploy.tagging.run import InferOptions, run_infer
@@ -23,7 +25,7 @@ PICTURES = DATA / "scenes"
 def run_demo(out: Path) -> int:
     """Export to `out`/bundle, print the tags of the package's scenes and what is in them, draw heat maps into `out`/heatmaps.
 
-    A bundle that is there is replaced if it is a demo's. Returns how many pictures could not be read. Raises what export and
+    An existing bundle is replaced if the demo made it. Returns how many pictures could not be read. Raises what export and
     infer raise.
     """
     log.info("exporting %s to %s", CHECKPOINT.name, out / "bundle")
@@ -41,12 +43,12 @@ def run_demo(out: Path) -> int:
             resume=False,
             heatmaps=out / "heatmaps",
             batch_size=None,
-            device="cpu",
             cache_dir=out / "cache",
+            engine=EngineOptions(device=Device.CPU),
         )
     )
     test = Scenes("test")
-    log.info("what is in them, by how they were drawn (* is in no training picture):")
+    log.info("what was drawn in them (* is in no training picture):")
     for i, path in enumerate(sorted(PICTURES.glob("*.jpg"))):
         present = dict.fromkeys(label for thing in test.things(i) for label in labels_of(thing))
         log.info("%s  %s", path.name, ", ".join(f"{label}*" if label in UNSEEN else label for label in present))

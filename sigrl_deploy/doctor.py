@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sigrl_deploy.bundle.engine_records import EngineRecord, version_tuple
+from sigrl_deploy.config import Backend, runs
 from sigrl_deploy.errors import SigRLError, UsageError
+from sigrl_deploy.extras import install_command
 from sigrl_deploy.machine.cache_folder import ENVIRONMENT, cached_files, require_private
 from sigrl_deploy.machine.gpu import OLDEST_FUSED, Gpu, NoGpuError, gpu_at_hand
 from sigrl_deploy.tensorrt.library import installed, open_library
@@ -144,16 +146,16 @@ def _backends(gpu: Gpu | None) -> Iterator[Finding]:
     """Those that run on a CPU first."""
     providers = _providers()
     yield _onnxruntime(providers, "onnxruntime", "CPU", gpu)
-    yield _backend("openvino", ["openvino", "onnx"], "'.[openvino]'")
-    yield _backend("torch", ["torch", "triton", "safetensors"], "'.[export]'", "" if _torch_runs() else ", unfused, on the CPU")
+    yield _backend(Backend.OPENVINO, Backend.OPENVINO.packages)
+    on_cpu = "" if _torch_has_gpu() else ", on the CPU, without the fused kernels"
+    yield _backend(Backend.TORCH, (*Backend.TORCH.packages, "safetensors"), on_cpu)
     yield _onnxruntime(providers, "onnxruntime --device cuda", "CUDA", gpu)
     yield _onnxruntime(providers, "onnxruntime-tensorrt", "Tensorrt", gpu)
     if gpu is None:
         yield Finding("tensorrt", False, "there is no GPU")
         return
     library = next(iter(installed()), "tensorrt")
-    extra = "'.[tensorrt-rtx]'" if library == "tensorrt_rtx" else "'.[tensorrt]'"
-    yield _backend("tensorrt", [library, "torch", "triton", "onnx"], extra)
+    yield _backend(Backend.TENSORRT, (library, *Backend.TENSORRT.packages, "onnx"))
 
 
 def _onnxruntime(providers: list[str] | str, name: str, provider: str, gpu: Gpu | None) -> Finding:
@@ -171,11 +173,15 @@ _GPU_PACKAGE = (
 )
 
 
-def _backend(name: str, modules: list[str], extra: str, how: str = "") -> Finding:
+def _backend(backend: Backend, modules: tuple[str, ...], how: str = "") -> Finding:
     for module in modules:
         if find_spec(module) is None:
-            return Finding(name, False, f"{module} is not installed", f"pip install {extra}")
-    return Finding(name, True, f"{modules[0]} {version_of(modules[0]) or 'is installed'}{how}")
+            return Finding(backend.value, False, f"{module} is not installed", install_command(backend.extra))
+    return Finding(backend.value, True, f"{modules[0]} {version_of(modules[0]) or 'is installed'}{how}")
+
+
+def _reinstall_command(extra: str) -> str:
+    return install_command(extra).replace("pip install", "pip install --force-reinstall", 1)
 
 
 def _providers() -> list[str] | str:
@@ -223,7 +229,7 @@ def _loads(name: str) -> bool:
         return False
 
 
-def _torch_runs() -> bool:
+def _torch_has_gpu() -> bool:
     torch = _imported("torch") if find_spec("torch") else "not installed"
     return not isinstance(torch, str) and torch.cuda.is_available()
 
@@ -235,10 +241,9 @@ def _torch(gpu: Gpu | None) -> Iterator[Finding]:
 
 
 def _installed_torch(gpu: Gpu | None) -> Finding:
-    command = "pip install '.[export]'"
     torch = _imported("torch")
     if isinstance(torch, str):
-        return Finding("PyTorch", False, f"does not load ({torch})", f"{command} --force-reinstall")
+        return Finding("PyTorch", False, f"does not load ({torch})", _reinstall_command("export"))
     if gpu is None:
         return Finding("PyTorch", True, torch.__version__)
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs only"
@@ -246,7 +251,7 @@ def _installed_torch(gpu: Gpu | None) -> Finding:
     if torch.cuda.is_available():
         return Finding("PyTorch", True, found)
     if not torch.version.cuda:
-        return Finding("PyTorch", False, f"{found}, though there is a GPU", f"{command} --force-reinstall")
+        return Finding("PyTorch", False, f"{found}, though there is a GPU", _reinstall_command("export"))
     found += f", which driver {gpu.driver} (CUDA {gpu.cuda}) does not run; update the driver, or take a torch for that CUDA"
     return Finding("PyTorch", False, found)
 
@@ -257,20 +262,20 @@ def _extras() -> Iterator[Finding]:
         missing = [module for module in modules if find_spec(module) is None]
         if missing:
             found = f"{', '.join(missing)} not installed; sigrl-deploy {verbs} needs that"
-            yield Finding(f"extra {extra}", False, found, f"pip install '.[{extra}]'")
+            yield Finding(f"extra {extra}", False, found, install_command(extra))
         else:
             yield Finding(f"extra {extra}", True, "installed")
 
 
 def _tensorrt(gpu: Gpu | None) -> Iterator[Finding]:
     if gpu is not None and not installed():
-        yield Finding("TensorRT", False, "is not installed", "pip install '.[tensorrt]'  # or '.[tensorrt-rtx]'")
+        command = f"{install_command('tensorrt')}  # or the extra tensorrt-rtx"
+        yield Finding("TensorRT", False, "is not installed", command)
     for name in installed():
         try:
             yield Finding(name, True, open_library(name).version)
         except SigRLError as error:
-            extra = name.replace("_", "-")
-            yield Finding(name, False, str(error), f"pip install --force-reinstall '.[{extra}]'")
+            yield Finding(name, False, str(error), _reinstall_command(name.replace("_", "-")))
 
 
 def _caches(folder: Path, gpu: Gpu | None) -> Iterator[Finding]:
@@ -282,7 +287,7 @@ def _caches(folder: Path, gpu: Gpu | None) -> Iterator[Finding]:
     try:
         require_private(folder)
     except UsageError as error:
-        yield Finding("cache", False, str(error), f"chmod go-w {shlex.quote(str(folder))}")
+        yield Finding("cache", False, f"{folder}: {error.problem}", f"chmod go-w {shlex.quote(str(folder))}")
         return
     if os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK):
         yield Finding("cache", True, f"{folder}: {size}, {labels} labels encoded")
@@ -324,10 +329,8 @@ def _bundle(path: Path, gpu: Gpu | None) -> Iterator[Finding]:
     yield Finding(BUNDLE, True, f"{path}: whole; {', '.join(precision.value for precision in held)}")
     command = f"sigrl-deploy export tensorrt {shlex.quote(str(path))}"
     if gpu is not None and not bundle.manifest.engines:
-        for_cpus = all(precision.is_int8 for precision in held)
-        found = (
-            "none; TensorRT runs no int8, which is all that the bundle holds" if for_cpus else f"none; {command} builds them"
-        )
+        can = any(runs(Backend.TENSORRT, precision) for precision in held)
+        found = f"none; {command} builds them" if can else "none; TensorRT runs none of the bundle's precisions"
         yield Finding("engines", True, found)
     for record in bundle.manifest.engines:
         yield _engine(bundle, record, gpu, command)

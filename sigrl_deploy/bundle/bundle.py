@@ -16,9 +16,10 @@ from sigrl_deploy.files import sha256_file
 
 
 class Bundle:
-    """An opened bundle: its files are there and are what the manifest says.
+    """An opened bundle, whose files are all there and have the hashes that the manifest lists.
 
-    Raises BundleError where the folder is no bundle, of another format version, incomplete or changed since export.
+    Raises BundleError where the folder is not a bundle, has an unknown format version, is incomplete, or was changed since the
+    export.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -36,40 +37,44 @@ class Bundle:
                 raise BundleError(f"{path}: cannot be read ({error.strerror or error}); copy the bundle again") from None
 
     def file(self, name: str) -> Path:
-        """The path of one of the bundle's files. Raises BundleError where it is missing, or is no file."""
+        """The path of one of the bundle's files. Raises BundleError where it is missing or not a file."""
         path = self.path / name
         if name not in self.manifest.files or not path.is_file():
             raise BundleError(f"{path}: missing from the bundle; copy the whole folder again, or export it again")
         return path
 
     def digests(self, name: str) -> tuple[str, ...]:
-        """The sha256 of one of the bundle's files, and of those that hold its weights."""
+        """The sha256 of one of the bundle's files, followed by those of the files that hold its weights."""
         return tuple(self.manifest.files[part] for part in (name, *sorted(self._external.get(name, ()))))
 
     def _external_files(self, path: Path) -> set[str]:
-        """Files that an ONNX file names are read by whoever opens it, so they must be hashed too."""
+        """Names of the files that an ONNX file refers to. Its reader opens them too, so the manifest must list their hashes."""
         try:
             locations = external_files(path)
         except ValueError as error:
             raise BundleError(f"{path}: cannot be used ({error}); export the bundle again") from None
         for location in locations - set(self.manifest.files):
             raise BundleError(
-                f"{path}: takes weights from {location!r}, which the manifest does not list; do not use this bundle"
+                f"{path}: reads weights from {location!r}, which the manifest does not list; do not use this bundle"
             )
         return locations
 
     def engine_path(self, record: EngineRecord) -> Path:
-        """Where a TensorRT engine lies; whether it is there and whole its user finds out."""
+        """Where a TensorRT engine lies. The file may be missing or damaged, which `tensorrt.find` checks."""
         return self.path / record.file
 
     def precisions(self, asked: Precision | None) -> list[Precision]:
-        """The precision asked for, or all, the default first. Raises UsageError where the bundle was exported without it."""
+        """The precision asked for, or for None all that the bundle holds, the default first.
+
+        Raises UsageError where the bundle was exported without it.
+        """
         held = list(self.manifest.variants)
         if asked is None:
             return held
         if asked not in held:
             names = ", ".join(precision.value for precision in held)
-            raise UsageError(f"--precision {asked.value}: {self.path} holds only {names}; take that, or export again")
+            problem = f"{self.path} holds only {names}; use one that it holds, or export the checkpoint again"
+            raise UsageError(problem, argument="precision", value=asked.value)
         return [asked]
 
     def has(self, name: str) -> bool:

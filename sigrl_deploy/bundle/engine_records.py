@@ -1,4 +1,4 @@
-"""What an engine was built from and for, and whether it fits a machine. Imports nothing heavy."""
+"""Records of TensorRT engines: what each was built from and for, and whether it runs on a machine. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from sigrl_deploy.structs import Checked
 LARGEST = 1_000_000  # pictures or labels
 FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\Z")]  # inside the bundle's folder
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-OLDEST_PORTABLE = (8, 0)  # Ampere: hardware-compatible engines run on it and on everything newer
+OLDEST_PORTABLE = (8, 0)  # Ampere: hardware-compatible engines run on it and on every newer GPU
 
 
 class Ops(str, Enum):
-    """How SVFR runs: as standard ops inside the engine, by our kernels as a plugin inside it, or by our kernels behind the
-    engine, which then ends with the tower.
+    """How SVFR runs.
+
+    `fused`: by this project's kernels, after an engine that ends with the tower. `inlined`: as standard ops inside the engine.
+    `plugin`: by this project's kernels, as a plugin inside the engine.
     """
 
     FUSED = "fused"
@@ -55,7 +57,7 @@ class Range(Checked, frozen=True):
 
     @classmethod
     def of(cls, argument: str, values: Sequence[int]) -> Range:
-        """From three numbers. Raises UsageError for `argument` where they are no range."""
+        """From three numbers. Raises UsageError, which names `argument`, where they are not a range."""
         try:
             return cls.from_plain(dict(zip(("least", "best", "most"), values, strict=True)))
         except ValueError:
@@ -68,17 +70,18 @@ MOST_LABELS = 4096
 
 
 class Profile(Checked, frozen=True):
-    """The batches and label counts that an engine takes."""
+    """The batch sizes and label counts that an engine accepts."""
 
     batch: Range
     labels: Range
 
 
 class EngineKey(Checked, frozen=True):
-    """Everything that an engine holds for. `onnx` is the sha256 of the bundle's file, `library` a name with its version.
+    """Everything that an engine depends on.
 
-    `gpu` and `driver` are None for an engine that was built ahead of time, for `compute_capabilities` alone.
-    `hardware_compatible` engines run on Ampere and newer, `version_compatible` ones in later releases of a major version.
+    `onnx` is the sha256 of the bundle's graph, `library` the name of the library with its version. `gpu` and `driver` are None
+    for an engine that was built ahead of time, for `compute_capabilities` alone. `hardware_compatible` engines run on Ampere
+    and newer, `version_compatible` ones in later releases of the same major version.
     """
 
     graph: Literal["visual", "text"]
@@ -95,12 +98,15 @@ class EngineKey(Checked, frozen=True):
 
     @property
     def file_name(self) -> str:
-        """Of the engine in its bundle: no two keys share one."""
+        """The engine's file name in its bundle, which is different for every key."""
         digest = hashlib.sha256(json.dumps(self.to_plain(), sort_keys=True).encode()).hexdigest()[:12]
         return f"{self.graph}-{self.precision.value}-{self.ops.value}-{digest}.engine"
 
     def unfit(self, onnx: str, library: str, gpu: Gpu) -> list[str]:
-        """Why the engine does not run the bundle's present file here, a line for each field that differs."""
+        """Why the engine cannot run a graph on this machine, one line for each field that differs; empty where it can.
+
+        `onnx` is the sha256 of the bundle's graph now, `library` the installed library with its version.
+        """
         found = []
         if self.onnx != onnx:
             found.append(f"it was built from another {self.graph} graph (sha256 {self.onnx[:12]}, now {onnx[:12]})")
@@ -130,12 +136,12 @@ def _runs(built: str, here: str, version_compatible: bool) -> bool:
 
 
 def version_tuple(text: str) -> tuple[int, ...]:
-    """ "10.13.2.6" → (10, 13, 2, 6); what is no number counts as 0."""
+    """ "10.13.2.6" → (10, 13, 2, 6); a part that is not a number counts as 0."""
     return tuple(int(part) if part.isdigit() else 0 for part in text.split("."))
 
 
 class EngineRecord(Checked, frozen=True):
-    """An engine's entry in the manifest: its key, file, sha256, size in bytes, and the seconds that building it took."""
+    """An engine's entry in the manifest: its key, file, sha256, size in bytes, and build time in seconds."""
 
     key: EngineKey
     file: FileName

@@ -1,6 +1,6 @@
-"""Which other files an ONNX file takes tensors from, read off its bytes: the runtime does without the onnx package.
+"""Which other files an ONNX file reads tensors from. The runtime has no onnx package, so this reads the protobuf itself.
 
-The protobuf schema is that of onnx.proto3. Nothing is decoded but the way to the names, so that weights cost no memory.
+The schema is that of onnx.proto3. Only the path to the file names is decoded, so that weights cost no memory.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sigrl_deploy.files import open_regular
 
-# Message → number of a field → the message in it. These lead to every tensor that a model may hold.
+# Message → field number → the message in that field. These lead to every tensor that a model may hold.
 _SCHEMA: dict[str, dict[int, str]] = {
     "Model": {7: "Graph", 20: "Training", 25: "Function"},
     "Training": {1: "Graph", 2: "Graph"},
@@ -24,19 +24,19 @@ _SCHEMA: dict[str, dict[int, str]] = {
     "Tensor": {13: "External"},
     "External": {},
 }
-_MOST_BYTES = 1 << 31  # what protobuf takes
-_MOST_FIELDS = 500_000  # a ViT-H has a tenth
-_DEEPEST = 100  # messages within messages; protobuf's own limit
+_MOST_BYTES = 1 << 31  # protobuf's own limit
+_MOST_FIELDS = 500_000  # a ViT-H has a tenth of that
+_DEEPEST = 100  # nested messages; protobuf's own limit
 _OP_TYPE = 4  # field of a node
 _KEY, _VALUE = 1, 2  # fields of an entry of a tensor's external data
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5  # how a field is encoded
 
 
 def external_files(path: Path) -> set[str]:
-    """The locations that tensors of an ONNX file name, as they stand there: relative to its folder, if they are honest.
+    """The locations of external data that an ONNX file names, unchecked: relative to its folder, in an honest file.
 
-    Raises OSError where it cannot be read, ValueError where it is no whole ONNX file, or holds an EPContext node: the providers
-    that know it run the code that is in it, or in the file that it names.
+    Raises OSError where the file cannot be read. Raises ValueError where it is not a whole ONNX file, or holds an EPContext
+    node, which is compiled code, or names a file of it, that some execution providers would run.
     """
     with open_regular(path, _MOST_BYTES) as file:
         if os.fstat(file.fileno()).st_size == 0:
@@ -46,9 +46,9 @@ def external_files(path: Path) -> set[str]:
 
 
 def _locations(content: mmap.mmap, start: int, end: int, message: str, depth: int, left: Iterator[int]) -> Iterator[str]:
-    """`left` ends when as many fields were read as a file may have."""
+    """`left` yields once for each field that may still be read."""
     if depth > _DEEPEST:
-        raise ValueError(f"more than {_DEEPEST} messages within messages")
+        raise ValueError(f"more than {_DEEPEST} nested messages")
     inner, entry = _SCHEMA[message], {}
     for number, first, last in _fields(content, start, end, left):
         if message == "Node" and number == _OP_TYPE and content[first:last] == b"EPContext":
@@ -62,7 +62,7 @@ def _locations(content: mmap.mmap, start: int, end: int, message: str, depth: in
 
 
 def _fields(content: mmap.mmap, start: int, end: int, left: Iterator[int]) -> Iterator[tuple[int, int, int]]:
-    """Number, start and end of every field that holds bytes."""
+    """Number, start and end of each field that holds bytes."""
     position = start
     while position < end:
         if next(left, None) is None:
@@ -85,7 +85,7 @@ def _fields(content: mmap.mmap, start: int, end: int, left: Iterator[int]) -> It
 
 
 def _varint(content: mmap.mmap, position: int, end: int) -> tuple[int, int]:
-    """A number in groups of seven bits, the lowest first, and the position behind it."""
+    """A number in groups of seven bits, the lowest first, and the position after it."""
     value = 0
     for i in range(10):
         if position + i >= end:
@@ -94,4 +94,4 @@ def _varint(content: mmap.mmap, position: int, end: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << 7 * i
         if byte < 0x80:
             return value, position + i + 1
-    raise ValueError(f"no number at byte {position}")
+    raise ValueError(f"expected a number at byte {position}")

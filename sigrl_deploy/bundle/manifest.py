@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from sigrl_deploy.bundle.engine_records import EngineRecord, FileName, Sha256
 from sigrl_deploy.config import Arch, Precision, Size, Width
-from sigrl_deploy.errors import BundleError, ExportError, printable
+from sigrl_deploy.errors import BundleError, ExportError, UsageError, printable
 from sigrl_deploy.files import read_bounded, replacing
 from sigrl_deploy.pictures.preprocess import Preprocess
 from sigrl_deploy.structs import Checked
@@ -125,15 +125,17 @@ def change_manifest(folder: Path, change: Callable[[Manifest], Manifest]) -> Non
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a bundle of format version 3, or 2, whose graphs are the same.
 
-    Raises BundleError where there is none, or it is damaged or of another version.
+    Raises UsageError where there is no such folder, BundleError where it holds no manifest, or a damaged one or one of another
+    version.
     """
     path = folder / MANIFEST
     try:
         values = json.loads(read_bounded(path, _MOST_MANIFEST_BYTES))
     except (FileNotFoundError, NotADirectoryError):
-        missing = "is a file, expected the folder of a bundle" if os.path.isfile(folder) else "no such folder"
-        problem = f"holds no {MANIFEST}, so it is not a bundle" if os.path.isdir(folder) else missing
-        raise BundleError(f"{folder}: {problem}; give the folder that `sigrl-deploy export onnx` wrote") from None
+        if not os.path.exists(folder):
+            raise UsageError("no such folder; expected a bundle", argument="bundle", value=folder) from None
+        problem = f"holds no {MANIFEST}, so it is not a bundle" if os.path.isdir(folder) else "is a file, not a bundle's folder"
+        raise BundleError(f"{folder}: {problem}; give the folder that export wrote") from None
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BundleError(f"{path}: cannot be read ({reason}); copy the bundle again, or export it again") from None

@@ -1,4 +1,4 @@
-"""A checkpoint and its config → the eager model, every tensor accounted for."""
+"""From a checkpoint and its config to the eager model, with every tensor accounted for."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def build_model(checkpoint: Checkpoint, config: ModelConfig) -> SigRL:
 
 
 def add_text_tower(model: SigRL, checkpoint: Checkpoint, clip: ClipConfig | None = None) -> None:
-    """Give the model the text tower of a CLIP checkpoint, an MKT second-stage checkpoint or a text tower alone.
+    """Give the model a text tower: that of a CLIP checkpoint, of an MKT second-stage checkpoint, or a text tower alone.
 
     Raises CheckpointError where the file has no text tower, or its embedding width is not the model's.
     """
@@ -45,14 +45,14 @@ def add_text_tower(model: SigRL, checkpoint: Checkpoint, clip: ClipConfig | None
 
     if not checkpoint.has_text:
         raise CheckpointError(
-            f"{checkpoint.path}: a {checkpoint.layout} checkpoint holds no text tower; expected OpenAI's ViT-B-16.pt, an "
-            "open_clip or an MKT second-stage checkpoint"
+            f"{checkpoint.path}: a {checkpoint.layout} checkpoint holds no text tower; expected OpenAI's ViT-B-16.pt, or an "
+            "open_clip or MKT second-stage checkpoint"
         )
     projection = checkpoint.shape("text.text_projection", 2)
     if projection[1] != model.config.embed_dim:
         raise CheckpointError(
-            f"{checkpoint.path}: tensor {checkpoint.label('text.text_projection')} projects to {projection[1]}, the "
-            f"checkpoint's patches to {model.config.embed_dim}; give the text tower of the same CLIP model"
+            f"{checkpoint.path}: tensor {checkpoint.label('text.text_projection')} has width {projection[1]}, and the "
+            f"checkpoint's visual.proj {model.config.embed_dim}; give the text tower of the same CLIP model"
         )
     recorded = checkpoint.record and checkpoint.record.config.text
     config = recorded or (clip.text if clip else text_config(checkpoint))
@@ -66,7 +66,7 @@ def add_text_tower(model: SigRL, checkpoint: Checkpoint, clip: ClipConfig | None
 
 
 def _check_shared_graph_weights(checkpoint: Checkpoint) -> None:
-    """GATv2 is trained with one matrix for both ends of an edge, saved twice; another checkpoint would be computed wrongly."""
+    """GATv2 is trained with one matrix for both ends of an edge, saved twice. Two different ones would give wrong scores."""
     for layer in ("layer1", "output"):
         left, right = (checkpoint.tensors.get(f"GATv2_1.{layer}.linear_{side}.weight") for side in "lr")
         if left is not None and right is not None and not left.read().float().equal(right.read().float()):
@@ -77,15 +77,17 @@ def _check_shared_graph_weights(checkpoint: Checkpoint) -> None:
 
 
 def _collect(checkpoint: Checkpoint, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors in fp32, each there, of the right shape and finite; none of a tower's left over. Shapes are compared before
-    anything is read.
+    """The model's tensors in fp32, by our names.
+
+    Raises CheckpointError where one is missing, has the wrong shape or is not finite, or where a tower's tensor has no place in
+    the model. Shapes are compared before anything is read.
     """
     stored = {name: _matching(checkpoint, name, tuple(like.shape)) for name, like in expected.items()}
     _refuse_leftovers(checkpoint, expected)
     found = {}
     for name, like in expected.items():
         tensor = stored[name].read().float()
-        if not all(math.isfinite(extreme) for extreme in tensor.aminmax()):  # a NaN is both
+        if not all(math.isfinite(extreme) for extreme in tensor.aminmax()):  # both are NaN where any value is
             label = checkpoint.label(name)
             raise CheckpointError(f"{checkpoint.path}: tensor {label} holds NaN or infinite values; the training run diverged")
         found[name] = tensor.reshape(like.shape).contiguous()
@@ -93,7 +95,7 @@ def _collect(checkpoint: Checkpoint, expected: dict[str, Tensor]) -> dict[str, T
 
 
 def _matching(checkpoint: Checkpoint, name: str, expected: tuple[int, ...]) -> Stored:
-    """The file's tensor for one of ours, which has the expected shape."""
+    """The file's tensor for one of ours. Raises CheckpointError unless it is there and has the expected shape."""
     tensor = checkpoint.tensors.get(checkpoint.original(name))
     label = checkpoint.label(name)
     if tensor is None:
@@ -107,7 +109,10 @@ def _matching(checkpoint: Checkpoint, name: str, expected: tuple[int, ...]) -> S
 
 
 def _refuse_leftovers(checkpoint: Checkpoint, expected: dict[str, Tensor]) -> None:
-    """A tensor inside a transformer that nothing uses (more layers than configured, layer scale) means a wrong forward pass."""
+    """Raise CheckpointError for an unused tensor in a transformer, such as a further layer or a layer scale.
+
+    The forward pass would leave it out.
+    """
     used = {checkpoint.original(name) for name in expected}
     for tower in ("visual.", "text."):
         if any(name.startswith(tower) for name in expected):
@@ -116,5 +121,5 @@ def _refuse_leftovers(checkpoint: Checkpoint, expected: dict[str, Tensor]) -> No
             if left:
                 raise CheckpointError(
                     f"{checkpoint.path}: tensor {checkpoint.prefix}{left[0]} has no place in the model; name the checkpoint's "
-                    "open_clip config with --clip-config"
+                    "open_clip config with `clip_config`"
                 )

@@ -1,4 +1,4 @@
-"""A checkpoint with everything that scoring needs: towers put together, preprocessing and template chosen, labels encoded."""
+"""Scoring pictures with a checkpoint itself, in PyTorch fp32: the reference that bundles are compared with."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 
 def tokenize(model: SigRL, template: str, labels: Sequence[str]) -> Tensor:
-    """Labels in a prompt → token ids [N, context] int64, by open_clip's own tokenizer."""
+    """Labels, each in the prompt `template`, to token ids [N, context] int64, by open_clip's own tokenizer."""
     from open_clip.tokenizer import SimpleTokenizer
 
     assert model.config.text is not None
@@ -35,14 +35,17 @@ def tokenize(model: SigRL, template: str, labels: Sequence[str]) -> Tensor:
 
 @torch.inference_mode()
 def embed_labels(model: SigRL, template: str, labels: Sequence[str]) -> Tensor:
-    """T [C, D] of labels, on the model's device, in batches of bounded memory."""
+    """Label embeddings T [C, D], on the model's device. Encodes in batches, so that memory is bounded."""
     device = model.visual.proj.device
     ids = tokenize(model, template, labels).split(LABELS_PER_BATCH)
     return torch.cat([model.encode_text(cut_padding(batch).to(device)) for batch in ids])
 
 
 def cut_padding(token_ids: Tensor) -> Tensor:
-    """token ids [N, L] without the columns behind the last end-of-text token, the highest id, which change nothing."""
+    """Token ids [N, L] without the columns after the last end-of-text token, which change nothing.
+
+    End of text is the highest id.
+    """
     return token_ids[:, : int(token_ids.argmax(dim=1).max()) + 1]
 
 
@@ -66,18 +69,18 @@ class EagerModel:
 
     @property
     def rules(self) -> dict[str, object]:
-        """By name, everything beside weights that scores depend on."""
+        """By name, everything besides the weights that scores depend on."""
         config = self.model.config
         preprocess = self.preprocess.contract.value
         return {"arch": config.arch.value, "topk": config.topk, "template": self.template, "preprocess": preprocess}
 
     def pixels(self, image: ImageSource) -> FloatArray:
-        """One picture → [3, H, W], as the checkpoint was trained. Raises ImageError where it cannot be read."""
+        """One picture to pixels [3, H, W] fp32, prepared as in training. Raises ImageError where it cannot be read."""
         return self.preprocess(read_image(image))
 
     @torch.inference_mode()
     def vocabulary(self, labels: str | Path | Sequence[str]) -> Vocabulary:
-        """Labels, or a label file, with T and G Wbᵀ. Raises LabelError for labels that cannot be used."""
+        """Labels, or a label file, encoded: T [C, D] and G Wbᵀ [C, D]. Raises LabelError for labels that cannot be used."""
         names = read_labels(labels) if isinstance(labels, (str, Path)) else check_labels(labels)
         label_embedding = embed_labels(self.model, self.template, names)
         graph_projection = self.model.graph_projection(label_embedding)
@@ -87,7 +90,7 @@ class EagerModel:
 
     @torch.inference_mode()
     def score_pixels(self, pixels: FloatArray, vocabulary: Vocabulary) -> FloatArray:
-        """pixels [B, 3, H, W] → scores [B, C] fp32. Raises ScoreError where one is no finite number."""
+        """Pixels [B, 3, H, W] to scores [B, C] fp32. Raises ScoreError where a score is not finite."""
         rows = [vocabulary.label_embedding, vocabulary.graph_projection]
         inputs = [None if values is None else torch.from_numpy(values).to(self.device) for values in (pixels, *rows)]
         scores: FloatArray = self.model(*inputs).cpu().numpy()

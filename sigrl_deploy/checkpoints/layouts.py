@@ -1,4 +1,4 @@
-"""Any checkpoint layout → the eager model. Layouts are recognised from tensor names; no code from a file is ever run."""
+"""The layouts that checkpoints come in, recognised by the names of their tensors. No code from a file is ever run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sigrl_deploy.checkpoints.weights import Stored, read_weights
 from sigrl_deploy.config import MOST_LAYERS
 from sigrl_deploy.errors import CheckpointError
 
-# Each layout: (prefix of our tensor names, prefix in the file), the first that fits wins.
+# For each layout, pairs of a prefix of our tensor names and the file's prefix; the first that fits applies.
 _REFERENCE_VISION = [("visual.proj", "projection_dist"), ("visual.", "")]
 OWN_LAYOUT = "sigrl-deploy"
 _LAYOUTS: dict[str, list[tuple[str, str]]] = {
@@ -35,16 +35,16 @@ _PREFIXES = ("module.f.feature_extractor.", "f.module.feature_extractor.", "f.fe
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One file's tensors under the file's own names, less `prefix`, and the layout they are in.
+    """The tensors of one file, by the file's own names without `prefix`, and their layout.
 
-    `record` is what our own training wrote beside them, None in every other layout.
+    `record` is what our own training wrote beside them, and None in every other layout.
     """
 
     path: str
     layout: str
     prefix: str
     tensors: dict[str, Stored]
-    openai: bool  # heads and activation follow OpenAI's convention, known from the layout or from OpenAI's own archives
+    openai: bool  # whether heads and activation are known to follow OpenAI's convention
     record: TrainedRecord | None = None
 
     def original(self, name: str) -> str:
@@ -71,7 +71,7 @@ class Checkpoint:
         if tensor is None:
             raise CheckpointError(
                 f"{self.path}: tensor {self.label(name)} is missing, which a {self.layout} checkpoint has; "
-                "give the file that training saved, whole"
+                "give the whole file that training saved"
             )
         self.check_float(name, tensor)
         if len(tensor.shape) != ndim or 0 in tensor.shape:
@@ -81,19 +81,19 @@ class Checkpoint:
         return tensor.shape
 
     def check_float(self, name: str, tensor: Stored) -> None:
-        """Raise CheckpointError where one of our tensors is of whole numbers, sparse, quantised …"""
+        """Raise CheckpointError unless a tensor holds dense floats: not integers, and neither sparse nor quantised."""
         if not tensor.is_float:
             raise CheckpointError(
-                f"{self.path}: tensor {self.label(name)} is {tensor.dtype}; expected dense numbers in fp16, bf16, fp32 or fp64"
+                f"{self.path}: tensor {self.label(name)} is {tensor.dtype}, expected dense fp16, bf16, fp32 or fp64"
             )
 
     def layers(self, tower: str) -> int:
-        """Number of transformer blocks below `tower` ("visual." or "text.")."""
+        """The number of transformer blocks in `tower` ("visual." or "text.")."""
         start = self.original(tower + "transformer.resblocks.")
         numbers = {name[len(start) :].split(".")[0] for name in self.tensors if name.startswith(start)}
         if not 0 < len(numbers) <= MOST_LAYERS:
             where = self.prefix + start[:-1]
-            raise CheckpointError(f"{self.path}: has {len(numbers)} blocks below {where}, expected 1 to {MOST_LAYERS}")
+            raise CheckpointError(f"{self.path}: has {len(numbers)} blocks in {where}, expected 1 to {MOST_LAYERS}")
         return len(numbers)
 
 
@@ -113,8 +113,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if layout is None:
         shown = ", ".join(sorted(tensors)[:3]) or "none"
         raise CheckpointError(
-            f"{path}: unknown layout, its first tensors are {shown}; expected a SigRL, MKT or CLIP ViT checkpoint "
-            "(the README lists the layouts)"
+            f"{path}: has an unknown layout (its first tensors are {shown}); expected a SigRL, MKT or "
+            "CLIP ViT checkpoint, in a layout that docs/export.md lists"
         )
     # OpenAI's own archives, and state dicts made from them, carry their input resolution beside the weights.
     openai = "input_resolution" in tensors or not layout.endswith("CLIP")

@@ -1,4 +1,4 @@
-"""A checkpoint, with the text tower that it was trained with, as one eager model."""
+"""From a checkpoint to the eager model, with the text tower that it was trained with."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from sigrl_deploy.pictures.preprocess import Preprocess
 
 log = logging.getLogger(__name__)
 
-CLIP_TOKENS = 49408  # ids that CLIP's tokenizer gives
-MIN_CONTEXT = 8  # the prompt alone has seven tokens, and end of text
+CLIP_TOKENS = 49408  # size of the vocabulary of CLIP's tokenizer
+MIN_CONTEXT = 8  # tokens of the prompt without a label: seven, and end of text
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def load_model(options: CheckpointOptions, *, with_text: bool = True) -> LoadedC
     fit each other.
     """
     check_source(options.checkpoint)
-    checkpoint, clip = _open(options.checkpoint, "checkpoint")
+    checkpoint, clip = _open(options.checkpoint)
     clip = clip_config(options.clip_config) if options.clip_config else clip
     text = text_clip = None
     if with_text:
@@ -59,8 +59,8 @@ def load_model(options: CheckpointOptions, *, with_text: bool = True) -> LoadedC
     return LoadedCheckpoint(checkpoint, text, model, _preprocess(checkpoint, model, options.preprocess), template)
 
 
-def _open(source: str | Path, argument: str) -> tuple[Checkpoint, ClipConfig | None]:
-    """A file's checkpoint, or open_clip's own weights with their config."""
+def _open(source: str | Path, argument: str = "") -> tuple[Checkpoint, ClipConfig | None]:
+    """A file, or open_clip's own weights with their config."""
     return load_pretrained(str(source), argument) if is_pretrained(source) else (load_checkpoint(source), None)
 
 
@@ -79,16 +79,16 @@ def _text_source(
 
 
 def _openai_text(source: str | Path, checkpoint: Checkpoint) -> tuple[Checkpoint, ClipConfig | None]:
-    """The text tower that the recipes of SigRL and MKT freeze: OpenAI's, of the size of the checkpoint's ViT."""
+    """The text tower that the recipes of SigRL and MKT freeze: that of OpenAI's model with the same ViT."""
     advice = "give it with `text_tower`, or, to export, `labels` with `label_embeddings`"
     name = openai_name(checkpoint)
     if name is None:
-        raise UsageError(f"{source}: holds no text encoder, and its ViT is of none of OpenAI's sizes; {advice}")
-    log.info("%s: holds no text encoder; taking that of %s, which its recipe freezes", source, name)
+        raise UsageError(f"{source}: holds no text tower, and none of OpenAI's models has a ViT of its size; {advice}")
+    log.info("%s: holds no text tower; using that of %s, which its recipe freezes", source, name)
     try:
         return load_pretrained(name)
     except CheckpointError as error:
-        raise UsageError(f"{source}: holds no text encoder, and OpenAI's cannot be had ({_reason(error)}); {advice}") from None
+        raise UsageError(f"{source}: holds no text tower, and OpenAI's is not available ({_reason(error)}); {advice}") from None
 
 
 def _reason(error: CheckpointError) -> str:
@@ -112,15 +112,15 @@ def _check_tokens(text: Checkpoint, model: SigRL) -> None:
 
 
 def _preprocess(checkpoint: Checkpoint, model: SigRL, contract: Contract | None) -> Preprocess:
-    """The preprocessing asked for, or what the checkpoint records, or the architecture's."""
+    """The preprocessing asked for, or else the one that the checkpoint records, or else the architecture's."""
     if contract is None and checkpoint.record is not None:
         return checkpoint.record.preprocess
     if contract is None:
         contract = Contract.CLIP if model.config.arch is Arch.CLIP else Contract.ZERO_SHOT
         if "feature_extractor" in checkpoint.prefix:
             log.warning(
-                "%s: is in the single-positive recipe's layout, used with zero-shot preprocessing; "
-                "if it was trained by that recipe, give single-positive as the preprocessing",
+                "%s: has the layout of the single-positive recipe, and is used with zero-shot preprocessing; "
+                "if it was trained by that recipe, choose the single-positive preprocessing",
                 checkpoint.path,
             )
     return Preprocess.for_contract(contract, model.config.vision.image_size)

@@ -1,4 +1,4 @@
-"""The model that a checkpoint holds, read off its layout, its record or the shapes of its tensors."""
+"""The config of the model that a checkpoint holds, from its record, or from its layout and the shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from sigrl_deploy.checkpoints.open_clip_configs import ClipConfig, Shapes, fitti
 from sigrl_deploy.config import Arch, GraphConfig, ModelConfig, TextConfig, VisionConfig
 from sigrl_deploy.errors import CheckpointError
 
-_HEAD_WIDTH = 64  # of every model that OpenAI published
-_MAX_WIDTH = 1024  # of OpenAI's largest, ViT-L/14; wider ones are others', with heads of 80, 88 or 104
+_HEAD_WIDTH = 64  # in every model that OpenAI published
+_MAX_WIDTH = 1024  # OpenAI's largest is ViT-L/14; the wider models of others have heads of width 80, 88 or 104
 
 
 def model_config(
     checkpoint: Checkpoint, arch: Arch | None = None, topk: int | None = None, clip: ClipConfig | None = None
 ) -> ModelConfig:
-    """The model that a checkpoint holds, its text tower apart. `arch` is read off the layout where it is None.
+    """The model that a checkpoint holds, without a text tower. `arch` None is inferred from the layout.
 
-    Raises CheckpointError where the tensors cannot be that architecture, or do not say enough about it.
+    Raises CheckpointError where the tensors are not of that architecture, or do not determine the config.
     """
     if checkpoint.layout == "text tower":
         raise CheckpointError(
-            f"{checkpoint.path}: is a CLIP text tower alone; give it as --text-tower, and a checkpoint with a ViT"
+            f"{checkpoint.path}: is a CLIP text tower alone; give it as `text_tower`, and a checkpoint with a ViT"
         )
     if checkpoint.record is not None:
         return _recorded_config(checkpoint, checkpoint.record.config, arch, topk)
@@ -34,12 +34,12 @@ def model_config(
     if arch.has_graph and checkpoint.layout != "SigRL":
         raise CheckpointError(
             f"{checkpoint.path}: a {checkpoint.layout} checkpoint without SigRL's tensors (SemanticDecoupling.fc3.weight …); "
-            "give a SigRL checkpoint, or --arch mkt, clip-ft or clip"
+            "give a SigRL checkpoint, or use `arch=mkt`, `arch=clip-ft` or `arch=clip`"
         )
     if checkpoint.original("visual.class_embedding") not in checkpoint.tensors:
         raise CheckpointError(
             f"{checkpoint.path}: tensor {checkpoint.label('visual.class_embedding')} is missing, expected CLIP's ViT "
-            "with a class token; a ResNet or another vision tower cannot be used"
+            "with a class token; ResNets and other vision towers are not supported"
         )
     embed_dim = checkpoint.shape("visual.proj", 2)[1]
     vision = clip.vision if clip else _vision_config(checkpoint)
@@ -58,31 +58,31 @@ def _buildable(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 def _recorded_config(checkpoint: Checkpoint, config: ModelConfig, arch: Arch | None, topk: int | None) -> ModelConfig:
-    """The trained config; another architecture takes its own top-k, and leaves out the parts that it does not score with."""
+    """The recorded config. Another architecture has its own default top-k, and leaves out the parts that it does not use."""
     arch = arch or config.arch
     if arch.has_graph and not config.arch.has_graph:
         raise CheckpointError(
             f"{checkpoint.path}: was trained as {config.arch.value} and has no SVFR or GMC; give a SigRL checkpoint, or leave "
-            "out --arch"
+            "out `arch`"
         )
     topk = topk or (config.topk if arch is config.arch else arch.default_topk)
     return replace(config, arch=arch, topk=topk, text=None, graph=config.graph if arch.has_graph else ())
 
 
 def _openai_heads(checkpoint: Checkpoint, width: int) -> int:
-    """Heads of a tower that follows OpenAI's convention; any other is refused, since its tensors do not show them."""
+    """The number of heads by OpenAI's convention. Raises CheckpointError for other towers, whose tensors do not show it."""
     if not checkpoint.openai or width % _HEAD_WIDTH or width > _MAX_WIDTH:
         names = " or ".join(fitting_configs(checkpoint_shapes(checkpoint)))
-        choice = f"of its sizes are {names}" if names else "none has its sizes: give a .json file"
+        choice = f"{names} fit" if names else "none of open_clip's fits: give a .json file"
         raise CheckpointError(
-            f"{checkpoint.path}: its tensors (width {width}) do not tell the number of heads or the activation; "
-            f"name its open_clip config with --clip-config ({choice})"
+            f"{checkpoint.path}: its tensors (width {width}) do not show the number of heads or the activation; "
+            f"name its open_clip config with `clip_config` ({choice})"
         )
     return width // _HEAD_WIDTH
 
 
 def checkpoint_shapes(checkpoint: Checkpoint) -> Shapes:
-    """Sizes that are read off the tensors of whichever towers a checkpoint has."""
+    """The sizes that the tensors of a checkpoint's towers show."""
     found: Shapes = {}
     if checkpoint.layout != "text tower" and checkpoint.original("visual.class_embedding") in checkpoint.tensors:
         width, _, patch, _ = checkpoint.shape("visual.conv1.weight", 4)

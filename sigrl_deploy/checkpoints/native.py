@@ -1,8 +1,8 @@
-"""What our own training saves: one `.safetensors` file with the weights, and in its header everything else.
+"""The checkpoints that our own training saves: one `.safetensors` file, with everything besides the weights in its header.
 
 Tensors have the eager model's own names (`visual.*`, `text.*`, `svfr.*`, `gmc.*`, `head.*`). The header's entry `sigrl_deploy`
-is JSON: the model's config with its preprocessing and template, so that nothing has to be guessed or asked for at export; the
-labels it was trained on; and a record of the training.
+is JSON: the model's config with its preprocessing and template, so that an export has to ask for nothing; the labels it was
+trained on; and a record of the training.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 HEADER = "sigrl_deploy"
 FORMAT_VERSION = 1
-HEAD = "head."  # tensors of the loss (scale and bias of the scores), of no use to inference
+HEAD = "head."  # tensors of the loss (scale and bias of the scores), which inference does not use
 
 
 class TrainedRecord(Checked, frozen=True):
-    """The header of a trained checkpoint. `labels` are those it was trained on, in order; `training` is for people.
+    """The header of a trained checkpoint. `labels` are those it was trained on, in order; `training` is for people to read.
 
     Raises ValueError where its parts do not fit each other.
     """
@@ -71,7 +71,10 @@ class TrainedRecord(Checked, frozen=True):
 
 
 def read_record(path: Path) -> TrainedRecord | None:
-    """The record of a checkpoint that our training saved; None for any other file."""
+    """The record of a checkpoint that our training saved; None for any other file.
+
+    Raises CheckpointError where the record is damaged.
+    """
     if path.suffix != ".safetensors" or not path.is_file():
         return None
     from safetensors import SafetensorError
@@ -80,7 +83,7 @@ def read_record(path: Path) -> TrainedRecord | None:
         with open_safetensors(path) as file:
             header = (file.metadata() or {}).get(HEADER)
     except (CheckpointError, OSError, SafetensorError):
-        return None  # whoever reads the weights says what is wrong
+        return None  # reading the weights reports what is wrong
     return None if header is None else TrainedRecord.from_json(header, path)
 
 
@@ -97,6 +100,6 @@ def write_trained(path: Path, record: TrainedRecord, tensors: Mapping[str, Tenso
                 temporary,
                 {HEADER: record.to_json()},
             )
-        except SafetensorError as error:  # it wraps the operating system's
+        except SafetensorError as error:  # safetensors wraps the operating system's errors in it
             raise OSError(str(error)) from None
-        temporary.chmod(mode)  # safetensors makes a file that only its owner can read
+        temporary.chmod(mode)  # safetensors makes the file readable by its owner alone

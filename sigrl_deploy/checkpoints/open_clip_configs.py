@@ -1,4 +1,4 @@
-"""open_clip model configs: heads and activation, which a checkpoint's shapes cannot tell."""
+"""open_clip model configs, which tell what a checkpoint's shapes do not: the number of heads and the activation."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from sigrl_deploy.structs import Checked
 
 OPENAI = "openai"
 
-_VISION_KEYS = {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio"}
 _MAX_JSON = 1 << 20  # bytes
+_VISION_KEYS = {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio"}
 _TEXT_KEYS = {"context_length", "vocab_size", "width", "layers", "heads", "mlp_ratio"}
-
 
 Shapes = dict[str, int]  # "embed_dim", "vision.width", "text.layers" …; "vision.grid" is the root of the number of patches
 
@@ -33,9 +32,10 @@ class ClipConfig(Checked, frozen=True):
 
 
 def clip_config(value: str) -> ClipConfig | None:
-    """`openai` → None (read off the shapes); else an open_clip config's name, or a JSON file in open_clip's format.
+    """The config that `value` names: one of open_clip's, or a JSON file in open_clip's format.
 
-    Raises UsageError where there is no such config, CheckpointError where it asks for something other than a plain CLIP ViT.
+    None for "openai", whose convention the tensors' shapes determine. Raises UsageError where there is no such config,
+    CheckpointError where it describes anything other than a plain CLIP ViT.
     """
     if value == OPENAI:
         return None
@@ -45,20 +45,22 @@ def clip_config(value: str) -> ClipConfig | None:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise UsageError(
-            f"--clip-config {value}: not an open_clip model config ({reason}); expected embed_dim, vision_cfg and "
-            "text_cfg as in open_clip/model_configs/ViT-B-16.json"
+            f"is not an open_clip model config ({reason}); expected embed_dim, vision_cfg and text_cfg as in "
+            "open_clip/model_configs/ViT-B-16.json",
+            argument="clip_config",
+            value=value,
         ) from None
 
 
 def fitting_configs(shapes: Shapes, most: int = 3) -> list[str]:
-    """Names of open_clip's configs that have these sizes."""
+    """Names of open_clip's configs that have these sizes, the shortest first."""
     fitting = [name for name, config in _all_configs().items() if shapes.items() <= _shapes(config).items()]
     return sorted(fitting, key=lambda name: (len(name), name))[:most]
 
 
 @cache
 def _all_configs() -> dict[str, ClipConfig]:
-    """Those of open_clip's that are plain CLIP ViTs."""
+    """Those of open_clip's configs that are plain CLIP ViTs, by name."""
     import open_clip
 
     found = {}
@@ -80,9 +82,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(read_bounded(path, _MAX_JSON))
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"--clip-config {path}: cannot be read as JSON ({error}); give an open_clip model config") from None
+        problem = f"cannot be read as JSON ({error}); give an open_clip model config"
+        raise UsageError(problem, argument="clip_config", value=path) from None
     if not isinstance(raw, dict):
-        raise UsageError(f"--clip-config {path}: holds no JSON object; give an open_clip model config")
+        raise UsageError("holds no JSON object; give an open_clip model config", argument="clip_config", value=path)
     return raw
 
 
@@ -90,10 +93,8 @@ def _named(name: str) -> dict[str, Any]:
     import open_clip
 
     if name not in open_clip.list_models():
-        raise UsageError(
-            f"--clip-config {name}: no open_clip config of that name; choose one of open_clip.list_models(), "
-            "a .json file, or openai"
-        )
+        problem = "open_clip has no such config; choose one of open_clip.list_models(), a .json file, or openai"
+        raise UsageError(problem, argument="clip_config", value=name)
     return dict(open_clip.get_model_config(name))
 
 
@@ -115,7 +116,7 @@ def _parse(name: str, raw: dict[str, Any]) -> ClipConfig:
 
 
 def _check_divisor(section: str, values: dict[str, Any], key: str) -> None:
-    """Heads, or the width of one, must divide the width."""
+    """Raise ValueError unless the number of heads, or the width of one, divides the width."""
     width, divisor = values["width"], values[key]
     if type(width) is not int or type(divisor) is not int or not 0 < divisor <= width or width % divisor:
         raise ValueError(f"{section}.width = {reprlib.repr(width)} cannot be split by {key} = {reprlib.repr(divisor)}")

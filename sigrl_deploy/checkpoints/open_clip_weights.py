@@ -1,4 +1,4 @@
-"""open_clip's own weights, as `NAME:PRETRAINED`: from its caches, or downloaded."""
+"""open_clip's own weights, named `NAME:PRETRAINED`: from its cache, or downloaded."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from msgspec.structs import replace
 from sigrl_deploy.checkpoints.layouts import Checkpoint, load_checkpoint
 from sigrl_deploy.checkpoints.model_config import checkpoint_shapes
 from sigrl_deploy.checkpoints.open_clip_configs import ClipConfig, clip_config
-from sigrl_deploy.checkpoints.weights import check_file
-from sigrl_deploy.errors import CheckpointError
+from sigrl_deploy.errors import CheckpointError, UsageError
 
 _NAMES = "NAME:PRETRAINED as open_clip lists them (ViT-B-16:openai)"
 NAMED = f"a file, or {_NAMES}"
@@ -29,48 +28,52 @@ _TIMEOUT = 20.0  # seconds until a server answers
 
 
 def check_source(source: str | Path) -> None:
-    """Raise CheckpointError where there is no such file, before anything that takes seconds."""
-    if not is_pretrained(source):
-        check_file(Path(source), f"a .pth, .pt or .safetensors checkpoint, or {_NAMES}")
+    """Raise UsageError where there is no such file, before anything that takes seconds."""
+    if not is_pretrained(source) and not os.path.isfile(source):
+        problem = "is a folder, pipe or device" if os.path.exists(source) else "no such file"
+        expected = f"expected a .pth, .pt or .safetensors checkpoint, or {_NAMES}"
+        raise UsageError(f"{problem}; {expected}", argument="checkpoint", value=source)
 
 
 def is_pretrained(source: str | Path) -> bool:
-    """Whether this is no file, and of the form `NAME:PRETRAINED`."""
+    """Whether `source` is of the form `NAME:PRETRAINED`, and there is no file of that name."""
     return ":" in str(source) and not os.path.exists(source)
 
 
 def default_bundle(source: Path) -> Path:
-    """Where the bundle of a checkpoint goes unless said otherwise: beside the file, or for NAME:PRETRAINED into this folder."""
+    """The default place for a checkpoint's bundle: beside the file, or for NAME:PRETRAINED in the current folder."""
     if not is_pretrained(source):
         return source.with_name(f"{source.stem}-bundle")
     name, _, pretrained = str(source).partition(":")
     return Path(f"{name}-{Path(pretrained).name}-bundle")
 
 
-def load_pretrained(value: str, option: str = "") -> tuple[Checkpoint, ClipConfig]:
-    """`NAME:PRETRAINED` as open_clip lists them (`ViT-B-16:openai`), downloaded or from open_clip's cache, with its config.
+def load_pretrained(value: str, argument: str = "") -> tuple[Checkpoint, ClipConfig]:
+    """Weights named as open_clip lists them, such as `ViT-B-16:openai`, and their config.
 
-    Raises CheckpointError for an unknown name, and where the weights cannot be had.
+    `argument` is the one that errors name, or "". Raises CheckpointError for an unknown name, and where the weights are neither
+    in open_clip's cache nor can be downloaded.
     """
     import open_clip
 
     name, _, pretrained = value.partition(":")
     clip = clip_config(name) if name in open_clip.list_models() else None
     if clip is None:
-        raise CheckpointError(
-            f"{option}{value}: no such file, and {name} is no model of open_clip's; expected a file, or "
-            "NAME:PRETRAINED as in ViT-B-16:openai"
-        )
+        problem = f"no such file, and open_clip has no model {name}; expected a file, or NAME:PRETRAINED as in ViT-B-16:openai"
+        raise _error(value, problem, argument)
     listed = open_clip.get_pretrained_cfg(name, pretrained) or {}
-    # OpenAI's weights are listed under ViT-B-16 too, whose config has another activation than they were trained with.
+    # open_clip lists OpenAI's weights under ViT-B-16 too, whose config has a different activation from theirs.
     quick_gelu = clip.text.quick_gelu or bool(listed.get("quick_gelu", False))
     clip = replace(clip, vision=replace(clip.vision, quick_gelu=quick_gelu), text=replace(clip.text, quick_gelu=quick_gelu))
-    path = Path(pretrained) if not listed and os.path.exists(pretrained) else _download(value, listed, option)
+    path = Path(pretrained) if not listed and os.path.exists(pretrained) else _download(value, listed, argument)
     return dataclasses.replace(load_checkpoint(path), path=value), clip
 
 
 def openai_name(checkpoint: Checkpoint) -> str | None:
-    """`NAME:openai` of the OpenAI model whose ViT has these sizes, of its resolution or else another; None where none has."""
+    """`NAME:openai` of the OpenAI model whose ViT has the checkpoint's sizes; None where none has.
+
+    A model of the same resolution is preferred.
+    """
     shapes = checkpoint_shapes(checkpoint)
     grid = shapes.pop("vision.grid")
     ours = {name: config for name in _OPENAI if (config := clip_config(name))}
@@ -89,29 +92,34 @@ def openai_name(checkpoint: Checkpoint) -> str | None:
     return f"{names[0]}:openai" if names else None
 
 
-def _download(value: str, listed: dict[str, Any], option: str) -> Path:
+def _download(value: str, listed: dict[str, Any], argument: str) -> Path:
     import open_clip
 
     advice = "check the name with open_clip.list_pretrained(), or download the file and give its path"
     if not listed:
-        raise CheckpointError(f"{option}{value}: open_clip lists no such weights; {advice}")
+        raise _error(value, f"open_clip lists no such weights; {advice}", argument)
     problem = _hub_problem() if listed.get("hf_hub") else ""
     try:
         with _quiet(), _patient(offline=bool(problem)):
             return Path(open_clip.download_pretrained(listed))
     except Exception as error:  # network, hub and file errors of several libraries
         reason = problem or next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise CheckpointError(f"{option}{value}: open_clip cannot load these weights: {reason}; {advice}") from None
+        raise _error(value, f"open_clip cannot load these weights: {reason}; {advice}", argument) from None
+
+
+def _error(value: str, problem: str, argument: str) -> CheckpointError:
+    """Without an argument, the line begins with the name, as the lines about files do."""
+    return CheckpointError(problem, argument=argument, value=value) if argument else CheckpointError(f"{value}: {problem}")
 
 
 def _hub_problem() -> str:
-    """Why the hub cannot be reached, or nothing. Its own client would ask five times for each of several file names."""
+    """Why the hub cannot be reached, or "". Its own client would try five times for each of several file names."""
     from huggingface_hub import constants
 
     try:
         with urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=_TIMEOUT):
             return ""
-    except urllib.error.HTTPError:  # it answers
+    except urllib.error.HTTPError:  # which is an answer
         return ""
     except (OSError, ValueError) as error:
         return f"{constants.ENDPOINT} cannot be reached: {getattr(error, 'reason', error)}"
@@ -119,7 +127,7 @@ def _hub_problem() -> str:
 
 @contextmanager
 def _patient(offline: bool) -> Iterator[None]:
-    """Connections that end when nobody answers; offline, what the hub's client has in its cache and nothing else."""
+    """Connections time out where nobody answers. Offline, the hub's client uses its cache alone."""
     from huggingface_hub import constants
 
     before = socket.getdefaulttimeout(), constants.HF_HUB_OFFLINE
@@ -134,7 +142,7 @@ def _patient(offline: bool) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """open_clip and the hub's client log what their exceptions say again."""
+    """No logs or warnings of open_clip and the hub's client, whose exceptions say the same."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

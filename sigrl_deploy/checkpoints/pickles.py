@@ -1,8 +1,7 @@
-"""Pickles of weights → plain values and descriptions of tensors.
+"""From pickles of weights to plain values and descriptions of tensors, without running anything.
 
-`torch.load` and `pickle` make whatever a file asks for, of the size that it asks for, before anybody can look at it. This
-reads the same opcodes and makes nothing but numbers, text, lists, dicts and the classes below, each smaller than what the
-file spent on it.
+`torch.load` and `pickle` build whatever a file asks for, however large, before anybody can look at it. This reads the same
+opcodes and builds nothing but numbers, text, lists, dicts and the classes below, each in proportion to its size in the file.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 _MAX_NAME = 300
-_MAX_KEY = 1 << 10  # characters: equal texts are compared to their end wherever one of them is looked up
-_MAX_BITS = 128  # of a whole number; torch's own are half as long, a random generator's state is this long
-# The largest model that open_clip knows, with its optimizer, has a fifth of these.
+_MAX_KEY = 1 << 10  # characters: looking up a key compares equal texts to their end
+_MAX_BITS = 128  # of an integer, as in the state of a random generator; torch's own have half as many
+# The largest model that open_clip knows, with its optimizer, has a fifth of this number of tensors.
 MAX_TENSORS = 1 << 13
-MAX_OPS = 50 * MAX_TENSORS  # torch writes 32 a tensor, 48 a parameter
-# What state dicts are made of, and what lies beside them: names of any other class or function are refused.
+MAX_OPS = 50 * MAX_TENSORS  # torch writes 32 instructions for a tensor, and 48 for a parameter
+# The classes and functions that state dicts, and what is saved with them, are made of. Any other name is refused.
 _KNOWN = re.compile(
     r"torch\.(\w+Storage|Size|device|Tensor|per_\w+|b?float\d\w*|u?int\d+|complex\d+|q?u?int\d\w*|half|bool|double|float|long|int)"
     r"|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2|torch\.storage\.\w+|torch\.serialization\._get_layout"
@@ -30,21 +29,21 @@ _TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 _VALUES = (
     *("BININT", "BININT1", "BININT2", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
     *("BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES"),
-)  # instructions that push what is written behind them
+)  # instructions that push the value that follows them
 _WRAPPED = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 
 
 class PickleError(ValueError):
-    """A pickle is damaged, or no pickle of weights."""
+    """A pickle is damaged, or does not hold weights."""
 
 
 class UnsafeError(PickleError):
-    """A pickle names a class or function that only its own code could rebuild."""
+    """A pickle needs a class or function whose code would have to be run."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Numbers that lie elsewhere in the file, under `key`. `kind` is torch's name, as `FloatStorage`."""
+    """Numbers that lie elsewhere in the file, under `key`. `kind` is torch's name, such as `FloatStorage`."""
 
     kind: str
     key: str
@@ -53,7 +52,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class View:
-    """A tensor as the file describes it; nothing of it is checked yet."""
+    """A tensor as the file describes it, unchecked."""
 
     storage: Storage
     offset: int
@@ -63,22 +62,22 @@ class View:
 
 @dataclass(frozen=True)
 class Global:
-    """A class or function by its name; as a value, what it would have made."""
+    """The name of a class or function; as a value, stands for what it would have built."""
 
     name: str
 
 
 @dataclass
 class Module:
-    """An object of any class that a TorchScript archive defines: its attributes, which others may share, and nothing else."""
+    """An object of any class that a TorchScript archive defines: only its attributes, which objects may share."""
 
     attributes: dict[Any, Any] = field(default_factory=dict)
 
 
 def read_pickle(stream: BinaryIO, storages: dict[str, Storage] | None = None, limit: int = MAX_OPS) -> Any:
-    """The next pickle of a stream; the storages that it refers to are put into `storages`, by key. `limit` is of instructions.
+    """The value of the next pickle in a stream. `storages` receives the storages that it refers to, by key.
 
-    Raises PickleError, or ValueError for opcodes that are no pickle's.
+    Raises PickleError for more than `limit` instructions and for any that make no sense, ValueError for unknown opcodes.
     """
     machine = _Machine({} if storages is None else storages)
     for count, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
@@ -89,8 +88,10 @@ def read_pickle(stream: BinaryIO, storages: dict[str, Storage] | None = None, li
 
 
 class _Machine:
-    """The stack and the memo of one pickle. Each instruction takes a time that what it wrote, or took off the stack, accounts
-    for, whatever the memo holds: so dicts keep only entries whose keys are quick to hash and to compare, see `_is_key`.
+    """The stack and the memo of one pickle.
+
+    The time of an instruction is in proportion to what it pushes or pops, whatever the memo holds. So dicts keep only entries
+    whose keys are quick to hash and to compare; see `_is_key`.
     """
 
     def __init__(self, storages: dict[str, Storage]) -> None:
@@ -142,14 +143,14 @@ class _Machine:
 
     def pop(self) -> Any:
         if not self._stack:
-            raise PickleError("takes more from its stack than it put there")
+            raise PickleError("pops more from its stack than it pushed")
         return self._stack.pop()
 
     def _drop(self, _: Any) -> None:
-        """Of no use here."""
+        """Ignore a value."""
 
     def _marked(self) -> list[Any]:
-        """What was put on the stack since the last mark."""
+        """Pop everything that was pushed since the last mark."""
         start = self._marks.pop()
         items = self._stack[start:]
         del self._stack[start:]
@@ -157,7 +158,7 @@ class _Machine:
 
     def _tuple(self, count: int) -> None:
         if len(self._stack) < count:
-            raise PickleError("takes more from its stack than it put there")
+            raise PickleError("pops more from its stack than it pushed")
         self._stack[-count:] = [tuple(self._stack[-count:])]
 
     def _put(self, key: int) -> None:
@@ -165,7 +166,7 @@ class _Machine:
 
     def _extend(self, items: list[Any]) -> None:
         if type(self._stack[-1]) is not list:
-            raise PickleError("appends to what is no list")
+            raise PickleError("appends to something that is not a list")
         self._stack[-1].extend(items)
 
     def _set_items(self, items: list[Any]) -> None:
@@ -173,7 +174,7 @@ class _Machine:
         if isinstance(target, Global):
             return
         if type(target) is not dict:
-            raise PickleError("sets items of what is no dict")
+            raise PickleError("sets items of something that is not a dict")
         target.update((key, value) for key, value in zip(items[::2], items[1::2], strict=True) if _is_key(key))
 
     def _global(self, name: str) -> None:
@@ -182,7 +183,7 @@ class _Machine:
         self._stack.append(Global(name))
 
     def _reduce(self) -> None:
-        """What a class or function makes of its arguments."""
+        """Replace a class or function and its arguments by what it would build."""
         args, maker = self.pop(), self.pop()
         name = maker.name
         if name in _TENSORS:
@@ -203,21 +204,21 @@ class _Machine:
         state, target = self.pop(), self._stack[-1]
         if isinstance(target, Module):
             if type(state) is not dict:
-                raise PickleError("a module's state is no dict, so that only its own code could take it")
+                raise PickleError("the state of a module is not a dict, so only its own code could use it")
             target.attributes = state
 
     def _storage(self, identity: Any) -> None:
-        """A persistent id: `("storage", class, key, device, count)`, and in the old format one more."""
+        """Push the storage of a persistent id: `("storage", class, key, device, count)`, and one more in the old format."""
         if len(identity) not in (5, 6):
-            raise PickleError("refers to what is no storage")
+            raise PickleError("refers to something that is not a storage")
         tag, kind, key, _, count, *part = identity
         if tag != "storage" or type(key) is not str or not _is_key(key) or type(count) is not int or count < 0 or any(part):
-            raise PickleError("refers to what is no storage")
+            raise PickleError("refers to something that is not a storage")
         storage = Storage(kind.name.rpartition(".")[2], key, count)
         self._storages.setdefault(key, storage)
         self._stack.append(storage)
 
 
 def _is_key(value: Any) -> bool:
-    """Text of a name's length, or a number that is its own hash: larger ones can all have the same."""
+    """Whether a value is text no longer than a name, or a small integer: larger integers can all have the same hash."""
     return len(value) <= _MAX_KEY if type(value) is str else type(value) is int and 0 <= value < 1 << 32

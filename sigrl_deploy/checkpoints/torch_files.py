@@ -1,4 +1,4 @@
-"""What `torch.save` and `torch.jit.save` write: a pickle that describes tensors, and their storages beside it."""
+"""The files of `torch.save` and `torch.jit.save`: a pickle that describes tensors, and the storages that hold their numbers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any, Protocol
 from sigrl_deploy.checkpoints.pickles import PickleError, Storage, read_pickle
 
 MAX_PICKLE = 1 << 23  # bytes; the largest model that open_clip knows, with its optimizer, needs a tenth
-_MAX_DIRECTORY = 1 << 21  # bytes of a zip file's list of members
+_MAX_DIRECTORY = 1 << 21  # bytes of a zip file's central directory
 _BLOCK = 1 << 20
 _ZIP = b"PK\x03\x04"
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the format before torch 1.6
-_MAX_START = 100  # instructions of a pickle before the weights'
+_MAX_START = 100  # instructions of a pickle that precedes the weights
 _ITEM_SIZES = {
     "Half": 2,
     "BFloat16": 2,
@@ -29,7 +29,7 @@ _ITEM_SIZES = {
     "Short": 2,
     "Int": 4,
     "Long": 8,
-    # Not read, but passed over on the way to the next.
+    # Not read, but skipped on the way to the next storage.
     "ComplexFloat": 8,
     "ComplexDouble": 16,
     "QInt8": 1,
@@ -42,54 +42,54 @@ _ITEM_SIZES = {
 
 
 class TorchFile(Protocol):
-    """`root` is the pickle's value (see `pickles`); storages are read by key."""
+    """An open file. `root` is the pickle's value (see `pickles`); storages are read by key."""
 
     root: Any
 
     def size(self, key: str) -> int:
-        """Bytes of a storage in the file. Raises KeyError where it has none of that key, PickleError where it is compressed."""
+        """The size of a storage in bytes. Raises KeyError where there is none, PickleError where it is compressed."""
 
     def read(self, key: str) -> bytearray:
         """A storage's bytes."""
 
 
 def open_torch_file(path: Path) -> TorchFile:
-    """A file of either format. Raises PickleError, and what zipfile and struct raise, where it is damaged or neither."""
+    """Open a file of either format. Raises PickleError, or what zipfile and struct raise, where it is damaged or of neither."""
     with path.open("rb") as file:
         is_zip = file.read(4) == _ZIP
     return _Archive(path) if is_zip else _Legacy(path)
 
 
 class _Archive:
-    """A zip file, whose members are stored as they are: what is compressed could be of any size."""
+    """A zip file. Its members have to be uncompressed: a compressed one could be of any size."""
 
     def __init__(self, path: Path) -> None:
         self._limit = os.path.getsize(path)
         _check_directory(path, self._limit)
         self._zip = zipfile.ZipFile(path)
         if sum(info.compress_size for info in self._zip.infolist()) > self._limit:
-            raise PickleError("its members lie over one another")
+            raise PickleError("its members overlap")
         pickles = [name for name in self._zip.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise PickleError(f"has {len(pickles)} members data.pkl, expected one")
+            raise PickleError(f"has {len(pickles)} members named data.pkl, expected one")
         self._folder = pickles[0].removesuffix("data.pkl")
         if f"{self._folder}byteorder" in self._zip.NameToInfo and self._member("byteorder") != b"little":
-            raise PickleError("was saved on a machine of another byte order")
+            raise PickleError("was saved on a machine with another byte order")
         self.root = read_pickle(io.BytesIO(self._member("data.pkl")))
 
     def _info(self, name: str) -> zipfile.ZipInfo:
         info = self._zip.getinfo(self._folder + name)
         if info.compress_type != zipfile.ZIP_STORED or not info.file_size == info.compress_size <= self._limit:
-            raise PickleError(f"its member {name} is compressed, expected one that is stored as it is")
-        if not info.CRC:  # torch can be told to leave it out
+            raise PickleError(f"its member {name} is compressed, expected an uncompressed one")
+        if not info.CRC:  # which torch can be told to leave out
             info = copy(info)
-            del info.CRC  # and zipfile then compares nothing
+            del info.CRC  # so that zipfile compares nothing
         return info
 
     def _member(self, name: str) -> bytearray:
         info = self._info(name)
         if info.file_size > MAX_PICKLE and not name.startswith("data/"):
-            raise PickleError(f"its member {name} has {info.file_size} bytes, more than a model's")
+            raise PickleError(f"its member {name} has {info.file_size} bytes, more than a model has")
         content = bytearray(info.file_size)
         start = 0
         with self._zip.open(info) as file:  # which compares the checksum at the end
@@ -108,43 +108,43 @@ class _Archive:
 
 
 def _check_directory(path: Path, size: int) -> None:
-    """The list of members is at the end, and zipfile would read all of it at once."""
+    """Raise PickleError for a central directory that is missing or too large: zipfile would read all of it at once."""
     with path.open("rb") as file:
         file.seek(max(0, size - 98))
         tail = file.read(98)
     end, locator, end64 = tail[-22:], tail[-42:-22], tail[-98:-42]
     if len(end) < 22 or end[:4] != b"PK\x05\x06" or end[20:] != b"\0\0":
-        raise PickleError("has no list of its members at the end")
+        raise PickleError("does not end with a list of its members")
     sizes = [struct.unpack_from("<L", end, 12)[0]]
     if locator[:4] == b"PK\x06\x07" and end64[:4] == b"PK\x06\x06":
         sizes = [each for each in sizes if each != 0xFFFFFFFF] + [struct.unpack_from("<Q", end64, 40)[0]]
     if max(sizes) > _MAX_DIRECTORY:
-        raise PickleError(f"its list of members has {max(sizes)} bytes, more than a model's")
+        raise PickleError(f"its list of members has {max(sizes)} bytes, more than a model has")
 
 
 class _Legacy:
-    """The format before torch 1.6: five pickles, then for each storage its count and its numbers."""
+    """The format before torch 1.6: five pickles, then the length and the numbers of each storage."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with path.open("rb") as file:
             head = io.BytesIO(file.read(MAX_PICKLE))
             if any(read_pickle(head, limit=_MAX_START) != expected for expected in (_MAGIC, _PROTOCOL)):
-                raise PickleError("is no file of torch.save's")
+                raise PickleError("was not written by torch.save")
             system = read_pickle(head, limit=_MAX_START)
             if not isinstance(system, dict) or system.get("little_endian") is not True:
-                raise PickleError("was saved on a machine of another byte order")
+                raise PickleError("was saved on a machine with another byte order")
             found: dict[str, Storage] = {}
             self.root = read_pickle(head, found)
             keys = read_pickle(head)
             self._places: dict[str, tuple[int, int]] = {}
             start, end = head.tell(), os.path.getsize(path)
             if type(keys) is not list or not all(type(key) is str for key in keys):
-                raise PickleError("has no list of its storages")
+                raise PickleError("does not list its storages")
             for key in keys:
                 item = _ITEM_SIZES.get(found[key].kind.removesuffix("Storage")) if key in found else None
                 if item is None:
-                    raise PickleError("holds numbers that are no tensor's, or of a kind unknown here")
+                    raise PickleError("holds a storage that no tensor uses, or of an unknown kind")
                 file.seek(start)
                 size = struct.unpack("<q", file.read(8))[0] * item
                 if not 0 <= size <= end - start - 8:

@@ -1,11 +1,11 @@
-"""A file of weights → its named tensors. No code from the file is ever run, and nothing is read before its size is known."""
+"""From a file of weights to its named tensors. No code from the file is run, and every size is known before it is read."""
 
 from __future__ import annotations
 
 import math
 import os
-import stat
 import struct
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 from sigrl_deploy.checkpoints.pickles import MAX_TENSORS, Global, Module, PickleError, UnsafeError, View
 from sigrl_deploy.checkpoints.torch_files import TorchFile, open_torch_file
 from sigrl_deploy.errors import CheckpointError, printable
+from sigrl_deploy.files import open_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
-# By torch's name of a storage and by safetensors' of a dtype: torch's dtype, and bytes a number.
+# From torch's name of a storage, or safetensors' name of a dtype, to torch's dtype and its bytes per number.
 _DTYPES = {
     "HalfStorage": ("float16", 2),
     "BFloat16Storage": ("bfloat16", 2),
@@ -42,15 +43,15 @@ _DTYPES = {
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _MAX_NAME = 1 << 10
 _MAX_DIMS = 16
-# Bytes of a safetensors file's list of tensors, our own labels among them; the largest of open_clip's models needs a tenth.
+# Bytes of a safetensors header, which holds our own labels too; the largest of open_clip's models needs a tenth of it.
 MAX_HEADER = 1 << 22
-_MAX_SHARING = 4  # tied weights are in a file once, and in memory once for each name
-_DAMAGED = "expected a file, whole, by torch.save, torch.jit.save or safetensors: copy or save it again"
+_MAX_SHARING = 4  # tied weights are in the file once, and in memory once for each name
+_DAMAGED = "expected a whole file by torch.save, torch.jit.save or safetensors: copy or save it again"
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor of a file: `read` reads its values. `dtype` is torch's name, or what it is in place of a dense tensor."""
+    """A tensor in a file; `read` reads its values. `dtype` is torch's name, or says what it is instead of a dense tensor."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -63,25 +64,27 @@ class Stored:
 
     @classmethod
     def of(cls, tensor: Tensor) -> Stored:
-        """One that is in memory."""
+        """A tensor that is in memory already."""
         return cls(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), lambda: tensor)
 
 
 def check_file(path: Path, expected: str) -> None:
-    """Raise CheckpointError for what is no regular file: a pipe or device could be read without an end."""
+    """Raise CheckpointError where `path` is not a regular file that can be opened."""
     try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError):
-        raise CheckpointError(f"{path}: no such file; expected {expected}") from None
-    if not stat.S_ISREG(mode):
-        raise CheckpointError(f"{path}: is {'a folder' if stat.S_ISDIR(mode) else 'a pipe or device'}; expected {expected}")
+        with open_regular(path, sys.maxsize):
+            return
+    except FileNotFoundError:
+        reason: object = "no such file"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+    raise CheckpointError(f"{path}: {reason}; give {expected}")
 
 
 def read_weights(path: Path) -> dict[str, Stored]:
-    """The tensors of a state dict saved by `torch.save`, of a TorchScript archive or of a `.safetensors` file, by name.
+    """The tensors, by name, of a state dict saved by `torch.save`, a TorchScript archive or a `.safetensors` file.
 
-    Raises CheckpointError where the file is none of these, is damaged, holds objects that only its own code can rebuild, or
-    claims tensors that are larger than itself.
+    Raises CheckpointError where the file is none of these, is damaged, holds objects that could be rebuilt only by running
+    code, or claims tensors that are larger than itself.
     """
     check_file(path, "a .pth, .pt or .safetensors checkpoint")
     with _explained(path):
@@ -91,7 +94,7 @@ def read_weights(path: Path) -> dict[str, Stored]:
 
 
 def read_tensor(path: Path) -> Stored:
-    """The one tensor that `torch.save` wrote into a file. Raises CheckpointError as `read_weights` does."""
+    """The single tensor that `torch.save` wrote into a file. Raises CheckpointError as `read_weights` does."""
     check_file(path, "a tensor saved by torch.save")
     with _explained(path):
         file = open_torch_file(path)
@@ -103,7 +106,7 @@ def read_tensor(path: Path) -> Stored:
 
 
 def open_safetensors(path: Path) -> Any:
-    """A handle of safetensors' own. Raises CheckpointError for a header that is larger than those of weights."""
+    """An open file of the safetensors library. Raises CheckpointError for a header that is larger than any of weights."""
     from safetensors import safe_open
 
     with path.open("rb") as file:
@@ -144,7 +147,7 @@ def _state_dict(path: Path) -> dict[str, Stored]:
 
 
 def _of_modules(root: Module) -> Iterator[tuple[str, View | Global]]:
-    """Tensors of a tree of modules. Those that share others could name more tensors than a file can hold: all are counted."""
+    """The tensors of a tree of modules. Modules can share others, so that a small file can name very many: all are counted."""
     waiting = [("", root)]
     seen = 0
     while waiting:
@@ -152,10 +155,10 @@ def _of_modules(root: Module) -> Iterator[tuple[str, View | Global]]:
         for name, value in module.attributes.items():
             seen += 1
             if seen > 8 * MAX_TENSORS or len(prefix) > _MAX_NAME:
-                raise PickleError("its modules are more, or deeper in one another, than a model's")
+                raise PickleError("has more modules, or more deeply nested ones, than a model has")
             if isinstance(value, Module):
                 waiting.append((f"{prefix}{name}.", value))
-            # CLIP's blocks may keep their causal mask as a plain attribute, which a state dict leaves out.
+            # CLIP's blocks may hold their causal mask as a plain attribute, which state dicts leave out.
             elif isinstance(value, View) and name != "attn_mask":
                 yield f"{prefix}{name}", value
 
@@ -165,7 +168,7 @@ def _checked_names(path: Path, names: Any) -> list[str]:
     if len(found) > MAX_TENSORS:
         raise CheckpointError(f"{path}: holds {len(found)} tensors, expected at most {MAX_TENSORS}")
     if not all(len(name) <= _MAX_NAME and name.isprintable() for name in found):
-        raise CheckpointError(f"{path}: the name of a tensor is no name (too long, or not printable); {_DAMAGED}")
+        raise CheckpointError(f"{path}: a tensor has a name that is too long or not printable; {_DAMAGED}")
     return found
 
 
@@ -176,34 +179,35 @@ def _tensors(path: Path, file: TorchFile, values: dict[Any, View | Global]) -> d
 
 
 class _Reader:
-    """Reads tensors out of the storages of a file; a storage that several of them share, once."""
+    """Reads tensors from the storages of a file. A storage that several of them share is read once."""
 
     def __init__(self, path: Path, file: TorchFile, shared: set[str]) -> None:
         self._path, self._file, self._shared = path, file, shared
         self._kept: dict[str, Tensor] = {}
 
     def stored(self, name: str, value: View | Global) -> Stored:
-        """A tensor whose shape and strides stay within its storage, and the storage within the file. One that cannot be used
-        costs nothing unless it is asked for: it has a dtype that is no float's, and refuses to be read.
+        """A tensor whose shape and strides stay within its storage, and the storage within the file.
+
+        One that cannot be used is an error only once it is needed: its dtype is not a float's, and reading it raises.
         """
         if isinstance(value, Global):  # sparse, quantised, or of a class of its own
             return self._unusable(name, (), value.name.rpartition(".")[2].removeprefix("_rebuild_"))
         dtype, itemsize = _DTYPES.get(value.storage.kind, (value.storage.kind, 0))
         numbers = (value.offset, *value.shape, *value.stride)
         if len(value.shape) > _MAX_DIMS or len(value.shape) != len(value.stride):
-            raise CheckpointError(f"{self._path}: tensor {name} has {len(value.shape)} dimensions, which no weights have")
+            raise CheckpointError(f"{self._path}: tensor {name} has {len(value.shape)} dimensions, more than any weights have")
         if any(type(number) is not int or not 0 <= number < 1 << 48 for number in numbers):
-            raise CheckpointError(f"{self._path}: tensor {name} has a shape that is none; {_DAMAGED}")
+            raise CheckpointError(f"{self._path}: tensor {name} has an impossible shape; {_DAMAGED}")
         count = math.prod(value.shape)
         last = value.offset + sum((side - 1) * step for side, step in zip(value.shape, value.stride, strict=True))
         held = self._file.size(value.storage.key) if count else 0
         if count and (last >= value.storage.count or value.storage.count * itemsize > held):
             raise CheckpointError(
-                f"{self._path}: tensor {name} of shape {list(value.shape)} claims more numbers than the file holds for it; "
+                f"{self._path}: tensor {name} of shape {list(value.shape)} claims more numbers than the file holds; "
                 "copy or save it again"
             )
         if count > value.storage.count:
-            return self._unusable(name, value.shape, f"{dtype}, expanded (tensor.clone() makes it whole)")
+            return self._unusable(name, value.shape, f"{dtype}, expanded (save tensor.clone() instead)")
         if value.storage.kind not in _DTYPES:
             return self._unusable(name, value.shape, dtype)
         return Stored(value.shape, dtype, partial(self._read, value))
@@ -212,7 +216,7 @@ class _Reader:
         return Stored(shape, kind, partial(self._refuse, f"tensor {name} is {kind}"))
 
     def _refuse(self, what: str) -> Tensor:
-        raise CheckpointError(f"{self._path}: {what}; expected dense numbers")
+        raise CheckpointError(f"{self._path}: {what}; expected a dense tensor")
 
     def _read(self, view: View) -> Tensor:
         import torch
@@ -240,20 +244,20 @@ def _check_total(path: Path, tensors: Any) -> None:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """What is wrong with the file and what to do, from a reader's error."""
+    """Turns a reader's error into a CheckpointError that says what is wrong with the file and what to do."""
     try:
         yield
     except CheckpointError:
         raise
     except UnsafeError as error:
         raise CheckpointError(
-            f"{path}: holds {printable(str(error)[:100])} beside tensors, and loading that would run code from the file; "
-            "save its state dict alone: torch.save(model.state_dict(), path)"
+            f"{path}: holds {printable(str(error)[:100])} besides tensors, and loading that would run code from the file; "
+            "save the state dict alone: torch.save(model.state_dict(), path)"
         ) from None
-    except Exception as error:  # each reader has its own ways to fail on a damaged file
+    except Exception as error:  # readers fail on damaged files in many ways
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {printable(lines[0][:200])}" if lines else type(error).__name__
-        raise CheckpointError(f"{path}: is no checkpoint, or damaged ({reason}); {_DAMAGED}") from None
+        raise CheckpointError(f"{path}: is damaged, or not a checkpoint ({reason}); {_DAMAGED}") from None
 
 
 def _kind(value: Any) -> str:

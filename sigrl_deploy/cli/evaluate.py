@@ -16,6 +16,7 @@ from sigrl_deploy.cli.options import (
     cache_option,
     checkpoint_options,
     device_option,
+    engine_options,
     threads_option,
     unfused_option,
 )
@@ -26,8 +27,10 @@ log = logging.getLogger(__name__)
 
 @click.command()
 @click.argument("data")
-@click.option("--bundle", "bundles", type=PATH, multiple=True, help="Folder that the export wrote; repeatable.")
-@click.option("--checkpoint", type=PATH, help="Evaluate this one in PyTorch, fp32, and compare the bundles with it.")
+@click.option("--bundle", "bundles", type=PATH, multiple=True, help="Folder that export wrote; repeatable.")
+@click.option(
+    "--checkpoint", type=PATH, help="Evaluate this checkpoint too, in PyTorch in fp32, and compare the bundles with it."
+)
 @click.option("--text-tower", help="The checkpoint's, as for export.")
 @click.option("--arch", type=click.Choice([arch.value for arch in Arch]), help="The checkpoint's, as for export.")
 @click.option("--clip-config", help="The checkpoint's, as for export.")
@@ -36,22 +39,24 @@ log = logging.getLogger(__name__)
 )
 @click.option("--template", help="The checkpoint's, as for export.")
 @click.option("--topk", type=click.IntRange(min=1), help="The checkpoint's, as for export.")
-@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True)
+@click.option(
+    "--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True, help="Which pictures of DATA."
+)
 @click.option(
     "--validation-share",
     type=float,
-    help="With --split val or train: part a folder without a column split as train did with the same share.",
+    help="For a folder without a column split: the share that train set apart, to evaluate its --split val or train.",
 )
 @click.option(
     "--label-set",
     "label_sets",
     multiple=True,
-    help="unseen (zero-shot), seen or all (generalised); repeatable [default: those that DATA has].",
+    help="unseen (zero-shot), seen or all (generalised zero-shot); repeatable [default: those that DATA has].",
 )
-@click.option("--labels", type=PATH, help="Label file, one a line: evaluate these labels of DATA only.")
-@click.option("--limit", type=click.IntRange(min=1), help="The first so many pictures only.")
+@click.option("--labels", type=PATH, help="Label file, one label per line: evaluate only these labels of DATA.")
+@click.option("--limit", type=click.IntRange(min=1), help="Evaluate only the first N pictures.", metavar="N")
 @click.option(
-    "--batch-size", type=click.IntRange(1, MOST_PICTURES), help="Pictures at once [default: 1 on a CPU, 16 on a GPU]."
+    "--batch-size", type=click.IntRange(1, MOST_PICTURES), help="Pictures per batch [default: 1 on a CPU, 16 on a GPU]."
 )
 @device_option
 @backend_option
@@ -60,18 +65,19 @@ log = logging.getLogger(__name__)
     "precisions",
     type=click.Choice([precision.value for precision in Precision]),
     multiple=True,
-    help="Of those that each bundle was exported with; repeatable [default: its first that the device can run].",
+    help="One that each bundle was exported with; repeatable [default: its first that the device can run].",
 )
 @unfused_option
 @cache_option
 @threads_option
-@click.option("--out", type=PATH, help="Write everything that was measured to a JSON file.")
+@click.option("--out", type=PATH, help="Also write everything that was measured to this JSON file.")
+@click.option("--overwrite", is_flag=True, help="Replace the file of --out.")
 def evaluate(**options: Any) -> None:
     """Measure mAP and F1@K on DATA, and how far bundles are from the first model.
 
-    \b
-    DATA: scenes, nus-wide:DIR, coco:DIR, voc:DIR, open-images:DIR, folder:DIR, or a folder or CSV file of your own, all of
-    whose pictures are evaluated where labels.csv has no column split (train, val or test) directly behind path.
+    DATA is scenes, nus-wide:DIR, coco:DIR, voc:DIR, open-images:DIR or folder:DIR, or your own folder with a labels.csv, or
+    such a CSV file. All pictures of your own folder are evaluated, unless the CSV file has a column split (train, val or test)
+    directly after path.
     """
     options["checkpoint"] = checkpoint_options(options)
     from sigrl_deploy.evaluation.report import as_json, table
@@ -79,7 +85,7 @@ def evaluate(**options: Any) -> None:
     from sigrl_deploy.tagging.output import open_output
 
     options["precisions"] = tuple(map(Precision, options["precisions"]))
-    chosen = EvaluateOptions(**options)
+    chosen = EvaluateOptions(engine=engine_options(options), **options)
     evaluation = run_evaluate(chosen)
     try:
         if chosen.out:
@@ -93,5 +99,5 @@ def evaluate(**options: Any) -> None:
                 stream.write(table(evaluation))
     failed = len(evaluation.unreadable)
     if failed:
-        log.error("left out, because unreadable: %d picture%s", failed, "" if failed == 1 else "s")
+        log.error("%d picture%s could not be read and %s left out", failed, *(("", "was") if failed == 1 else ("s", "were")))
         raise SystemExit(1)

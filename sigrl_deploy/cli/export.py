@@ -30,16 +30,16 @@ _EXPORT_OPTIONS = [
     click.option(
         "--out",
         type=PATH,
-        help="Folder to write [default: CHECKPOINT's name with -bundle, beside it; or here, for NAME:PRETRAINED].",
+        help="Folder to write [default: CHECKPOINT with -bundle in place of its suffix; for NAME:PRETRAINED, in this folder].",
     ),
     click.option(
         "--text-tower",
         help="CLIP text tower: a file, or NAME:PRETRAINED [default: CHECKPOINT's own, or OpenAI's of the same size, which the "
-        "recipes freeze].",
+        "training recipes freeze].",
     ),
     click.option("--labels", type=PATH, help="Put this vocabulary into the bundle."),
-    click.option("--label-embeddings", type=PATH, help="Saved embeddings [C, D] of --labels, in place of a text tower."),
-    click.option("--arch", type=_values(Arch), help="[default: what the checkpoint's tensors say]"),
+    click.option("--label-embeddings", type=PATH, help="Saved embeddings [C, D] of --labels, instead of a text tower."),
+    click.option("--arch", type=_values(Arch), help="[default: inferred from the checkpoint's tensors]"),
     click.option(
         "--clip-config",
         help="open_clip config (a name or a .json file) of a CLIP model that is not OpenAI's [default: openai, or that of "
@@ -52,7 +52,7 @@ _EXPORT_OPTIONS = [
         multiple=True,
         default=["fp32"],
         show_default=True,
-        help="dtype of the exported graphs; repeatable, and the first one is what a bundle runs in unless said otherwise.",
+        help="dtype of the exported graphs; repeatable. The bundle runs in the first one by default.",
     ),
     click.option("--topk", type=int, help="Patches that the local match averages [default: 16; 18 for mkt]."),
     click.option(
@@ -60,14 +60,14 @@ _EXPORT_OPTIONS = [
         type=click.Choice(["zero-shot", "single-positive", "clip"]),
         help="How pictures were prepared in training [default: zero-shot; clip for --arch clip].",
     ),
-    click.option("--template", help="Prompt with {label} in it [default: the architecture's]."),
+    click.option("--template", help="Prompt with {label} in it [default: the checkpoint's or its architecture's]."),
     click.option(
         "--tolerance",
         type=float,
         help="Largest score error [default: 1e-4 fp32, 5e-3 fp16, 3e-2 bf16, 1e-2 int8 and int8x3, 5e-2 int8-all].",
     ),
-    click.option("--weights", is_flag=True, help="Also write weights.safetensors, which the PyTorch engine (for GPUs) needs."),
-    click.option("--force", is_flag=True, help="Replace the bundle at --out, never anything else."),
+    click.option("--weights", is_flag=True, help="Also write weights.safetensors, which the torch backend (for GPUs) needs."),
+    click.option("--force", is_flag=True, help="Replace an existing bundle at --out."),
 ]
 
 
@@ -80,10 +80,10 @@ def _export_options(function: Callable[..., None]) -> Callable[..., None]:
 @export.command("onnx")
 @_export_options
 def export_onnx(**options: Any) -> None:
-    """Export CHECKPOINT to a bundle: visual.onnx, text.onnx, tokenizer and manifest, measured against the eager model.
+    """Export CHECKPOINT to a bundle: visual.onnx, text.onnx, tokenizer and manifest. Scores are compared with the checkpoint's.
 
-    CHECKPOINT is a file (SigRL, MKT, CLIP, or what train saved), or NAME:PRETRAINED for weights that open_clip downloads, such
-    as ViT-B-16:openai; `python -c "import open_clip; print(open_clip.list_pretrained())"` lists them.
+    CHECKPOINT is a file (SigRL, MKT, CLIP, or saved by train), or NAME:PRETRAINED for weights that open_clip downloads, such as
+     ViT-B-16:openai; `python -c "import open_clip; print(open_clip.list_pretrained())"` lists them.
     """
     from sigrl_deploy.checkpoints.open_clip_weights import check_source, default_bundle
 
@@ -106,35 +106,35 @@ def export_onnx(**options: Any) -> None:
 @click.option(
     "--ops",
     type=click.Choice([ops.value for ops in Ops]),
-    help="How SVFR runs: fused, by this project's kernels behind the engine; inlined, as standard ops inside it; plugin, by "
+    help="How SVFR runs: fused, by this project's kernels after the engine; inlined, as standard ops inside it; plugin, by "
     "the kernels inside it (TensorRT only) [default: fused].",
 )
-@click.option("--batch", type=int, nargs=3, metavar="LEAST BEST MOST", help="Pictures at once [default: 1 1 32].")
+@click.option("--batch", type=int, nargs=3, metavar="LEAST BEST MOST", help="Batch sizes [default: 1 1 32].")
 @click.option(
     "--labels",
     type=int,
     nargs=3,
     metavar="LEAST BEST MOST",
-    help="Labels of a vocabulary [default: 1, those of the bundle's own or 100, 4096].",
+    help="Numbers of labels [default: 1, as many as the bundle's own vocabulary or 100, 4096].",
 )
 @click.option(
     "--compute-capability",
     "compute_capabilities",
     multiple=True,
     metavar="X.Y",
-    help="Build ahead of time for GPUs such as 8.9, repeatable (TensorRT for RTX only); needed where no GPU is at hand "
-    "[default: the GPU at hand].",
+    help="Build ahead of time for GPUs of this compute capability, such as 8.9; repeatable (TensorRT for RTX only) [default: "
+    "the GPU of this machine].",
 )
-@click.option("--hardware-compatible", is_flag=True, help="The engine also runs on other GPUs, Ampere and newer; it is slower.")
+@click.option("--hardware-compatible", is_flag=True, help="Let the engine run on all GPUs from Ampere on; it is slower.")
 @click.option(
-    "--version-compatible", is_flag=True, help="It also runs in later releases of the same major version (TensorRT only)."
+    "--version-compatible", is_flag=True, help="Let the engine run in later releases of the same major version (TensorRT only)."
 )
-@click.option("--workspace", type=click.FloatRange(min=0, min_open=True), metavar="GB", help="Scratch memory at most.")
-@click.option("--timing-cache", type=PATH, help="File of measured times; read, and written again, to make builds faster.")
+@click.option("--workspace", type=click.FloatRange(min=0, min_open=True), metavar="GB", help="The most scratch memory.")
+@click.option("--timing-cache", type=PATH, help="File of measured times, read and updated, which makes builds faster.")
 @click.option("--library", type=click.Choice(LIBRARIES), help="[default: tensorrt where it is installed, else tensorrt_rtx]")
-@click.option("--force", is_flag=True, help="Build also what is there already.")
+@click.option("--force", is_flag=True, help="Also build engines that are there already.")
 def export_tensorrt(bundle: Path, **options: Any) -> None:
-    """Build TensorRT engines of BUNDLE for this machine, or ahead of time for others, and write them into it."""
+    """Build TensorRT engines of BUNDLE, for this machine or ahead of time for others, and write them into it."""
     from sigrl_deploy.tensorrt.build import BuildOptions, build_engines
 
     for name in ("batch", "labels"):
@@ -143,7 +143,9 @@ def export_tensorrt(bundle: Path, **options: Any) -> None:
         options[name] = options[name] and enum(options[name])
     if options["workspace"] is not None:
         if not options["workspace"] < 1e6:
-            raise UsageError(f"--workspace {options['workspace']:g}: expected gigabytes, such as 4")
+            raise UsageError(
+                "expected a number of gigabytes, such as 4", argument="workspace", value=f"{options['workspace']:g}"
+            )
         options["workspace"] = int(options["workspace"] * 1e9)
     for record, built in build_engines(BuildOptions(bundle, **options)):
         key = record.key

@@ -17,7 +17,7 @@ _SOON = 0.05  # seconds
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asks this process to end; `exit_code` is what a shell reports for it."""
+    """A signal asked this process to end; `exit_code` is what a shell reports for it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(_SAID[signal.Signals(number).name])
@@ -26,16 +26,17 @@ class Interrupted(KeyboardInterrupt):
 
 
 def leave_at_once() -> None:
-    """From now on Ctrl-C ends the process where it is: for the time of imports, when there is nothing to tidy up."""
+    """From now on Ctrl-C ends the process at once: for the time of imports, when there is nothing to clean up."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """In the block these signals raise `Interrupted`, which runs what tidies up. One that comes in an import waits for its end.
+    """In the block these signals raise `Interrupted`, so that the program cleans up. One that comes during an import waits for
+    its end.
 
-    A signal that somebody else handles, or that is ignored, as behind nohup, stays so. To be used in the main thread.
+    A signal that somebody else handles, or that is ignored, as under nohup, is left alone. To be used in the main thread.
     """
     ours = (signal.SIG_DFL, signal.default_int_handler, _leave)
     numbers = [getattr(signal, name) for name in _SAID if hasattr(signal, name)]
@@ -43,7 +44,7 @@ def interruptible() -> Iterator[None]:
     hook = sys.unraisablehook
 
     def send_again(lost: Any) -> None:
-        # Raised in a callback, where Python can only report it.
+        # It was raised in a callback, where Python can only report it.
         if isinstance(lost.exc_value, Interrupted):
             _send_soon(lost.exc_value.number)
         else:

@@ -15,6 +15,7 @@ from sigrl_deploy.cli.options import (
     bundle_option,
     cache_option,
     device_option,
+    engine_options,
     precision_option,
     threads_option,
     unfused_option,
@@ -23,11 +24,11 @@ from sigrl_deploy.cli.options import (
 
 @click.group()
 def labels() -> None:
-    """Build, list and clear cached vocabularies."""
+    """Build, list and clear cached label embeddings."""
 
 
 @labels.command()
-@click.argument("label_file", type=PATH)
+@click.argument("labels", metavar="LABEL_FILE", type=PATH)
 @bundle_option
 @device_option
 @backend_option
@@ -35,23 +36,14 @@ def labels() -> None:
 @unfused_option
 @cache_option
 @threads_option
-def build(
-    label_file: Path,
-    bundle: Path,
-    device: str,
-    backend: str,
-    precision: str | None,
-    unfused: tuple[str, ...],
-    cache_dir: Path | None,
-) -> None:
-    """Encode LABEL_FILE for a bundle and cache it, so that later runs do no text work."""
+def build(labels: Path, bundle: Path, cache_dir: Path | None, **options: Any) -> None:
+    """Encode LABEL_FILE for a bundle and cache it, so that later runs need not."""
     from sigrl_deploy.machine.cache_folder import default_cache_dir, require_writable
     from sigrl_deploy.recognizer import Recognizer
 
     require_writable(cache_dir or default_cache_dir())
-    how: dict[str, Any] = {"device": device, "backend": backend, "precision": precision, "unfused": unfused}
-    recognizer = Recognizer(bundle, cache_dir=cache_dir, **how)
-    click.echo(f"{len(recognizer.vocabulary(label_file))} labels ready")
+    with Recognizer(bundle, cache_dir=cache_dir, options=engine_options(options)) as recognizer:
+        click.echo(f"{len(recognizer.vocabulary(labels))} labels ready")
 
 
 @labels.command("list")
@@ -63,7 +55,7 @@ def list_(cache_dir: Path | None) -> None:
 
     folder = cache_dir or default_cache_dir()
     if not os.path.isdir(folder):
-        click.echo(f"{folder}: nothing is cached there")
+        click.echo(f"{folder}: nothing is cached here")
         return
     click.echo(f"{folder}:")
     for side, files in groupby(cached_files(folder), lambda file: file.path.parent):

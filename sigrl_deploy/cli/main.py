@@ -1,4 +1,4 @@
-"""The command line: one file a verb, thin functions. Heavy imports stay inside them, so that --help answers at once."""
+"""The command line: one file per verb, thin functions. They import what is heavy, so that --help answers at once."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _CLOSED_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
 
 
 class _Group(click.Group):
-    """Prints our errors as one line and exits with their code; a traceback is left to bugs."""
+    """Prints errors raised on purpose as one line and exits with their code; only bugs show a traceback."""
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(LogLines())
         logging.basicConfig(handlers=[handler])
-        log.setLevel(logging.INFO if _speaks() else logging.CRITICAL)
+        log.setLevel(logging.INFO if _prints() else logging.CRITICAL)
         with _errors_in_one_line():
             return super().make_context(*args, **extra)
 
@@ -50,7 +50,7 @@ def _errors_in_one_line(verb: click.Command | None = None) -> Iterator[None]:
             yield
         return
     except SigRLError as error:
-        if _speaks():
+        if _prints():
             click.echo(f"error: {error_line(error, verb)}", err=True)
         code = error.exit_code
     except Interrupted as error:
@@ -63,8 +63,8 @@ def _errors_in_one_line(verb: click.Command | None = None) -> Iterator[None]:
     raise click.exceptions.Exit(code)
 
 
-def _speaks() -> bool:
-    """Whether this process is the one to say something, where several train on a device each."""
+def _prints() -> bool:
+    """Whether this process prints, where several train together, each on its own device."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
@@ -86,14 +86,14 @@ def main() -> None:
     """Open-vocabulary image tagging with SigRL, exported to ONNX.
 
     \b
-    Exit status: 0 done; 1 done, but some pictures could not be read; 2 an argument or a file that it names cannot be
-    used; 3 a bundle, checkpoint or export failed, or verify did; 130 interrupted; 141 nobody read standard output any
-    more; 143 terminated.
+    Exit status: 0 done; 1 done, but some pictures could not be read; 2 an argument, or a file that it names, cannot
+    be used; 3 a bundle, checkpoint or export failed, or verify found too large an error; 130 interrupted; 141 nobody
+    reads standard output any more; 143 terminated.
     """
 
 
 def _complete(command: click.Command) -> None:
-    """Adds to every verb the group's options, which people write in either place, and its errors in one line."""
+    """Give every verb the group's options, which people write in either place, and print its errors as one line."""
     if isinstance(command, click.Group):
         for verb in command.commands.values():
             _complete(verb)

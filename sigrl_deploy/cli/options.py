@@ -14,6 +14,7 @@ import click
 
 from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.config import FUSED, Arch, Backend, Contract, Device, Precision
+from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.machine import cpus
 
@@ -22,31 +23,31 @@ _Option = Callable[[Any], Any]
 PATH = click.Path(path_type=Path)
 MOST_PICTURES = 1024  # at once: a GPU is full long before
 bundle_argument = click.argument("bundle", type=PATH)
-bundle_option = click.option("--bundle", type=PATH, required=True, help="Folder that the export wrote.")
+bundle_option = click.option("--bundle", type=PATH, required=True, help="Folder that export wrote.")
 device_option = click.option(
     "--device",
     type=click.Choice([device.value for device in Device]),
     default="auto",
     show_default=True,
-    help="auto: a GPU where there is one.",
+    help="auto: a GPU if there is one.",
 )
 backend_option = click.option(
     "--backend",
     type=click.Choice([backend.value for backend in Backend]),
     default="auto",
     show_default=True,
-    help="auto: torch where it has a GPU and the bundle its weights, else onnxruntime.",
+    help="auto: torch if it has a GPU and the bundle has weights for it, else onnxruntime.",
 )
 precision_option = click.option(
     "--precision",
     type=click.Choice([precision.value for precision in Precision]),
-    help="Of those that the bundle was exported with [default: its first that the device can run].",
+    help="One that the bundle was exported with [default: its first that the device can run].",
 )
 unfused_option = click.option(
     "--unfused",
     multiple=True,
     type=click.Choice(FUSED),
-    help="On a GPU, run this op in its plain form, not as a kernel; repeatable.",
+    help="On a GPU, run this op in its plain form instead of as a kernel; repeatable.",
 )
 build_option = click.option(
     "--no-build",
@@ -54,10 +55,12 @@ build_option = click.option(
     is_flag=True,
     flag_value=False,
     default=True,
-    help="Where the bundle has no TensorRT engine for this machine, fall back, and say why, instead of building one.",
+    help="If the bundle has no TensorRT engine for this machine, use another backend instead of building one.",
 )
 cache_option = click.option(
-    "--cache-dir", type=PATH, help="Where label embeddings are kept [default: $SIGRL_DEPLOY_CACHE or the user's cache folder]."
+    "--cache-dir",
+    type=PATH,
+    help="Folder where label embeddings are kept [default: $SIGRL_DEPLOY_CACHE or the user's cache folder].",
 )
 
 
@@ -74,7 +77,7 @@ threads_option = click.option(
     type=click.IntRange(min=1, max=1024),
     expose_value=False,
     callback=_set_threads,
-    help=f"CPU threads [default: ${cpus.VARIABLE}, or as many as this process has CPUs, by its affinity and cgroups].",
+    help=f"CPU threads [default: ${cpus.VARIABLE}, or the CPUs that affinity and cgroups allow this process].",
 )
 
 
@@ -88,14 +91,23 @@ def _level_option(flags: tuple[str, str], level: int, text: str) -> _Option:
     return click.option(*flags, is_flag=True, expose_value=False, callback=partial(_set_level, level), help=text)
 
 
-quiet_option = _level_option(("-q", "--quiet"), logging.ERROR, "Say errors only.")
-verbose_option = _level_option(("-v", "--verbose"), logging.DEBUG, "Say more: what is computed, how long it takes, why.")
+quiet_option = _level_option(("-q", "--quiet"), logging.ERROR, "Only print errors.")
+verbose_option = _level_option(("-v", "--verbose"), logging.DEBUG, "Print more: what is computed, how long it takes, and why.")
+
+
+def engine_options(options: dict[str, Any]) -> EngineOptions:
+    """Take what is about an engine out of a verb's options."""
+    values = {field.name: options.pop(field.name) for field in fields(EngineOptions) if field.name in options}
+    for name, enum in (("backend", Backend), ("device", Device), ("precision", Precision)):
+        if values.get(name) is not None:
+            values[name] = enum(values[name])
+    return EngineOptions(**values | {"unfused": frozenset(values["unfused"])})
 
 
 def checkpoint_options(options: dict[str, Any]) -> CheckpointOptions | None:
     """Take what is about a checkpoint out of a verb's options; None where there is no checkpoint.
 
-    Raises UsageError for such options without a checkpoint, CheckpointError where there is no such file.
+    Raises UsageError for such options without a checkpoint, and where there is no such file.
     """
     values = {field.name: options.pop(field.name) for field in fields(CheckpointOptions) if field.name in options}
     if values["checkpoint"] is None:

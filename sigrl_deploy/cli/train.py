@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from sigrl_deploy.cli.options import PATH
-from sigrl_deploy.config import Arch, Device
+from sigrl_deploy.cli.options import PATH, device_option
+from sigrl_deploy.config import Arch
 from sigrl_deploy.errors import printable
 
 _POSITIVE = click.IntRange(min=1, max=10**9)
@@ -46,10 +46,12 @@ _POSITIVE = click.IntRange(min=1, max=10**9)
 @click.option("--batch-size", type=_POSITIVE, help="Pictures per update, over all devices [default: the recipe's].")
 @click.option("--accumulate", type=_POSITIVE, default=1, show_default=True, help="Compute an update in parts, to save memory.")
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate [default: the recipe's].")
-@click.option("--trained-blocks", type=click.IntRange(min=0), help="Train only the ViT's last blocks [default: the recipe's].")
-@click.option("--seed", type=click.IntRange(min=0, max=2**32 - 1), default=0, show_default=True)
+@click.option(
+    "--trained-blocks", type=click.IntRange(min=0), help="Train this many of the ViT's last blocks [default: the recipe's]."
+)
+@click.option("--seed", type=click.IntRange(min=0, max=2**32 - 1), default=0, show_default=True, help="Random seed.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Mixed precision.")
-@click.option("--device", type=click.Choice([device.value for device in Device]), default="auto", show_default=True)
+@device_option
 @click.option("--devices", type=_POSITIVE, default=1, show_default=True, help="GPUs (or CPU processes) to train on.")
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that load pictures.")
 @click.option("--keep-pictures", is_flag=True, help="Read each picture once and keep it in memory, in every worker.")

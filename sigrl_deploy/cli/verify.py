@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from sigrl_deploy.cli.error_lines import error_line
 from sigrl_deploy.cli.options import (
     MOST_PICTURES,
     PATH,
@@ -27,8 +29,12 @@ log = logging.getLogger(__name__)
 @click.command()
 @bundle_argument
 @click.argument("pictures", nargs=-1, required=True)
-@click.option("--labels", type=PATH, help="Label file [default: those of labels.csv, or the vocabulary in the bundle].")
-@click.option("--checkpoint", type=PATH, help="What the bundle was exported from: then the reference.")
+@click.option(
+    "--labels",
+    type=PATH,
+    help="Label file, one label per line [default: the labels of labels.csv, or the vocabulary in the bundle].",
+)
+@click.option("--checkpoint", type=PATH, help="The checkpoint that the bundle was exported from; it becomes the reference.")
 @click.option("--text-tower", help="The checkpoint's, as for export.")
 @click.option("--clip-config", help="The checkpoint's, as for export.")
 @click.option(
@@ -36,50 +42,54 @@ log = logging.getLogger(__name__)
     "backends",
     multiple=True,
     type=click.Choice([backend.value for backend in Backend.named()]),
-    help="Compare these; repeatable [default: all that run here].",
+    help="Compare only this one; repeatable [default: all that run here].",
 )
 @click.option(
     "--precision",
     "precisions",
     multiple=True,
     type=click.Choice([precision.value for precision in Precision]),
-    help="Compare these; repeatable [default: all that the bundle holds].",
+    help="Compare only this one; repeatable [default: all that the bundle holds].",
 )
 @click.option(
-    "--tolerance", type=click.FloatRange(min=0), help="Largest score error [default: each precision's, as for export]."
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    help="Largest score error that is allowed [default: each precision's own, as for export].",
 )
 @click.option(
-    "--threshold", type=float, help="Count scores that cross it [default: one that lets about five tags a picture pass]."
+    "--threshold", type=float, help="Count scores that move across it [default: one that about five labels per picture pass]."
 )
-@click.option("--batch-size", type=click.IntRange(1, MOST_PICTURES), default=1, show_default=True, help="Pictures at once.")
+@click.option("--batch-size", type=click.IntRange(1, MOST_PICTURES), default=1, show_default=True, help="Pictures per batch.")
 @device_option
 @cache_option
 @threads_option
 def verify(bundle: Path, pictures: tuple[str, ...], **options: Any) -> None:
     """Compare every backend that runs BUNDLE here, on your own PICTURES: files, folders, globs, or - for a list on stdin.
 
-    \b
-    The reference is the --checkpoint, or the most exact of the bundle's graphs. A folder with labels.csv (or such a file)
-    gives its pictures, labels, and mAP. Columns: errors of scores, the lowest cosine of a picture's scores, the reference's
-    best label and best five that are the engine's too, and scores on another side of the threshold. The result is written
-    into the manifest. Exit status 3 where an error exceeds its tolerance, 1 where pictures could not be read.
+    The reference is the --checkpoint, or else the most exact of the bundle's graphs. For a folder with a labels.csv, or the
+    path of such a file, the pictures and labels are taken from it, and mAP is measured too. The result is also written into
+    the bundle's manifest.
+
+    Exit status 3 if an error exceeds its tolerance, 1 if pictures could not be read.
     """
     options["checkpoint"] = checkpoint_options(options)
-    from sigrl_deploy.evaluation.verify import NothingToCompareError, VerifyOptions, not_run_lines, table
+    from sigrl_deploy.evaluation.verify import NothingToCompareError, VerifyOptions
     from sigrl_deploy.evaluation.verify import verify as run
+    from sigrl_deploy.evaluation.verify_table import not_run_lines, table
     from sigrl_deploy.tagging.output import open_output
 
     for name in ("tolerance", "threshold"):
         if options[name] is not None and not math.isfinite(options[name]):
-            raise UsageError(f"--{name} {options[name]}: expected a finite number, such as 0.02")
+            raise UsageError("expected a finite number, such as 0.02", argument=name, value=options[name])
     options["precisions"] = tuple(map(Precision, options["precisions"]))
+    message = partial(error_line, verb=click.get_current_context().command)
     try:
         found = run(VerifyOptions(bundle, list(pictures), **options))
     except NothingToCompareError as error:  # what to do stands first; the reasons are many
-        click.echo("\n".join([f"error: {printable(str(error))}", *not_run_lines(error.not_run)]), err=True)
+        click.echo("\n".join([f"error: {message(error)}", *not_run_lines(error.not_run, message)]), err=True)
         raise SystemExit(error.exit_code) from None
     with open_output("table", None) as stream:
-        stream.write(table(found))
+        stream.write(table(found, message))
     for name, reason in found.unreadable.items():
         log.error("%s: %s", printable(name), reason)
     exceeded = [comparison for comparison in found.comparisons if not comparison.within]
@@ -89,7 +99,7 @@ def verify(bundle: Path, pictures: tuple[str, ...], **options: Any) -> None:
         )
         raise VerificationError(
             f"{bundle}: {worst.description} is {worst.largest_error:.1e} from the reference, more than its tolerance of "
-            f"{worst.tolerance:g}; use another precision or backend, or allow more with --tolerance"
+            f"{worst.tolerance:g}; use another precision or backend, or allow more with `tolerance`"
         )
     if found.unreadable:
         raise SystemExit(1)

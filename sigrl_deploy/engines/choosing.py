@@ -54,8 +54,8 @@ def choose(bundle: Bundle, options: EngineOptions, machine: Machine) -> Choice:
         if not machine.has_package(package):
             raise missing(package, backend.extra, argument="backend", value=backend.value)
     device, reason = _device(backend, bundle, options, machine)
-    precision = choose_precision(bundle, backend, device, options.precision)
-    return Choice(backend, device, precision, _kernels(backend, device, bundle, options, machine), reason)
+    kernels = _kernels(backend, device, bundle, options, machine)
+    return Choice(backend, device, choose_precision(bundle, backend, device, options.precision), kernels, reason)
 
 
 def _backend(bundle: Bundle, options: EngineOptions, machine: Machine) -> Backend:
@@ -100,9 +100,8 @@ def _kernels(backend: Backend, device: Device, bundle: Bundle, options: EngineOp
     for op in options.unfused:
         if op in able:
             continue
-        advice = "leave it out" if backend is Backend.TORCH else "leave it out, or use `backend=torch`"
-        problem = f"{backend.full_name} runs it in its own ops" if able else f"no kernels run on {device.value} here"
-        raise UsageError(f"{problem}; {advice}", argument="unfused", value=op)
+        problem = f"{backend.full_name} has no kernel for it, and runs it in its own ops" if able else "nothing is fused here"
+        raise UsageError(f"{problem}; leave it out, or use `backend=torch` on a GPU", argument="unfused", value=op)
     found = able - options.unfused
     # Behind ONNX Runtime's tower matching alone gains nothing: the whole graph then runs in ONNX Runtime.
     return frozenset() if backend is Backend.ONNXRUNTIME and "svfr" not in found else found

@@ -92,7 +92,8 @@ class OnnxEngine(OnnxTextEngine):
 
     def preprocess(self) -> NoReturn:
         """See `Engine.preprocess`; there is none."""
-        raise UsageError("--device-preprocess: this backend prepares none; use --backend torch, or leave it out")
+        problem = "this backend does not resize pictures on its device; leave it out, or use `backend=torch`"
+        raise UsageError(problem, argument="device_preprocess")
 
     def encode(self, pixels: Pixels, vocabulary: Vocabulary) -> tuple[FloatArray | None, FloatArray]:
         """See `Engine.encode`."""

@@ -1,7 +1,7 @@
 """Multi-label metrics of a whole data set, as fractions (0 to 1), from scores [N, C] and targets [N, C].
 
-N pictures, C labels, K predictions a picture. Temporary arrays are a label or a block of pictures wide, so that NUS-WIDE's
-107,859 x 1006 test scores need little more memory than they take themselves.
+N pictures, C labels, K predictions per picture. Temporary arrays hold one label or a block of pictures, so that the
+107,859 x 1006 scores of NUS-WIDE's test split need little more memory than they take themselves.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class TopK:
 class Metrics:
     """What one model reaches on one label set.
 
-    `average_precision` and `positives` have one value a label, in the label set's order; a label without a positive has no
+    `average_precision` and `positives` have one value per label, in the label set's order; a label without a positive has no
     average precision (None). `map` counts such a label as 0, as the reference implementation does; `map_present` is the mean
     over the other labels, and None where there are none. `top_k` maps the K asked for to its metrics.
     """

@@ -1,4 +1,4 @@
-"""What an evaluation found: a table for people, in percent, and JSON for programs, in fractions (0 to 1)."""
+"""The results of an evaluation: a table for people, in percent, and JSON for programs, in fractions (0 to 1)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sigrl_deploy.evaluation.run import EvaluateOptions, Evaluation, LabelSetRes
 from sigrl_deploy.version import tool_versions
 
 _PATH_WIDTH = 40
-_PACKAGES = ("numpy", "pillow", "scikit-learn")  # a model's description names its own backend
+_PACKAGES = ("numpy", "pillow", "scikit-learn")  # a model's description names the version of its backend
 
 
 def table(evaluation: Evaluation) -> str:
-    """A row for every label set and model, and below it what a reader must know to read it. Ends with a line feed."""
+    """One row per label set and model, and below them what the columns mean. Ends with a line feed."""
     sparse = any(None in row.metrics.average_precision for found in evaluation.label_sets for row in found.results)
     several = len({model.path for model in evaluation.models}) < len(evaluation.models)  # precisions of one bundle
     head = [
@@ -79,11 +79,12 @@ def _notes(evaluation: Evaluation, sparse: bool) -> Iterator[str]:
             yield f"{found.name}: K is cut to its {len(found.labels)} labels."
     if len(evaluation.models) > 1:
         reference = f"{printable(str(evaluation.models[0].path))} in {evaluation.models[0].precision.value}"
-        yield f"Against {reference}: mAP in points, same best labels in percent of pictures, largest score difference."
+        yield f"Against {reference}: mAP in points; pictures with the same best label, and with the same three, in percent;"
+        yield "largest score difference."
 
 
 def as_json(evaluation: Evaluation, options: EvaluateOptions) -> dict[str, Any]:
-    """Everything that was found. Lists by label are in the order of the label set's `labels`; paths are as they were given."""
+    """All results. Lists by label are in the order of the label set's `labels`; paths are as they were given."""
     return {
         "data": options.data,
         "split": options.split,
@@ -107,7 +108,7 @@ def as_json(evaluation: Evaluation, options: EvaluateOptions) -> dict[str, Any]:
 
 
 def _label_set(found: LabelSetResult) -> dict[str, Any]:
-    """`results` has an entry a model, in the order of `models`; the first is the reference and has no difference."""
+    """`results` has one entry per model, in the order of `models`; the first is the reference and has no difference."""
     results = []
     for result in found.results:
         metrics = asdict(result.metrics)

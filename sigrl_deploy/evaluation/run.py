@@ -15,6 +15,7 @@ from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.config import Precision
 from sigrl_deploy.datasets.dataset import Dataset
 from sigrl_deploy.datasets.opening import folder_identity, has_splits, open_dataset
+from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import LabelError, UsageError, printable
 from sigrl_deploy.evaluation.metrics import Difference, Metrics, difference, evaluate_scores, require_scikit_learn
 from sigrl_deploy.evaluation.scoring import Model, score_pictures
@@ -29,7 +30,7 @@ _SHOWN_ERRORS = 5
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """The command's options; None means its default."""
+    """What to evaluate, on what, and where the results go. None means the default."""
 
     data: str
     split: str
@@ -39,13 +40,12 @@ class EvaluateOptions:
     labels: Path | None
     limit: int | None
     batch_size: int | None
-    device: str
     cache_dir: Path | None
     out: Path | None
-    backend: str = "auto"
+    engine: EngineOptions  # of the bundles, except for their precisions; its device is the checkpoint's too
     precisions: tuple[Precision, ...] = ()  # of each bundle; none is its first that the device can run
-    unfused: tuple[str, ...] = ()
     validation_share: float | None = None
+    overwrite: bool = False  # `out`
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Evaluation:
 
 
 def run_evaluate(options: EvaluateOptions) -> Evaluation:
-    """Open the data set and the models, and evaluate. Raises a SigRLError before any picture is read for a wrong option."""
+    """Open the data set and the models, and evaluate. A wrong option raises a SigRLError before any picture is read."""
     require_scikit_learn()
     _check_options(options)
     dataset = open_dataset(options.data, options.split, options.validation_share)
@@ -90,23 +90,30 @@ def run_evaluate(options: EvaluateOptions) -> Evaluation:
 
 def _check_options(options: EvaluateOptions) -> None:
     if not options.bundles and options.checkpoint is None:
-        raise UsageError("nothing to evaluate; give one or more --bundle DIR, a --checkpoint FILE, or both")
-    if options.unfused and not options.bundles:
-        raise UsageError(f"--unfused {options.unfused[0]}: a checkpoint runs unfused as it is; leave it out, or add --bundle")
+        raise UsageError("nothing to evaluate; give one or more `bundle`, a `checkpoint`, or both")
+    if options.engine.unfused and not options.bundles:
+        problem = "a checkpoint always runs unfused; leave it out, or add a `bundle`"
+        raise UsageError(problem, argument="unfused", value=next(iter(options.engine.unfused)))
     if options.precisions and not options.bundles:
-        raise UsageError("--precision: is of bundles, and a checkpoint runs in fp32; add --bundle, or leave it out")
+        problem = "is for bundles, and a checkpoint runs in fp32; add a `bundle`, or leave it out"
+        raise UsageError(problem, argument="precisions", value=options.precisions[0].value)
     if options.out is None:
         if sys.stdout is None:
-            raise UsageError("standard output: is closed; open it, or give --out FILE")
+            raise UsageError("standard output is closed; open it, or give `out`")
+        if options.overwrite:
+            raise UsageError("is for a file; give `out`, or leave it out", argument="overwrite")
         return
     out = options.out
-    # The data set's and the bundles' own files are easily named by mistake, and hardly one of them ends so.
+    # A file of the data set or of a bundle is easily named by mistake, and hardly any of them has this ending.
     if out.suffix.lower() != ".json":
-        raise UsageError(f"--out {out}: the results are JSON; expected a name that ends in .json")
+        raise UsageError("the results are JSON; expected a name that ends in .json", argument="out", value=out)
     if not os.access(out.parent, os.W_OK | os.X_OK) or not os.path.isdir(out.parent):
-        raise UsageError(f"--out {out}: the folder {out.parent} is not there or cannot be written; choose another place")
+        problem = f"the folder {out.parent} does not exist or cannot be written; choose another place"
+        raise UsageError(problem, argument="out", value=out)
     if os.path.exists(out) and not os.path.isfile(out):
-        raise UsageError(f"--out {out}: is a folder, device or pipe, expected a file")
+        raise UsageError("is a folder, device or pipe, expected a file", argument="out", value=out)
+    if not options.overwrite and os.path.exists(out) and os.path.getsize(out) > 0:
+        raise UsageError("exists already; replace it with `overwrite`, or choose another name", argument="out", value=out)
 
 
 def open_models(options: EvaluateOptions) -> list[Model]:
@@ -116,16 +123,15 @@ def open_models(options: EvaluateOptions) -> list[Model]:
         require("torch", "open_clip", extra="export", argument="checkpoint", value=options.checkpoint.checkpoint)
         from sigrl_deploy.checkpoints.eager import load_eager
 
-        eager = load_eager(options.checkpoint, device=options.device)
+        eager = load_eager(options.checkpoint, device=options.engine.device)
         log.info("engine: %s", eager.description)  # as a recognizer does
         arch, device = eager.model.config.arch, eager.model.visual.proj.device.type
         models.append(Model(Path(options.checkpoint.checkpoint), eager.description, arch, Precision.FP32, device, eager))
     if options.bundles:
         from sigrl_deploy.recognizer import Recognizer
 
-        how: dict[str, Any] = {name: getattr(options, name) for name in ("device", "backend", "cache_dir", "unfused")}
         for path, precision in itertools.product(options.bundles, options.precisions or (None,)):
-            recognizer = Recognizer(path, precision=precision, **how)
+            recognizer = Recognizer(path, precision=precision, cache_dir=options.cache_dir, options=options.engine)
             engine, arch = recognizer.engine, recognizer.bundle.manifest.arch
             models.append(Model(path, engine.description, arch, engine.precision, engine.device, recognizer))
     _warn_of_differences(models)
@@ -133,20 +139,20 @@ def open_models(options: EvaluateOptions) -> list[Model]:
 
 
 def _warn_of_differences(models: Sequence[Model]) -> None:
-    """Say where models are not one model: their scores then differ by more than the export."""
+    """Warn where models are not the same model: their scores then differ by more than the export."""
     for model in models[1:]:
         first, other = models[0].scorer.rules, model.scorer.rules
         for name in first:
             if first[name] != other[name]:
-                log.warning("%s: has %s %s, and %s has %s", model.path, name, other[name], models[0].path, first[name])
+                log.warning("%s has %s %s, but %s has %s", model.path, name, other[name], models[0].path, first[name])
 
 
 def _warn_of_training_pictures(options: EvaluateOptions, models: Sequence[Model]) -> None:
-    """Say where a folder without splits is evaluated whole, or by another share, and which models were trained on it."""
+    """Warn where a model was trained on pictures that are evaluated here."""
     if options.split == "train" or has_splits(options.data):
         return
     if options.split == "test":
-        log.info("%s: has no column split, so all its pictures are evaluated", options.data)
+        log.info("%s has no column split, so all its pictures are evaluated", options.data)
     here, said = folder_identity(options.data), set[Path]()
     for model in models:
         training = _training_of(model)
@@ -156,11 +162,11 @@ def _warn_of_training_pictures(options: EvaluateOptions, models: Sequence[Model]
         settings = training.get("settings")
         apart = settings.get("validation_share") if isinstance(settings, dict) else None
         if not isinstance(apart, float):
-            log.warning("%s: was trained on these very pictures, so its figures do not tell how it does on others", model.path)
+            log.warning("%s was trained on these pictures, so its figures say nothing about other pictures", model.path)
         elif options.validation_share is None or options.validation_share > apart:
             log.warning(
-                "%s: was trained on pictures of this folder, which are among these; --split val --validation-share %g leaves "
-                "them out",
+                "%s was trained on pictures of this folder, which are among these; `split=val` with "
+                "`validation_share=%g` leaves them out",
                 model.path,
                 apart,
             )
@@ -182,12 +188,13 @@ def _training_of(model: Model) -> dict[str, Any]:
 def choose_label_sets(dataset: Dataset, names: Sequence[str], labels: Path | None) -> dict[str, tuple[str, ...]]:
     """The label sets to evaluate, each restricted to the labels of a file where one is given; none of them is empty.
 
-    No `names` means those of unseen, seen and all that the data set has. Raises UsageError for a name that it has not,
-    LabelError for a label in the file that it has no annotations of, or where nothing is left of a label set asked for.
+    No `names` means those of unseen, seen and all that the data set has. Raises UsageError for a name that it does not have,
+    LabelError for a label in the file without annotations, or where no label of a label set that was asked for is left.
     """
     missing = [name for name in names if name not in dataset.label_sets]
     if missing:
-        raise UsageError(f"--label-set {missing[0]}: not in this data set, which has {', '.join(dataset.label_sets)}")
+        problem = f"this data set does not have it; expected one of {', '.join(dataset.label_sets)}"
+        raise UsageError(problem, argument="label_set", value=missing[0])
     chosen = dict.fromkeys(names or [name for name in DEFAULT_LABEL_SETS if name in dataset.label_sets])
     if labels is None:
         return {name: dataset.label_sets[name] for name in chosen}
@@ -195,9 +202,10 @@ def choose_label_sets(dataset: Dataset, names: Sequence[str], labels: Path | Non
     kept = {name: tuple(label for label in dataset.label_sets[name] if label in wanted) for name in chosen}
     for name, rest in kept.items():
         if names and not rest:
-            raise LabelError(f"{labels}: holds no label of the label set {name}; add one, or leave out --label-set {name}")
+            problem = f"holds no label of the label set {name}; add one, or leave out `label_set={name}`"
+            raise LabelError(problem, argument="labels", value=labels)
         left_out = len(dataset.label_sets[name]) - len(rest)
-        log.info("%s: %d of %d labels are not in %s and left out", name, left_out, len(rest) + left_out, labels)
+        log.info("%s: %d of %d labels are not in %s and are left out", name, left_out, len(rest) + left_out, labels)
     return {name: rest for name, rest in kept.items() if rest}
 
 
@@ -206,9 +214,8 @@ def _annotated(path: Path, dataset: Dataset) -> tuple[str, ...]:
     unknown = [label for label in labels if label not in known]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise LabelError(
-            f"{path}: the data set has no annotations of {unknown[0]!r}{more}; leave it out, or write it as the data set does"
-        )
+        problem = f"the data set has no annotations of {unknown[0]!r}{more}; leave it out, or spell it as the data set does"
+        raise LabelError(problem, argument="labels", value=path)
     return labels
 
 
@@ -220,7 +227,7 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 1,
 ) -> Evaluation:
-    """Evaluate models over the first `limit` pictures (None: all). The first model is what the others are compared with.
+    """Evaluate models on the first `limit` pictures (None: all). The others are compared with the first model.
 
     Each label set is a pass of its own, since scores depend on the vocabulary. A picture that cannot be read is left out for
     all models. Raises UsageError where no picture is left.

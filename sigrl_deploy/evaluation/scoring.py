@@ -27,7 +27,7 @@ class Scorer(Protocol):
 
     @property
     def rules(self) -> dict[str, object]:
-        """By name, everything beside weights that scores depend on: architecture, top-k, template, preprocessing."""
+        """By name, everything except weights that scores depend on: architecture, top-k, template, preprocessing."""
 
     def pixels(self, image: ImageSource) -> Pixels:
         """One picture → [3, H, W]. Raises ImageError where it cannot be prepared. Called from several threads."""
@@ -41,7 +41,7 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class Model:
-    """A scorer and what a report says of it; `description` names backend, device and precision."""
+    """A scorer and what a report says about it; `description` names backend, device and precision."""
 
     path: Path
     description: str
@@ -53,7 +53,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Pass:
-    """Scores [N, C] of each model, targets [N, C], and why which pictures (by index) could not be read; N counts the others."""
+    """Scores [N, C] of each model and targets [N, C] of the pictures that could be read, and by index why others could not."""
 
     scores: list[FloatArray]
     targets: NDArray[np.int8]
@@ -63,10 +63,10 @@ class Pass:
 def score_pictures(
     dataset: Dataset, pictures: Sequence[int], labels: Sequence[str], models: Sequence[Model], batch_size: int
 ) -> Pass:
-    """Score the pictures of these indices against `labels`, C of the data set's.
+    """Score the pictures with these indices against `labels`, which are C of the data set's.
 
-    A picture is decoded once for all models, beside their work; one that cannot be read is left out for all of them. Memory:
-    5 bytes a picture and label, 4 more for each further model.
+    A picture is decoded once for all models, while they work; one that cannot be read is left out for all of them. Memory: 5
+    bytes per picture and label, and 4 more for each further model.
 
     Raises LabelError where a model cannot use a label, UsageError where one gives a score that is not finite.
     """
@@ -101,7 +101,7 @@ def score_pictures(
 def _read(
     dataset: Dataset, pictures: Sequence[int], models: Sequence[Model], ahead: int
 ) -> Iterator[tuple[int, list[Pixels] | str]]:
-    """Each picture's pixels, one array a model, or why it could not be read."""
+    """Each picture's pixels, one array per model, or why it could not be read."""
 
     def pixels(index: int) -> list[Pixels] | str:
         name = dataset.name(index)

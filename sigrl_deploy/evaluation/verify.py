@@ -1,4 +1,4 @@
-"""A bundle on a user's own pictures: every backend that runs here, side by side, against one reference."""
+"""A bundle on the user's own pictures: every backend that runs here, side by side, against one reference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
@@ -22,10 +21,11 @@ from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.manifest import VOCABULARY, Manifest, change_manifest
 from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.comparison import agreement, flips, lowest_cosine, overlap, score_errors
-from sigrl_deploy.config import Backend, Precision
+from sigrl_deploy.config import Backend, Device, Precision
 from sigrl_deploy.datasets.dataset import UNKNOWN, Dataset
 from sigrl_deploy.datasets.labelled_folder import LABELS_CSV, read_folder
-from sigrl_deploy.errors import ExportError, LabelError, SigRLError, UsageError, printable
+from sigrl_deploy.engines.options import EngineOptions
+from sigrl_deploy.errors import ExportError, LabelError, SigRLError, UsageError
 from sigrl_deploy.evaluation.metrics import evaluate_scores, require_scikit_learn
 from sigrl_deploy.evaluation.scoring import Model, score_pictures
 from sigrl_deploy.extras import require
@@ -37,7 +37,7 @@ from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
-TAGS = 5  # of a picture, which the default threshold lets pass
+TAGS = 5  # per picture that pass the default threshold
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found: the reference and the others, in order, and what did not open, with the reason."""
+    """What `verify` found: the reference and the others, in order, and why which backends and precisions did not open."""
 
     reference: str
     reference_map: float | None
     comparisons: tuple[Comparison, ...]
-    not_run: dict[str, str]
+    not_run: dict[str, SigRLError]
     threshold: float
     pictures: int
     labels: int
@@ -99,15 +99,15 @@ class Verification:
 
 
 class NothingToCompareError(UsageError):
-    """Fewer than two models were opened. `not_run` says why not which others, as in `Verification`."""
+    """Fewer than two models were opened. `not_run` says why the others were not, as in `Verification`."""
 
-    def __init__(self, advice: str, not_run: dict[str, str]) -> None:
-        super().__init__(advice)
+    def __init__(self, problem: str, bundle: Path, not_run: dict[str, SigRLError]) -> None:
+        super().__init__(problem, argument="bundle", value=bundle)
         self.not_run = not_run
 
 
 class PictureList:
-    """Pictures by path, of which no labels are known; see `Dataset`."""
+    """Pictures by path, without known labels; see `Dataset`."""
 
     def __init__(self, paths: Sequence[str], labels: tuple[str, ...]) -> None:
         self._paths = paths
@@ -130,22 +130,20 @@ class PictureList:
 def verify(options: VerifyOptions) -> Verification:
     """Score the pictures with every model, compare, and write the result into the bundle's manifest.
 
-    What does not open is left out, and said, but for a backend that was asked for by name. A manifest that cannot be written
-    is said too. Raises UsageError for options that cannot be followed, NothingToCompareError (one of them) where there is
-    nothing to compare.
+    Backends that fail to open are left out and reported, unless they were asked for by name. A manifest that cannot be written
+    is a warning. Raises UsageError for options that cannot be used; NothingToCompareError, a UsageError, where fewer than two
+    models run.
     """
     bundle = Bundle(options.bundle)
     dataset = _dataset(options, bundle)
     models, not_run = _models(options, bundle)
     if len(models) < 2:
         only = f"only {models[0].description} runs here" if models else "nothing runs here"
-        limited = [f"--{name}" for name in ("backend", "precision") if getattr(options, f"{name}s")]
-        advice = ["give the --checkpoint that it was exported from"] * (options.checkpoint is None)
+        limited = [f"`{name}`" for name in ("backends", "precisions") if getattr(options, name)]
+        advice = ["give the `checkpoint` that it was exported from"] * (options.checkpoint is None)
         advice += [f"leave out {' and '.join(limited)}"] * bool(limited)
-        raise NothingToCompareError(
-            f"{options.bundle}: {only}, so there is nothing to compare; {', or '.join(advice or ['mend one of the others'])}",
-            not_run,
-        )
+        advice = advice or ["repair one of the others"]
+        raise NothingToCompareError(f"{only}, so there is nothing to compare; {', or '.join(advice)}", options.bundle, not_run)
     scored = score_pictures(dataset, range(len(dataset)), dataset.labels, models, options.batch_size)
     unreadable = {dataset.name(i): reason for i, reason in scored.unreadable.items()}
     if len(scored.targets) == 0:
@@ -180,7 +178,7 @@ def _dataset(options: VerifyOptions, bundle: Bundle) -> Dataset:
 
 
 class _Restricted:
-    """A labelled folder against labels of the user's choice: those that it does not know are unknown for every picture."""
+    """A labelled folder with labels of the user's choice: those that it does not know are unknown for every picture."""
 
     def __init__(self, known: Dataset, labels: tuple[str, ...]) -> None:
         self._known, self.labels = known, labels
@@ -206,16 +204,16 @@ class _Restricted:
 
 def _own_labels(bundle: Bundle) -> tuple[str, ...]:
     if not bundle.has(VOCABULARY):
-        raise LabelError(f"{bundle.path}: carries no vocabulary of its own; give a label file (--labels)")
+        raise LabelError("the bundle has no vocabulary of its own; give a label file", argument="labels")
     return Vocabulary.read(
         bundle.file(VOCABULARY), graph=bundle.manifest.arch.has_graph, width=bundle.manifest.embed_dim
     ).labels
 
 
-def _models(options: VerifyOptions, bundle: Bundle) -> tuple[list[Model], dict[str, str]]:
-    """The reference first: the checkpoint, or the bundle's finest graph. What does not open is said, with its reason."""
+def _models(options: VerifyOptions, bundle: Bundle) -> tuple[list[Model], dict[str, SigRLError]]:
+    """The models, the reference first: the checkpoint, or the bundle's most exact graph. And why which others do not open."""
     models = [_checkpoint(options.checkpoint, options.device, bundle.manifest)] if options.checkpoint else []
-    not_run: dict[str, str] = {}
+    not_run: dict[str, SigRLError] = {}
     held = bundle.precisions(None)
     for precision in options.precisions:
         bundle.precisions(precision)
@@ -228,18 +226,18 @@ def _models(options: VerifyOptions, bundle: Bundle) -> tuple[list[Model], dict[s
                 models.append(_open(options, bundle, backend, precision))
                 opened += 1
             except SigRLError as error:
-                not_run[f"{backend} {precision.value}"] = str(error)
+                not_run[f"{backend} {precision.value}"] = error
         if not opened and options.backends:
-            raise UsageError(f"--backend {backend}: runs in no precision; {not_run[f'{backend} {by_fineness[0].value}']}")
+            raise not_run[f"{backend} {by_fineness[0].value}"]
     return models, not_run
 
 
 def _open(options: VerifyOptions, bundle: Bundle, backend: str, precision: Precision) -> Model:
-    how: dict[str, Any] = {"device": options.device, "precision": precision, "cache_dir": options.cache_dir, "build": False}
-    recognizer = Recognizer(bundle.path, backend=backend, **how)
+    how = EngineOptions(Backend(backend), Device(options.device), precision, build=False)
+    recognizer = Recognizer(bundle.path, cache_dir=options.cache_dir, options=how)
     engine = recognizer.engine
     if backend == "tensorrt" and not hasattr(engine, "key"):  # it fell back
-        raise UsageError("the bundle has no engine for this machine; sigrl-deploy export tensorrt builds it")
+        raise UsageError("the bundle has no engine for this machine; build it with sigrl-deploy export tensorrt")
     return Model(bundle.path, engine.description, bundle.manifest.arch, precision, engine.device, recognizer)
 
 
@@ -281,7 +279,7 @@ def compare(
 
 
 def _threshold(exact: FloatArray) -> float:
-    """Lets about TAGS labels a picture pass; in the middle of two neighbouring scores, so that rounding moves few across it."""
+    """About TAGS labels per picture pass it. It lies between two neighbouring scores, so that rounding moves few across it."""
     ordered = -np.sort(-exact, axis=None)
     passing = min(TAGS * len(exact), max(1, ordered.size // 2))
     return float(ordered[passing - 1 : passing + 1].mean())
@@ -297,7 +295,7 @@ def _map(scores: FloatArray, targets: NDArray[np.int8]) -> float | None:
 
 
 def _record(folder: Path, found: Verification) -> None:
-    """Write the comparisons into the manifest, in the place of earlier ones of the same engines."""
+    """Write the comparisons into the manifest, in place of earlier ones of the same engines."""
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
     about = {"date": when, "reference": found.reference, "pictures": found.pictures, "labels": found.labels}
     new = [about | asdict(comparison) | {"within": comparison.within} for comparison in found.comparisons]
@@ -310,36 +308,4 @@ def _record(folder: Path, found: Verification) -> None:
     try:
         change_manifest(folder, changed)
     except ExportError as error:
-        log.warning("not recorded: %s", error)
-
-
-def table(found: Verification) -> str:
-    """A row a model, and below it what was not run. Ends with a line feed."""
-    head = ["engine", "largest error", "tolerance", "mean error", "cosine", "top-1", "top-5", "flips", "mAP"]
-    rows = [head, [found.reference, "reference", *[""] * 6, _share(found.reference_map)]]
-    for one in found.comparisons:
-        numbers = [f"{one.largest_error:.1e}", f"{one.tolerance:g}{'' if one.within else ' EXCEEDED'}", f"{one.mean_error:.1e}"]
-        numbers += [f"{one.cosine:.6f}", _share(one.top1_agreement), _share(one.top5_overlap), _share(one.flips)]
-        rows.append([one.description, *numbers, _share(one.map)])
-    if found.reference_map is None:
-        rows = [row[:-1] for row in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip()
-             for row in rows]  # fmt: skip
-    lines += [
-        "",
-        f"{found.pictures} pictures, {found.labels} labels; flips at a threshold of {found.threshold:.4g}; shares in percent",
-    ]
-    return "\n".join([*lines, *not_run_lines(found.not_run)]) + "\n"
-
-
-def not_run_lines(not_run: Mapping[str, str]) -> list[str]:
-    """A line for each reason, with all that it kept from running."""
-    reasons: dict[str, list[str]] = {}
-    for name, reason in not_run.items():
-        reasons.setdefault(reason, []).append(name)
-    return [f"not run: {', '.join(names)}: {printable(reason)}" for reason, names in reasons.items()]
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.2f}"
+        log.warning("the result was not recorded: %s", error)

@@ -22,7 +22,7 @@ def _symbolic(op: str, inputs: Sequence[Tensor], like: Tensor) -> Tensor:
 
 
 class SVFRNode(nn.Module):
-    """`sigrl::SVFR`; its weights are stored transposed, so that every product reads them in rows."""
+    """`sigrl::SVFR`. Its weights are stored transposed, so that every matrix product reads them by rows."""
 
     def __init__(self, svfr: SVFR, dim: int, precision: Precision) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class GMCNode(nn.Module):
 
 
 class VisualGraph(nn.Module):
-    """pixels [B, 3, H, W], T [C, D], G Wbᵀ [C, D] → local features [B, P, D], global feature [B, D].
+    """Pixels [B, 3, H, W], T [C, D] and G Wbᵀ [C, D] to local features [B, P, D] and the global feature [B, D].
 
     Without SVFR pixels are the only input; without a local match the global feature is the only output.
     """
@@ -92,9 +92,10 @@ class VisualGraph(nn.Module):
 
 
 class TextGraph(nn.Module):
-    """cached rows [M, D], token ids [N, L] → T [M + N, D] (cached rows first), G Wbᵀ [M + N, D]; M or N may be 0.
+    """Cached rows of T [M, D] and token ids [N, L] to T [M + N, D], cached rows first, and G Wbᵀ [M + N, D].
 
-    Without a text tower there are no token ids, without a label graph neither cached rows nor G Wbᵀ.
+    M or N may be 0. Without a text tower there is no input `token_ids`; without a label graph neither the input
+    `cached_embedding` nor the output `graph_projection`.
     """
 
     def __init__(self, model: SigRL) -> None:

@@ -1,4 +1,4 @@
-"""One graph → one ONNX file: PyTorch's exporter, then the function bodies of the SigRL ops."""
+"""From a graph module to an ONNX file: PyTorch's exporter, and the functions that the SigRL ops stand for."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ from sigrl_deploy.graphs.functions import EXP_LIMIT, OPSET, gmc_function, linear
 from sigrl_deploy.graphs.quantising import quantised_tower, split_products
 from sigrl_deploy.model.sigrl import SVFR, SigRL
 
-DATA = ".data"  # after a graph's name: the file with its weights, where they are too large for the graph's own
-_PROTOBUF_LIMIT = 2**31 - 2**26  # bytes: protobuf's 2 GiB less room for the graph; larger weights go into a file beside it
+DATA = ".data"  # added to a graph's file name: the file beside it, which holds weights too large for the graph's own file
+_PROTOBUF_LIMIT = 2**31 - 2**26  # bytes of weights: protobuf's limit of 2 GiB, less room for the graph
 _FP32 = onnx.TensorProto.FLOAT
-op: Any = opset20  # its annotations know tensors only, and refuse the values that a translation is traced with
+op: Any = opset20  # its annotations allow tensors only, and not the Python values that `_attention` passes
 
 
 def export_visual(model: SigRL, path: Path, precision: Precision) -> None:
-    """Write `visual.onnx` of a model typed in `precision`; batch and label count are dynamic; see `takes_one_picture`."""
+    """Write the visual graph of a model whose weights are typed in `precision`.
+
+    Batch size and label count are dynamic, but for the batch size where `precision.takes_one_picture`.
+    """
     graph = VisualGraph(model, precision).eval()
     single = precision.takes_one_picture
     size, dim = model.config.vision.image_size, model.config.embed_dim
@@ -50,7 +53,7 @@ def export_visual(model: SigRL, path: Path, precision: Precision) -> None:
 
 
 def export_text(model: SigRL, path: Path) -> bool:
-    """Write `text.onnx` of a model in one precision; its row counts may be 0. False where there is nothing to write."""
+    """Write the text graph of a typed model; its row counts may be 0. Returns False where the model has none to write."""
     graph = TextGraph(model).eval()
     names = graph.input_names
     if not names:
@@ -98,7 +101,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """Attention with its softmax in fp32 whatever the dtype of the products; PyTorch's own translation keeps the input's."""
+    """Attention with its softmax in fp32, whatever the dtype of its products. PyTorch's own translation keeps their dtype."""
     factor = op.CastLike(op.Constant(value_float=scale or 1 / math.sqrt(query.shape[-1])), query)
     energy = op.MatMul(op.Mul(query, factor), op.Transpose(key, perm=[0, 1, 3, 2]))
     if is_causal:
@@ -111,7 +114,7 @@ def _attention(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """PyTorch's exporter prints progress and deprecations of its own internals; errors still come as exceptions."""
+    """No progress and deprecation messages of PyTorch's exporter. Its errors are exceptions, which still come through."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -147,7 +150,7 @@ def _export(
 
 
 def _add_function(proto: onnx.ModelProto, function: onnx.FunctionProto) -> None:
-    """Give the model a function, and import its domain and those of what it calls."""
+    """Add a function to the model, and import its domain and those of the ops it calls."""
     proto.functions.append(function)
     for opset in (onnx.helper.make_opsetid(function.domain, 1), *function.opset_import):
         if opset.domain not in {imported.domain for imported in proto.opset_import}:
@@ -155,7 +158,7 @@ def _add_function(proto: onnx.ModelProto, function: onnx.FunctionProto) -> None:
 
 
 def _strip_provenance(proto: onnx.ModelProto) -> None:
-    """Remove the exporter's stack traces and source paths: they name folders of the machine that exported."""
+    """Remove the exporter's stack traces and source paths, which name folders of the machine that exported."""
     proto.doc_string = proto.graph.doc_string = ""
     del proto.metadata_props[:]
     del proto.graph.metadata_props[:]

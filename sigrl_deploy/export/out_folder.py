@@ -1,4 +1,4 @@
-"""Where a bundle is written: in a folder beside its place, and put there whole."""
+"""The folder that a bundle is written to: a temporary one beside it, which takes its place once it is complete."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ _ENGINE = re.compile(r"\.?(visual|text)-[\w-]+\.engine(\.[0-9a-f]+\.tmp)?")
 
 
 def check_out(out: Path, force: bool) -> None:
-    """Raise UsageError where `out` may not be replaced: without `force`, or where anything but a bundle would be lost."""
+    """Raise UsageError where `out` exists without `force`, and where replacing it would delete anything but a bundle."""
     if not os.path.exists(out) or (os.path.isdir(out) and not os.listdir(out)):
         return
     strangers = _strangers(out)
     if strangers:
-        raise UsageError(f"--out {out}: holds {strangers[0]}, which is no part of a bundle; choose another folder")
+        raise UsageError(
+            f"holds {strangers[0]}, which is not part of a bundle; choose another folder", argument="out", value=out
+        )
     if not force:
-        raise UsageError(f"--out {out}: exists already; choose another folder, or replace the bundle with --force")
+        raise UsageError("exists already; choose another folder, or add `force` to replace it", argument="out", value=out)
 
 
 def _strangers(out: Path) -> list[str]:
-    """What is in `out` and not in its manifest: all of it, where the manifest is not one of ours."""
+    """Names in `out` that its manifest does not list: all of them, where it holds no manifest of a bundle."""
     if not os.path.isdir(out):
         return [out.name]
     names = sorted(os.listdir(out))
@@ -38,32 +40,34 @@ def _strangers(out: Path) -> list[str]:
         known = {MANIFEST, *manifest["files"]} if isinstance(manifest["format_version"], int) else set()
     except (OSError, ValueError, KeyError, TypeError):
         known = set()
-    # Engines too, with or without a record, and what a killed build left.
+    # Lock files, engines whether recorded or not, and leftovers of a killed build are part of a bundle too.
     return [name for name in names if name not in known and not (known and (name.startswith(LOCK) or _ENGINE.fullmatch(name)))]
 
 
 @contextmanager
 def replaced_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out`, put in its place when the block ends well and removed when it does not.
+    """A temporary folder beside `out`, which takes its place when the block ends, and is removed when the block raises.
 
-    Raises ExportError where it cannot be written; then nothing is left behind, and a bundle that was at `out` still is.
+    Raises ExportError where it cannot be written. Then nothing is left behind, and a bundle that was at `out` still is.
     """
     parents = [parent for parent in out.parents if not os.path.exists(parent)]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name[:40]}.", suffix=".tmp", dir=out.parent))
     except OSError as error:
-        raise ExportError(f"--out {out}: cannot be created ({error.strerror}); choose a folder that can be written") from None
+        problem = f"cannot be created ({error.strerror}); choose a folder that can be written"
+        raise ExportError(problem, argument="out", value=out) from None
     try:
         temporary.chmod(0o755)
         yield temporary
         _put_in_place(temporary, out)
     except OSError as error:
-        raise ExportError(f"--out {out}: cannot be written ({error.strerror or error}); nothing was left behind") from None
+        problem = f"cannot be written ({error.strerror or error}); nothing was left behind"
+        raise ExportError(problem, argument="out", value=out) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if not out.exists():
-            with suppress(OSError):  # somebody else's file in a new parent keeps it
+            with suppress(OSError):  # a new parent stays where somebody has put a file into it
                 for parent in parents:
                     parent.rmdir()
 

@@ -1,4 +1,4 @@
-"""Parity is shown, not assumed: the exported graphs against the eager fp32 model on real pictures."""
+"""Parity: the scores of the exported graphs compared with the eager fp32 model's, on real pictures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LABELS = Path(__file__).parent.parent / "data" / "labels.txt"
 LABEL_COUNTS = (1, 7, 33, 100)  # one label, and counts that do and do not fill the last tile
 BATCHES = (1, 3)
 
-Scorer = Callable[[FloatArray, Sequence[str]], FloatArray]  # pixels [B, 3, H, W], labels → scores [B, C]
+Scorer = Callable[[FloatArray, Sequence[str]], FloatArray]  # pixels [B, 3, H, W] and C labels to scores [B, C]
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Parity:
-    """What export measured. `largest_error` is over all cases; scores lie within ±1.
+    """What the export measured. `largest_error` is over all cases; scores lie within ±1.
 
-    `device_preprocess_drift` is the largest difference that preparing pictures in PyTorch makes, where the bundle has weights.
+    `device_preprocess_drift` is the largest score difference that preparing pictures in PyTorch makes, where the bundle has
+    weights for it, else None.
     """
 
     backend: str
@@ -70,18 +71,21 @@ def photos() -> list[Path]:
 
 
 class EagerScorer:
-    """Scores by the PyTorch graphs of a model, with its token ids or label embeddings looked up by label."""
+    """Scores pictures with the PyTorch graphs of a model.
+
+    `rows` has the token ids [context] of every label, or its embedding [D] where the model has no text tower.
+    """
 
     def __init__(self, model: SigRL, rows: dict[str, torch.Tensor]) -> None:
         self.visual = VisualGraph(model).eval()
         self.text = TextGraph(model).eval()
         self.config = model.config
-        self.rows = rows  # label → token ids [context], or label embedding [D] where there is no text tower
+        self.rows = rows
         self._embedded: dict[str, torch.Tensor] = {}
         self._vocabularies: dict[tuple[str, ...], Vocabulary] = {}
 
     def vocabulary(self, labels: Sequence[str]) -> Vocabulary:
-        """T and G Wbᵀ of labels, in fp32; encoded once."""
+        """T and G Wbᵀ [C, D] of labels, in fp32. Each list of labels is encoded once."""
         key = tuple(labels)
         if key not in self._vocabularies:
             self._vocabularies[key] = self._encode(key)
@@ -98,7 +102,7 @@ class EagerScorer:
         return Vocabulary(labels, label_embedding, graph_projection[0] if graph_projection else None)
 
     def _embed(self, labels: Sequence[str]) -> None:
-        """Encode labels that were not encoded before, each by itself: the others of a vocabulary do not change its row."""
+        """Encode labels. A label's row of T does not depend on the others, so it serves every vocabulary."""
         for start in range(0, len(labels), LABELS_PER_BATCH):
             batch = labels[start : start + LABELS_PER_BATCH]
             rows = torch.stack([self.rows[label] for label in batch])
@@ -120,9 +124,9 @@ class EagerScorer:
 
 
 class Reference:
-    """The eager fp32 model's scores of the package's photographs: computed once, whatever number of precisions is measured.
+    """The eager fp32 model's scores of the package's photographs, computed once for all precisions.
 
-    `cache` is a folder where precisions that share a text graph share what it computes.
+    `cache` is a folder of label embeddings, for precisions that share a text graph.
     """
 
     def __init__(self, model: SigRL, rows: dict[str, torch.Tensor], preprocess: Preprocess, cache: Path) -> None:
@@ -170,7 +174,7 @@ def _drift(tested: Scorer, pixels: FloatArray, others: FloatArray, labels: Seque
 
 
 def _engine_scorer(recognizer: Recognizer) -> Scorer:
-    """Scores as an engine gives them, numbers or not."""
+    """Scores as the engine gives them, finite or not."""
 
     def score(pixels: FloatArray, labels: Sequence[str]) -> FloatArray:
         (scores,) = recognizer.score_batches([pixels], recognizer.vocabulary(labels))

@@ -1,4 +1,4 @@
-"""A checkpoint → a bundle: build, export, measure, and only then put the folder in its place."""
+"""From a checkpoint to a bundle: export each precision, measure it, and only then put the folder in its place."""
 
 from __future__ import annotations
 
@@ -63,10 +63,11 @@ class ExportOptions(CheckpointOptions):
 
 
 def export_bundle(options: ExportOptions) -> list[Parity]:
-    """Write a bundle and return the measured parity of each precision.
+    """Write a bundle, and return the measured parity of each precision, in the order of `options.precisions`.
 
-    Raises UsageError for options that contradict each other, CheckpointError for a checkpoint that cannot be read, ExportError
-    where the folder cannot be written or the graphs miss the tolerance. Whatever it raises, nothing is left behind.
+    Raises UsageError for options that contradict each other or the checkpoint, CheckpointError for a checkpoint that cannot be
+    read, ExportError where the folder cannot be written or scores differ by more than the tolerance. Whatever it raises,
+    nothing is left behind.
     """
     _check_options(options)
     given = read_labels(options.labels) if options.labels else ()
@@ -95,10 +96,10 @@ class _Export:
         self._texts: dict[str, str | None] = {}  # by dtype: variants of one dtype share a text graph
 
     def run(self, vocabulary: bool) -> dict[Precision, Parity]:
-        """Write everything, and measure each precision as soon as it is there."""
+        """Write everything, and measure each precision as soon as it has been written."""
         if self._model.text is not None:
             write_clip_tokenizer(self._folder / TOKENIZER)
-        elif vocabulary:  # without which the graphs could not be opened
+        elif vocabulary:  # a bundle without a text tower opens only with its vocabulary
             self._write_vocabulary(EagerScorer(self._model, self._reference.rows).vocabulary(list(self._reference.rows)))
         found = {precision: self._write_and_measure(precision) for precision in self._options.precisions}
         if vocabulary:
@@ -118,11 +119,11 @@ class _Export:
         log.info("%s: measured in %.0f s", precision.value, time.monotonic() - written)
         self._variants[precision] = replace(variant, parity=parity.to_dict())
         del graphs
-        gc.collect()  # the exporter's graphs and an engine's sessions refer to themselves, and hold all weights
+        gc.collect()  # the exporter's graphs and the engine's sessions are in reference cycles, which hold all weights
         return parity
 
     def _write_variant(self, graphs: SigRL, precision: Precision) -> Variant:
-        """The graphs of a precision; where asked for, weights of those that PyTorch runs."""
+        """Write the graphs of a precision and, where asked for and PyTorch runs it, its weights."""
         ending = f"-{precision.value}" if self._variants else ""
         visual, text, weights = f"visual{ending}.onnx", f"text{ending}.onnx", f"weights{ending}.safetensors"
         export_visual(graphs, self._folder / visual, precision)
@@ -141,13 +142,13 @@ class _Export:
         if not parity.largest_error <= tolerance:
             raise ExportError(
                 f"{options.out}: the {precision.value} scores differ from the eager model's by {parity.largest_error:.2g}, "
-                f"more than the tolerance of {tolerance:g}; nothing was written; "
-                "take another --precision, or allow more with --tolerance"
+                f"more than the tolerance of {tolerance:g}; nothing was written; choose other `precisions`, or a larger "
+                "`tolerance`"
             )
         return parity
 
     def _encode_vocabulary(self) -> None:
-        """The bundle's own vocabulary, by its finest graph that runs here, else by the model."""
+        """Write the bundle's own vocabulary, encoded by its most exact graph that runs here, or else by the model."""
         runnable = [p for p in self._options.precisions if runs(Backend.ONNXRUNTIME, p, Device.CPU)]
         labels = list(self._reference.rows)
         if not runnable:
@@ -163,7 +164,7 @@ class _Export:
         self._hashes.pop(VOCABULARY, None)
 
     def _write_manifest(self, variants: dict[Precision, Variant]) -> None:
-        """With these variants, so that the folder opens as it will for a user; files of others need not be hashed then."""
+        """Write a manifest of these variants alone, so that the folder opens as it will for a user."""
         parts = {VOCABULARY, TOKENIZER, *(name for variant in variants.values() for name in variant.files)}
         for path in self._folder.iterdir():
             if path.name != MANIFEST and path.name not in self._hashes:
@@ -193,19 +194,21 @@ class _Export:
 
 def _check_options(options: ExportOptions) -> None:
     if options.label_embeddings and not options.labels:
-        raise UsageError("--label-embeddings: needs the labels of its rows; give their file with --labels")
+        problem = "needs the labels of its rows; give their file as `labels`"
+        raise UsageError(problem, argument="label_embeddings", value=options.label_embeddings)
     if options.label_embeddings and options.text_tower:
-        raise UsageError("--label-embeddings: takes the place of a text tower; leave out either it or --text-tower")
+        problem = "takes the place of a text tower; leave out either it or `text_tower`"
+        raise UsageError(problem, argument="label_embeddings", value=options.label_embeddings)
     if options.topk is not None and options.topk < 1:
-        raise UsageError(f"--topk {options.topk}: expected at least 1 patch")
+        raise UsageError("expected at least 1 patch", argument="topk", value=options.topk)
     if options.template is not None and options.template.count("{label}") != 1:
-        raise UsageError(f"--template {options.template!r}: expected the text {{label}} in it, once")
+        raise UsageError("expected the text {label} in it, once", argument="template", value=options.template)
     if options.weights and not any(runs(Backend.TORCH, precision) for precision in options.precisions):
-        raise UsageError("--weights: are for PyTorch, which runs no int8; add --precision fp32, fp16 or bf16")
+        raise UsageError("are for PyTorch, which runs no int8; add fp32, fp16 or bf16 to `precisions`", argument="weights")
     if len(set(options.precisions)) != len(options.precisions):
-        raise UsageError("--precision: names one twice; leave one of them out")
+        raise UsageError("names a precision twice; leave one of them out", argument="precisions")
     if options.tolerance is not None and not 0 <= options.tolerance < math.inf:
-        raise UsageError(f"--tolerance {options.tolerance}: expected a score error of 0 or more")
+        raise UsageError("expected a score error of 0 or more", argument="tolerance", value=options.tolerance)
     check_out(options.out, options.force)
 
 
@@ -227,8 +230,9 @@ def _source(source: str | Path) -> dict[str, Any]:
 
 
 def _label_rows(options: ExportOptions, model: SigRL, template: str, own: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """Label → token ids (by open_clip's own tokenizer) or given embedding: what the eager model scores pictures against, the
-    bundle's own vocabulary where it gets one.
+    """The labels that parity is measured with, each with its token ids (by open_clip's tokenizer) or its given embedding.
+
+    They are the bundle's own vocabulary, where it gets one.
     """
     labels = own or read_labels(LABELS)
     if options.label_embeddings is not None:
@@ -241,7 +245,7 @@ def _read_embeddings(path: Path, labels: int, dim: int) -> torch.Tensor:
     if stored.shape != (labels, dim) or not stored.is_float:
         held = f"{list(stored.shape)} of {stored.dtype}"
         raise CheckpointError(
-            f"{path}: holds {held}, expected a tensor [{labels}, {dim}] of floats: a row for each line of --labels"
+            f"{path}: holds {held}, expected a tensor [{labels}, {dim}] of floats: one row for each line of `labels`"
         )
     rows = stored.read().float()
     if not rows.isfinite().all():

@@ -1,4 +1,4 @@
-"""The visual graph cut at SVFR: the tower for an engine, and SVFR's weights for the kernels that run behind it."""
+"""Cutting the visual graph at SVFR: the tower for an engine, and SVFR's weights for the kernels that run after it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from sigrl_deploy.arrays import FloatArray
+from sigrl_deploy.graphs.functions import DOMAIN
 
-DOMAIN = "sigrl"
 PATCHES = "patches"  # the tower's name for X [B, P, D], in the file's dtype
 GLOBAL = "global_feature"
-WEIGHTS = ("decouple", "fuse", "reconstruct")  # W1ᵀ, Waᵀ and W2ᵀ [D, D], the inputs of SVFR behind its three tensors
+WEIGHTS = ("decouple", "fuse", "reconstruct")  # W1ᵀ, Waᵀ and W2ᵀ [D, D], SVFR's inputs after X, T and G Wbᵀ
 
 
 def svfr_node(graph: GraphProto) -> NodeProto:
@@ -24,10 +24,10 @@ def svfr_node(graph: GraphProto) -> NodeProto:
 
 
 def tower(model: ModelProto) -> ModelProto:
-    """pixels [B, 3, H, W] → `patches` X [B, P, D] as SVFR gets them, `global_feature` [B, D] fp32. The model is not changed."""
+    """A copy of the part before SVFR: pixels [B, 3, H, W] to `patches` X [B, P, D], and `global_feature` [B, D] in fp32."""
     graph, head = model.graph, svfr_node(model.graph)
     kept = _needed(graph, [head.input[0], GLOBAL])
-    # Wa is in the dtype of the patches even where the other two are in 8 bits.
+    # Waᵀ has the dtype of the patches, even where the other two weights have 8 bits.
     dtype = next(tensor.data_type for tensor in graph.initializer if tensor.name == head.input[4])
     nodes = [*kept, onnx.helper.make_node("Identity", [head.input[0]], [PATCHES], "cut_at_svfr")]
     used = {name for node in nodes for name in node.input}
@@ -45,7 +45,7 @@ def tower(model: ModelProto) -> ModelProto:
 
 
 def svfr_weights(model: ModelProto, folder: Path) -> dict[str, FloatArray]:
-    """W1ᵀ, Waᵀ and W2ᵀ [D, D] by name, as fp32; `folder` is the file's, where weights may lie in a file beside it."""
+    """W1ᵀ, Waᵀ and W2ᵀ [D, D] in fp32, by name. `folder` is the graph's own, where a file beside it may hold its weights."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     names = dict(zip(WEIGHTS, svfr_node(model.graph).input[3:], strict=True))
     return {name: _fp32(tensors[tensor], folder) for name, tensor in names.items()}
@@ -56,7 +56,7 @@ def _fp32(tensor: TensorProto, folder: Path) -> FloatArray:
 
 
 def _needed(graph: GraphProto, outputs: Collection[str]) -> list[NodeProto]:
-    """The nodes that these values depend on, in the graph's order."""
+    """The nodes that the given values depend on, in the graph's order."""
     wanted, kept = set(outputs), []
     for node in reversed(graph.node):  # ONNX keeps producers before consumers
         if wanted & set(node.output):

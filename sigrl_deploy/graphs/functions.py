@@ -1,11 +1,12 @@
 """`sigrl::SVFR` and `sigrl::GMC` as ONNX functions: one custom-domain node each, with a body of standard ops tiled over labels.
 
-A runtime that has a kernel for the node uses it; one that has none inlines the body. Both bodies hold a Loop whose tiles fill
-a scan output (a slice by computed bounds does not build in TensorRT), so memory does not grow with P·C·D or C²·F. Matrix
-products and tanh run in the dtype of the inputs; norms, softmax, exp, row scaling and every sum over patches or labels in fp32.
-The 8-bit form of SVFR, and `sigrl::LinearInt8x3`, a product of the tower as three in 8 bits, are for ONNX Runtime alone, whose
-product of integers with scaling (`com.microsoft`) saves two passes over a tile. SVFR quantises what tanh gives, which lies
-within ±1: its scale is fixed, so no picture's result depends on another one.
+A runtime with a kernel for the node uses that; any other inlines the body. Both bodies hold a Loop whose tiles fill a scan
+output (a slice with computed bounds does not build in TensorRT), so memory does not grow with P·C·D or C²·F. Matrix products
+and tanh run in the dtype of the inputs; norms, softmax, exp, row scaling and every sum over patches or labels run in fp32.
+
+The 8-bit form of SVFR, and `sigrl::LinearInt8x3`, which computes a product of the tower as three in 8 bits, are for ONNX
+Runtime alone: its integer product with scaling (`com.microsoft`) saves two passes over a tile. SVFR quantises the outputs of
+tanh, which lie within ±1, so its scale is fixed and no picture's result depends on another picture.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import onnx
 import onnx.parser
 
 DOMAIN = "sigrl"
-RUNTIME_DOMAIN = "com.microsoft"  # of ONNX Runtime's own operators
+RUNTIME_DOMAIN = "com.microsoft"  # ONNX Runtime's own operators
 OPSET = 20
-LABEL_TILE = 4  # of 1 to 16, the fastest in ONNX Runtime on a CPU
+LABEL_TILE = 4  # the fastest of 1 to 16 in ONNX Runtime on a CPU
 EXP_LIMIT = 80.0  # exp overflows fp32 at 88; the rest is room for rounding
 
 # S[c, d] = Σ_n softmax_n(E1) X and Y = X Σ_c softmax_n(E2), E = tanh(X ⊙ label) Wᵀ (docs/method.md, "Image side").
-# The sum over labels keeps the labels of a tile apart until the end: summing within each tile costs more than adding tiles.
-# Labels are padded with zero rows to fill the last tile. A zero row adds nothing to Sᵀ T; in stage 2 it would add 1/P to every
+# The sum over labels adds tiles, and sums within a tile only at the end, which costs less than summing within every tile.
+# Labels are padded with zero rows to fill the last tile. A zero row adds nothing to Sᵀ T. In stage 2 it would add 1/P to every
 # patch, so the reciprocal of its denominator is multiplied by 0. `{shift}` subtracts the maximum where exp could overflow.
 _SVFR = """
 <domain: "sigrl", opset_import: ["": {opset}{runtime}]>
@@ -133,7 +134,8 @@ BETWEEN = """
 """
 _TYPED_PRODUCT = """      energy_typed = MatMul (bounded, {weight})
       energy = Cast <to = 1> (energy_typed)"""
-# Steps of 1/127 about 128, as 8-bit products take unsigned by signed numbers; `{weight}_scale` [D] has the steps of both sides.
+# Unsigned steps of 1/127 around 128, since 8-bit products multiply unsigned by signed numbers. `{weight}_scale` [D] has the
+# product of both step sizes.
 _INT8_PRODUCT = """      steps = QuantizeLinear (bounded, tanh_step, middle)
       energy = com.microsoft.MatMulIntegerToFloat (steps, {weight}, float_one, {weight}_scale, middle)"""
 _PLAIN = "      safe = Identity (energy)"
@@ -141,7 +143,8 @@ _SHIFTED = """      largest = ReduceMax <keepdims = 1> (energy, two)
       safe = Sub (energy, largest)"""
 
 # e[i, j] = (1+s)/2 a·z[j] + (1−s)/2 a·|z[i] + z[j]| + const(i), which the softmax cancels (docs/method.md, identity 4).
-# ELU is spelled out: TensorRT for RTX 1.7 fails to build an Elu that follows a Loop. Shapes too: without labels a -1 is open.
+# ELU is spelled out, since TensorRT for RTX 1.7 fails to build an Elu after a Loop. So are shapes: with no labels, -1 would be
+# undetermined.
 _GAT_LAYER = """
   z{n}_rows = MatMul ({h}, weight{n})
   z{n}_rows_fp32 = Cast <to = 1> (z{n}_rows)
@@ -199,9 +202,9 @@ GMC (label_embedding, weight1, attention1, weight2, attention2) => (graph)
   graph = CastLike (out2_fp32, label_embedding)
 }}
 """
-# x and W in two digits of 8 bits each, x = step (first + second / 126) and W = scale (high + low / 126): the product of the
-# second digits, which is left out, is 2⁻¹⁴ of the whole. Both that count 1/126 are one product of twice the width.
-# The largest is found row by row, which uses all cores; `least` keeps the step of an x that is all zeros from being zero.
+# x and W as two 8-bit digits each: x = step (first + second / 126) and W = scale (high + low / 126). The product of the second
+# digits, 2⁻¹⁴ of the whole, is left out. The two products with a factor of 1/126 are computed as one of twice the width.
+# The maximum is computed row by row, which uses all cores. `least` keeps the step above zero where all of x is zero.
 _LINEAR = """
 <domain: "sigrl", opset_import: ["": {opset}, "{runtime}": 1]>
 LinearInt8x3 (x, high, low, scale, bias) => (y)
@@ -233,8 +236,8 @@ LinearInt8x3 (x, high, low, scale, bias) => (y)
 def svfr_function(shift: bool, int8: bool = False) -> onnx.FunctionProto:
     """`SVFR(X [B, P, D], T [C, D], G Wbᵀ [C, D], W1ᵀ, Waᵀ, W2ᵀ [D, D]) → Y [B, P, D]`, all of one float dtype.
 
-    `shift` subtracts the maximum over patches before exp; see `exponent_bound`. `int8` takes W1ᵀ and W2ᵀ as int8 with two more
-    inputs [D] fp32, the scale of each of their columns divided by 127 (`quantise.columns`), and the others in fp32.
+    `shift` subtracts the maximum over patches before exp; see `export.onnx.exponent_bound`. `int8` takes W1ᵀ and W2ᵀ in int8
+    (`quantising.columns`), the other inputs in fp32, and two more inputs [D] fp32: the scales of their columns divided by 127.
     """
     product = _INT8_PRODUCT if int8 else _TYPED_PRODUCT
     text = _SVFR.format(
@@ -259,6 +262,6 @@ def gmc_function() -> onnx.FunctionProto:
 def linear_function() -> onnx.FunctionProto:
     """`LinearInt8x3(x [..., K], high and low [K, N] int8, scale [N] fp32, bias [N]) → x Wᵀ + bias [..., N]`, bias optional.
 
-    Weights come from `quantise.digits`; scales of x are found over the whole of it.
+    Weights come from `quantising.digits`; x has one scale, computed over all of it.
     """
     return onnx.parser.parse_function(_LINEAR.format(opset=OPSET, runtime=RUNTIME_DOMAIN))

@@ -1,7 +1,7 @@
-"""8-bit products for CPUs: the two big weights of SVFR; the tower in int8-all, by ONNX Runtime's own quantiser, and in int8x3.
+"""8-bit matrix products for CPUs: SVFR's two large weights, and the tower's, in two ways (int8-all and int8x3).
 
-Scales of activations belong to one picture: what SVFR quantises lies within ±1; the tower's scales are found while it runs,
-over one picture, since its graph then takes no more than one. A score therefore never depends on the batch.
+A score never depends on the other pictures of a batch: what SVFR quantises lies within ±1, and a graph whose tower is
+quantised, with scales computed while it runs, takes one picture at a time.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.graphs.functions import DOMAIN
 
 LARGEST = 127
-LARGEST_WEIGHT = 63  # 7 bits: without VNNI, a CPU adds two products of 8 bits in 16, which would overflow
+LARGEST_WEIGHT = 63  # 7 bits: without VNNI a CPU adds two 8-bit products in 16 bits, which 8-bit weights would overflow
 
 
 def columns(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Wᵀ [D_in, D_out] → the same in int8, symmetric for each column, and the columns' scales divided by 127 [D_out] fp32."""
+    """Wᵀ [D_in, D_out] to int8, symmetric in each column, and the scales of the columns divided by 127 [D_out] fp32."""
     scale = weight.float().abs().amax(dim=0).clamp(min=torch.finfo(torch.float32).tiny) / LARGEST_WEIGHT
     return (weight.float() / scale).round().to(torch.int8), scale / LARGEST
 
 
 def quantised_tower(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with its products by constant weights in 8 bits, scales of activations found at run time, weights by column."""
+    """The graph with its products by constant weights in 8 bits: weights scaled by column, activations at run time."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with tempfile.TemporaryDirectory() as folder:
@@ -42,7 +42,7 @@ def quantised_tower(proto: onnx.ModelProto) -> onnx.ModelProto:
         onnx.save(proto, before)
         quiet = logging.getLogger()
         level = quiet.level
-        quiet.setLevel(logging.ERROR)  # it advises a pre-processing that does not know custom domains
+        quiet.setLevel(logging.ERROR)  # it recommends a preprocessing step that does not support custom domains
         try:
             quantize_dynamic(
                 before, after, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, reduce_range=True,
@@ -54,7 +54,7 @@ def quantised_tower(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def digits(weight: FloatArray) -> tuple[NDArray[np.int8], NDArray[np.int8], FloatArray]:
-    """Wᵀ [K, N] fp32 → high, low [K, N] int8 within ±63 and scale [N] fp32: Wᵀ = scale (high + low / 126)."""
+    """Wᵀ [K, N] fp32 to `high` and `low` [K, N] int8 within ±63 and `scale` [N] fp32: Wᵀ = scale (high + low / 126)."""
     scale = np.maximum(np.abs(weight).max(axis=0), np.finfo(np.float32).tiny) / LARGEST_WEIGHT
     high = np.rint(weight / scale)
     low = np.rint((weight / scale - high) * 2 * LARGEST_WEIGHT)
@@ -62,7 +62,7 @@ def digits(weight: FloatArray) -> tuple[NDArray[np.int8], NDArray[np.int8], Floa
 
 
 def split_products(proto: onnx.ModelProto) -> None:
-    """Make every product by a constant matrix on the right, with its bias, a `sigrl::LinearInt8x3` node."""
+    """Replace each product by a constant matrix on the right, with its bias, by a `sigrl::LinearInt8x3` node."""
     graph = proto.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     sums = _sums(graph, constants)
@@ -95,7 +95,7 @@ def _attributes(node: NodeProto) -> dict[str, Any]:
 
 
 def _is_linear(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
-    """Whether a node is x W or x W + b, or the same with Wᵀ, by a constant matrix and vector."""
+    """Whether a node is x W, x W + b, x Wᵀ or x Wᵀ + b, with a constant matrix and vector."""
     if node.op_type not in ("MatMul", "Gemm") or node.input[1] not in constants or len(constants[node.input[1]].dims) != 2:
         return False
     how = _attributes(node)
@@ -106,7 +106,7 @@ def _is_linear(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
 
 
 def _sums(graph: GraphProto, constants: Mapping[str, TensorProto]) -> dict[str, tuple[str, str, int]]:
-    """By a value that is only used to add a constant vector to: the sum's name, the constant's and its length."""
+    """For each value whose only use is to have a constant vector added: the names of the sum and the vector, and its length."""
     uses = Counter([*(name for node in graph.node for name in node.input), *(value.name for value in graph.output)])
     return {
         node.input[0]: (node.output[0], node.input[1], constants[node.input[1]].dims[0])
@@ -117,7 +117,7 @@ def _sums(graph: GraphProto, constants: Mapping[str, TensorProto]) -> dict[str, 
 
 
 def _replace_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
-    """Put these in the place of all nodes, and drop the constants that none of them reads."""
+    """Replace all nodes of a graph by `nodes`, and remove the constants that none of them reads."""
     used = {name for node in nodes for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.node[:], graph.initializer[:]

@@ -28,10 +28,8 @@ CAPABILITY = (9, 0)
 MOST_PATCHES = 200  # whose energies and sums of 64 channels fit a warpgroup's registers
 MOST_CHANNELS = 512  # of which 128 rows of W leave shared memory room for the ring
 REGISTERS = 128  # a thread's share, of 512, before the warpgroups divide them anew
-STEP, SLOTS = (
-    64,
-    3,
-)  # input channels of a step, whose 128 bytes are the widest rows that tensor cores read, and steps in the ring
+STEP = 64  # input channels of a step, whose 128 bytes are the widest rows that tensor cores read
+SLOTS = 3  # steps in the ring
 CANDIDATES = ((32, 56), (16, 48))  # (ROWS, PRODUCER_REGISTERS)
 LOG2_E = gl.constexpr(1.4426950408889634)
 HALF = gl.constexpr(64)  # output channels of a consumer: the rows of one product
@@ -236,66 +234,6 @@ def _consume(
             gl.store(out + row * DIM + channel, gl.zeros([HALF], gl.float32, rows_a))
 
 
-@gluon.jit
-def _consume_first(
-    arguments,
-    weights,
-    ring,
-    barriers,
-    TOKENS: gl.constexpr,
-    DIM: gl.constexpr,
-    STEP: gl.constexpr,
-    ROWS: gl.constexpr,
-    STAGE: gl.constexpr,
-):
-    _consume(0, arguments, weights, ring, barriers, TOKENS, DIM, STEP, STAGE)
-
-
-@gluon.jit
-def _consume_second(
-    arguments,
-    weights,
-    ring,
-    barriers,
-    TOKENS: gl.constexpr,
-    DIM: gl.constexpr,
-    STEP: gl.constexpr,
-    ROWS: gl.constexpr,
-    STAGE: gl.constexpr,
-):
-    _consume(1, arguments, weights, ring, barriers, TOKENS, DIM, STEP, STAGE)
-
-
-@gluon.jit
-def _produce_first(
-    arguments,
-    weights,
-    ring,
-    barriers,
-    TOKENS: gl.constexpr,
-    DIM: gl.constexpr,
-    STEP: gl.constexpr,
-    ROWS: gl.constexpr,
-    STAGE: gl.constexpr,
-):
-    _produce(0, arguments, ring, barriers, TOKENS, DIM, STEP, ROWS)
-
-
-@gluon.jit
-def _produce_second(
-    arguments,
-    weights,
-    ring,
-    barriers,
-    TOKENS: gl.constexpr,
-    DIM: gl.constexpr,
-    STEP: gl.constexpr,
-    ROWS: gl.constexpr,
-    STAGE: gl.constexpr,
-):
-    _produce(1, arguments, ring, barriers, TOKENS, DIM, STEP, ROWS)
-
-
 @gluon.jit(do_not_specialize=["rows", "splits"])
 def stage_kernel(
     patches,  # X [B, P, D]
@@ -341,10 +279,10 @@ def stage_kernel(
     barriers = (ready, empty)
     gl.warp_specialize(
         [
-            (_consume_first, (arguments, weights, ring, barriers, TOKENS, DIM, STEP, ROWS, STAGE)),
-            (_consume_second, (arguments, weights, ring, barriers, TOKENS, DIM, STEP, ROWS, STAGE)),
-            (_produce_first, (arguments, weights, ring, barriers, TOKENS, DIM, STEP, ROWS, STAGE)),
-            (_produce_second, (arguments, weights, ring, barriers, TOKENS, DIM, STEP, ROWS, STAGE)),
+            (_consume, (0, arguments, weights, ring, barriers, TOKENS, DIM, STEP, STAGE)),
+            (_consume, (1, arguments, weights, ring, barriers, TOKENS, DIM, STEP, STAGE)),
+            (_produce, (0, arguments, ring, barriers, TOKENS, DIM, STEP, ROWS)),
+            (_produce, (1, arguments, ring, barriers, TOKENS, DIM, STEP, ROWS)),
         ],
         [4, 4, 4],
         [CONSUMER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],

@@ -194,7 +194,7 @@ def _fastest(case: Case, timer: Timer) -> tuple[Launch, float]:
     if not times:
         raise UsageError(
             f"{case.name}: none of {len(case.candidates)} ways to launch it runs on this GPU ({reason}); "
-            "switch the fused op off with --unfused"
+            "run the op in its plain form with `unfused`"
         )
     time, fastest = min(times, key=lambda pair: pair[0])
     return fastest, time

@@ -46,13 +46,15 @@ def require_private(folder: Path) -> None:
         return  # not there yet, or not to be read: whoever needs it will say so
     if not hasattr(os, "getuid"):  # on Windows modes say nothing of other users
         return
-    remedy = "or choose another folder with --cache-dir, which may lie in it"
+    remedy = "or choose another folder, which may lie in it"
     if status.st_uid not in (0, os.getuid()):
-        raise UsageError(f"--cache-dir {folder}: belongs to another user, who could change results; make it yours, {remedy}")
+        problem = f"belongs to another user, who could change results; make it yours, {remedy}"
+        raise UsageError(problem, argument="cache_dir", value=folder)
     shared = stat.S_IWOTH if _is_own_group(status.st_gid) else stat.S_IWOTH | stat.S_IWGRP
     if status.st_mode & shared:
         command = f"chmod go-w {shlex.quote(str(folder))}"
-        raise UsageError(f"--cache-dir {folder}: other users can write to it, and so change results; run {command}, {remedy}")
+        problem = f"other users can write to it, and so change results; run {command}, {remedy}"
+        raise UsageError(problem, argument="cache_dir", value=folder)
 
 
 def _is_own_group(gid: int) -> bool:
@@ -74,7 +76,8 @@ def require_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UsageError(f"--cache-dir {folder}: cannot be written ({error.strerror}); choose another folder") from None
+        problem = f"cannot be written ({error.strerror}); choose another folder"
+        raise UsageError(problem, argument="cache_dir", value=folder) from None
 
 
 @dataclass(frozen=True)

@@ -52,12 +52,12 @@ def score(
 
 
 def require_finite(scores: FloatArray, precision: str) -> None:
-    """Raise ScoreError for scores [B, C] of which one is no finite number."""
+    """Raise ScoreError for scores [B, C] of which one is not finite."""
     finite = np.isfinite(scores).all(axis=-1)
     if not finite.all():
         raise ScoreError(not_finite(precision), int(finite.argmin()))
 
 
 def not_finite(precision: str) -> str:
-    """What is said of a picture whose scores are no finite numbers."""
-    return f"its scores are no finite numbers in {precision}; try another precision, or export again"
+    """The error of a picture whose scores are not finite."""
+    return f"its scores are not finite in {precision}; try another precision, or export again"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -63,69 +63,67 @@ class Recognizer:
 
     Args:
         bundle: the folder that export wrote. Its hashes are checked.
-        device: "auto" (a GPU where the backend has one, else the CPU), "cpu" or "cuda".
-        backend: "onnxruntime", "openvino" (on a CPU), "torch" (needs PyTorch, and a bundle exported with its weights),
-            "tensorrt" (engines of this project), "onnxruntime-tensorrt" (those of ONNX Runtime's provider), or "auto": torch
-            where it has a GPU, else onnxruntime.
-        precision: one of the bundle's variants; by default the first that the device can run.
-        cache_dir: where label embeddings are kept between runs. None means $SIGRL_DEPLOY_CACHE or the user's cache folder,
-            False means memory only. Compiled kernels are kept there too, so nobody else may be able to write to it.
-        unfused: ops among "svfr", "match" and "gmc" that run in their plain form, not as kernels.
-        device_preprocess: resize pictures on the device instead of in Pillow (torch only). The log says by how much that
-            changes scores, as export measured it.
-        build: whether "tensorrt" may build an engine where the bundle has none for this machine. If not, it falls back.
+        backend: what runs it, see `Backend`; by default PyTorch where it has a GPU, else ONNX Runtime.
+        device: see `Device`; by default a GPU where the backend has one, else the CPU.
+        precision: one of the bundle's, see `Precision`; by default the first that the backend runs on the device.
         threads: CPU threads for graphs; by default $OMP_NUM_THREADS, or the CPUs that affinity and control groups leave to
             this process. PyTorch on a CPU has one number for the whole process, which is set to `threads` if that is given.
+        cache_dir: where label embeddings are kept between runs. None means $SIGRL_DEPLOY_CACHE or the user's cache folder,
+            False means memory only. Compiled kernels are kept there too, so nobody else may be able to write to it.
+        device_preprocess: resize pictures on the device instead of in Pillow (PyTorch only). The log says by how much that
+            changes scores, as export measured it.
+        options: further options for the engine. The arguments above, where given, replace the same fields in it.
 
     Raises:
         BundleError: the bundle is damaged, has another format version, or holds no file that the device can run.
-        UsageError: the device is not there, the backend has no fused ops or no preprocessing, others can write to the cache
-            folder, or `threads` is below 1.
+        UsageError: an argument cannot be used: the backend is not installed, the device is not there or has no
+            preprocessing, others can write to the cache folder.
     """
 
     def __init__(
         self,
         bundle: str | os.PathLike[str],
         *,
-        device: Device | str = Device.AUTO,
-        backend: Backend | str = Backend.AUTO,
+        backend: Backend | str | None = None,
+        device: Device | str | None = None,
         precision: Precision | str | None = None,
-        cache_dir: str | os.PathLike[str] | bool | None = None,
-        unfused: Collection[str] = (),
-        device_preprocess: bool = False,
-        build: bool = True,
         threads: int | None = None,
+        cache_dir: str | os.PathLike[str] | bool | None = None,
+        device_preprocess: bool = False,
+        options: EngineOptions | None = None,
     ) -> None:
-        if threads is not None and threads < 1:
-            raise UsageError("expected at least 1", argument="threads", value=threads)
-        options = EngineOptions(
-            backend=member_of(Backend, backend, "backend"),
-            device=member_of(Device, device, "device"),
-            precision=None if precision is None else member_of(Precision, precision, "precision"),
-            unfused=frozenset(unfused),
-            build=build,
-            threads=threads,
-        )
-        self.threads = threads or cpus.threads()
+        options = options or EngineOptions()
+        if backend is not None:
+            options = replace(options, backend=member_of(Backend, backend, "backend"))
+        if device is not None:
+            options = replace(options, device=member_of(Device, device, "device"))
+        if precision is not None:
+            options = replace(options, precision=member_of(Precision, precision, "precision"))
+        if threads is not None:
+            options = replace(options, threads=threads)
+        if options.threads is not None and options.threads < 1:
+            raise UsageError("expected at least 1", argument="threads", value=options.threads)
+        self.threads = options.threads or cpus.threads()
         self.bundle = Bundle(Path(bundle))
         folder = None if cache_dir is False else default_cache_dir() if cache_dir in (None, True) else Path(str(cache_dir))
         if folder is not None:
             require_private(folder)
-        engine = open_engine(self.bundle, replace(options, cache_folder=folder / "kernels" if folder else None))
+            options = replace(options, cache_folder=options.cache_folder or folder / "kernels")
+        engine = open_engine(self.bundle, options)
         log.info("engine: %s", engine.description)
         prepare = engine.preprocess() if device_preprocess else self.bundle.manifest.preprocess
         if device_preprocess:
             log.info("preprocessing on %s: %s", engine.device, self._drift(engine))
         self._opened: _Opened | None = _Opened(
             engine,
-            Vocabularies(self.bundle, engine, folder, unfused),
+            Vocabularies(self.bundle, engine, folder, options.unfused),
             prepare.uint8 if engine.takes_uint8 else prepare,
         )
 
     def _drift(self, engine: Engine) -> str:
         drift = self.bundle.manifest.variants[engine.precision].parity.get("device_preprocess_drift")
         if not isinstance(drift, float):
-            return "export did not measure how far scores are from Pillow's; export again with --weights"
+            return "export did not measure how far scores are from Pillow's; export the bundle with its weights"
         return f"scores are within {drift:.1e} of those with Pillow, as export measured on its CPU"
 
     def close(self) -> None:

@@ -24,8 +24,8 @@ from sigrl_deploy.tagging.output import output_errors
 log = logging.getLogger(__name__)
 
 MIN_SIDE, MAX_SIDE = 256, 1024  # of the drawn picture's longer side, in pixels
-OPACITY = 0.55  # of the colours over the picture
-DIMMED = 0.5  # how bright the part stays that the model did not see
+OPACITY = 0.55  # of the colours on the picture
+DIMMED = 0.5  # brightness of the part that the model did not see
 
 # Evenly spaced from least to most. Lightness rises steadily, so that the order shows in grey and to the colour-blind too.
 _COLOURS = np.array([(20, 24, 82), (98, 28, 128), (190, 50, 102), (242, 126, 54), (254, 232, 110)], np.float64)
@@ -38,10 +38,10 @@ _NAME = re.compile(r"[a-z0-9-]*_[0-9a-f]{12}--[a-z0-9-]*(_[0-9a-f]{12})?\.png")
 
 
 def open_folder(folder: Path) -> None:
-    """Create the folder where it is missing. Raises UsageError where no file can be written there."""
+    """Create the folder if it is missing. Raises UsageError where no file can be written into it."""
     if os.path.lexists(folder) and not os.path.isdir(folder):
-        raise UsageError(f"--heatmaps {folder}: is no folder; choose another name")
-    with output_errors(f"--heatmaps {folder}"):
+        raise UsageError("is not a folder; choose another name", argument="heatmaps", value=folder)
+    with output_errors(folder, "heatmaps"):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
 
@@ -66,14 +66,14 @@ def write_heatmaps(record: Record, folder: Path, manifest: Manifest) -> tuple[st
     for prediction in record.predictions:
         path = folder / heatmap_name(record.path, prediction.label)
         drawn = draw_heatmap(picture, box, prediction)
-        with output_errors(f"--heatmaps {folder}"), replacing(path) as temporary:
+        with output_errors(folder, "heatmaps"), replacing(path) as temporary:
             drawn.save(temporary, "PNG", compress_level=1)  # a quarter of the default's time
         paths.append(str(path))
     return tuple(paths)
 
 
 def heatmap_name(path: str, label: str) -> str:
-    """The file name of one picture and label: always the same, plain ASCII in lower case, and no other pair's."""
+    """The file name for one picture and label: always the same, lower-case ASCII, and different from every other pair's."""
     digest = _digest(os.fsencode(Path(path).absolute()))
     plain = _slug(label)
     unique = plain if plain == label else f"{plain}_{_digest(label.encode('utf-8', 'surrogatepass'))}"
@@ -99,15 +99,15 @@ def draw_heatmap(picture: Image.Image, box: Box, prediction: Prediction) -> Imag
 
     The colour of a place is the label's match with the patch there, from dark blue for the weakest patch of this picture to
     yellow for the strongest, interpolated between the patches' centres. So colours compare places within one heat map only:
-    yellow says where the label matches best, not that it matches well, and nearly every heat map has some. The score cannot be
-    read off them: it takes the mean of the k best patches, normalises it over all labels, and adds the match of the picture as
-    a whole, which has no place. Inside `box` the picture is grey; what lies outside the model did not see, and it is dimmed.
+    yellow shows where the label matches best, not that it matches well, and nearly every heat map has some. The score cannot be
+    read from them: it takes the mean of the k best patches, normalises it over all labels, and adds the match of the picture as
+    a whole, which has no place in it. Inside `box` the picture is grey; outside, where the model did not look, it is dimmed.
     """
     assert prediction.evidence is not None
     left, top = (min(round(edge), side - 1) for edge, side in zip(box[:2], picture.size, strict=True))
     right, bottom = max(left + 1, round(box[2])), max(top + 1, round(box[3]))
     heat = Image.fromarray(_normalised(prediction.evidence)).resize((right - left, bottom - top), Image.Resampling.BILINEAR)
-    # In grey, so that no colour of the picture passes for evidence.
+    # In grey, so that no colour of the picture looks like evidence.
     crop = picture.crop((left, top, right, bottom)).convert("L").convert("RGB")
     seen = Image.blend(crop, _coloured(np.asarray(heat)), OPACITY)
     drawn = Image.blend(Image.new("RGB", picture.size), picture, DIMMED)
@@ -142,7 +142,7 @@ def _with_caption(drawn: Image.Image, prediction: Prediction) -> Image.Image:
     canvas = Image.new("RGB", (max(drawn.width, MIN_SIDE), drawn.height + 2 * _LINE + _MARGIN), "white")
     canvas.paste(drawn, ((canvas.width - drawn.width) // 2, 0))
     draw = ImageDraw.Draw(canvas)
-    # Pillow's own font has the glyphs of ASCII only; others would all be the same empty box.
+    # Pillow's own font has glyphs for ASCII only; all others would be the same empty box.
     label, score = printable(prediction.label).encode("ascii", "backslashreplace").decode("ascii"), f"  {prediction.score:.4f}"
     room = canvas.width - 2 * _MARGIN - font.getlength(score)
     if font.getlength(label) > room:

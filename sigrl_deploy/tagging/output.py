@@ -21,13 +21,13 @@ _PATH_WIDTH = 48
 _ENCODING_ERRORS = "backslashreplace"
 _FORMATS = {".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".txt": "table"}
 Heatmaps = Sequence[str | None]  # the file drawn for each prediction, None where the picture could not be read again
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes text for a formula by
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes text that begins so for a formula
 
 
 class Writer:
     """Writes the records of one run to a text stream, as they come.
 
-    `run` names the bundle, vocabulary and options that make the records: a run is resumed by its like only.
+    `run` names the bundle, labels and options that make the records, as `name_run` does: only the same can resume it.
     """
 
     def __init__(self, stream: TextIO, labels: Sequence[str], all_scores: bool, run: str) -> None:
@@ -69,7 +69,7 @@ def _rounded(score: float) -> float:
 
 
 class JsonLinesWriter(Writer):
-    """One JSON object a line, written out at once: an interrupted run keeps what it has done."""
+    """One JSON object per line, written out at once: an interrupted run keeps what it has done."""
 
     def write(self, record: Record, heatmaps: Heatmaps = ()) -> None:
         values = as_json(record, self.labels, self.all_scores, heatmaps) | {"run": self.run}
@@ -94,10 +94,10 @@ class JsonWriter(Writer):
 
 
 class CsvWriter(Writer):
-    """A row a tag: path, label, score, error; a row with neither label nor error for a picture without tags.
+    """One row per tag: path, label, score, error. A picture without tags has a row with neither label nor error.
 
-    With all scores a row a picture: path, error, then a column a label. Text that a spreadsheet would run as a formula begins
-    with a single quote.
+    With all scores, one row per picture: path, error, then one column per label. Text that a spreadsheet would run as a formula
+    begins with a single quote.
     """
 
     def begin(self) -> None:
@@ -120,12 +120,12 @@ class CsvWriter(Writer):
         self.csv.writerow([self.text(cell) if isinstance(cell, str) else cell for cell in cells])
 
     def text(self, cell: str) -> str:
-        """What stands in the file for a text."""
+        """A text as it is written."""
         return f"'{cell}" if cell.startswith(_FORMULA) else cell
 
 
 class RawCsvWriter(CsvWriter):
-    """The same with every text as it is: for programs, which know no formulas."""
+    """The same with every text unchanged: for programs, which do not run formulas."""
 
     def text(self, cell: str) -> str:
         """See `CsvWriter.text`."""
@@ -164,55 +164,62 @@ WRITERS: dict[str, type[Writer]] = {"table": TableWriter, "json": JsonWriter, "j
 
 
 def choose_format(name: str | None, out: Path | None) -> str:
-    """The format asked for, or the one that the output file's name ends with; a table on standard output.
+    """The format asked for, or the one that fits the ending of the output file; a table on standard output.
 
-    Raises UsageError where the name says none.
+    Raises UsageError where the ending is none of those known.
     """
     if name or out is None:
         return name or "table"
     if out.suffix.lower() not in _FORMATS:
-        raise UsageError(f"--out {out}: no format ends so; expected {', '.join(_FORMATS)} (a table), or give --format")
+        known = ", ".join(_FORMATS)
+        raise UsageError(f"no format has this ending; expected {known} (a table), or give `format`", argument="out", value=out)
     return _FORMATS[out.suffix.lower()]
 
 
 @contextmanager
 def open_output(format_: str, out: Path | None) -> Iterator[TextIO]:
-    """Standard output (`out` None), or a file that appears when the block ends well; see `open_partial` for JSON lines.
+    """Standard output (`out` None), or a file that appears when the block ends without an error.
 
-    Bytes of a file name that are no text are written as `\\udcXX`, which in JSON is the escape that reads back as the same
+    JSON lines that can be resumed are written by `open_partial` instead.
+
+    Bytes of a file name that are not text are written as `\\udcXX`, which in JSON is the escape that reads back as the same
     name.
 
     Raises UsageError where the output cannot be written, BrokenPipeError where nobody reads standard output any more.
     """
     if out is None:
-        with output_errors("standard output"):
+        with output_errors(None):
             _set_encoding(sys.stdout, format_)
             yield sys.stdout
             sys.stdout.flush()
     else:
-        with output_errors(f"--out {out}"), replacing(out) as temporary, open_text(temporary, "w") as stream:
+        with output_errors(out), replacing(out) as temporary, open_text(temporary, "w") as stream:
             yield stream
 
 
 def _set_encoding(stream: TextIO, format_: str) -> None:
     if isinstance(stream, io.TextIOWrapper):
-        # A table is for the terminal and in its encoding; the other formats are for programs, and UTF-8 everywhere.
+        # A table is for the terminal, in its encoding; the other formats are for programs, and always UTF-8.
         stream.reconfigure(encoding=stream.encoding if format_ == "table" else "utf-8", errors=_ENCODING_ERRORS)
 
 
 def open_text(path: Path, mode: str) -> TextIO:
-    """A file of records, which holds any name that a picture may have."""
+    """A file of records, which can hold any name that a picture may have."""
     return cast(TextIO, path.open(mode, encoding="utf-8", errors=_ENCODING_ERRORS, newline=""))
 
 
 @contextmanager
-def output_errors(name: str, then: str = "") -> Iterator[None]:
-    """An OSError in the block becomes a UsageError that says `name` cannot be written; a BrokenPipeError stays one."""
+def output_errors(path: Path | None, argument: str = "out", advice: str = "") -> Iterator[None]:
+    """An OSError in the block becomes a UsageError: `path`, or standard output, cannot be written. A BrokenPipeError stays one.
+
+    `advice` goes on behind the error's own.
+    """
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise UsageError(
-            f"{name}: cannot be written ({error.strerror or error}); free space or choose another place{then}"
-        ) from None
+        problem = f"cannot be written ({error.strerror or error}); free space or choose another place{advice}"
+        if path is None:
+            raise UsageError(f"standard output {problem}") from None
+        raise UsageError(problem, argument=argument, value=path) from None

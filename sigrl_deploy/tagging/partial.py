@@ -1,7 +1,8 @@
-"""`OUT.partial`: where a JSON lines run keeps its records until it is complete. One process at a time writes it."""
+"""`OUT.partial`: where a run that writes JSON lines keeps its records until it is complete. One process at a time writes it."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -16,13 +17,35 @@ from sigrl_deploy.tagging.output import open_text, output_errors
 
 try:
     import fcntl
-except ImportError:  # Windows: two processes are not kept apart
+except ImportError:  # Windows: nothing keeps two processes apart
     fcntl = None  # type: ignore[assignment]
+
+
+_DIFFERENCES = {
+    "bundle": "another bundle",
+    "engine": "another backend, precision or preprocessing",
+    "labels": "other labels",
+    "options": "other options (top, threshold, scores or heatmaps)",
+}
+
+
+def name_run(*, bundle: object, engine: object, labels: object, options: object) -> str:
+    """A short name of everything that a record depends on except its picture; it is part of every record."""
+    parts = {"bundle": bundle, "engine": engine, "labels": labels, "options": options}
+    return "-".join(hashlib.sha256(repr(parts[name]).encode()).hexdigest()[:8] for name in _DIFFERENCES)
+
+
+def _differing(theirs: str, ours: str) -> str:
+    """What is different between two runs, in words."""
+    pairs = list(zip(theirs.split("-"), ours.split("-"), strict=False))
+    if len(pairs) != len(_DIFFERENCES) or theirs.count("-") != ours.count("-"):
+        return "another version of this program"
+    return " and ".join(said for said, (a, b) in zip(_DIFFERENCES.values(), pairs, strict=True) if a != b)
 
 
 @dataclass(frozen=True)
 class Partial:
-    """The open file, and of every picture that it had at first whether its record is an error."""
+    """The open file, and for each picture that it held at the start whether its record is an error."""
 
     stream: TextIO
     done: dict[str, bool]
@@ -34,7 +57,7 @@ def partial_path(out: Path) -> Path:
 
 
 def records_kept(out: Path) -> str:
-    """How many records an unfinished run has, in words; nothing where there are none."""
+    """How many records an unfinished run has, in words; "" where there are none."""
     partial = partial_path(out)
     count = partial.read_bytes().count(b"\n") if partial.exists() else 0
     return f"{count} record{'' if count == 1 else 's'}" if count else ""
@@ -44,12 +67,12 @@ def check_fresh(out: Path, resumable: bool = True) -> None:
     """Raise UsageError where a new run would lose the records of an earlier one."""
     partial = partial_path(out)
     if resumable and _holds_something(partial):
-        raise UsageError(
-            f"--out {out}: an interrupted run left {partial.name}; go on with --resume, or start anew with --overwrite"
-        )
+        problem = f"an interrupted run left {partial.name}; continue it with `resume`, or start again with `overwrite`"
+        raise UsageError(problem, argument="out", value=out)
     if _holds_something(out):
-        resume = " go on with --resume," if resumable else ""
-        raise UsageError(f"--out {out}: is there already;{resume} replace it with --overwrite, or choose another name")
+        resume = " continue it with `resume`," if resumable else ""
+        problem = f"exists already;{resume} replace it with `overwrite`, or choose another name"
+        raise UsageError(problem, argument="out", value=out)
 
 
 def _holds_something(path: Path) -> bool:
@@ -60,14 +83,14 @@ def _holds_something(path: Path) -> bool:
 def open_partial(out: Path, run: str, *, resume: bool, retry_errors: bool, overwrite: bool) -> Iterator[Partial]:
     """`OUT.partial`, which becomes `OUT` when the block ends well. One that fails leaves it for `resume`, unless it is empty.
 
-    With `resume` it goes on behind the last whole line, without the errors where `retry_errors`; a finished `OUT` is continued
-    too. `run` names what makes the records.
+    With `resume` it goes on after the last whole line, without the errors where `retry_errors`; a finished `OUT` is continued
+    too. `run` is what `name_run` gives.
 
-    Raises UsageError where the file is of another run, another process is writing it, or it cannot be written, and without
-    `resume` or `overwrite` as `check_fresh` does.
+    Raises UsageError where the file was written by another run, another process is writing it, or it cannot be written, and
+    without `resume` or `overwrite` as `check_fresh` does.
     """
     path = partial_path(out)
-    with output_errors(f"--out {out}", "; then go on with --resume"):
+    with output_errors(out, advice="; then continue with `resume`"):
         stream = _locked(path)
         try:
             done: dict[str, bool] = {}
@@ -95,7 +118,7 @@ def open_partial(out: Path, run: str, *, resume: bool, retry_errors: bool, overw
 
 
 def _locked(path: Path) -> TextIO:
-    """The file open for appending, with a lock that goes when it is closed or the process ends."""
+    """The file, open for appending, with a lock that ends with the file or the process."""
     while True:
         stream = open_text(path, "a")
         try:
@@ -103,10 +126,11 @@ def _locked(path: Path) -> TextIO:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             stream.close()
-            raise UsageError(f"{path}: another run is writing it; wait for that one, or give another --out") from None
+            problem = f"another run is writing {path}; wait for its end, or choose another name"
+            raise UsageError(problem, argument="out") from None
         except OSError:
             pass  # a file system without locks
-        # Who had the lock may have renamed or removed the file since it was opened here.
+        # The process that had the lock may have renamed or removed the file since it was opened here.
         if _is_at(stream, path):
             return stream
         stream.close()
@@ -120,7 +144,7 @@ def _is_at(stream: TextIO, path: Path) -> bool:
 
 
 def _rewritten(held: TextIO, path: Path, source: Path, end: int, without_errors: bool) -> TextIO:
-    """The partial file anew, locked: the first `end` bytes of `source`, or those records there that are no errors."""
+    """The partial file written again, locked: the first `end` bytes of `source`, or only the records there without an error."""
     taken = None
     with replacing(path) as temporary:
         with source.open("rb") as old, temporary.open("wb") as new:
@@ -128,10 +152,10 @@ def _rewritten(held: TextIO, path: Path, source: Path, end: int, without_errors:
                 line = old.readline()
                 if not (without_errors and "error" in json.loads(line)):
                     new.write(line)
-        if fcntl is None:  # Windows renames nothing onto a file that is open
+        if fcntl is None:  # Windows does not rename onto an open file
             held.close()
         else:
-            taken = _locked(temporary)  # before it has the name by which others find it
+            taken = _locked(temporary)  # before others can find it by its name
     held.close()
     return taken or open_text(path, "a")
 
@@ -157,9 +181,10 @@ def _parse(line: bytes, path: Path, number: int, run: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         whole = False
     if not whole:
-        raise UsageError(f"{path}, line {number}: no record of sigrl-deploy infer; move the file away, or give another --out")
+        problem = f"{path}, line {number}: not a record of sigrl-deploy infer; move the file away, or choose another `out`"
+        raise UsageError(problem, argument="resume")
     if record["run"] != run:
-        raise UsageError(
-            f"{path}, line {number}: was written with another bundle, vocabulary or options; run as then, or move the file away"
-        )
+        difference = _differing(record["run"], run)
+        problem = f"{path}, line {number}: was written with {difference}; use the same, or move the file away"
+        raise UsageError(problem, argument="resume")
     return record

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import sys
@@ -14,13 +13,14 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from sigrl_deploy.errors import UsageError, printable
+from sigrl_deploy.engines.options import EngineOptions
+from sigrl_deploy.errors import UsageError
 from sigrl_deploy.progress import Progress
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.recognizer.predictions import Record
 from sigrl_deploy.tagging.heatmaps import is_heatmap_name, open_folder, write_heatmaps
 from sigrl_deploy.tagging.output import WRITERS, RawCsvWriter, choose_format, open_output
-from sigrl_deploy.tagging.partial import Partial, check_fresh, open_partial, partial_path, records_kept
+from sigrl_deploy.tagging.partial import Partial, check_fresh, name_run, open_partial
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class InferOptions:
-    """The command's options; None means its default."""
+    """What to tag, with what, and where the records go. None means the default.
+
+    pictures: paths; `find_pictures` makes them of folders and globs.
+    labels: a label file; None is the bundle's own vocabulary.
+    all_scores: every label's score in place of the best labels.
+    format: "table", "json", "jsonl" or "csv"; None goes by the ending of `out`.
+    out: a file; None is standard output.
+    resume: continue the JSON lines of an interrupted run; `retry_errors` then tries pictures again that failed.
+    overwrite: replace `out`, and what an interrupted run left of it.
+    heatmaps: the folder for heat maps.
+    raw_csv: no quote before text that a spreadsheet would run as a formula.
+
+    The others are those of `Recognizer`, with `engine` for its `options`, and of `Recognizer.stream`.
+    """
 
     pictures: list[str]
     bundle: Path
@@ -41,13 +54,9 @@ class InferOptions:
     resume: bool
     heatmaps: Path | None
     batch_size: int | None
-    device: str
     cache_dir: Path | None
-    backend: str = "auto"
-    precision: str | None = None
-    unfused: tuple[str, ...] = ()
+    engine: EngineOptions
     device_preprocess: bool = False
-    build: bool = True
     overwrite: bool = False
     retry_errors: bool = False
     raw_csv: bool = False
@@ -58,43 +67,31 @@ def run_infer(options: InferOptions) -> int:
     format_ = _check_output(options)
     recognizer = Recognizer(
         options.bundle,
-        device=options.device,
-        backend=options.backend,
-        precision=options.precision,
         cache_dir=options.cache_dir,
-        unfused=options.unfused,
         device_preprocess=options.device_preprocess,
-        build=options.build,
+        options=options.engine,
     )
     manifest = recognizer.bundle.manifest
     if options.heatmaps:
         if not manifest.arch.has_local:
-            raise UsageError(
-                f"--heatmaps: {manifest.arch.value} scores whole pictures, so there is no evidence by patch; leave it out"
-            )
+            problem = f"a bundle of arch {manifest.arch.value} scores whole pictures and has no evidence by patch; leave it out"
+            raise UsageError(problem, argument="heatmaps")
         open_folder(options.heatmaps)
     vocabulary = recognizer.vocabulary(options.labels)
     run = _run_name(options, recognizer, vocabulary)
-    asked = _without_heatmaps(options.pictures, options.heatmaps) if options.heatmaps else options.pictures
-    try:
-        with _opened(options, format_, run) as output:
-            failed = sum(output.done.values())
-            pictures = [path for path in asked if path not in output.done]
-            if output.done:
-                log.info("resuming: %d pictures are done, %d to go", len(asked) - len(pictures), len(pictures))
-            writer = (RawCsvWriter if options.raw_csv else WRITERS[format_])(
-                output.stream, vocabulary.labels, options.all_scores, run
-            )
-            for record in _tagged(options, recognizer, vocabulary, pictures):
-                writer.write(record, write_heatmaps(record, options.heatmaps, manifest) if options.heatmaps else ())
-                failed += record.error is not None
-            writer.end()
-    except KeyboardInterrupt:
-        if options.out and format_ == "jsonl" and (kept := records_kept(options.out)):
-            log.error("%s keeps %s; go on with --resume", partial_path(options.out), kept)
-        elif options.out and format_ != "jsonl":
-            log.error("%s is not written; with --format jsonl an interrupted run keeps what it has", options.out)
-        raise
+    asked = _without_heatmaps(options.pictures)
+    with _opened(options, format_, run) as output:
+        failed = sum(output.done.values())
+        pictures = [path for path in asked if path not in output.done]
+        if output.done:
+            log.info("resuming: %d pictures are done, %d to go", len(asked) - len(pictures), len(pictures))
+        writer = (RawCsvWriter if options.raw_csv else WRITERS[format_])(
+            output.stream, vocabulary.labels, options.all_scores, run
+        )
+        for record in _tagged(options, recognizer, vocabulary, pictures):
+            writer.write(record, write_heatmaps(record, options.heatmaps, manifest) if options.heatmaps else ())
+            failed += record.error is not None
+        writer.end()
     return failed
 
 
@@ -129,23 +126,23 @@ def _opened(options: InferOptions, format_: str, run: str) -> Iterator[Partial]:
 
 
 def _check_output(options: InferOptions) -> str:
-    """The format. Raises UsageError where options contradict each other, or --out cannot be written or would lose something."""
+    """The format. Raises UsageError where options contradict each other, or `out` cannot be written or would lose something."""
     out = options.out
     if out is not None:
         _check_place(out, [*options.pictures, options.labels or ""])
     elif sys.stdout is None:
-        raise UsageError("standard output: is closed; open it, or give --out FILE")
+        raise UsageError("standard output is closed; open it, or give `out`")
     format_ = choose_format(options.format, out)
     if options.resume and (out is None or format_ != "jsonl"):
-        raise UsageError("--resume: only a run of --format jsonl --out FILE can be resumed; give both")
+        raise UsageError("only a run with `format=jsonl` and `out` can be resumed; give both", argument="resume")
     if options.resume and options.overwrite:
-        raise UsageError("--resume and --overwrite: one goes on with a file, the other starts anew; give one of them")
+        raise UsageError("continues a file, and `overwrite` starts it again; give one of the two", argument="resume")
     if options.retry_errors and not options.resume:
-        raise UsageError("--retry-errors: is about a run that goes on; add --resume")
+        raise UsageError("is for a run that is continued; add `resume`", argument="retry_errors")
     if options.overwrite and out is None:
-        raise UsageError("--overwrite: is about a file; give --out FILE, or leave it out")
+        raise UsageError("is for a file; give `out`, or leave it out", argument="overwrite")
     if options.raw_csv and format_ != "csv":
-        raise UsageError("--raw-csv: is about --format csv; give that, or leave it out")
+        raise UsageError("is for `format=csv`; give that, or leave it out", argument="raw_csv")
     if out is not None and not (options.resume or options.overwrite):
         check_fresh(out, resumable=format_ == "jsonl")
     return format_
@@ -153,23 +150,23 @@ def _check_output(options: InferOptions) -> str:
 
 def _check_place(out: Path, read: list[str | Path]) -> None:
     if not os.path.isdir(out.parent):
-        raise UsageError(f"--out {out}: the folder {out.parent} is not there; create it, or choose another place")
+        problem = f"the folder {out.parent} does not exist; create it, or choose another place"
+        raise UsageError(problem, argument="out", value=out)
     # A file is written beside and renamed, which would put a regular file in the place of a device or a pipe.
     if os.path.exists(out) and not os.path.isfile(out):
-        raise UsageError(f"--out {out}: is a folder, device or pipe, expected a file; leave --out out to redirect the output")
+        problem = "is a folder, device or pipe, expected a file; leave it out to redirect standard output"
+        raise UsageError(problem, argument="out", value=out)
     if any(_same_file(path, out) for path in read):
-        raise UsageError(f"--out {out}: is one of the files to read and would be lost; choose another place")
+        problem = "is one of the files to read and would be lost; choose another place"
+        raise UsageError(problem, argument="out", value=out)
 
 
-def _without_heatmaps(pictures: list[str], folder: Path) -> list[str]:
-    """Where DIR lies among the pictures, what an earlier run drew there would be tagged, and drawn again, by the next."""
-    kept = [
-        path
-        for path in pictures
-        if not (is_heatmap_name(os.path.basename(path)) and _same_file(os.path.dirname(path) or ".", folder))
-    ]
+def _without_heatmaps(pictures: list[str]) -> list[str]:
+    """Heat maps that an earlier run drew into a folder of pictures are no pictures to tag."""
+    kept = [path for path in pictures if not is_heatmap_name(os.path.basename(path))]
     if len(kept) < len(pictures):
-        log.info("%d heat maps in %s are not tagged", len(pictures) - len(kept), printable(str(folder)))
+        count = len(pictures) - len(kept)
+        log.info("%d heat map%s of an earlier run %s left out", count, *(("", "is") if count == 1 else ("s", "are")))
     return kept
 
 
@@ -181,12 +178,10 @@ def _same_file(path: str | Path, out: Path) -> bool:
 
 
 def _run_name(options: InferOptions, recognizer: Recognizer, vocabulary: Vocabulary) -> str:
-    """Names everything that a record depends on beside its picture."""
+    """Names everything that a record depends on except its picture."""
     # What was built or measured since changes no record.
     manifest = replace(recognizer.bundle.manifest, engines=(), verified=())
     engine = recognizer.engine
     how = type(engine).__name__, engine.precision.value, options.device_preprocess
-    parts = [manifest.to_json(), how, vocabulary.labels, options.top, options.threshold, options.all_scores]
-    if options.heatmaps:
-        parts.append(str(options.heatmaps))
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+    chosen = options.top, options.threshold, options.all_scores, options.heatmaps and str(options.heatmaps)
+    return name_run(bundle=manifest.to_json(), engine=how, labels=vocabulary.labels, options=chosen)

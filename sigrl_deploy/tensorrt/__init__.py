@@ -1,1 +1,1 @@
-"""TensorRT engines of a bundle: what they are keyed by, how they are built, and what runs one. The engine is in `engines/`."""
+"""TensorRT engines of a bundle: how they are built, found and run. `engines/tensorrt.py` scores pictures with them."""

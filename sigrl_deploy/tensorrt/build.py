@@ -1,4 +1,4 @@
-"""Engines of a bundle: which are asked for, each built in a process of its own, and written into the bundle."""
+"""Building TensorRT engines of a bundle. Each is built in a process of its own, and written into the bundle."""
 
 from __future__ import annotations
 
@@ -44,15 +44,24 @@ from sigrl_deploy.vocabulary.cache import LABELS_PER_BATCH
 log = logging.getLogger(__name__)
 
 _USUAL_PROMPT = 16  # tokens
-TIMING_CACHE = b"ptrt"  # how one begins
-_LEFT_OVER = re.compile(r"\..+\.engine\.[0-9a-f]+\.tmp")  # of a build that was killed
+TIMING_CACHE = b"ptrt"  # the first bytes of a timing cache
+_LEFT_OVER = re.compile(r"\..+\.engine\.[0-9a-f]+\.tmp")  # temporary files of a build that was killed
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What to build and for what. None means: what the bundle or the machine at hand says.
+    """What to build, and for which GPUs. None means: what the bundle or the GPU of this machine suggests.
 
-    `workspace` in bytes. `compute_capabilities` build ahead of time, for GPUs that need not be here.
+    precision: one that the bundle holds, not int8.
+    ops: how SVFR runs.
+    batch, labels: the batch sizes and label counts that the engine accepts.
+    library: "tensorrt" or "tensorrt_rtx".
+    workspace: the most scratch memory, in bytes.
+    timing_cache: a file of measured times, read and written again, which makes builds faster.
+    compute_capabilities: build ahead of time for these, such as "8.9", whatever GPU is here (TensorRT for RTX only).
+    hardware_compatible: the engine also runs on other GPUs, Ampere and newer.
+    version_compatible: the engine also runs in later releases of the same major version (TensorRT only).
+    force: build engines that are there already too.
     """
 
     bundle: Path
@@ -71,7 +80,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class Task:
-    """One build, as the child reads it: `shapes` has the least, best and most of every input."""
+    """One build, as the child process reads it. `shapes` has the least, best and most shape of every input."""
 
     library: str
     onnx: str
@@ -86,20 +95,20 @@ class Task:
 
 
 def build_engines(options: BuildOptions) -> list[tuple[EngineRecord, bool]]:
-    """Build the visual engine, and the text engine where the bundle has a text graph; returns both records, and whether each
-    was built now.
+    """Build the visual engine, and the text engine where the bundle has a text graph.
 
-    An engine that is in the bundle already is kept, unless `force`. One process at a time builds for a bundle; another waits.
-    Raises UsageError for options that contradict each other or this machine, ExportError where a build fails.
+    Returns the record of each, and whether it was built now: an engine that is in the bundle already is kept, unless
+    `options.force`. One process at a time builds for a bundle; others wait. Raises UsageError for options that contradict each
+    other or do not suit this machine, ExportError where a build fails.
     """
     bundle, library = Bundle(options.bundle), open_library(options.library)
     keys = engine_keys(bundle, library, options)
     try:
         with _alone(bundle):
-            # Read anew for each: another process may have built meanwhile, and the time of the last one is on record.
+            # The bundle is opened again for each engine: the build before has added its record.
             return [_build(Bundle(options.bundle), key, library, options) for key in keys]
     except OSError as error:
-        # A copy of the graph goes into the folder for temporary files.
+        # A copy of the graph is written to the folder for temporary files.
         reason = f"it or {tempfile.gettempdir()} cannot be written ({error.strerror or error})"
         raise ExportError(
             f"{bundle.path}: no engine was built: {reason}; free some space, or copy the bundle elsewhere"
@@ -107,22 +116,23 @@ def build_engines(options: BuildOptions) -> list[tuple[EngineRecord, bool]]:
 
 
 def engine_keys(bundle: Bundle, library: Library, options: BuildOptions) -> list[EngineKey]:
-    """The keys of what `build_engines` builds. Raises UsageError."""
+    """The keys of the engines that `build_engines` builds. Raises UsageError as it does."""
     if options.version_compatible and library.is_rtx:
-        raise UsageError(f"--version-compatible: {library.name} builds no such engines; leave it out, or use tensorrt")
+        problem = f"{library.name} builds no such engines; leave it out, or use `library=tensorrt`"
+        raise UsageError(problem, argument="version_compatible")
     if options.compute_capabilities and not library.is_rtx:
-        raise UsageError(
-            "--compute-capability: TensorRT builds for the GPU at hand only; leave it out, or use --library tensorrt_rtx"
-        )
+        problem = "TensorRT builds for the GPU of this machine only; leave it out, or use `library=tensorrt_rtx`"
+        raise UsageError(problem, argument="compute_capabilities")
     if options.timing_cache:
         _check_timing_cache(options.timing_cache, bundle)
     gpu = _gpu(options)
     for capability in options.compute_capabilities:
         if capability not in library.capabilities:
-            raise UsageError(
-                f"--compute-capability {capability}: {library.full_name} builds for {', '.join(library.capabilities)}; for "
-                "another GPU build on a machine that has it, with --library tensorrt and without --compute-capability"
+            problem = (
+                f"{library.full_name} builds for {', '.join(library.capabilities)}; for another GPU, build on a machine that "
+                "has it, with `library=tensorrt` and without `compute_capabilities`"
             )
+            raise UsageError(problem, argument="compute_capabilities", value=capability)
     precision = choose_precision(bundle, Backend.TENSORRT, Device.CUDA, options.precision)
     capabilities = options.compute_capabilities or ((gpu.compute_capability,) if gpu else ())
     variant = bundle.manifest.variants[precision]
@@ -141,55 +151,57 @@ def engine_keys(bundle: Bundle, library: Library, options: BuildOptions) -> list
     )
     if variant.text is None:
         return [visual]
-    # The text graph takes no pictures, so that one engine serves every batch.
+    # The text graph takes no pictures, so one engine serves every batch size.
     profile = Profile(Range(1, 1, 1), visual.profile.labels)
     return [visual, replace(visual, graph="text", onnx=bundle.manifest.files[variant.text], ops=Ops.INLINED, profile=profile)]
 
 
 def _check_timing_cache(path: Path, bundle: Bundle) -> None:
-    """Refuse what would be lost if times were written over it."""
+    """Raise UsageError where a file would be lost if measured times were written over it."""
     if not path.parent.is_dir() or path.is_dir():
-        raise UsageError(f"--timing-cache {path}: expected a file in a folder that is there")
+        raise UsageError("expected a file in a folder that exists", argument="timing_cache", value=path)
     if path.parent.resolve() == bundle.path.resolve():
-        raise UsageError(f"--timing-cache {path}: lies in the bundle; choose another place")
+        raise UsageError("is inside the bundle; choose another place", argument="timing_cache", value=path)
     if path.is_file() and (content := path.read_bytes()) and not content.startswith(TIMING_CACHE):
-        raise UsageError(f"--timing-cache {path}: is no timing cache and would be lost; choose another file")
+        problem = "is not a timing cache, and would be overwritten; choose another file"
+        raise UsageError(problem, argument="timing_cache", value=path)
 
 
 def _gpu(options: BuildOptions) -> Gpu | None:
     """The GPU to build for; None where compute capabilities are named instead."""
     for capability in options.compute_capabilities:
         if not re.fullmatch(r"\d{1,2}\.\d", capability):
-            raise UsageError(f"--compute-capability {capability}: expected a number such as 8.9")
+            raise UsageError("expected a number such as 8.9", argument="compute_capabilities", value=capability)
     if options.compute_capabilities:
         return None
     try:
         return gpu_at_hand()
     except NoGpuError as error:
         raise UsageError(
-            f"no GPU to build for: {error}; name the compute capability of the GPU that the engine is for: "
-            "--compute-capability 8.9 (repeatable; with TensorRT for RTX)"
+            f"no GPU to build for: {error}; name the compute capability of the GPU that the engine is for, such as "
+            "`compute_capabilities=8.9` (with TensorRT for RTX)"
         ) from None
 
 
 def _ops(bundle: Bundle, library: Library, asked: Ops | None) -> Ops:
     if not bundle.manifest.arch.has_graph:
         if asked not in (None, Ops.INLINED):
-            raise UsageError(f"--ops {asked.value}: {bundle.manifest.arch.value} has no SVFR; leave it out")
+            raise UsageError(f"{bundle.manifest.arch.value} has no SVFR; leave it out", argument="ops", value=asked.value)
         return Ops.INLINED
     if asked is Ops.PLUGIN and library.is_rtx:
-        raise UsageError(f"--ops plugin: {library.name} takes no plugins; use --ops fused or --ops inlined, or tensorrt")
+        problem = f"{library.name} takes no plugins; use `ops=fused`, `ops=inlined` or `library=tensorrt`"
+        raise UsageError(problem, argument="ops", value=asked.value)
     return asked or Ops.FUSED
 
 
 def default_labels(bundle: Bundle) -> Range:
-    """Tuned for the bundle's own vocabulary where it has one, else for a hundred labels."""
+    """The range of label counts, tuned for the bundle's own vocabulary where it has one, or else for a hundred labels."""
     best = len(read_arrays(bundle.file(VOCABULARY), ("labels",))["labels"]) if bundle.has(VOCABULARY) else 100
     return Range(1, best, max(best, MOST_LABELS))
 
 
 def shapes(manifest: Manifest, graph: str, profile: Profile) -> dict[str, list[list[int]]]:
-    """The least, best and most shape of every input that a graph ("visual" or "text") may have."""
+    """For every input that a graph ("visual" or "text") may have, its least, best and most shape."""
     batch, labels = profile.batch, profile.labels
     if graph == "visual":
         picture = [3, manifest.image_size, manifest.image_size]
@@ -199,7 +211,7 @@ def shapes(manifest: Manifest, graph: str, profile: Profile) -> dict[str, list[l
     context = manifest.context_length or 0
     fewest = 0 if manifest.arch.has_graph else 1
     return {
-        # One row at least: a Loop over no labels does not build as it should. The runtime puts one before those it encodes.
+        # At least one row, since a Loop over no labels builds wrongly. The runtime puts a row before those that it encodes.
         "cached_embedding": [[size, manifest.embed_dim] for size in (1, labels.best, labels.most)],
         "token_ids": [
             [fewest, 1],
@@ -231,7 +243,7 @@ def _build(bundle: Bundle, key: EngineKey, library: Library, options: BuildOptio
     if known and not options.force:
         path = bundle.engine_path(known)
         if path.is_file() and sha256_file(path) == known.sha256:
-            log.info("%s: is there already; build it again with --force", known.file)
+            log.info("%s: is there already, and is kept", known.file)
             return known, False
         log.warning("%s: is %s; building it again", known.file, "damaged" if path.is_file() else "missing")
     log.info("building %s; %s", key.file_name, expected_time(bundle, key))
@@ -254,7 +266,7 @@ def _build(bundle: Bundle, key: EngineKey, library: Library, options: BuildOptio
     try:
         change_manifest(bundle.path, lambda manifest: replace(manifest, engines=_with(manifest.engines, record)))
     except BaseException:
-        path.unlink(missing_ok=True)  # nobody would find it
+        path.unlink(missing_ok=True)  # without a record nobody would find it
         raise
     return record, True
 
@@ -264,18 +276,18 @@ def _with(engines: Sequence[EngineRecord], record: EngineRecord) -> tuple[Engine
 
 
 def expected_time(bundle: Bundle, key: EngineKey) -> str:
-    """How long such builds took before, by the bundle's own records."""
+    """How long such builds took before, according to the bundle's own records."""
     same = key.graph, key.ops, key.library
     known = bundle.manifest.engines
     times = [record.seconds for record in known if (record.key.graph, record.key.ops, record.key.library) == same]
     if not times:
-        return "how long that takes is not on record"
+        return "there is no record of how long that takes"
     spread = dict.fromkeys(f"{time:.0f}" for time in (min(times), max(times)))
     return f"such builds took {' to '.join(spread)} s before" if len(times) > 1 else f"it took {times[0]:.0f} s before"
 
 
 def _source(bundle: Bundle, key: EngineKey, folder: Path) -> Path:
-    """The ONNX file to build from: the bundle's, or for other forms of SVFR a changed copy in `folder`."""
+    """The ONNX file to build from: the bundle's, or a copy in `folder` with SVFR cut off or replaced by the plugin."""
     variant = bundle.manifest.variants[key.precision]
     name = variant.visual if key.graph == "visual" else variant.text
     assert name is not None
@@ -300,23 +312,23 @@ def _plugin(bundle: Bundle, key: EngineKey) -> dict[str, Any] | None:
     if key.ops is not Ops.PLUGIN:
         return None
     if len(key.compute_capabilities) > 1:
-        raise UsageError("--ops plugin: kernels are compiled for one compute capability; name one")
+        raise UsageError("kernels are compiled for one compute capability; name one", argument="ops", value="plugin")
     manifest = bundle.manifest
     sizes = {"patches": manifest.grid[0] * manifest.grid[1], "dim": manifest.embed_dim}
     return sizes | {"precision": key.precision.value, "capability": version_tuple(key.compute_capabilities[0])}
 
 
 def run_builder(task: Task, folder: Path) -> float:
-    """Build in a child process, with a progress bar; returns the seconds that it took.
+    """Build in a child process, with a progress bar, and return the seconds that it took.
 
-    Raises ExportError where it fails or dies. `folder` is for the task's file.
+    `folder` is for the task's file. Raises ExportError where the child fails or dies.
     """
     name = Path(task.out).name
     path = folder / "task.json"
     path.write_text(json.dumps(asdict(task)), encoding="utf-8")
     command = [sys.executable, "-m", "sigrl_deploy.tensorrt.builder", str(path)]
     last: dict[str, Any] = {}
-    # This package from wherever it is, and nothing from the current folder.
+    # The child imports this package from where it is, and nothing from the current folder.
     package = str(Path(__file__).parents[2])
     search = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONSAFEPATH": "1", "PYTHONPATH": search}
@@ -337,20 +349,20 @@ def run_builder(task: Task, folder: Path) -> float:
                 child.terminate()
                 raise
         errors.seek(0)
-        said = [line for line in errors.read().splitlines() if line.strip()]
+        printed = [line for line in errors.read().splitlines() if line.strip()]
     if child.returncode == 0 and "seconds" in last:
         return round(time.perf_counter() - start, 1)
-    reason = last.get("error")
+    reason = last.get("error") or (printed[-1] if printed else "the builder gave no reason")
     if child.returncode < 0:
         name_of_signal = signal.Signals(-child.returncode).name
         reason = f"the builder was ended by {name_of_signal}"
         if name_of_signal == "SIGKILL":
-            reason += ", most likely for want of memory: build with smaller --batch and --labels"
-    raise ExportError(f"{name}: {reason or (said[-1] if said else 'the builder gave no reason')}; no such engine was written")
+            reason += ", most likely because memory ran out: build with smaller `batch` and `labels`"
+    raise ExportError(f"{name}: {reason}; no such engine was written")
 
 
 def _message(line: str) -> dict[str, Any]:
-    """A line of the child; empty for what TensorRT itself may print."""
+    """A line that the child printed; empty for one that TensorRT itself printed."""
     try:
         values = json.loads(line)
     except ValueError:

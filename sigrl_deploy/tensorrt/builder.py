@@ -1,7 +1,7 @@
 """Build one engine in this process: `python -m sigrl_deploy.tensorrt.builder TASK.json`.
 
-A process of its own, since a bad graph can end it. Every line that it prints is a JSON object: `{"step": …, "of": …,
-"phase": …}` while it builds, `{"error": …}` for what went wrong, and `{"seconds": …}` when the engine is in the task's `out`.
+A process of its own, since a bad graph can crash it. Every line that it prints is a JSON object: `{"step": …, "of": …,
+"phase": …}` while it builds, `{"error": …}` where it fails, and `{"seconds": …}` when the engine is at the task's `out`.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ class BuildError(Exception):
 
 
 def build(task: dict[str, Any]) -> None:
-    """Build the engine that a task describes (see `build.Task`) and write it to its `out`.
+    """Build the engine that a task describes (see `build.Task`), and write it to the task's `out`.
 
-    Raises BuildError, OSError where a file cannot be written, and UsageError where the library does not load.
+    Raises BuildError where TensorRT fails, OSError where a file cannot be written, UsageError where the library does not load.
     """
     library = open_library(task["library"])
-    said: list[str] = []
-    logger = library.logger(lambda severity, text: said.append(text) if severity in ("ERROR", "INTERNAL_ERROR") else None)
+    errors: list[str] = []
+    logger = library.logger(lambda severity, text: errors.append(text) if severity in ("ERROR", "INTERNAL_ERROR") else None)
     trt = library.trt
     if task["plugin"] is not None:
         _register_plugin(trt, task["plugin"])
     builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))  # types are the file's
+    # Strongly typed: the dtypes are those of the file.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(task["onnx"]):
         raise BuildError(f"{Path(task['onnx']).name}: {_parser_errors(parser)}")
@@ -43,7 +44,7 @@ def build(task: dict[str, Any]) -> None:
     cache = _timing_cache(config, task["timing_cache"])
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
-        raise BuildError(said[0] if said else "the builder gave no reason")
+        raise BuildError(errors[0] if errors else "the builder gave no reason")
     with replacing(Path(task["out"])) as temporary:
         temporary.write_bytes(serialized)
     if cache is not None:
@@ -66,8 +67,8 @@ def _parser_errors(parser: Any) -> str:
 def _config(library: Library, builder: Any, network: Any, task: dict[str, Any]) -> Any:
     trt = library.trt
     config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32: TF32 keeps 10 bits of the mantissa
-    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # or TensorRT for RTX could not be captured in a CUDA graph
+    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 stays fp32: TF32 keeps only 10 bits of the mantissa
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # without it TensorRT for RTX cannot be captured in a CUDA graph
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if task["workspace"] is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, task["workspace"])
@@ -97,7 +98,7 @@ def _monitor(trt: Any) -> Any:
     parent = os.getppid()
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Tells steps of the outermost phase, and ends the build when nobody waits for it any more."""
+        """Prints the steps of the outermost phase, and ends the build when the parent process has ended."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -121,7 +122,7 @@ def _monitor(trt: Any) -> Any:
 
 
 def _timing_cache(config: Any, path: str | None) -> Any:
-    """The measured times of an earlier build, so that this one need not measure them again."""
+    """Give the config the measured times of earlier builds, so that this one does not measure them again."""
     if path is None:
         return None
     known = Path(path).read_bytes() if Path(path).is_file() else b""
@@ -137,10 +138,8 @@ def _keep_timing_cache(config: Any, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             temporary.write_bytes(config.get_timing_cache().serialize())
-    except OSError as error:  # no reason to lose the engine
-        _say(
-            warning=f"--timing-cache {path}: cannot be written ({error.strerror}); the engine is built, and the times are lost"
-        )
+    except OSError as error:  # which is no reason to lose the engine
+        _say(warning=f"{path}: cannot be written ({error.strerror}); the engine is built, but its measured times are lost")
 
 
 def _say(**values: Any) -> None:
@@ -158,9 +157,10 @@ def main() -> None:
         _say(error=" ".join(str(error).split()))
     except OSError as error:
         name = Path(task["out"]).parent if error.filename is None else error.filename
-        _say(error=f"{name}: cannot be read or written ({error.strerror or error}); free some space, or work elsewhere")
+        reason = error.strerror or error
+        _say(error=f"{name}: cannot be read or written ({reason}); free some space, or copy the bundle elsewhere")
     except MemoryError:
-        _say(error="out of memory; build with smaller --batch and --labels, or on a larger machine")
+        _say(error="memory ran out; build with smaller `batch` and `labels`, or on a larger machine")
     else:
         _say(seconds=round(time.perf_counter() - start, 1))
         return

@@ -1,4 +1,4 @@
-"""The engine of a bundle that fits this machine, or why there is none."""
+"""Finding the engine of a bundle that runs on this machine, or the reasons why there is none."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from sigrl_deploy.machine.gpu import Gpu
 
 @dataclass(frozen=True)
 class Search:
-    """`fits` is the newest engine that does. `nearest` is the newest of all for the graph and precision, and `reasons` say why
-    it does not fit; it says what an engine that is built in its place should take.
+    """What was found for a graph and precision.
+
+    `fits` is the newest engine that runs here, or None. `nearest` is the newest engine of all, whose profile a new engine
+    should have; `reasons` say why it does not run here.
     """
 
     fits: EngineRecord | None
@@ -23,7 +25,10 @@ class Search:
 
 
 def find_engine(bundle: Bundle, graph: str, precision: Precision, library: str, gpu: Gpu) -> Search:
-    """Look for an engine of a graph ("visual" or "text"); nothing is loaded. A damaged or missing file does not fit."""
+    """Look for an engine of a graph ("visual" or "text"), without loading any. Damaged and missing files do not fit.
+
+    `library` is the installed library with its version.
+    """
     variant = bundle.manifest.variants[precision]
     name = variant.visual if graph == "visual" else variant.text
     assert name is not None
@@ -40,7 +45,7 @@ def find_engine(bundle: Bundle, graph: str, precision: Precision, library: str, 
 
 
 def damage(bundle: Bundle, record: EngineRecord) -> list[str]:
-    """Why an engine's file cannot be used; empty where it is whole."""
+    """Why an engine's file cannot be used; empty where it can."""
     path = bundle.engine_path(record)
     if not path.is_file():
         return ["it is missing from the bundle"]

@@ -1,9 +1,7 @@
-"""SVFR's two kernels inside an engine of full TensorRT, compiled ahead of time: the engine needs neither Python nor Triton.
+"""SVFR's two kernels as plugins of TensorRT, compiled ahead of time: an engine with them needs neither Python nor Triton.
 
 `with_plugin` writes the graph: two plugin nodes, and the part between them as standard ops, in a model-local function like the
-bundle's own. `kernel_ptx` compiles, `register` tells TensorRT. Graph and PTX are tested, and `register` against the
-`tensorrt.plugin` of TensorRT 11.4; no engine with the plugin has been built, since TensorRT's libraries could not be installed
-where it was written.
+bundle's own. `kernel_ptx` compiles the kernels, and `register` registers them with TensorRT.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
     from sigrl_deploy.kernels.blocks import Launch
 
 NAMESPACE = "sigrl"
-SHARED_UNASKED = 48 * 1024  # bytes of shared memory that a program may have without a launch that asks for more
+SHARED_UNASKED = 48 * 1024  # bytes of shared memory that a program may use unless its launch asks for more
 _ATTRIBUTES = f'<plugin_namespace = "{NAMESPACE}", plugin_version = "1", aot = 1>'
 
 _SVFR = """
@@ -57,7 +55,7 @@ SVFR (patches, label_embedding, graph_projection, decouple, fuse, reconstruct) =
 
 @dataclass(frozen=True)
 class Kernel:
-    """A compiled kernel: its entry's name, PTX, threads a program, bytes of shared memory, and channels a program owns."""
+    """A compiled kernel: the name of its entry, its PTX, and threads, bytes of shared memory and channels per program."""
 
     name: str
     ptx: str
@@ -67,7 +65,7 @@ class Kernel:
 
 
 def svfr_function() -> FunctionProto:
-    """`SVFR` with the plugin's nodes in the place of both stages; inputs and outputs as in `export.functions.svfr_function`."""
+    """`SVFR` with plugin nodes in place of both stages; inputs and outputs as in `graphs.functions.svfr_function`."""
     import onnx.parser
 
     from sigrl_deploy.graphs.functions import BETWEEN, OPSET
@@ -76,7 +74,7 @@ def svfr_function() -> FunctionProto:
 
 
 def with_plugin(model: ModelProto) -> ModelProto:
-    """A copy of a visual graph whose SVFR calls the plugin; the model is not changed."""
+    """A copy of a visual graph whose SVFR calls the plugins."""
     from onnx import ModelProto
 
     changed = ModelProto()
@@ -89,9 +87,9 @@ def with_plugin(model: ModelProto) -> ModelProto:
 def kernel_ptx(stage: int, patches: int, dim: int, precision: Precision, capability: tuple[int, int]) -> Kernel:
     """Compile stage 1 or 2 for P patches and D channels on a GPU of this compute capability.
 
-    Its parameters are what TensorRT passes: inputs, then int32 scalars, then the output. The launch is the untuned one, or the
-    nearest to it that spills no registers and needs no more than SHARED_UNASKED: whether TensorRT asks for more is not
-    documented.
+    The kernel's parameters are what TensorRT passes: inputs, then int32 scalars, then the output. The launch is the untuned
+    one, or the nearest to it that spills no registers and needs no more than SHARED_UNASKED: TensorRT does not document whether
+    it asks for more.
     """
     import torch
 
@@ -111,7 +109,7 @@ def kernel_ptx(stage: int, patches: int, dim: int, precision: Precision, capabil
 
 
 def _arguments(stage: int, precision: Precision) -> tuple[Any, dict[str, str]]:
-    """A stage's kernel, and the types of its arguments but constants, in their order."""
+    """The kernel of a stage, and the types of its arguments in order, without the constants."""
     from sigrl_deploy.kernels import svfr
 
     x = f"*{precision.value}"
@@ -122,9 +120,7 @@ def _arguments(stage: int, precision: Precision) -> tuple[Any, dict[str, str]]:
 
 
 def _smaller(how: Launch) -> Iterator[Launch]:
-    """A launch and those with smaller blocks, the one that repeats the least work first: a tanh is computed once for each block
-    of channels.
-    """
+    """A launch, then those with smaller blocks, by how much work they repeat: each block of channels computes every tanh."""
     from sigrl_deploy.kernels.blocks import MIN_BLOCK
 
     channels, depth = how.constants["BLOCK_O"], how.constants["BLOCK_K"]
@@ -139,8 +135,8 @@ def _compile(kernel: Any, types: dict[str, str], how: Launch, capability: tuple[
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    # TensorRT wants its inputs at multiples of 256 bytes, and is taken to pass tensors on at multiples of 16 at least: only
-    # loads that are known to be aligned are asynchronous.
+    # Triton makes loads asynchronous only where it knows that they are aligned. TensorRT requires its inputs to be at multiples
+    # of 256 bytes; this assumes that it passes tensors between ops at multiples of 16 at least.
     aligned = {(i,): [["tt.divisibility", 16]] for i, type_ in enumerate(types.values()) if type_.startswith("*")}
     source = ASTSource(kernel, types | dict.fromkeys(how.constants, "constexpr"), how.constants, aligned)
     target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
@@ -150,7 +146,7 @@ def _compile(kernel: Any, types: dict[str, str], how: Launch, capability: tuple[
 
 
 def without_scratch(ptx: str, parameters: int) -> str:
-    """PTX whose entry has no more than `parameters`: Triton adds pointers to scratch memory, which TensorRT would not pass.
+    """PTX whose entry has only the first `parameters`: Triton adds pointers to scratch memory, which TensorRT does not pass.
 
     Raises ValueError where the kernel uses them.
     """
@@ -171,11 +167,11 @@ def register(trt: Any, patches: int, dim: int, precision: Precision, capability:
     from sigrl_deploy.kernels import svfr
 
     first, second = (kernel_ptx(stage, patches, dim, precision, capability) for stage in (1, 2))
-    # One number for every batch, since it is part of a shape: what fills a GPU with one picture, for which latency counts.
+    # The same for every batch size, since it is part of a shape. One picture fills the GPU with it, where latency matters most.
     splits = svfr.splits(MOST_LABELS, 1, -(-dim // second.channels))
     Desc = trtp.TensorDesc
 
-    # TensorRT reads annotations, which have to be classes: those of this module are text, and are replaced below.
+    # TensorRT reads annotations, and expects classes. This module's annotations are strings, and are replaced below.
     def describe_first(patches: Any, labels: Any, weight: Any, count: Any) -> Any:
         return trtp.from_shape_expr((patches.shape_expr[0], labels.shape_expr[0], dim), dtype=trt.float32)
 

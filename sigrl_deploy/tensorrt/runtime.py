@@ -1,5 +1,4 @@
-"""A built engine, loaded on the current GPU, over torch's tensors and stream. Written against TensorRT's documented API: no GPU
-with TensorRT's libraries was at hand, so this file has not run."""
+"""A built engine, loaded on the current GPU, which runs on torch's tensors and stream."""
 
 from __future__ import annotations
 
@@ -19,25 +18,30 @@ from sigrl_deploy.tensorrt.library import Library
 
 
 class LoadedEngine:
-    """A deserialised engine. `folder` is where TensorRT for RTX keeps the kernels that it compiles for this GPU.
+    """A deserialised engine.
 
-    An engine is native code, as trusted as the bundle that holds it; `host_code` lets one in that also carries code for the
-    host, as version-compatible ones do.
+    An engine is native code, so it has to be trusted as much as the bundle that holds it.
 
-    Raises BundleError where the library does not take the file.
+    Args:
+        library: the library that built it.
+        path: the engine's file.
+        folder: where TensorRT for RTX keeps the kernels that it compiles for this GPU; None keeps none.
+        host_code: also accept an engine that holds code for the host, as version-compatible ones do.
+
+    Raises BundleError where the library does not accept the file.
     """
 
     def __init__(self, library: Library, path: Path, folder: Path | None, host_code: bool = False) -> None:
         self.trt = library.trt
-        self.said: deque[str] = deque(maxlen=8)  # the library's last errors
-        errors = ("ERROR", "INTERNAL_ERROR")
-        self._logger = library.logger(lambda severity, text: self.said.append(text) if severity in errors else None)
+        self.errors: deque[str] = deque(maxlen=8)  # the library's last error messages
+        kinds = ("ERROR", "INTERNAL_ERROR")
+        self._logger = library.logger(lambda severity, text: self.errors.append(text) if severity in kinds else None)
         self._runtime = self.trt.Runtime(self._logger)
         self._runtime.engine_host_code_allowed = host_code
         self.engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self.engine is None:
-            reason = self.said[0] if self.said else "it gave no reason"
-            raise BundleError(f"{path}: {library.full_name} cannot load it ({reason}); build it again with --force")
+            reason = self.errors[0] if self.errors else "it gave no reason"
+            raise BundleError(f"{path}: {library.full_name} cannot load it ({reason}); build it again with `force`")
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
         is_input = {name: self.engine.get_tensor_mode(name) == self.trt.TensorIOMode.INPUT for name in names}
         self.inputs = [name for name in names if is_input[name]]
@@ -46,13 +50,13 @@ class LoadedEngine:
         self._compiled = folder / f"{path.stem}.compiled" if folder else None
 
     def context(self) -> Context:
-        """A context of its own: one worker's, or one captured pass's."""
+        """A new context, for one worker or one captured pass."""
         strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not hasattr(self.trt, "DynamicShapesKernelSpecializationStrategy"):
             return Context(self, self.engine.create_execution_context(strategy))
         config = self.engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
-        # A captured pass would replay the kernels that only stand in until special ones are compiled.
+        # EAGER, since a captured pass would replay the generic kernels that run until specialised ones are compiled.
         config.dynamic_shapes_kernel_specialization_strategy = self.trt.DynamicShapesKernelSpecializationStrategy.EAGER
         cache = config.create_runtime_cache()
         if self._compiled is not None and self._compiled.is_file():
@@ -61,7 +65,7 @@ class LoadedEngine:
         return Context(self, self.engine.create_execution_context(config), cache)
 
     def keep_compiled(self, cache: Any) -> None:
-        """Keep what TensorRT for RTX has compiled for the next process; a folder that cannot be written costs it that time."""
+        """Save what TensorRT for RTX has compiled, for the next process. A folder that cannot be written is ignored."""
         if self._compiled is None or cache is None or (content := bytes(cache.serialize())) == self._kept:
             return
         self._kept = content
@@ -72,7 +76,7 @@ class LoadedEngine:
 
 
 class Context:
-    """An execution context with scratch memory of its own, on torch's current stream. Not for two threads at once."""
+    """An execution context with scratch memory of its own, on torch's current stream. Not safe for two threads at once."""
 
     def __init__(self, loaded: LoadedEngine, context: Any, cache: Any = None) -> None:
         if context is None:
@@ -82,7 +86,7 @@ class Context:
         self._scratch = torch.empty(0, dtype=torch.uint8, device="cuda")
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Every input by name, contiguous on the GPU in the engine's dtype → every output. Enqueues only; nothing waits."""
+        """Inputs by name, contiguous on the GPU in the engine's dtypes, to outputs by name. Enqueues work and returns."""
         given = {name: inputs[name] for name in self._loaded.inputs}
         shapes = {name: tuple(tensor.shape) for name, tensor in given.items()}
         if fresh := shapes != self._shapes:
@@ -92,7 +96,7 @@ class Context:
             for name, dtype in self._loaded.outputs.items()
         }
         for name, tensor in (given | outputs).items():
-            # An address is asked for even where there is nothing to read.
+            # TensorRT requires an address even for an empty tensor.
             self._context.set_tensor_address(name, tensor.data_ptr() or self._scratch.data_ptr())
         if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
             raise RuntimeError(f"TensorRT could not enqueue {shapes}: {self._reason()}")
@@ -101,7 +105,7 @@ class Context:
         return outputs
 
     def _reason(self) -> str:
-        return self._loaded.said[-1] if self._loaded.said else "it gave no reason"
+        return self._loaded.errors[-1] if self._loaded.errors else "it gave no reason"
 
     def _set_shapes(self, shapes: dict[str, tuple[int, ...]]) -> None:
         for name, shape in shapes.items():

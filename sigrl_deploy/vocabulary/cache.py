@@ -1,11 +1,11 @@
-"""The vocabulary cache, two tiers, each in memory and on disk.
+"""The vocabulary cache: two tiers, each in memory and on disk.
 
-1. A label's text embedding, by (text tower, template, label): packs of labels, one file an encoded batch.
+1. A label's text embedding, by (text tower, template, label): packs of labels, one file per encoded batch.
 2. A whole vocabulary's embeddings and graph projection, by its set of labels and the GMC weights. GMC's rows move with their
-   labels, so one file serves every order.
+   labels, so one file serves every order of them.
 
 Many processes may share the folder: a file is written under a temporary name and renamed, and two processes that compute the
-same thing write the same thing. A damaged file is reported and rebuilt.
+same thing write the same thing. Damaged files are reported and rebuilt.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class VocabularyCache:
     """The cache of one text side: a text tower with a template, and a label graph where there is one.
 
     `encode` maps a batch of labels to T [N, D], `project` maps T [C, D] to G Wbᵀ [C, D] or None. `text_key` and `graph_key` are
-    `digest`s of what those two depend on, `graph_key` empty without a label graph. `width` is D, and `about` describes the text
-    side to people. `folder` None keeps to memory. It may be shared between threads: whoever encodes lets others in after
+    `digest`s of what those two depend on; `graph_key` is empty without a label graph. `width` is D, and `about` describes the
+    text side to people. With `folder` None it stays in memory. Threads may share it: the one that encodes lets others in after
     every batch.
     """
 
@@ -75,13 +75,13 @@ class VocabularyCache:
         self._packs_read = False
         self._writable = True
         self._in_memory = Lock()  # held for a moment only
-        self._next, self._encoding = Lock(), Lock()  # held by who encodes next, and for a batch
+        self._next, self._encoding = Lock(), Lock()  # held by the thread that encodes next, and while a batch is encoded
         self._building: defaultdict[str, Lock] = defaultdict(Lock)  # held while one vocabulary is built
 
     def vocabulary(self, labels: tuple[str, ...]) -> Vocabulary:
         """The vocabulary of these labels in this order, from the fastest tier that has it.
 
-        Raises BundleError where the text graph gives rows of another width, or rows that are no finite numbers.
+        Raises BundleError where the text graph gives rows of another width, or rows that are not finite.
         """
         ordered = tuple(sorted(labels))
         name = self._vocabulary_name(ordered)
@@ -122,7 +122,7 @@ class VocabularyCache:
         with self._turn_to_encode():
             self._read_packs()
             missing = [label for label in labels if label not in self._rows]
-        log.debug("%d of %d labels are not in the cache and are encoded", len(missing), len(labels))
+        log.debug("encoding %d of %d labels, which are not in the cache", len(missing), len(labels))
         with Progress(len(missing), "label") as progress:
             while encoded := self._encode_some(missing):
                 progress.advance(encoded)
@@ -132,7 +132,7 @@ class VocabularyCache:
         return vocabulary
 
     def _encode_some(self, labels: Sequence[str]) -> int:
-        """Encode a batch of the labels that have no row yet; how many there were."""
+        """Encode a batch of the labels that have no row yet. Returns how many there were."""
         with self._turn_to_encode():
             batch = tuple(itertools.islice((label for label in labels if label not in self._rows), self.labels_per_batch))
             if batch:
@@ -143,7 +143,7 @@ class VocabularyCache:
 
     @contextmanager
     def _turn_to_encode(self) -> Iterator[None]:
-        # Two locks: of one, whoever lets it go takes it again before a thread that waits wakes up.
+        # Two locks: with one, the thread that releases it would take it again before a waiting thread wakes up.
         taken = False
         try:
             with self._next:
@@ -169,7 +169,7 @@ class VocabularyCache:
                 self._rows.update(zip(pack.labels, pack.label_embedding, strict=True))
 
     def _read(self, name: str, name_of: Callable[[Sequence[str]], str], graph: bool) -> Vocabulary | None:
-        """A file whose labels are those that its name stands for. A damaged one is reported and removed."""
+        """A file, if its labels are those that its name stands for. A damaged one is reported and removed."""
         if self._folder is None:
             return None
         path = self._folder / name
@@ -179,9 +179,9 @@ class VocabularyCache:
                 raise DamagedFileError(f"{path}: holds other labels than its name stands for")
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, MemoryError) as error:  # no reason to remove what may be whole
+        except (OSError, MemoryError) as error:  # the file may be whole, so it stays
             reason = getattr(error, "strerror", None) or type(error).__name__
-            log.warning("%s: cannot be read at present (%s); its labels are computed again", path, reason)
+            log.warning("%s cannot be read now (%s); its labels are computed again", path, reason)
             return None
         except DamagedFileError as error:
             log.warning("%s; its labels are computed again", error)
@@ -201,7 +201,7 @@ class VocabularyCache:
             vocabulary.write(self._folder / name, PRIVATE)
         except OSError as error:
             reason = error.strerror or error
-            log.warning("%s: the vocabulary cache cannot be written (%s); going on in memory", self._folder, reason)
+            log.warning("%s: the vocabulary cache cannot be written (%s); it is kept in memory only", self._folder, reason)
             self._writable = False
 
 
@@ -209,7 +209,7 @@ def _checked(rows: FloatArray, shape: tuple[int, ...]) -> FloatArray:
     if rows.shape != shape:
         raise BundleError(f"the text graph gave rows {list(rows.shape)}, expected {list(shape)}; export the bundle again")
     if not np.isfinite(rows).all():
-        raise BundleError("the text graph gave rows that are no finite numbers; take another --precision, or export again")
+        raise BundleError("the text graph gave rows that are not finite; use another `precision`, or export again")
     return rows
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from sigrl_deploy.errors import LabelError
 
-MAX_LABEL_LENGTH = 256  # characters; CLIP's context of 77 tokens ends long before
-_MOST_LABEL_BYTES = 1 << 26  # of a label file: a quarter of a million of the longest labels
+MAX_LABEL_LENGTH = 256  # characters; CLIP's context of 77 tokens is much shorter
+_MOST_LABEL_BYTES = 1 << 26  # in a label file: a quarter of a million of the longest labels
 
 
 def read_labels(path: str | Path, argument: str = "labels") -> tuple[str, ...]:

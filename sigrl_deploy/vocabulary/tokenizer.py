@@ -2,8 +2,8 @@
 
 Cleaning (ftfy, HTML entities, white space, lower case) happens in Python. Splitting and byte-level BPE happen in the
 `tokenizers` library, from a `tokenizer.json` whose split pattern names every code point by number. open_clip splits by
-`\\p{L}` and `\\p{N}`, and every regex engine brings Unicode tables of its own age to those; a pattern without such
-classes gives the same ids whichever engine reads it.
+`\\p{L}` and `\\p{N}`, and every regex engine has its own version of the Unicode tables for those; a pattern without
+such classes gives the same ids in every engine.
 """
 
 import html
@@ -52,7 +52,7 @@ class Tokenizer:
 
         Returns:
             int64 [N, context_length]: start of text, the tokens, end of text, zeros. A longer text is cut, and its last
-            id is end of text; that is said in the log.
+            id is end of text; the log has a warning.
         """
         if isinstance(texts, str):
             texts = [texts]
@@ -65,7 +65,9 @@ class Tokenizer:
                 row[-1] = ids[-1]
         for text, encoding in zip(texts, encodings, strict=True):
             if len(encoding.ids) > self.context_length:
-                log.warning("%s: has %d tokens, of which %d count", printable(text), len(encoding.ids), self.context_length)
+                log.warning(
+                    "%s has %d tokens; only the first %d are used", printable(text), len(encoding.ids), self.context_length
+                )
         return token_ids
 
 

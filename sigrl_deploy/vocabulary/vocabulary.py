@@ -45,7 +45,7 @@ class Vocabulary:
             raise LabelError(f"not in the vocabulary of {len(self)} labels", argument="label", value=label) from None
 
     def write(self, path: Path, mode: int = 0o666) -> None:
-        """Write the vocabulary as a file of arrays, whole or not at all; `mode` as for `replacing`."""
+        """Write the vocabulary as a file of arrays, whole or not at all; for `mode` see `replacing`."""
         arrays: dict[str, NDArray[Any]] = {"labels": np.array(self.labels), "label_embedding": self.label_embedding}
         if self.graph_projection is not None:
             arrays["graph_projection"] = self.graph_projection
@@ -55,13 +55,13 @@ class Vocabulary:
     def read(cls, path: Path, graph: bool, width: int) -> Vocabulary:
         """Read what `write` wrote; `graph` says whether it must have a graph projection, `width` is D.
 
-        Raises OSError or MemoryError where the file cannot be read at present, DamagedFileError where it is not whole.
+        Raises OSError or MemoryError where the file cannot be read now, DamagedFileError where it is damaged.
         """
         arrays = read_arrays(path, ("labels", "label_embedding") + ("graph_projection",) * graph)
         labels, embedding, *graphs = arrays.values()
         whole = labels.ndim == 1 and labels.dtype.kind == "U" and embedding.ndim == 2 and len(labels) == len(embedding) > 0
         if not whole or any(rows.shape != embedding.shape for rows in graphs):
-            raise DamagedFileError(f"{path}: its arrays are not labels with a row each")
+            raise DamagedFileError(f"{path}: its arrays are not labels with one row each")
         if embedding.shape[1] != width:
             raise DamagedFileError(f"{path}: its rows have {embedding.shape[1]} numbers, expected {width}")
         if any(rows.dtype != np.float32 or not np.isfinite(rows).all() for rows in (embedding, *graphs)):

@@ -66,16 +66,16 @@ def test_a_checkpoint_without_a_text_tower_takes_openais_of_its_size(full_size: 
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
     run = subprocess.run([sys.executable, "-c", LOAD, full_size], capture_output=True, text=True, env=environment, timeout=300)
     assert run.stdout == "ViT-B-16:openai 512 12 True\n", run.stderr
-    assert run.stderr == f"{full_size}: holds no text encoder; taking that of ViT-B-16:openai, which its recipe freezes\n"
+    assert run.stderr == f"{full_size}: holds no text tower; using that of ViT-B-16:openai, which its recipe freezes\n"
 
 
 def test_where_openais_cannot_be_had_one_line_says_how_to_give_one(full_size: Path, tmp_path: Path) -> None:
     run = offline(tmp_path, "export", "onnx", full_size, "--out", tmp_path / "bundle")
     assert run.returncode == 2
     taken, error = run.stderr.splitlines()
-    assert "taking that of ViT-B-16:openai" in taken
+    assert "using that of ViT-B-16:openai" in taken
     assert "127.0.0.1:9 cannot be reached" in error
-    assert error.endswith("give it with --text-tower FILE, or, to export, --labels with --label-embeddings")
+    assert error.endswith("give it with --text-tower, or, to export, --labels with --label-embeddings")
 
 
 ASK = """
@@ -164,7 +164,5 @@ print(shown.exit_code, "torch" in sys.modules, shown.output)
 """
     arguments = [sys.executable, "-c", script, *command.split()]
     run = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert run.stdout.startswith(
-        "3 False error: missing.pth: no such file; expected a .pth, .pt or .safetensors checkpoint, or "
-    )
+    assert run.stdout.startswith("3 False error: missing.pth: no such file; give a .pth, .pt or .safetensors checkpoint, or ")
     assert "NAME:PRETRAINED as open_clip lists them (ViT-B-16:openai)" in run.stdout

@@ -19,6 +19,7 @@ from sigrl_deploy import Recognizer
 from sigrl_deploy.config import FUSED, Arch, Precision
 from sigrl_deploy.engines import gpu_engine
 from sigrl_deploy.engines.onnxruntime import CUDA, has_provider
+from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.export.run import ExportOptions, export_bundle
 from sigrl_deploy.kernels import cases, tuning
 from sigrl_deploy.kernels.match import match
@@ -156,7 +157,10 @@ def test_onnx_runtimes_tower_with_the_kernels_behind_it_scores_as_the_cpu_does(
 @pytest.mark.parametrize("op", FUSED)
 def test_an_op_that_is_switched_off(exported: tuple[Path, Precision], photos: list[Path], op: str) -> None:
     out, precision = exported
-    fused, plain = (Recognizer(out, backend="torch", device="cuda", unfused=ops, cache_dir=False) for ops in ((), (op,)))
+    fused, plain = (
+        Recognizer(out, backend="torch", device="cuda", options=EngineOptions(unfused=frozenset(ops)), cache_dir=False)
+        for ops in ((), (op,))
+    )
     assert np.abs(scores(fused, photos[:3], LABELS) - scores(plain, photos[:3], LABELS)).max() < precision.tolerance
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.support import tested
+from benchmarks.support import run_by_tests
 from sigrl_deploy import Recognizer
 from sigrl_deploy.config import Backend, Device, Precision
 from sigrl_deploy.export.run import ExportOptions, export_bundle
@@ -24,7 +24,7 @@ def exported(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize(("backend", "device", "precision"), tested(), ids=lambda member: member.value)
+@pytest.mark.parametrize(("backend", "device", "precision"), run_by_tests(), ids=lambda member: member.value)
 def test_it_scores_as_onnx_runtime_in_fp32_does(
     backend: Backend, device: Device, precision: Precision, exported: Path, photos: list[Path]
 ) -> None:

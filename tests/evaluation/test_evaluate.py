@@ -21,8 +21,9 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from sigrl_deploy.checkpoints.options import CheckpointOptions
-from sigrl_deploy.config import Arch, Precision
+from sigrl_deploy.config import Arch, Device, Precision
 from sigrl_deploy.datasets.opening import open_dataset
+from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import LabelError, UsageError
 from sigrl_deploy.evaluation.run import EvaluateOptions, choose_label_sets, evaluate, run_evaluate
 from sigrl_deploy.evaluation.scoring import Model
@@ -80,9 +81,7 @@ def _options(data: object, **given: Any) -> EvaluateOptions:
         "split": "test",
         "bundles": (),
         "label_sets": (),
-        "device": "cpu",
-        "unfused": (),
-        "backend": "auto",
+        "engine": EngineOptions(device=Device.CPU),
     }
     return EvaluateOptions(**(values | {"data": str(data)} | given))
 
@@ -142,7 +141,7 @@ def test_a_checkpoint_is_the_reference_of_its_bundle(bundle: Path, weights: Path
     checkpoint = CheckpointOptions(weights / "sigrl.pth", text_tower=str(weights / "text.pth"))
     found = run_evaluate(_options(data, bundles=(bundle,), checkpoint=checkpoint))
     assert [(model.path, model.arch, model.precision, model.device) for model in found.models] == [
-        (checkpoint, Arch.SIGRL, Precision.FP32, "cpu"),
+        (checkpoint.checkpoint, Arch.SIGRL, Precision.FP32, "cpu"),
         (bundle, Arch.SIGRL, Precision.FP32, "cpu"),
     ]
     assert "PyTorch" in found.models[0].description
@@ -159,8 +158,8 @@ def test_models_that_are_not_one_model_are_said(
     checkpoint = CheckpointOptions(weights / "sigrl.pth", text_tower=str(weights / "text.pth"), arch=Arch.MKT)
     run_evaluate(_options(data, bundles=(bundle,), checkpoint=checkpoint, limit=1))
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert f"{bundle}: has arch sigrl, and {checkpoint} has mkt" in warnings
-    assert f"{bundle}: has topk 16, and {checkpoint} has 18" in warnings
+    assert f"{bundle}: has arch sigrl, and {checkpoint.checkpoint} has mkt" in warnings
+    assert f"{bundle}: has topk 16, and {checkpoint.checkpoint} has 18" in warnings
     assert len(warnings) == 2
 
 
@@ -195,7 +194,7 @@ def test_pictures_that_cannot_be_read_are_left_out_and_counted(bundle: Path, dat
     assert "No such file" in broken["09.png"]
     said = run.stderr.splitlines()
     assert sum(str(data) + "/0" in line for line in said) == 5
-    assert said[-2:] == ["and 2 more pictures that cannot be read", "left out, because unreadable: 7 pictures"]
+    assert said[-2:] == ["and 2 more pictures that cannot be read", "7 pictures could not be read and were left out"]
 
 
 def test_without_a_readable_picture_there_is_one_error_and_no_file(bundle: Path, data: Path, tmp_path: Path) -> None:
@@ -269,13 +268,15 @@ def test_label_sets_and_labels_can_be_chosen(data: Path, tmp_path: Path, caplog:
     assert "all: 4 of 6 labels are not in" in caplog.text
     file.write_text("rocket\n")
     assert [*choose_label_sets(dataset, [], file)] == ["unseen", "all"]
-    with pytest.raises(LabelError, match="holds no label of the label set seen"):
+    with pytest.raises(LabelError, match="holds no label of the label set seen") as raised:
         choose_label_sets(dataset, ["seen"], file)
+    assert (raised.value.argument, raised.value.value) == ("labels", file)
     file.write_text("rocket\nsloth\nzebra\n")
-    with pytest.raises(LabelError, match=r"labels\.txt: the data set has no annotations of 'sloth' and 1 more"):
+    with pytest.raises(LabelError, match="the data set has no annotations of 'sloth' and 1 more"):
         choose_label_sets(dataset, [], file)
-    with pytest.raises(UsageError, match="--label-set common: not in this data set, which has all, seen, rare, unseen"):
+    with pytest.raises(UsageError, match="expected one of all, seen, rare, unseen") as wrong:
         choose_label_sets(dataset, ["common"], None)
+    assert (wrong.value.argument, wrong.value.value) == ("label_set", "common")
 
 
 def test_a_score_that_is_not_finite_ends_the_run_and_names_picture_and_model(bundle: Path, tmp_path: Path) -> None:
@@ -285,7 +286,7 @@ def test_a_score_that_is_not_finite_ends_the_run_and_names_picture_and_model(bun
         Image.new("RGB", (90, 90), (brightness,) * 3).save(tmp_path / f"{i}.png")
     (tmp_path / "labels.csv").write_text("path,labels\n" + "\n".join(f"{i}.png,cat;dog" for i in range(3)))
     model = _model(copied, Recognizer(copied, device="cpu", cache_dir=False))
-    with pytest.raises(UsageError, match=r"copy, .*: .*2\.png: its scores are no finite numbers in fp32"):
+    with pytest.raises(UsageError, match=r"copy, .*: .*2\.png: its scores are not finite in fp32"):
         evaluate(open_dataset(str(tmp_path), "test"), [model], {"all": ("cat", "dog")}, batch_size=3)
 
 
@@ -293,9 +294,9 @@ def test_a_score_that_is_not_finite_ends_the_run_and_names_picture_and_model(bun
     ("given", "said"),
     [
         ({"bundles": ()}, "nothing to evaluate"),
-        ({"label_sets": ("unseen",)}, "--label-set unseen: not in this data set, which has all"),
-        ({"out": Path("results.csv")}, "--out results.csv: the results are JSON"),
-        ({"out": Path("missing/results.json")}, "--out missing/results.json: the folder missing is not there"),
+        ({"label_sets": ("unseen",)}, "label_set='unseen': this data set does not have it; expected one of all"),
+        ({"out": Path("results.csv")}, "out='results.csv': the results are JSON"),
+        ({"out": Path("missing/results.json")}, "out='missing/results.json': the folder missing does not exist"),
         ({"data": "missing"}, "missing"),
         ({"data": "folder:missing"}, "data='folder:missing': no such folder"),
         ({"split": "val"}, "has no validation pictures"),
@@ -312,14 +313,7 @@ def test_a_wrong_option_is_refused_before_any_picture_is_read(
 
 _BLOCKING = """
 import sys
-import importlib.util
-blocked, known = set(sys.argv.pop(1).split(",")), importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: None if name in blocked else known(name, package)
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in blocked:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Blocker())
+sys.modules.update(dict.fromkeys(sys.argv.pop(1).split(",")))  # as if they were not installed
 from sigrl_deploy.cli.main import main
 main()
 """
@@ -357,7 +351,7 @@ def test_without_a_package_the_error_names_the_extra(data: Path, module: str, op
 def test_an_interrupted_run_leaves_the_older_file_and_nothing_else(bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "results.json"
     out.write_text("older")
-    command = [*COMMAND, "scenes", "--bundle", str(bundle), "--out", str(out)]
+    command = [*COMMAND, "scenes", "--bundle", str(bundle), "--out", str(out), "--overwrite"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible)
     assert process.stderr is not None
     for line in process.stderr:
@@ -378,7 +372,10 @@ def test_a_full_disk_loses_neither_the_table_nor_the_older_file(bundle: Path, da
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))  # noqa: E731
     warm = ["--bundle", bundle, "--limit", "2", "--cache-dir", tmp_path / "cache"]
     _evaluate(data, *warm)
-    run = _evaluate(data, *warm, "--out", out, status=2, preexec_fn=limit)
+    refused = _evaluate(data, *warm, "--out", out, status=2)
+    assert f"--out {out}: exists already; replace it with --overwrite" in refused.stderr
+    assert out.read_text() == "older"
+    run = _evaluate(data, *warm, "--out", out, "--overwrite", status=2, preexec_fn=limit)
     assert run.stdout.startswith("label set")
     assert "results.json: cannot be written (File too large)" in run.stderr
     assert out.read_text() == "older"

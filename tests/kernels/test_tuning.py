@@ -127,7 +127,7 @@ def test_where_no_candidate_runs_the_user_is_told_what_to_do(tmp_path: Path) -> 
     def refuse(_: object) -> float:
         raise RuntimeError("out of resource: shared memory\nand more")
 
-    with pytest.raises(UsageError, match=r"none of 3 ways .* \(out of resource: shared memory\); .*--unfused"):
+    with pytest.raises(UsageError, match=r"none of 3 ways .* \(out of resource: shared memory\); .*`unfused`"):
         tune([Clock({}).case()], tmp_path, KEY, refuse)
     assert list(tmp_path.iterdir()) == []
 

@@ -16,6 +16,8 @@ import pytest
 
 from sigrl_deploy.bundle.manifest import FORMAT_VERSION
 from sigrl_deploy.cli.main import main
+from sigrl_deploy.demo import CHECKPOINT
+from sigrl_deploy.export.run import ExportOptions, export_bundle
 from sigrl_deploy.version import __version__
 from tests.support.paths import ROOT
 
@@ -78,8 +80,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 @every_page
 def test_files_that_are_named_exist(page: Path) -> None:
     spans = re.findall(r"`([^`\s]+)`", without_code(text_of(page)))
-    paths = [span for span in spans if re.match(r"(sigrl_deploy|benchmarks|tests|docs|export)/[\w./-]+$", span)]
-    missing = [path for path in paths if "NAME" not in path and not (ROOT / path).exists()]
+    paths = [span for span in spans if re.match(r"(sigrl_deploy|benchmarks|tests|docs|export)/[\w./-]+$|\w+/[\w/]+\.py$", span)]
+    places = (ROOT, ROOT / "sigrl_deploy")
+    missing = [path for path in paths if "NAME" not in path and not any((place / path).exists() for place in places)]
     assert not missing
 
 
@@ -142,3 +145,42 @@ def test_options_that_are_named_exist(page: Path) -> None:
     spans = re.findall(r"`([^`]+)`", without_code(text_of(page)))
     named = {option for span in spans for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", span)}
     assert named <= options(main) | OTHERS
+
+
+@pytest.fixture
+def workplace(bundle: Path, photos: list[Path], label_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with the files that the examples name."""
+    (tmp_path / "bundle").symlink_to(bundle)
+    (tmp_path / "labels.txt").symlink_to(label_file)
+    (tmp_path / "photos").symlink_to(photos[0].parent)
+    for name, photo in zip(("cat.jpg", "cup.jpg"), photos, strict=False):
+        (tmp_path / name).symlink_to(photo)
+    monkeypatch.chdir(tmp_path)
+
+
+def examples(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", text_of(page), re.DOTALL | re.MULTILINE)
+
+
+EXAMPLES = [(page.name, i, code) for page in PAGES for i, code in enumerate(examples(page)) if page.name != "README.md"]
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize("code", [code for *_, code in EXAMPLES], ids=[f"{name}, {i}" for name, i, _ in EXAMPLES])
+def test_python_examples_run(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(code, "example", "exec"), {})
+    assert capsys.readouterr().out
+
+
+def test_the_readme_s_example_prints_what_the_readme_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = ROOT / "README.md"
+    (code,) = examples(readme)
+    (shown,) = re.findall(r"^```text\n(.*?)^```$", text_of(readme), re.DOTALL | re.MULTILINE)
+    export_bundle(ExportOptions(CHECKPOINT, tmp_path / "demo" / "bundle"))
+    (tmp_path / "sigrl_deploy").symlink_to(ROOT / "sigrl_deploy")
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out == shown

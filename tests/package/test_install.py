@@ -52,7 +52,7 @@ def test_export_says_what_it_needs(tmp_path: Path) -> None:
     (tmp_path / "model.pth").touch()
     done = run(script, "export", "onnx", "model.pth", "--out", "bundle", cwd=tmp_path)
     assert done.returncode == 2
-    assert "pip install '.[export]'" in done.stderr
+    assert "[export]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -60,7 +60,8 @@ def test_openvino_says_what_it_needs(bundle: Path, photos: list[Path], label_fil
     arguments = ["infer", photos[0], "--bundle", bundle, "--labels", label_file, "--backend", "openvino"]
     done = run(Path(str(PYTHON)).parent / "sigrl-deploy", *arguments, cwd=tmp_path)
     assert done.returncode == 2
-    assert "openvino is not installed; pip install '.[openvino]'" in done.stderr
+    assert "openvino is not installed" in done.stderr
+    assert "[openvino]'" in done.stderr
 
 
 def test_the_wheel_carries_its_data_types_and_licence(tmp_path: Path) -> None:

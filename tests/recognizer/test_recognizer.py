@@ -1,15 +1,12 @@
-"""The runtime: pictures in, tags out, against an independent pipeline; and bundles that are not what they should be."""
+"""The runtime: pictures in, predictions out, against an independent pipeline; and what it refuses."""
 
 from __future__ import annotations
 
-import itertools
-import json
 import shutil
 import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,16 +18,18 @@ from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from torchvision import transforms
 
-from sigrl_deploy import Recognizer, SigRLError, Vocabulary
+from sigrl_deploy import Recognizer, Vocabulary
 from sigrl_deploy.checkpoints.building import add_text_tower, build_model
 from sigrl_deploy.checkpoints.layouts import load_checkpoint
 from sigrl_deploy.checkpoints.model_config import model_config
-from sigrl_deploy.errors import BundleError, LabelError, ScoreError, UsageError
+from sigrl_deploy.errors import LabelError, ScoreError, UsageError
 from sigrl_deploy.export.parity import LABELS
 from sigrl_deploy.export.run import ExportOptions, export_bundle
 from sigrl_deploy.model import materialised
 from sigrl_deploy.recognizer.recognizer import _advise_more_labels
 from sigrl_deploy.vocabulary.label_files import read_labels
+from tests.support.changed_bundles import edit_manifest
+from tests.support.refusals import refused
 
 TOLERANCE = 1e-5  # fp32 scores within ±1, of one graph run in another order
 
@@ -104,13 +103,6 @@ def test_no_picture_and_a_lone_picture(recognizer: Recognizer, photos: list[Path
     assert refused(lambda: next(recognizer.stream([photos[0].read_bytes(), 5], vocabulary)))[0] == "paths"  # type: ignore[list-item]
 
 
-def refused(call: Callable[[], object]) -> tuple[str, object]:
-    """Argument and value of the UsageError that a call raises."""
-    with pytest.raises(UsageError) as raised:
-        call()
-    return raised.value.argument, raised.value.value
-
-
 def test_labels_may_be_a_list_a_file_a_vocabulary_or_the_bundles_own(
     bundle: Path, weights: Path, photos: list[Path], tmp_path: Path
 ) -> None:
@@ -148,32 +140,6 @@ def test_batches_give_what_single_pictures_give(recognizer: Recognizer, photos: 
         np.testing.assert_allclose(record.scores, row, atol=TOLERANCE)
 
 
-def test_a_stream_reads_no_further_than_it_must(recognizer: Recognizer, photos: list[Path]) -> None:
-    taken: list[Path] = []
-
-    def endless() -> Iterator[Path]:
-        for path in itertools.cycle(photos):
-            taken.append(path)
-            yield path
-
-    records = recognizer.stream(endless(), ["cat", "cup"], batch_size=2)
-    for _ in range(5):
-        next(records)
-    assert len(taken) < 30
-    records.close()  # type: ignore[attr-defined]
-
-
-def test_a_stream_refuses_at_once_what_it_cannot_do(recognizer: Recognizer, photos: list[Path]) -> None:
-    labels = ["cat", "cup"]
-    for argument, call in {
-        "top": lambda: recognizer.stream(photos, labels, top=0),
-        "threshold": lambda: recognizer.stream(photos, labels, threshold=float("nan")),
-        "batch_size": lambda: recognizer.stream(photos, labels, batch_size=0),
-        "labels": lambda: recognizer.stream(photos, ["cat", ""]),
-    }.items():
-        assert refused(call)[0] == argument
-
-
 def test_a_closed_recognizer_holds_nothing_and_says_so(bundle: Path, photos: list[Path]) -> None:
     with Recognizer(bundle, device="cpu", cache_dir=False) as recognizer:
         vocabulary = recognizer.vocabulary(["cat", "cup"])
@@ -196,7 +162,7 @@ def test_a_closed_recognizer_holds_nothing_and_says_so(bundle: Path, photos: lis
 
 
 def test_a_vocabulary_belongs_to_its_bundle(recognizer: Recognizer, copied: Path, photos: list[Path]) -> None:
-    edit(copied, template="a picture of a {label}")
+    edit_manifest(copied, template="a picture of a {label}")
     other = Recognizer(copied, cache_dir=False)
     theirs, pixels = other.vocabulary(["cat", "cup"]), recognizer.pixels(photos[0])[None]
     for use in (lambda: recognizer.scores(photos, theirs), lambda: recognizer.score_pixels(pixels, theirs)):
@@ -204,6 +170,8 @@ def test_a_vocabulary_belongs_to_its_bundle(recognizer: Recognizer, copied: Path
     assert refused(lambda: recognizer.score_pixels(pixels, ["cat", "cup"]))[0] == "vocabulary"  # type: ignore[arg-type]
     own = Vocabulary(theirs.labels, theirs.label_embedding, theirs.graph_projection)  # arrays of unknown origin are taken
     assert recognizer.score_pixels(pixels, own).shape == (1, 2)
+    assert refused(lambda: Recognizer(copied, device="gpu")) == ("device", "gpu")
+    assert refused(lambda: Recognizer(copied, backend="tvm")) == ("backend", "tvm")
 
 
 def test_every_kind_of_source_gives_the_same_scores(recognizer: Recognizer, photos: list[Path]) -> None:
@@ -274,15 +242,6 @@ def test_a_graph_runs_on_as_many_threads_as_are_asked_for(
     assert refused(lambda: Recognizer(bundle, threads=0)) == ("threads", 0)
 
 
-def test_memory_that_does_not_hold_a_batch_is_one_error_that_names_it(
-    recognizer: Recognizer, photos: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    picture = np.broadcast_to(np.float32(0), (3, 2**22, 2**22))  # takes no memory, and a batch all there is
-    monkeypatch.setattr(recognizer, "pixels", lambda path: picture)
-    for use in (recognizer.stream, recognizer.recognize):
-        assert refused(lambda use=use: list(use(photos, ["cat", "dog"], batch_size=4))) == ("batch_size", 4)
-
-
 @pytest.mark.parametrize(("labels", "warned"), [(1, True), (9, True), (10, False)])
 def test_who_asks_for_tags_of_few_labels_is_advised_once(
     recognizer: Recognizer, photos: list[Path], labels: int, warned: bool, caplog: pytest.LogCaptureFixture
@@ -310,69 +269,6 @@ def test_a_copied_bundle_gives_the_same_scores(copied: Path, recognizer: Recogni
     labels = ["cat", "cup", "rocket"]
     expected = recognizer.scores(photos, recognizer.vocabulary(labels))
     assert np.abs(moved.scores(photos, moved.vocabulary(labels)) - expected).max() < TOLERANCE
-
-
-@pytest.mark.parametrize("name", ["visual.onnx", "text.onnx", "tokenizer.json"])
-def test_a_changed_or_missing_file_is_refused(copied: Path, name: str) -> None:
-    content = bytearray((copied / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (copied / name).write_bytes(content)
-    with pytest.raises(BundleError, match=rf"{name}: differs from the manifest's sha256"):
-        Recognizer(copied)
-    (copied / name).unlink()
-    with pytest.raises(BundleError, match=rf"{name}: missing from the bundle"):
-        Recognizer(copied)
-
-
-def edit(folder: Path, **changes: object) -> None:
-    path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"format_version": 99}, "format version 99, this release reads versions 2 and 3"),
-        ({"files": {"../outside.onnx": "0" * 64}}, "files"),
-        ({"files": {"/etc/hostname": "0" * 64}}, "files"),
-        ({"arch": "resnet"}, "arch"),
-        ({"preprocess": {"resize": 3}}, "preprocess"),
-        ({"unknown": 1}, "unknown"),
-        ({"variants": {}}, "variants"),
-        ({"files": {"a\0b": "0" * 64}}, "files"),
-        ({"files": ["visual.onnx"]}, "files"),
-        ({"topk": 0}, "topk"),
-        ({"topk": "16"}, "topk"),
-        ({"patch_size": 0}, "patch_size"),
-        ({"image_size": 160}, "image_size is 160"),
-        ({"embed_dim": 256}, "visual.onnx: its inputs are not those"),
-        ({"arch": "mkt"}, "visual.onnx: its inputs are not those"),
-        ({"text_identity": "free text"}, "text_identity"),
-        ({"files": {"x" * 300: "0" * 64}}, "files"),
-        ({"context_length": -1}, "context_length"),
-        ({"context_length": 10**6}, "context_length"),
-        ({"context_length": 2**33}, "context_length"),
-        ({"context_length": True}, "context_length"),
-        ({"embed_dim": 2**33}, "embed_dim"),
-        ({"context_length": None}, "vocabulary.npz is missing from its files"),
-        ({"template": "x"}, "template is 'x'"),
-        ({"variants": {"fp32": {"visual": "text.onnx", "text": "visual.onnx"}}}, "text.onnx: its inputs are not those"),
-        ({"variants": {"fp32": {"visual": "other.onnx", "text": "text.onnx"}}}, "other.onnx is missing from its files"),
-    ],
-)
-def test_a_manifest_that_means_nothing_is_refused(copied: Path, changes: dict[str, object], message: str) -> None:
-    (copied.parent / "outside.onnx").write_bytes(b"")
-    edit(copied, **changes)
-    with pytest.raises(SigRLError, match=message) as caught:
-        Recognizer(copied, cache_dir=False)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
-def test_a_damaged_manifest_is_refused(copied: Path, content: bytes) -> None:
-    (copied / "manifest.json").write_bytes(content)
-    with pytest.raises(BundleError, match=r"manifest\.json"):
-        Recognizer(copied)
 
 
 def test_memory_does_not_grow_with_the_label_count(bundle: Path, photos: list[Path]) -> None:

@@ -1,4 +1,4 @@
-"""Changes to an exported bundle that leave its manifest valid."""
+"""Changes to an exported bundle."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ def mend_hashes(folder: Path, *more: str) -> None:
     values = json.loads(path.read_text())
     values["files"] = {name: sha256_file(folder / name) for name in (*values["files"], *more)}
     path.write_text(json.dumps(values))
+
+
+def edit_manifest(folder: Path, **changes: object) -> None:
+    """Replace values of the manifest."""
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def change_graph(folder: Path, name: str, change: Callable[[onnx.ModelProto], None]) -> None:

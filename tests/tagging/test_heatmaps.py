@@ -289,11 +289,15 @@ def test_a_run_draws_each_tag_and_changes_no_score(bundle: Path, pictures: Path,
     # The folder lies among the pictures: what is in it now is neither tagged by a run that goes on nor drawn again.
     before = {path: (path.stat().st_ino, path.read_bytes()) for path in maps.iterdir()}
     again = _infer(*resumable, status=1)
-    assert "6 heat maps in" in again.stderr
+    assert "6 heat maps of an earlier run are left out" in again.stderr
     assert {path: (path.stat().st_ino, path.read_bytes()) for path in maps.iterdir()} == before
     assert [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] == records
     refused = _infer(*resumable[:-3], "--heatmaps", tmp_path / "other", "--resume", status=2)
-    assert "another bundle, vocabulary or options" in refused.stderr
+    assert "was written with other options" in refused.stderr
+
+    # Nor by a run that draws none.
+    plain_again = _infer(*command, "--format", "jsonl", status=1)
+    assert [json.loads(line) for line in plain_again.stdout.splitlines()] == plain
 
     # A fresh run replaces them.
     _infer(*command, "--heatmaps", maps, status=1)
@@ -331,10 +335,10 @@ def test_what_cannot_be_done_is_refused_before_any_picture(
         )
     )
     for model, options, said in (
-        (bundle, ["--heatmaps", "file"], "--heatmaps file: is no folder; choose another name"),
+        (bundle, ["--heatmaps", "file"], "--heatmaps file: is not a folder; choose another name"),
         (bundle, ["--heatmaps", "file/maps"], "--heatmaps file/maps: cannot be written (Not a directory)"),
-        (bundle, ["--heatmaps", "maps", "--scores", "all"], "--scores all: heat maps are drawn of the best labels only"),
-        (whole, ["--heatmaps", "maps"], "--heatmaps: clip-ft scores whole pictures"),
+        (bundle, ["--heatmaps", "maps", "--scores", "all"], "--scores all: heat maps are drawn for the best labels only"),
+        (whole, ["--heatmaps", "maps"], "--heatmaps: a bundle of arch clip-ft scores whole pictures"),
     ):
         before = _names(tmp_path)
         run = _infer(photos[0], "--bundle", model, "--labels", "labels.txt", *options, status=2, cwd=tmp_path)

@@ -239,7 +239,7 @@ def test_quiet_leaves_errors_and_verbose_says_why(model: Arguments, photos: list
     few.write_text("cat\ndog\n")
     command: Arguments = [photos[0], broken, *model, "--labels", few, "--format", "jsonl"]
     quiet = infer("-q", *command, status=1)
-    assert quiet.stderr.splitlines() == [b"1 picture could not be read or scored; the records say why"]
+    assert quiet.stderr.splitlines() == [b"1 picture could not be read or scored; see the errors in the output"]
     before = [sys.executable, "-m", "sigrl_deploy", "--quiet", "infer", *map(str, command)]
     assert subprocess.run(before, capture_output=True).stderr == quiet.stderr
     usual, verbose = infer(*command, status=1), infer("-v", *command, status=1)

@@ -8,7 +8,7 @@ from typing import TextIO
 import pytest
 
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.tagging.partial import check_fresh, open_partial, partial_path
+from sigrl_deploy.tagging.partial import check_fresh, name_run, open_partial, partial_path
 
 FIRST = '{"path": "a.jpg", "tags": [], "run": "run"}\n'
 FAILED = '{"path": "b.jpg", "error": "is damaged", "run": "run"}\n'
@@ -50,7 +50,7 @@ def test_a_file_that_is_gone_on_with_is_kept_from_others(tmp_path: Path, content
     for source in (out, partial_path(out)):
         source.write_text(content)
         with open_partial(out, "run", **RESUME | {"retry_errors": retry_errors}) as partial:
-            with pytest.raises(UsageError, match="another run is writing it"), open_partial(out, "run", **RESUME):
+            with pytest.raises(UsageError, match="another run is writing"), open_partial(out, "run", **RESUME):
                 pass
             partial.stream.write(LAST)
         assert out.read_text().endswith(LAST)
@@ -70,10 +70,11 @@ def test_an_empty_file_is_no_work_to_be_lost(tmp_path: Path) -> None:
     partial_path(out).touch()
     check_fresh(out)
     out.write_text(FIRST)
-    with pytest.raises(UsageError, match="is there already; go on with --resume, replace it with --overwrite"):
-        check_fresh(out)
-    with pytest.raises(UsageError, match=r"is there already; replace it with --overwrite, or"):
-        check_fresh(out, resumable=False)
+    for resumable in (True, False):
+        with pytest.raises(UsageError) as raised:
+            check_fresh(out, resumable=resumable)
+        assert (raised.value.argument, raised.value.value) == ("out", out)
+        assert ("`resume`" in str(raised.value)) == resumable
 
 
 @pytest.mark.parametrize(
@@ -101,3 +102,26 @@ def test_a_file_of_something_else_is_refused_and_left_alone(
     with pytest.raises(UsageError, match="line 2"), open_partial(out, "run", **how):
         pass
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"bundle": "other"}, "another bundle"),
+        ({"labels": ("cat",)}, "other labels"),
+        ({"engine": "torch", "options": 7}, "another backend, precision or preprocessing and other options"),
+    ],
+)
+def test_the_error_names_what_differs_from_the_run_that_is_resumed(
+    tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    made = {"bundle": "manifest", "engine": "onnxruntime", "labels": ("cat", "dog"), "options": (5, None)}
+    out = tmp_path / "out.jsonl"
+    partial_path(out).write_text(FIRST.replace('"run"}', f'"{name_run(**made)}"}}'))
+    with open_partial(out, name_run(**made), **RESUME) as partial:
+        assert partial.done == {"a.jpg": False}
+    with pytest.raises(UsageError) as raised, open_partial(out, name_run(**made | changes), **RESUME):
+        pass
+    assert raised.value.argument == "resume"
+    assert f"was written with {said}" in str(raised.value)
+    assert len(name_run(**made)) < 40

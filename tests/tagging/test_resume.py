@@ -66,7 +66,7 @@ def test_a_stopped_run_says_what_it_keeps(
     assert not out.exists()
     kept = len(records(partial.read_bytes()))
     assert 8 <= kept < len(pictures)
-    assert error.splitlines()[-2:] == [f"{partial} keeps {kept} records; go on with --resume".encode(), said]
+    assert error.splitlines()[-2:] == [f"{partial} holds {kept} records; continue with --resume".encode(), said]
     assert b"Traceback" not in error
 
 
@@ -124,9 +124,10 @@ def test_a_finished_run_takes_more_pictures_but_no_other_labels_or_options(
     before = out.read_bytes()
     other = tmp_path / "other.txt"
     other.write_text("cat\ndog\n")
-    for options in (["--top", "2"], ["--threshold", "0.1"], ["--labels", other]):
-        refused = infer(*photos, *command, *options, status=2)
-        assert b"another bundle, vocabulary or options" in refused.stderr
+    options, labels = b"was written with other options", b"was written with other labels;"
+    for given, said in ((["--top", "2"], options), (["--threshold", "0.1"], options), (["--labels", other], labels)):
+        refused = infer(*photos, *command, *given, status=2)
+        assert said in refused.stderr
         assert out.read_bytes() == before
         assert not partial.exists()
     infer(*photos, *command)
@@ -164,7 +165,7 @@ def test_a_finished_file_is_replaced_only_when_asked(model: Arguments, photos: l
     out = tmp_path / f"out.{ending}"
     out.write_text("hours of work")
     refused = infer(photos[0], *model, "--out", out, status=2)
-    assert b"is there already" in refused.stderr
+    assert f"--out {out}: exists already".encode() in refused.stderr
     assert b"--overwrite" in refused.stderr
     assert (b"--resume" in refused.stderr) == (ending == "jsonl")
     assert out.read_text() == "hours of work"
@@ -179,7 +180,10 @@ def test_what_an_interrupted_run_left_is_thrown_away_only_when_asked(
 ) -> None:
     partial.write_text("half a run\n")
     refused = infer(photos[0], *model, "--out", out, status=2)
-    assert b"an interrupted run left out.jsonl.partial; go on with --resume, or start anew with --overwrite" in refused.stderr
+    assert (
+        b"an interrupted run left out.jsonl.partial; continue it with --resume, or start again with --overwrite"
+        in refused.stderr
+    )
     assert partial.read_text() == "half a run\n"
     infer(photos[0], *model, "--out", out, "--overwrite")
     assert len(records(out.read_bytes())) == 1

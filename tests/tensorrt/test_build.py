@@ -143,16 +143,20 @@ def test_without_a_gpu_it_asks_for_compute_capabilities(own: Path, monkeypatch: 
     ("arguments", "words", "code"),
     [
         (["--compute-capability", "89"], "expected a number such as 8.9", 2),
-        (["--compute-capability", "9.0"], "builds for 8.0, 8.6, 8.9, 12.0, 12.1; for another GPU build on a machine", 2),
+        (["--compute-capability", "9.0"], "builds for 8.0, 8.6, 8.9, 12.0, 12.1; for another GPU, build on a machine", 2),
         (["--compute-capability", "7.5"], "--compute-capability 7.5: tensorrt_rtx", 2),
         ([*AHEAD, "--ops", "plugin"], "tensorrt_rtx takes no plugins; use --ops fused", 2),
-        ([*AHEAD, "--version-compatible"], "tensorrt_rtx builds no such engines; leave it out, or use tensorrt", 2),
-        ([*AHEAD, "--batch", "4", "2", "8"], "--batch 4 2 8: expected the least, the best and the most", 2),
-        ([*AHEAD, "--labels", "1", "2", "99999999999"], "in order, from 1 to 1000000", 2),
-        ([*AHEAD, "--workspace", "inf"], "--workspace inf: expected gigabytes, such as 4", 2),
-        ([*AHEAD, "--timing-cache", str(LABELS)], "is no timing cache and would be lost", 2),
-        ([*AHEAD, "--timing-cache", "/nowhere/times"], "expected a file in a folder that is there", 2),
-        ([*AHEAD, "--precision", "bf16"], "holds only fp32", 2),
+        ([*AHEAD, "--version-compatible"], "tensorrt_rtx builds no such engines; leave it out, or use --library tensorrt", 2),
+        ([*AHEAD, "--batch", "4", "2", "8"], "--batch 4 2 8: expected three whole numbers", 2),
+        (
+            [*AHEAD, "--labels", "1", "2", "99999999999"],
+            "--labels 1 2 99999999999: expected three",
+            2,
+        ),
+        ([*AHEAD, "--workspace", "inf"], "--workspace inf: expected a number of gigabytes", 2),
+        ([*AHEAD, "--timing-cache", str(LABELS)], "is not a timing cache", 2),
+        ([*AHEAD, "--timing-cache", "/nowhere/times"], "expected a file in a folder that exists", 2),
+        ([*AHEAD, "--precision", "bf16"], "--precision bf16: ", 2),
         (["--compute-capability", "8.9", "--compute-capability", "8"], "--compute-capability 8: expected a number", 2),
         ([*AHEAD, "--library", "tensorrt"], "tensorrt is not installed; pip install", 2),
     ],
@@ -311,7 +315,7 @@ def test_engines_outside_the_bundle_are_refused(own: Path) -> None:
     manifest = json.loads((own / "manifest.json").read_text())
     manifest["engines"][0]["file"] = "../visual.engine"
     (own / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match=r"'\.\./visual\.engine' is no name of a bundle's file"):
+    with pytest.raises(BundleError, match=r"engines.*\.file: expected"):
         Bundle(own)
 
 
@@ -346,5 +350,5 @@ def test_a_bundle_with_engines_can_be_exported_again(own: Path, weights: Path) -
         check_out(own, force=True)
     (own / "holiday.jpg").unlink()
     (own / "manifest.json").write_text("[]")
-    with pytest.raises(UsageError, match="which is no part of a bundle"):
+    with pytest.raises(UsageError, match="which is not part of a bundle"):
         check_out(own, force=True)

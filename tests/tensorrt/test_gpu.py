@@ -20,6 +20,7 @@ from sigrl_deploy.bundle.manifest import change_manifest
 from sigrl_deploy.checkpoints.eager import load_eager
 from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.config import Precision
+from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.export.run import ExportOptions, export_bundle
 from sigrl_deploy.tensorrt.build import BuildOptions, build_engines
@@ -55,7 +56,7 @@ def test_engines_score_as_the_eager_model_does(
         pytest.skip("TensorRT for RTX takes no plugins")
     change_manifest(exported, lambda manifest: replace(manifest, engines=()))
     build_engines(BuildOptions(exported, precision, ops, batch=Range(1, 1, 2)))
-    engine = Recognizer(exported, backend="tensorrt", precision=precision, build=False, cache_dir=False)
+    engine = Recognizer(exported, backend="tensorrt", precision=precision, cache_dir=False, options=EngineOptions(build=False))
     eager = load_eager(CheckpointOptions(weights / "sigrl.pth", text_tower=str(weights / "text.pth")))
     largest = 0.0
     for labels in VOCABULARIES:
@@ -73,7 +74,7 @@ def test_engines_score_as_the_eager_model_does(
 
 def test_more_labels_than_the_profile_s_are_refused_with_the_command(exported: Path, photos: list[Path]) -> None:
     build_engines(BuildOptions(exported, Precision.FP16, Ops.INLINED, labels=Range(1, 5, 10), force=True))
-    recognizer = Recognizer(exported, backend="tensorrt", precision="fp16", build=False, cache_dir=False)
+    recognizer = Recognizer(exported, backend="tensorrt", precision="fp16", cache_dir=False, options=EngineOptions(build=False))
     with pytest.raises(
         UsageError, match=r"^11 labels: the engine takes 1 to 10; .*--precision fp16 --ops inlined --labels 1 5 11$"
     ):
@@ -89,7 +90,9 @@ def test_a_stale_engine_is_built_again_and_that_is_said(exported: Path, caplog: 
 
     change_manifest(exported, other_driver)
     with caplog.at_level(logging.INFO):
-        fallen_back = Recognizer(exported, backend="tensorrt", precision="fp16", build=False, cache_dir=False)
+        fallen_back = Recognizer(
+            exported, backend="tensorrt", precision="fp16", cache_dir=False, options=EngineOptions(build=False)
+        )
         assert "built with driver 1.0" in caplog.text
         assert "tensorrt" not in fallen_back.engine.description.lower()
         caplog.clear()

@@ -298,7 +298,7 @@ def test_vocabularies_that_fail_leave_nothing_behind(folder: Path) -> None:
 def test_rows_that_mean_nothing_are_not_kept(folder: Path) -> None:
     for wrong, message in (
         (np.zeros((1, DIM + 1), np.float32), r"gave rows \[1, 9\], expected \[1, 8\]"),
-        (np.full((1, DIM), np.nan, np.float32), "no finite numbers"),
+        (np.full((1, DIM), np.nan, np.float32), "not finite"),
     ):
         cache = Encoder().cache(folder / message[:8])
         cache._encode = lambda _, wrong=wrong: wrong

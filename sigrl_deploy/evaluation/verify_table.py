@@ -1,0 +1,59 @@
+"""What `verify` found, as a table for people that fits a terminal of 100 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from sigrl_deploy.errors import SigRLError, printable
+from sigrl_deploy.evaluation.verify import Comparison, Verification
+
+_ENGINE_WIDTH = 40
+_HEAD = ("engine", "largest", "allowed", "mean", "cosine", "top-1", "top-5", "flips", "mAP")
+
+
+def table(found: Verification, message: Callable[[SigRLError], str] = str) -> str:
+    """One row per model, and below it what the columns mean and what did not run. Ends with a line feed.
+
+    `message` makes one line of an error.
+    """
+    rows = [[*_HEAD], [_cut(found.reference), "reference", *[""] * 6, _percent(found.reference_map)]]
+    rows += [_row(comparison) for comparison in found.comparisons]
+    if found.reference_map is None:
+        rows = [row[:-1] for row in rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
+    pictures = f"{found.pictures} picture{'' if found.pictures == 1 else 's'}"
+    labels = f"{found.labels} label{'' if found.labels == 1 else 's'}"
+    lines += [
+        "",
+        f"{pictures}, {labels}. Score errors: largest, allowed (! where exceeded) and mean; lowest cosine of a picture.",
+        f"In percent: same best label, share of the same five best, scores across the threshold of {found.threshold:.4g}.",
+    ]
+    return "\n".join([*lines, *not_run_lines(found.not_run, message)]) + "\n"
+
+
+def _row(one: Comparison) -> list[str]:
+    allowed = f"{one.tolerance:g}{'' if one.within else ' !'}"
+    errors = [f"{one.largest_error:.1e}", allowed, f"{one.mean_error:.1e}", f"{one.cosine:.6f}"]
+    return [_cut(one.description), *errors, *map(_percent, (one.top1_agreement, one.top5_overlap, one.flips, one.map))]
+
+
+def _cut(description: str) -> str:
+    return description if len(description) <= _ENGINE_WIDTH else description[: _ENGINE_WIDTH - 1] + "…"
+
+
+def _aligned(row: list[str], widths: list[int]) -> list[str]:
+    """Text to the left, numbers to the right."""
+    return [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+
+
+def not_run_lines(not_run: Mapping[str, SigRLError], message: Callable[[SigRLError], str] = str) -> list[str]:
+    """One line for each reason, with every backend and precision that it kept from running."""
+    reasons: dict[str, list[str]] = {}
+    for name, error in not_run.items():
+        reasons.setdefault(message(error), []).append(name)
+    return [f"not run: {', '.join(names)}: {printable(reason)}" for reason, names in reasons.items()]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f}"
