@@ -74,7 +74,7 @@ def overlap(expected: FloatArray, found: FloatArray, k: int) -> float:
 def flips(expected: FloatArray, found: FloatArray, threshold: float) -> float:
     """expected, found [N, C] → the share (0 to 1) of scores that lie on different sides of the threshold."""
     differing = sum(np.count_nonzero((a >= threshold) != (b >= threshold)) for a, b in _blocks(expected, found))
-    return differing / expected.size
+    return float(differing / expected.size)
 
 
 def _blocks(*scores: FloatArray) -> Iterator[tuple[FloatArray, ...]]:

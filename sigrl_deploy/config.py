@@ -110,8 +110,8 @@ class Backend(str, Enum):
 
     `auto` is PyTorch where it has a GPU and the bundle holds weights for it, else ONNX Runtime.
 
-    >>> Recognizer("bundle", backend=Backend.ONNXRUNTIME).engine.description
-    'ONNX Runtime ...'
+    >>> print(Recognizer("bundle", backend=Backend.ONNXRUNTIME).engine.description)
+    ONNX Runtime ...
     """
 
     AUTO = "auto"

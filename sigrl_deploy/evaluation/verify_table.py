@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 from sigrl_deploy.errors import SigRLError, printable
 from sigrl_deploy.evaluation.verify import Comparison, Verification
 
-_ENGINE_WIDTH = 40
+_WIDTH = 100  # columns of a terminal
+_IN_PARENTHESES = re.compile(r" \([^)]*\)")
 _HEAD = ("engine", "largest", "allowed", "mean", "cosine", "top-1", "top-5", "flips", "mAP")
 
 
@@ -16,16 +18,18 @@ def table(found: Verification, message: Callable[[SigRLError], str] = str) -> st
 
     `message` makes one line of an error.
     """
-    rows = [[*_HEAD], [_cut(found.reference), "reference", *[""] * 6, _percent(found.reference_map)]]
+    rows = [[*_HEAD], ["reference", *[""] * 7, _percent(found.reference_map)]]
     rows += [_row(comparison) for comparison in found.comparisons]
     if found.reference_map is None:
         rows = [row[:-1] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    widths[0] = min(widths[0], _WIDTH - sum(2 + width for width in widths[1:]))
     lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
     pictures = f"{found.pictures} picture{'' if found.pictures == 1 else 's'}"
     labels = f"{found.labels} label{'' if found.labels == 1 else 's'}"
     lines += [
         "",
+        f"Reference: {printable(found.reference)}.",
         f"{pictures}, {labels}. Score errors: largest, allowed (! where exceeded) and mean; lowest cosine of a picture.",
         f"In percent: same best label, share of the same five best, scores across the threshold of {found.threshold:.4g}.",
     ]
@@ -35,16 +39,19 @@ def table(found: Verification, message: Callable[[SigRLError], str] = str) -> st
 def _row(one: Comparison) -> list[str]:
     allowed = f"{one.tolerance:g}{'' if one.within else ' !'}"
     errors = [f"{one.largest_error:.1e}", allowed, f"{one.mean_error:.1e}", f"{one.cosine:.6f}"]
-    return [_cut(one.description), *errors, *map(_percent, (one.top1_agreement, one.top5_overlap, one.flips, one.map))]
+    return [_name(one), *errors, *map(_percent, (one.top1_agreement, one.top5_overlap, one.flips, one.map))]
 
 
-def _cut(description: str) -> str:
-    return description if len(description) <= _ENGINE_WIDTH else description[: _ENGINE_WIDTH - 1] + "…"
+def _name(one: Comparison) -> str:
+    """The precision and then the engine, of which the log has the whole description."""
+    engine = _IN_PARENTHESES.sub("", one.description).replace(f", {one.precision}", "", 1)
+    return printable(f"{one.precision} {engine}")
 
 
 def _aligned(row: list[str], widths: list[int]) -> list[str]:
-    """Text to the left, numbers to the right."""
-    return [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+    """Text to the left, cut where it is too long, and numbers to the right."""
+    name = row[0] if len(row[0]) <= widths[0] else row[0][: widths[0] - 1] + "…"
+    return [name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
 
 
 def not_run_lines(not_run: Mapping[str, SigRLError], message: Callable[[SigRLError], str] = str) -> list[str]:

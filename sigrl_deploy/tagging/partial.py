@@ -126,7 +126,7 @@ def _locked(path: Path) -> TextIO:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             stream.close()
-            problem = f"another run is writing {path}; wait for its end, or choose another name"
+            problem = f"another run is writing {path.name}; wait for its end, or choose another name"
             raise UsageError(problem, argument="out") from None
         except OSError:
             pass  # a file system without locks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ from sigrl_deploy import Recognizer
 from sigrl_deploy.config import Arch, Backend, Device, GraphConfig, ModelConfig, Precision, VisionConfig, runs
 from sigrl_deploy.engines.onnxruntime import CUDA, has_provider
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.export.run import ExportOptions, export_bundle
 from sigrl_deploy.model.sigrl import LABEL_TILE
 from tests.support.checkpoints import loaded, saved, sigrl
 from tests.support.paths import ROOT
@@ -135,11 +135,10 @@ def test_every_stage_is_measured(results: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT8X3])
 def test_the_stages_of_onnx_runtime_are_the_whole_pass(
-    precision: Precision, weights: Path, tmp_path: Path, photos: list[Path]
+    precision: Precision, export_tiny: Callable[..., Path], photos: list[Path]
 ) -> None:
     """What the last stage gives, from what the ones before it made, are the engine's own scores."""
-    out, text_tower = tmp_path / "bundle", str(weights / "text.pth")
-    export_bundle(ExportOptions(weights / "sigrl.pth", out, text_tower=text_tower, precisions=(precision,)))
+    out = export_tiny(precision)
     recognizer = Recognizer(out, backend="onnxruntime", device="cpu", cache_dir=False)
     vocabulary = recognizer.vocabulary(["cat", "cup", "sky"])
     pixels = np.stack([recognizer.pixels(path) for path in photos[:2]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,6 @@ from sigrl_deploy.engines.onnxruntime_fused import OnnxRuntimeFusedEngine
 from sigrl_deploy.engines.size_cache import SizeCache
 from sigrl_deploy.engines.torch import TorchEngine
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.export.run import ExportOptions, export_bundle
 from sigrl_deploy.pictures.device_preprocess import DevicePreprocess, Normalise
 from sigrl_deploy.pictures.preprocess import Preprocess
 
@@ -31,10 +30,8 @@ LABELS = ["cat", "cup", "person", "rocket", "sky"]
 
 
 @pytest.fixture(scope="module")
-def with_weights(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("sizes") / "bundle"
-    export_bundle(ExportOptions(weights / "sigrl.pth", out, text_tower=str(weights / "text.pth"), weights=True))
-    return out
+def with_weights(export_tiny: Callable[..., Path]) -> Path:
+    return export_tiny(weights=True)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,8 @@ LABELS = ["cat", "cup", "person", "rocket", "sky"]
 
 
 @pytest.fixture(scope="module")
-def with_weights(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("torch") / "bundle"
-    export_bundle(ExportOptions(weights / "sigrl.pth", out, text_tower=str(weights / "text.pth"), weights=True))
-    return out
+def with_weights(export_tiny: Callable[..., Path]) -> Path:
+    return export_tiny(weights=True)
 
 
 def scores(recognizer: Recognizer, photos: list[Path], labels: list[str]) -> np.ndarray:

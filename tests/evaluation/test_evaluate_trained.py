@@ -49,7 +49,7 @@ def test_pictures_that_were_trained_on_are_said_to_be(
     assert "was trained on" not in said.text
     train(f"folder:{colours}", "--init", tiny_clip, "--out", tmp_path / "whole", *QUICK, *TOPK)
     evaluate(colours, "--checkpoint", tmp_path / "whole" / "model.safetensors")
-    assert "was trained on these very pictures" in said.text
+    assert "was trained on these pictures" in said.text
 
 
 def test_those_that_were_set_apart_are_what_evaluate_sees(
@@ -88,4 +88,4 @@ def test_a_bundle_knows_what_its_checkpoint_was_trained_on(
     export_bundle(ExportOptions(checkpoint, bundle))
     said.clear()
     evaluate(colours, "--bundle", bundle)
-    assert f"{bundle}: was trained on pictures of this folder" in said.text
+    assert f"{bundle} was trained on pictures of this folder" in said.text

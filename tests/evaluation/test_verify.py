@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,14 @@ from sigrl_deploy import Recognizer
 from sigrl_deploy.cli.main import main
 from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.evaluation.scoring import Model
-from sigrl_deploy.evaluation.verify import compare
-from sigrl_deploy.export.run import ExportOptions, export_bundle
+from sigrl_deploy.evaluation.verify import Comparison, Verification, compare
+from sigrl_deploy.evaluation.verify_table import table
 
 
 @pytest.fixture(scope="module")
-def exported(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(export_tiny: Callable[..., Path]) -> Path:
     """The tiny model in fp32 and fp16, with the weights of the PyTorch engine."""
-    out = tmp_path_factory.mktemp("verify") / "bundle"
-    options = ExportOptions(weights / "sigrl.pth", out, text_tower=str(weights / "text.pth"), weights=True)
-    export_bundle(replace(options, precisions=(Precision.FP32, Precision.FP16)))
-    return out
+    return export_tiny(Precision.FP32, Precision.FP16, weights=True)
 
 
 @pytest.fixture
@@ -133,11 +130,9 @@ def test_what_cannot_be_compared(own: Path, photos: list[Path], label_file: Path
 
 
 def test_with_nothing_to_compare_what_to_do_stands_first_and_each_reason_once(
-    weights: Path, photos: list[Path], label_file: Path, tmp_path: Path
+    export_tiny: Callable[..., Path], photos: list[Path], label_file: Path
 ) -> None:
-    out = tmp_path / "bundle"
-    options = ExportOptions(weights / "sigrl.pth", out, text_tower=str(weights / "text.pth"))
-    export_bundle(replace(options, precisions=(Precision.INT8,)))
+    out = export_tiny(Precision.INT8)
     done = verify(out, photos[0], "--labels", label_file)
     assert done.exit_code == 2, done.output
     first, *others = [line for line in done.output.splitlines() if line.startswith(("error: ", "not run: "))]
@@ -161,3 +156,16 @@ def test_the_numbers() -> None:
     assert found.cosine == pytest.approx(24 / 25)
     assert (found.top1_agreement, found.top5_overlap) == (0.5, 1.0)
     assert found.flips == pytest.approx(2 / 6)
+
+
+def test_the_table_fits_a_terminal_whatever_an_engine_is_called() -> None:
+    name = "PyTorch 2.11.0+cu130 on NVIDIA H100 80GB HBM3 (as asked), bf16, with svfr, match and gmc as kernels"
+    worst = Comparison(name, "bf16", 3e-2, 1.2e-1, 3.4e-2, -0.123456, 1.0, 1.0, 1.0, 1.0)
+    shown = table(Verification("checkpoint", 1.0, (worst,), {}, 0.01234, 1, 1, {}))
+    head, reference, row, *_ = shown.splitlines()
+    assert row.startswith("bf16 PyTorch 2.11.0+cu130 on ")
+    assert reference.split() == ["reference", "100.00"]
+    assert "0.03 !" in row
+    assert "1 picture, 1 label." in shown
+    assert max(map(len, shown.splitlines())) <= 100
+    assert len(head.split()) == 9

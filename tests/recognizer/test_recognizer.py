@@ -364,4 +364,4 @@ assert np.array_equal(recognizer.score_pixels(pixels[:1], vocabulary), one)
     run = subprocess.run([sys.executable, "-c", script, str(bundle)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "no memory for pixels [30000, 3, 80, 80]" in run.stdout
-    assert "smaller --batch-size" in run.stdout
+    assert "smaller `batch_size`" in run.stdout

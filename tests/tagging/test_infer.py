@@ -116,7 +116,7 @@ def test_a_full_disk_loses_no_record_and_no_older_file(model: Arguments, small: 
 def test_a_full_standard_output_is_one_line_and_status_2(model: Arguments, photos: list[Path]) -> None:
     with open("/dev/full", "wb") as stdout:
         run = infer(photos[0], *model, status=2, capture_output=False, stdout=stdout, stderr=subprocess.PIPE)
-    assert run.stderr.splitlines()[-1].startswith(b"error: standard output: cannot be written")
+    assert run.stderr.splitlines()[-1].startswith(b"error: standard output cannot be written")
 
 
 @pytest.mark.parametrize("format_", ["jsonl", "table"])
@@ -213,7 +213,7 @@ def test_a_list_of_names_that_end_in_a_null_byte_holds_any_name(model: Arguments
     listed = b"".join(os.fsencode(oddly_named) + b"/" + name + b"\0" for name in ODD_NAMES)
     run = infer("-", "-0", *model, "--format", "jsonl", "--top", "1", input=listed)
     assert [os.fsencode(Path(record["path"]).name) for record in records(run.stdout)] == ODD_NAMES
-    assert b"--null: is about a list on standard input" in infer(oddly_named, "--null", *model, status=2).stderr
+    assert b"--null: is for a list on standard input" in infer(oddly_named, "--null", *model, status=2).stderr
 
 
 def test_formulas_are_no_formulas_in_a_csv_unless_it_is_for_programs(
@@ -229,7 +229,7 @@ def test_formulas_are_no_formulas_in_a_csv_unless_it_is_for_programs(
         assert header[2] == f"{quote}@SUM(A1)"
         assert row[0] == f"{quote}=HYPERLINK(1).jpg"
         assert np.isfinite(list(map(float, row[2:]))).all()
-    assert b"--raw-csv: is about --format csv" in infer(photos[0], *model, "--raw-csv", status=2).stderr
+    assert b"--raw-csv: is for --format csv" in infer(photos[0], *model, "--raw-csv", status=2).stderr
 
 
 def test_quiet_leaves_errors_and_verbose_says_why(model: Arguments, photos: list[Path], tmp_path: Path) -> None:

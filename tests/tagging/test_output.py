@@ -135,8 +135,9 @@ def test_the_format_follows_the_option_then_the_ending(name: str | None, out: st
 
 @pytest.mark.parametrize("out", ["a.xml", "a", "jsonl", "a.csv.gz"])
 def test_a_name_that_says_no_format_is_refused(out: str) -> None:
-    with pytest.raises(UsageError, match=r"expected \.jsonl, \.json, \.csv, \.txt \(a table\), or give --format"):
+    with pytest.raises(UsageError) as raised:
         choose_format(None, Path(out))
+    assert (raised.value.argument, raised.value.value) == ("out", Path(out))
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])

@@ -92,7 +92,7 @@ def test_a_second_run_of_the_same_file_is_refused_while_the_first_one_writes(
     first.send_signal(signal.SIGSTOP)  # so that it does not end meanwhile
     kept = partial.read_bytes()
     refused = infer(*command, "--overwrite" if not resume else "--resume", status=2)
-    assert b"out.jsonl.partial: another run is writing it" in refused.stderr
+    assert b"--out: another run is writing out.jsonl.partial" in refused.stderr
     assert partial.read_bytes() == kept
     first.send_signal(signal.SIGCONT)
     first.communicate(timeout=60)
@@ -109,7 +109,7 @@ def test_of_runs_that_start_together_each_picture_comes_once(
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
     for process in processes:
         _, error = process.communicate(timeout=120)
-        assert process.returncode == 1 or (process.returncode == 2 and b"another run is writing it" in error), error
+        assert process.returncode == 1 or (process.returncode == 2 and b"another run is writing" in error), error
     assert 1 in [process.returncode for process in processes]
     assert [record["path"] for record in records(out.read_bytes())] == list(map(str, pictures))
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
