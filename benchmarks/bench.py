@@ -1,4 +1,4 @@
-"""Race the reference and what this project makes of it, on this machine, into one JSON file.
+"""Measure the reference and this project's backends side by side on this machine, into one JSON file.
 
     python -m benchmarks.bench --out benchmarks/results/cpu.json
     python -m benchmarks.bench --device cuda --out benchmarks/results/h200.json
@@ -80,7 +80,7 @@ def parse() -> argparse.Namespace:
 
 
 def begun(partial: Path | None, new: Record) -> Record:
-    """What an interrupted run left, or a new one. Raises UsageError where that was another machine or model."""
+    """The results of an interrupted run, or `new`. Raises UsageError where they are of another machine or model."""
     if partial is None or not partial.exists():
         return new
     old: Record = json.loads(partial.read_text(encoding="utf-8"))
@@ -101,7 +101,7 @@ def write(path: Path | None, results: Record) -> None:
 
 
 def python(module: str, *arguments: object, check: bool = False, **how: Any) -> subprocess.CompletedProcess[str]:
-    """A module of this package, in a process of its own."""
+    """Run a module of this package in a process of its own."""
     command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=check, **how)
 
@@ -168,7 +168,7 @@ class Bench:
         return None, {} if task["reference"] else json.loads(done.stdout.splitlines()[-1])
 
     def reference(self, cell: Cell, task: Record, temporary: Path) -> np.ndarray | None:
-        """Scores by the eager model in fp32, computed once a label count; None where that fails."""
+        """Scores of the eager model in fp32, computed once per label count; None where that fails."""
         kept = self.folder / f"reference-{cell.labels}.npy"
         if not kept.exists():
             scores = temporary / "reference.npy"
@@ -179,7 +179,7 @@ class Bench:
         return np.load(kept)
 
     def predicted_seconds(self, cell: Cell) -> float:
-        """From the same contender at the largest smaller size: time grows with the batch and with labels (for GMC squared)."""
+        """Extrapolated from the same contender's largest smaller size, by batch and labels (squared where GMC runs)."""
         power = 2 if cell.backend == "eager-as-written" else 1
         known = [
             (record["batch"] * record["labels"], record["p50_ms"] / 1000, record)
@@ -212,7 +212,7 @@ class Bench:
 
 
 def failure(done: subprocess.CompletedProcess[str]) -> str:
-    """Why a process gave no result, in a line."""
+    """Why a process gave no result, in one line."""
     if done.returncode in (OUT_OF_MEMORY, -9) or "bad_alloc" in done.stderr:
         return "out of memory"
     last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit status {done.returncode}"

@@ -1,4 +1,4 @@
-"""What is raced, by name. Each gives a pass: pixels [B, 3, H, W] in memory → scores [B, C] in memory.
+"""The contenders, by name. Each gives a pass: pixels [B, 3, H, W] in memory → scores [B, C] in memory.
 
 eager-as-written   the materialised PyTorch model with GMC in every forward, as the reference computes it
 eager              the same with GMC cached
@@ -47,7 +47,7 @@ ON_GPU = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement: who, in which precision, on what, with how many labels and pictures at once."""
+    """One measurement: contender, precision, device, and how many labels and pictures at once."""
 
     backend: str
     precision: str
@@ -60,7 +60,7 @@ class Cell:
 
 
 def chosen(device: str, names: list[str] | None) -> list[tuple[str, str]]:
-    """Backends and precisions for a device, those of `names` where given, without what is not installed here.
+    """The contenders for a device that are installed here, or those in `names`: backend and precision.
 
     Raises UsageError for a name that no contender of the device has.
     """
@@ -133,7 +133,7 @@ def _naive(cell: Cell, folder: Path) -> Pass:
 
 
 def _eager(cell: Cell, folder: Path) -> tuple[Pass, Any]:
-    """The materialised or the tiled model. In low precision its weights are cast, and autocast joins what then differs."""
+    """The materialised or the tiled model. In low precision its weights are cast, and autocast handles mixed dtypes."""
     import torch
 
     from benchmarks.machine import cores

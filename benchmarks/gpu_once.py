@@ -68,7 +68,7 @@ def parse() -> argparse.Namespace:
 
 
 def prepare(device: str) -> None:
-    """What must be set before torch and Triton are imported."""
+    """Set what torch and Triton read when they are imported."""
     if device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
     # Where Triton has it anyway: once it is named, the engine leaves it there too.
@@ -89,7 +89,7 @@ def card(device: str) -> str:
 
 
 def earlier(path: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """What some sections are added to; nothing where all of them run."""
+    """The results that some sections are added to; none where all sections run."""
     if args.sections != list(SECTIONS) and path.exists():
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
@@ -97,7 +97,7 @@ def earlier(path: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def go_on_afresh(run: Run, name: str, args: argparse.Namespace, reason: str) -> None:
-    """The sections behind `name` in a new process: in this one a kernel has broken the GPU's context."""
+    """Run the sections after `name` in a new process: in this one a kernel has broken the CUDA context."""
     run.add("left_out", {"section": name, "what": "the rest of it", "reason": f"the GPU was lost: {reason[:200]}"})
     run.write()
     rest = args.sections[args.sections.index(name) + 1 :] if name in args.sections else args.sections

@@ -19,7 +19,7 @@ GLOSSARY = """
 
 
 def ordered(results: dict[str, Any]) -> dict[str, Any]:
-    """The same with its records by contender, not by when they were measured."""
+    """The results with their records sorted by contender, not by time of measurement."""
     known = [record for record in results["records"] if record["backend"] in ORDER]
     key = {name: place for place, name in enumerate(ORDER)}
     records = sorted(known, key=lambda r: (r["labels"], r["batch"], key[r["backend"]], r["precision"] == "fp32"))
@@ -27,7 +27,7 @@ def ordered(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def sections(results: dict[str, Any]) -> list[str]:
-    """What stands on the page beside latency, throughput and drift."""
+    """The page's sections besides latency, throughput and drift."""
     parts = [
         ("Stages on the GPU, µs", stages(results.get("stages", ()))),
         ("Kernels", kernels(results.get("kernels", ()))),

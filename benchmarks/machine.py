@@ -146,7 +146,7 @@ def rest_flop(config: ModelConfig, labels: int) -> float:
 
 
 def least_bytes(config: ModelConfig, labels: int, batch: int, itemsize: int) -> float:
-    """Bytes that no form can avoid: each weight, picture, label row and score once, S and V written and read."""
+    """Bytes that no implementation avoids: each weight, picture, label row and score once, S and V written and read."""
     vision, dim = config.vision, config.embed_dim
     weights = vision.layers * (4 + 2 * vision.mlp_ratio) * vision.width**2 + 3 * dim**2
     rows = 2 * labels * dim

@@ -53,7 +53,7 @@ def limit_memory() -> None:
 
 
 def measure(cell: Cell, folder: Path, task: dict[str, Any]) -> dict[str, Any]:
-    """Cold start, then passes until `runs` are done and `seconds` are over; memory; scores of real pictures."""
+    """Measure cold start, then at least `runs` passes for at least `seconds`, memory, and scores of real pictures."""
     import_runtime(cell.backend)
     imported, used = time.time(), device_bytes(cell.device)
     run, opened = open_pass(cell, folder)
@@ -107,7 +107,7 @@ def peak_bytes() -> int:
 
 
 def device_bytes(device: str) -> int:
-    """What is in use of the GPU, by all runtimes: their allocators keep what they had at most."""
+    """GPU memory in use by all runtimes. Their allocators keep their peak."""
     if device == "cpu":
         return 0
     import torch
@@ -117,13 +117,13 @@ def device_bytes(device: str) -> int:
 
 
 def scores_of(cell: Cell, folder: Path, run: Callable[[FloatArray], FloatArray], size: int) -> FloatArray:
-    """Scores [n, C] of real pictures one by one: of several for what is ours, of one for its peers, whose passes are long."""
+    """Scores [n, C] of real pictures, one by one: of several for this project, of one for its peers, whose passes are long."""
     count = pictures_compared(cell.labels, size) if cell.backend in OURS else 1
     return np.concatenate([run(picture[None]) for picture in real_pictures(size)[:count]])
 
 
 def pictures_compared(labels: int, size: int) -> int:
-    """All of them, but fewer where labels are many and a pass is long."""
+    """How many pictures are compared: fewer with many labels, where a pass is long."""
     return max(1, min(len(real_pictures(size)), 12000 // labels))
 
 

@@ -14,7 +14,7 @@ from sigrl_deploy.config import ModelConfig, Precision
 def timing(
     config: ModelConfig, cell: Cell, rounds: list[list[float]], machine: dict[str, Any], digits: int = 2
 ) -> dict[str, Any]:
-    """Of milliseconds by round, in `digits` decimals; the median is that of the rounds' medians."""
+    """A cell's record from its milliseconds by round, with `digits` decimals. The median is that of the rounds' medians."""
     times = [milliseconds for times in rounds for milliseconds in times]
     p50 = float(np.median([np.median(times) for times in rounds]))
     p90, p99 = (max(p50, float(value)) for value in np.percentile(times, (90, 99)))

@@ -71,7 +71,7 @@ def with_tables(readme: str) -> str:
 
 
 def between(text: str, begin: str, inside: str, end: str) -> str:
-    """The text with what stands between two of its lines replaced."""
+    """The text with everything between two of its lines replaced."""
     before, rest = text.split(begin)
     _, after = rest.split(end)
     return before + begin + inside + end + after

@@ -1,4 +1,4 @@
-"""Where a pass's time goes: each stage run alone, on what the stages before it made. None is what is left of another time."""
+"""Where a pass's time goes: each stage run alone, on prepared inputs. None is computed as the rest of another time."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def result_files(gpu: bool | None = None) -> list[Path]:
-    """One a machine, of all, or of those with or without a GPU; other files beside them hold accuracy."""
+    """The results file of every machine, or of those with or without a GPU. Other files in the folder hold accuracy."""
     machines = [(path, read(path).get("machine", {})) for path in sorted(RESULTS.glob("*.json"))]
     return [path for path, machine in machines if "gemm_gflops" in machine and gpu in (None, "gpu" in machine)]
 

@@ -10,19 +10,20 @@ import numpy as np
 
 from benchmarks.random_weights import VARIANTS, images, label_embeddings, save, sigrl_shapes, tensors
 from sigrl_deploy.arrays import FloatArray
+from sigrl_deploy.config import Backend
 
 if TYPE_CHECKING:
     from sigrl_deploy.model.sigrl import SigRL
 
 CHECKPOINT = "sigrl.pth"
 NAIVE = "naive.onnx"
-OURS = ("onnxruntime", "onnxruntime-tensorrt", "openvino", "torch", "tensorrt")  # backends that run a bundle
+OURS = tuple(backend.value for backend in Backend.named())  # those that run a bundle
 
 
 def prepare(folder: Path, variant: str, labels: Sequence[int], pairs: Sequence[tuple[str, str]], device: str) -> None:
-    """Everything that deployments of these backends and precisions have before their first picture.
+    """Make everything that deployments of these backends and precisions have before their first picture.
 
-    What an interrupted run has left in the folder is used again.
+    Files that an interrupted run left in the folder are used again.
     """
     if not (folder / CHECKPOINT).exists():
         save(folder / CHECKPOINT, tensors(sigrl_shapes(VARIANTS[variant])))
@@ -131,12 +132,12 @@ def export_materialised(model: SigRL, path: Path) -> None:
 
 
 def batch_of(count: int, size: int) -> FloatArray:
-    """[count, 3, size, size] stand-ins for preprocessed pictures, for what is timed."""
+    """[count, 3, size, size] stand-ins for preprocessed pictures, for timing."""
     return images(count, size, seed=0)
 
 
 def real_pictures(size: int) -> FloatArray:
-    """[12, 3, size, size]: the package's photographs and scenes, for what is compared."""
+    """[12, 3, size, size]: the package's photographs and scenes, for comparing scores."""
     from sigrl_deploy.config import Contract
     from sigrl_deploy.pictures.preprocess import Preprocess
     from sigrl_deploy.pictures.reading import read_image

@@ -1,4 +1,4 @@
-"""What this machine can run, why not the rest, and the command that mends it."""
+"""What this machine can run, why not the rest, and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _CUDA_LIBRARIES = {"libcudart": (13, 12), "libcublasLt": (13, 12), "libcudnn": (
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: whether it is fine, what was found, and the command that mends it, where it is not."""
+    """One thing that was checked: whether it is fine, what was found, and the command that fixes it where it is not."""
 
     about: str
     fine: bool
@@ -54,7 +54,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """`backends` says of each `--backend` whether it runs here; `findings` is everything else."""
+    """`backends` says which backends run here; `findings` is everything else."""
 
     backends: list[Finding]
     findings: list[Finding]
@@ -68,7 +68,7 @@ class Report:
         return json.dumps(asdict(self), indent=2) + "\n"
 
     def to_text(self) -> str:
-        """A line a finding, and below it the command that mends it; what was found alike stands together."""
+        """One line per finding, and below it the command that fixes it. Equal findings share a line."""
         lines = []
         for title, findings in (("Backends", self.backends), ("Found", self.findings)):
             lines.append(title)
@@ -83,9 +83,9 @@ class Report:
 
 
 def examine(cache: Path, bundle: Path | None = None) -> Report:
-    """Look at this machine, and at a bundle with its TensorRT engines where one is given. Imports what it looks at, torch too.
+    """Check this machine, and a bundle with its TensorRT engines where one is given. Imports what it checks, torch included.
 
-    What a GPU would need is looked at where there is one.
+    What only a GPU needs is checked only where there is one.
     """
     gpu, gpu_finding = _gpu()
     findings = [_cpu(), gpu_finding, _onnxruntime_packages(), *_cuda_libraries(gpu), *_torch(gpu), *_extras()]
@@ -96,7 +96,7 @@ def examine(cache: Path, bundle: Path | None = None) -> Report:
 
 
 def _cpu() -> Finding:
-    """Its name, the cores that this process may use, and what it has for products in 8 bits and in bf16."""
+    """Its name, the cores that this process may use, and its instructions for products in 8 bits and in bf16."""
     described = _cpuinfo()
     name = described.get("model name") or platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -105,12 +105,12 @@ def _cpu() -> Finding:
     if flags:
         for what, known in _FAST.items():
             has = [flag for flag in known if flag in flags]
-            found += f"; {what} products: {', '.join(has) or 'no instructions for them, so they may be no faster than fp32'}"
+            found += f"; {what} products: {', '.join(has) or 'no instructions for them, so they may not be faster than fp32'}"
     return Finding("CPU", True, found)
 
 
 def _cpuinfo() -> dict[str, str]:
-    """What Linux says of the first core; nothing elsewhere."""
+    """What Linux says about the first core; {} elsewhere."""
     try:
         first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
     except OSError:
@@ -122,8 +122,8 @@ def _gpu() -> tuple[Gpu | None, Finding]:
     try:
         gpu = gpu_at_hand()
     except NoGpuError as error:
-        # A card without a driver that works is for its owner to mend; where there is none, nothing is amiss.
-        command = "nvidia-smi  # says what the driver sees" if _has_card() else None
+        # A card without a working driver can be fixed. Without a card, nothing is wrong.
+        command = "nvidia-smi  # shows what the driver sees" if _has_card() else None
         return None, Finding("GPU", False, f"no GPU: {error}; everything runs on the CPU", command)
     size = f"{gpu.memory / 1e9:.0f} GB"
     found = f"{gpu.name}, compute capability {gpu.compute_capability}, {size}, driver {gpu.driver}, which runs CUDA {gpu.cuda}"
@@ -131,7 +131,7 @@ def _gpu() -> tuple[Gpu | None, Finding]:
 
 
 def _has_card() -> bool:
-    """Whether one of NVIDIA's graphics cards is in the machine, whatever its driver does."""
+    """Whether the machine has an NVIDIA graphics card, with or without a driver."""
     for device in Path("/sys/bus/pci/devices").glob("*"):
         try:
             vendor, kind = ((device / name).read_text(encoding="ascii").strip() for name in ("vendor", "class"))
@@ -143,7 +143,7 @@ def _has_card() -> bool:
 
 
 def _backends(gpu: Gpu | None) -> Iterator[Finding]:
-    """Those that run on a CPU first."""
+    """Every backend, those that run on a CPU first."""
     providers = _providers()
     yield _onnxruntime(providers, "onnxruntime", "CPU", gpu)
     yield _backend(Backend.OPENVINO, Backend.OPENVINO.packages)
@@ -200,7 +200,7 @@ def _imported(name: str) -> Any | str:
 def _onnxruntime_packages() -> Finding:
     installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if version_of(name)]
     if len(installed) == 2:
-        found = "onnxruntime and onnxruntime-gpu are both installed and share a folder, so that either may be broken"
+        found = "onnxruntime and onnxruntime-gpu are both installed and share a folder, so either may be broken"
         return Finding("ONNX Runtime", False, found, _GPU_PACKAGE)
     if not installed:
         return Finding("ONNX Runtime", False, "is not installed", "pip install onnxruntime")
@@ -208,7 +208,7 @@ def _onnxruntime_packages() -> Finding:
 
 
 def _cuda_libraries(gpu: Gpu | None) -> list[Finding]:
-    """What ONNX Runtime's CUDA provider loads; torch and TensorRT bring their own."""
+    """The libraries that ONNX Runtime's CUDA provider loads. torch and TensorRT bring their own."""
     if gpu is None or not version_of("onnxruntime-gpu"):
         return []
     module = _imported("onnxruntime")
@@ -217,7 +217,9 @@ def _cuda_libraries(gpu: Gpu | None) -> list[Finding]:
     missing = [f"{name}.so" for name, majors in _CUDA_LIBRARIES.items() if not any(_loads(f"{name}.so.{m}") for m in majors)]
     if missing:
         command = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
-        return [Finding("CUDA and cuDNN", False, f"{', '.join(missing)} cannot be loaded; ONNX Runtime needs them", command)]
+        return [
+            Finding("CUDA and cuDNN", False, f"{', '.join(missing)} cannot be loaded, and ONNX Runtime needs them", command)
+        ]
     return [Finding("CUDA and cuDNN", True, "their libraries load")]
 
 
@@ -252,12 +254,14 @@ def _installed_torch(gpu: Gpu | None) -> Finding:
         return Finding("PyTorch", True, found)
     if not torch.version.cuda:
         return Finding("PyTorch", False, f"{found}, though there is a GPU", _reinstall_command("export"))
-    found += f", which driver {gpu.driver} (CUDA {gpu.cuda}) does not run; update the driver, or take a torch for that CUDA"
+    found += (
+        f", which driver {gpu.driver} (CUDA {gpu.cuda}) does not support; update the driver, or install a torch for that CUDA"
+    )
     return Finding("PyTorch", False, found)
 
 
 def _extras() -> Iterator[Finding]:
-    """Of each extra that a verb needs, whether its packages are there."""
+    """Whether the packages of each extra that a command needs are installed."""
     for extra, (verbs, modules) in _EXTRAS.items():
         missing = [module for module in modules if find_spec(module) is None]
         if missing:
@@ -300,11 +304,7 @@ def _caches(folder: Path, gpu: Gpu | None) -> Iterator[Finding]:
         return
     known = _tuned(folder / "kernels" / "tuning.json")
     here = any(key.startswith(f"{gpu.name},") and f"driver {gpu.driver}," in key for key in known)
-    state = (
-        "compiled and tuned for this GPU and driver"
-        if here
-        else "not compiled for this GPU yet; the first run does it, and says so"
-    )
+    state = "compiled and tuned for this GPU and driver" if here else "not compiled for this GPU yet; the first run does it"
     yield Finding("fused kernels", True, state)
 
 
@@ -317,7 +317,7 @@ def _tuned(path: Path) -> list[str]:
 
 
 def _bundle(path: Path, gpu: Gpu | None) -> Iterator[Finding]:
-    """Whether a bundle is whole, and of each of its TensorRT engines what it is for, whether it is whole, and runs here."""
+    """Whether a bundle is complete, and what each of its TensorRT engines is for, if it is intact, and if it runs here."""
     from sigrl_deploy.bundle.bundle import Bundle
 
     try:
@@ -326,7 +326,7 @@ def _bundle(path: Path, gpu: Gpu | None) -> Iterator[Finding]:
         yield Finding(BUNDLE, False, str(error))
         return
     held = list(bundle.manifest.variants)
-    yield Finding(BUNDLE, True, f"{path}: whole; {', '.join(precision.value for precision in held)}")
+    yield Finding(BUNDLE, True, f"{path}: complete; {', '.join(precision.value for precision in held)}")
     command = f"sigrl-deploy export tensorrt {shlex.quote(str(path))}"
     if gpu is not None and not bundle.manifest.engines:
         can = any(runs(Backend.TENSORRT, precision) for precision in held)
@@ -351,5 +351,5 @@ def _engine(bundle: Bundle, record: EngineRecord, gpu: Gpu | None, command: str)
         here = [f"{library} {version_of(_PACKAGES[library])}" for library in installed()]
         full_name = key.library if key.library in here else (here or [key.library])[0]
         unfit += key.unfit(key.onnx, full_name, gpu)
-    found = "; ".join([about, *(unfit or ["whole; not tried, since there is no GPU" if gpu is None else "runs here"])])
+    found = "; ".join([about, *(unfit or ["intact; not tried, since there is no GPU" if gpu is None else "runs here"])])
     return Finding(record.file, not unfit, found, command if unfit else None)

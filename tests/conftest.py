@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 # Each process of `pytest -n` keeps to one core, before pools of threads are made: each pool would take all cores.
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
@@ -23,10 +24,11 @@ if not torch.cuda.is_available():
 
 from benchmarks.random_weights import VARIANTS, save, sigrl_shapes, tensors, text_shapes
 from sigrl_deploy.checkpoints.native import TrainedRecord, write_trained
-from sigrl_deploy.config import Contract
+from sigrl_deploy.config import Contract, Precision
 from sigrl_deploy.export.parity import LABELS, PHOTOS
 from sigrl_deploy.export.run import ExportOptions, export_bundle
 from sigrl_deploy.training.models import new_clip
+from tests.support.sharing import Shared
 from tests.support.training_runs import LABELS as COLOURS
 from tests.support.training_runs import TINY
 
@@ -73,20 +75,55 @@ def label_file() -> Path:
 
 
 @pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `sigrl.pth` (80 px, 25 patches) and `text.pth`, the tiny random model."""
-    folder = tmp_path_factory.mktemp("weights")
-    save(folder / "sigrl.pth", tensors(sigrl_shapes(VARIANTS["tiny"])))
-    save(folder / "text.pth", tensors(text_shapes(VARIANTS["tiny"])))
-    return folder
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """Folders that all processes of the run share."""
+    return Shared(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
-def bundle(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model exported in fp32. Shared by all tests: copy it before changing it."""
-    out = tmp_path_factory.mktemp("bundles") / "tiny"
-    export_bundle(ExportOptions(weights / "sigrl.pth", out, text_tower=str(weights / "text.pth")))
-    return out
+def weights(shared: Shared) -> Path:
+    """A folder with `sigrl.pth` (80 px, 25 patches) and `text.pth`, the tiny random model."""
+
+    def fill(folder: Path) -> None:
+        save(folder / "sigrl.pth", tensors(sigrl_shapes(VARIANTS["tiny"])))
+        save(folder / "text.pth", tensors(text_shapes(VARIANTS["tiny"])))
+
+    return shared.folder("weights", fill)
+
+
+@pytest.fixture(scope="session")
+def without_text(shared: Shared) -> dict[str, Path]:
+    """Options that take the text tower's place, which takes as long to export as all else."""
+
+    def fill(folder: Path) -> None:
+        (folder / "labels.txt").write_text("cat\ncup\nrocket\n")
+        torch.save(torch.randn(3, 512, generator=torch.Generator().manual_seed(0)), folder / "embeddings.pt")
+
+    folder = shared.folder("without-text", fill)
+    return {"labels": folder / "labels.txt", "label_embeddings": folder / "embeddings.pt"}
+
+
+@pytest.fixture(scope="session")
+def export_tiny(weights: Path, shared: Shared) -> Callable[..., Path]:
+    """Exports the tiny model, once with the same options. All tests share the bundles: copy one before changing it."""
+
+    def export(*precisions: Precision, **options: Any) -> Path:
+        precisions = precisions or (Precision.FP32,)
+        name = "-".join(["bundle", *(p.value for p in precisions), *(f"{key}-{value}" for key, value in options.items())])
+
+        def fill(folder: Path) -> None:
+            source, text_tower = weights / "sigrl.pth", str(weights / "text.pth")
+            export_bundle(ExportOptions(source, folder / "tiny", text_tower=text_tower, precisions=precisions, **options))
+
+        return shared.folder(name, fill) / "tiny"
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def bundle(export_tiny: Callable[..., Path]) -> Path:
+    """The tiny model exported in fp32. All tests share it: copy it before changing it."""
+    return export_tiny()
 
 
 @pytest.fixture(scope="session")

@@ -1,1 +1,1 @@
-"""The sections of `gpu_once.py`: what it measures on a GPU, a file a subject."""
+"""The sections of `gpu_once.py`: what it measures on a GPU, one file per subject."""

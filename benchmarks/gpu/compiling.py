@@ -1,4 +1,4 @@
-"""All candidates compiled at once, by a process a core, into Triton's cache, which this process then reads.
+"""Compiles all candidates at once, with one process per core, into Triton's cache, which this process then reads.
 
 A child runs its kernels, on the GPU and at the sizes that come later, since the cache goes by arguments too. A candidate that
 crashes, or never ends, takes only its child with it; it is recorded, and no later section runs it.
@@ -33,7 +33,7 @@ PROCESSES = 16
 
 @dataclass(frozen=True)
 class Task:
-    """One candidate, by its place in the tables: what it holds does not travel between processes."""
+    """One candidate, by its place in the tables, since candidates cannot be pickled."""
 
     kernel: str
     precision: int
@@ -90,7 +90,7 @@ def in_children(
 def _drive(
     queue: SimpleQueue[Any], target: Callable[..., None], work: Any, left: Callable[[], float], _: int
 ) -> dict[Any, str]:
-    """One child after the other, until nothing is left to do, or no time."""
+    """One child after the other, until nothing, or no time, is left."""
     failed: dict[Any, str] = {}
     process, connection = None, None
     while left() > 0:

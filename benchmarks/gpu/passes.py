@@ -45,7 +45,7 @@ Measure = Callable[[Run, Cell], Record]
 
 
 def passes(run: Run) -> None:
-    """What goals are set for: one picture, ours in every precision, and its peers in bf16."""
+    """The sizes with targets: one picture, this project in every precision, and its peers in bf16."""
     counts = (REHEARSED[1],) if run.small else (81, 1006, 20, 256)
     for precision in (BF16, FP16, FP32):
         for labels in counts if run.small else (*counts, 7586):
@@ -63,7 +63,7 @@ def passes(run: Run) -> None:
 
 
 def more_passes(run: Run) -> None:
-    """The rest of the table, what is missed least last."""
+    """The rest of the table, the least important last."""
     if run.small:
         attempt(run, as_written, "eager-as-written", FP32, REHEARSED[1], 1)
         attempt(run, from_host, "torch-from-host", BF16, REHEARSED[1], 2)
@@ -120,7 +120,7 @@ def from_host(run: Run, cell: Cell) -> Record:
 
 
 def between_batches(engine: TorchEngine, pixels: Pixels, vocabulary: Vocabulary, count: int) -> list[float]:
-    """Milliseconds from one batch's scores to the next one's, where a batch travels while the one before it runs."""
+    """Milliseconds from one batch's scores to the next one's, where a batch is copied while the one before it runs."""
     times, begun = [], time.perf_counter()
     for _ in engine.score_batches(repeat(pixels, count), vocabulary):
         ended = time.perf_counter()
@@ -142,7 +142,7 @@ def as_written(run: Run, cell: Cell) -> Record:
 
 
 def compiled(run: Run, cell: Cell) -> Record:
-    """`eager` under torch.compile, for these sizes alone; then in a CUDA graph as ours is, which costs no compiling."""
+    """`eager` under torch.compile, for these sizes alone; then in a CUDA graph too, which needs no compiling."""
     precision = Precision(cell.precision)
     model, inputs = _typed_inputs(run, cell)
     torch._dynamo.reset()  # else it would compile for sizes that vary, after the second one
@@ -178,7 +178,7 @@ def _timed(run: Run, call: Callable[[], object]) -> list[float]:
 
 
 def _drift(run: Run, cell: Cell, score: Callable[[Any], Any], most: int) -> dict[str, Any]:
-    """One by one, since eager forms have no room for several at many labels."""
+    """One by one, since eager forms run out of memory with several pictures and many labels."""
     count = max(1, min(most, 12000 // cell.labels)) if not run.small else 1
     exact = run.setup.exact(cell.labels, count)
     return {"drift": drift_of(exact, np.concatenate([score(picture[None]) for picture in run.setup.pictures[:count]]))}

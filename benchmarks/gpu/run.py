@@ -1,4 +1,4 @@
-"""One run: what it has found so far, the time that is left, and guards: what fails or does not fit loses only itself."""
+"""One run: its results so far, the time that is left, and guards, so that a failed measurement loses only itself."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ LAST = 4  # seconds kept for writing and ending
 
 
 class OutOfTimeError(BaseException):
-    """The time is over. No Exception, so that no library takes it for one of its own."""
+    """The time is over. Not an Exception, so that no library catches it."""
 
 
 class NotRunError(Exception):
-    """This machine, or the time left, has no such measurement; the message says why."""
+    """A measurement that this machine, or the time left, does not allow; the message says why."""
 
 
 class GpuLostError(BaseException):
@@ -62,7 +62,7 @@ class Run:
         return Setup(self.device, self.variant)
 
     def add(self, key: str, entry: dict[str, Any]) -> None:
-        """Append to one of the lists of results; what an earlier run measured of the same goes."""
+        """Append to one of the lists of results, in place of an earlier run's record of the same."""
         same = [entry.get(name) for name in IDENTITY]
         kept = [old for old in self.results.get(key, ()) if [old.get(name) for name in IDENTITY] != same]
         self.results[key] = [*kept, entry]
@@ -129,7 +129,7 @@ class Run:
 
 @contextlib.contextmanager
 def alarm(seconds: float) -> Iterator[None]:
-    """Raises OutOfTimeError in the main thread after so many seconds. Of nested alarms the outer one ends last."""
+    """Raise OutOfTimeError in the main thread after `seconds`. An outer alarm must end after those inside it."""
 
     def over(*_: object) -> None:
         raise OutOfTimeError

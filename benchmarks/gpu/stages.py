@@ -1,4 +1,4 @@
-"""Where a pass's time goes: its parts as graphs of their own, in bf16, and their sum beside the whole."""
+"""Where a pass's time goes: each stage as a CUDA graph of its own, in bf16, and their sum beside the whole pass."""
 
 from __future__ import annotations
 

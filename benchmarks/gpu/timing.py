@@ -1,4 +1,4 @@
-"""Clocks: latency as its caller has it, and time on the GPU alone. On a CPU both are the host's clock."""
+"""Clocks: latency as a caller sees it, and time on the GPU alone. On a CPU both are the host's clock."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REPLAYS = 5
 
 
 def captured(call: Call, device: str) -> Call:
-    """A call as a CUDA graph of its own; its replay is what is returned. On a CPU the call itself."""
+    """Capture a call as a CUDA graph, and return its replay. On a CPU return the call itself."""
     if device == "cpu":
         return call
     call()

@@ -27,12 +27,12 @@ _OPENAI = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336")
 _TIMEOUT = 20.0  # seconds until a server answers
 
 
-def check_source(source: str | Path) -> None:
+def check_source(source: str | Path, argument: str = "checkpoint") -> None:
     """Raise UsageError where there is no such file, before anything that takes seconds."""
     if not is_pretrained(source) and not os.path.isfile(source):
         problem = "is a folder, pipe or device" if os.path.exists(source) else "no such file"
         expected = f"expected a .pth, .pt or .safetensors checkpoint, or {_NAMES}"
-        raise UsageError(f"{problem}; {expected}", argument="checkpoint", value=source)
+        raise UsageError(f"{problem}; {expected}", argument=argument, value=source)
 
 
 def is_pretrained(source: str | Path) -> bool:

@@ -77,7 +77,7 @@ def check_file(path: Path, expected: str) -> None:
         reason: object = "no such file"
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-    raise CheckpointError(f"{path}: {reason}; give {expected}")
+    raise CheckpointError(f"{path}: {reason}; expected {expected}")
 
 
 def read_weights(path: Path) -> dict[str, Stored]:

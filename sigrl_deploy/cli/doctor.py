@@ -14,10 +14,10 @@ from sigrl_deploy.cli.options import PATH, cache_option
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 @cache_option
 def doctor(bundle: Path | None, as_json: bool, cache_dir: Path | None) -> None:
-    """Say what runs here and why not the rest, with the command that mends it; and which engines of BUNDLE fit.
+    """Show what runs here and why the rest does not, with the command that fixes it, and which engines of BUNDLE fit.
 
-    Exit status 3 where BUNDLE cannot be used. An engine that does not fit is no such case: it is built again, or another
-    backend runs.
+    Exit status 3 where BUNDLE cannot be used. An engine that does not fit does not count: it is built again, or another backend
+    runs.
     """
     from sigrl_deploy.doctor import examine
     from sigrl_deploy.machine.cache_folder import default_cache_dir

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,65 +24,54 @@ def _values(enum: type[Arch] | type[Precision]) -> click.Choice[str]:
     return click.Choice([member.value for member in enum])
 
 
-_EXPORT_OPTIONS = [
-    click.argument("checkpoint", type=PATH),
-    click.option(
-        "--out",
-        type=PATH,
-        help="Folder to write [default: CHECKPOINT with -bundle in place of its suffix; for NAME:PRETRAINED, in this folder].",
-    ),
-    click.option(
-        "--text-tower",
-        help="CLIP text tower: a file, or NAME:PRETRAINED [default: CHECKPOINT's own, or OpenAI's of the same size, which the "
-        "training recipes freeze].",
-    ),
-    click.option("--labels", type=PATH, help="Put this vocabulary into the bundle."),
-    click.option("--label-embeddings", type=PATH, help="Saved embeddings [C, D] of --labels, instead of a text tower."),
-    click.option("--arch", type=_values(Arch), help="[default: inferred from the checkpoint's tensors]"),
-    click.option(
-        "--clip-config",
-        help="open_clip config (a name or a .json file) of a CLIP model that is not OpenAI's [default: openai, or that of "
-        "--text-tower NAME:PRETRAINED].",
-    ),
-    click.option(
-        "--precision",
-        "precisions",
-        type=_values(Precision),
-        multiple=True,
-        default=["fp32"],
-        show_default=True,
-        help="dtype of the exported graphs; repeatable. The bundle runs in the first one by default.",
-    ),
-    click.option("--topk", type=int, help="Patches that the local match averages [default: 16; 18 for mkt]."),
-    click.option(
-        "--preprocess",
-        type=click.Choice(["zero-shot", "single-positive", "clip"]),
-        help="How pictures were prepared in training [default: zero-shot; clip for --arch clip].",
-    ),
-    click.option("--template", help="Prompt with {label} in it [default: the checkpoint's or its architecture's]."),
-    click.option(
-        "--tolerance",
-        type=float,
-        help="Largest score error [default: 1e-4 fp32, 5e-3 fp16, 3e-2 bf16, 1e-2 int8 and int8x3, 5e-2 int8-all].",
-    ),
-    click.option("--weights", is_flag=True, help="Also write weights.safetensors, which the torch backend (for GPUs) needs."),
-    click.option("--force", is_flag=True, help="Replace an existing bundle at --out."),
-]
-
-
-def _export_options(function: Callable[..., None]) -> Callable[..., None]:
-    for decorate in reversed(_EXPORT_OPTIONS):
-        function = decorate(function)
-    return function
-
-
 @export.command("onnx")
-@_export_options
+@click.argument("checkpoint", type=PATH)
+@click.option(
+    "--out",
+    type=PATH,
+    help="Folder to write [default: CHECKPOINT with -bundle in place of its suffix; for NAME:PRETRAINED, in this folder].",
+)
+@click.option(
+    "--text-tower",
+    help="CLIP text tower: a file, or NAME:PRETRAINED [default: CHECKPOINT's own, or OpenAI's of the same size, which the "
+    "training recipes freeze].",
+)
+@click.option("--labels", type=PATH, help="Put this vocabulary into the bundle.")
+@click.option("--label-embeddings", type=PATH, help="Saved embeddings [C, D] of --labels, instead of a text tower.")
+@click.option("--arch", type=_values(Arch), help="How pictures are scored [default: inferred from the checkpoint's tensors].")
+@click.option(
+    "--clip-config",
+    help="open_clip config (a name or a .json file) of a CLIP model that is not OpenAI's [default: openai, or that of "
+    "--text-tower NAME:PRETRAINED].",
+)
+@click.option(
+    "--precision",
+    "precisions",
+    type=_values(Precision),
+    multiple=True,
+    default=["fp32"],
+    show_default=True,
+    help="dtype of the exported graphs; repeatable. The bundle runs in the first one by default.",
+)
+@click.option("--topk", type=int, help="Patches that the local match averages [default: 16; 18 for mkt].")
+@click.option(
+    "--preprocess",
+    type=click.Choice(["zero-shot", "single-positive", "clip"]),
+    help="How pictures were prepared in training [default: zero-shot; clip for --arch clip].",
+)
+@click.option("--template", help="Prompt with {label} in it [default: the checkpoint's or its architecture's].")
+@click.option(
+    "--tolerance",
+    type=float,
+    help="Largest score error [default: 1e-4 fp32, 5e-3 fp16, 3e-2 bf16, 1e-2 int8 and int8x3, 5e-2 int8-all].",
+)
+@click.option("--weights", is_flag=True, help="Also write weights.safetensors, which the torch backend (for GPUs) needs.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle at --out.")
 def export_onnx(**options: Any) -> None:
     """Export CHECKPOINT to a bundle: visual.onnx, text.onnx, tokenizer and manifest. Scores are compared with the checkpoint's.
 
     CHECKPOINT is a file (SigRL, MKT, CLIP, or saved by train), or NAME:PRETRAINED for weights that open_clip downloads, such as
-     ViT-B-16:openai; `python -c "import open_clip; print(open_clip.list_pretrained())"` lists them.
+    ViT-B-16:openai; `python -c "import open_clip; print(open_clip.list_pretrained())"` lists them.
     """
     from sigrl_deploy.checkpoints.open_clip_weights import check_source, default_bundle
 
@@ -102,7 +90,7 @@ def export_onnx(**options: Any) -> None:
 
 @export.command("tensorrt")
 @click.argument("bundle", type=PATH)
-@click.option("--precision", type=_values(Precision), help="Of those that BUNDLE holds, not int8 [default: its first].")
+@click.option("--precision", type=_values(Precision), help="One that BUNDLE holds, not int8 [default: its first].")
 @click.option(
     "--ops",
     type=click.Choice([ops.value for ops in Ops]),

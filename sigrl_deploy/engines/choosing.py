@@ -33,7 +33,7 @@ class Machine(Protocol):
 class Choice:
     """What is opened. `kernels` are the ops of FUSED that run as kernels.
 
-    `reason` is "as asked", or why the model does not run on a GPU; "" where it does by itself.
+    `reason` is "as asked", or why the model does not run on a GPU, or "" where a GPU was chosen automatically.
     """
 
     backend: Backend
@@ -47,7 +47,7 @@ def choose(bundle: Bundle, options: EngineOptions, machine: Machine) -> Choice:
     """The backend, device and precision that a caller asks for, or the best that this machine has for the bundle.
 
     Raises UsageError, which names the option, for a backend that is not installed, a device that is not there or that the
-    backend does not run on, an op that is no kernel there, and what `choose_precision` raises.
+    backend does not run on, an op in `unfused` that does not run as a kernel there, and what `choose_precision` raises.
     """
     backend = options.backend if options.backend is not Backend.AUTO else _backend(bundle, options, machine)
     for package in backend.packages:
@@ -59,7 +59,7 @@ def choose(bundle: Bundle, options: EngineOptions, machine: Machine) -> Choice:
 
 
 def _backend(bundle: Bundle, options: EngineOptions, machine: Machine) -> Backend:
-    """PyTorch where it is installed and has a GPU and the bundle weights in a precision that is wanted, else ONNX Runtime."""
+    """PyTorch where it has a GPU and the bundle holds weights that it runs there, else ONNX Runtime."""
     torch = Backend.TORCH
     if options.device is Device.CPU or not all(machine.has_package(package) for package in torch.packages):
         return Backend.ONNXRUNTIME
@@ -95,7 +95,7 @@ def _device(backend: Backend, bundle: Bundle, options: EngineOptions, machine: M
 
 
 def _kernels(backend: Backend, device: Device, bundle: Bundle, options: EngineOptions, machine: Machine) -> frozenset[str]:
-    """The ops that run as kernels. Raises UsageError where one is to be left out that is none of them."""
+    """The ops that run as kernels. Raises UsageError for an op in `unfused` that would not run as one anyway."""
     able = backend.kernels if device is Device.CUDA and _has_kernels(backend, bundle, machine) else frozenset()
     for op in options.unfused:
         if op in able:

@@ -14,19 +14,19 @@ from sigrl_deploy.arrays import FloatArray, Pixels
 
 @dataclass(frozen=True)
 class GpuVocabulary:
-    """A vocabulary on the device: T and G Wbᵀ [bucket, D] in the model's dtype, zero behind `labels` rows; their count."""
+    """A vocabulary on the device: T and G Wbᵀ [bucket, D] in the model's dtype, zero after the first `labels` rows."""
 
     label_embedding: Tensor
     graph_projection: Tensor | None
-    count: Tensor  # int32 []
+    count: Tensor  # int32 [], `labels` on the device
     labels: int
 
 
 class GraphPool:
-    """What the captured passes of an engine share, on the current GPU: memory for their graphs, a stream that copies pixels.
+    """What the captured passes of an engine share on the current GPU: memory for their graphs, and a stream that copies pixels.
 
-    No two passes run at once, and what one leaves behind no other reads. torch ties memory to the stream of a capture, so an
-    engine captures on one stream, its own, and nothing else is captured there.
+    They can share memory because passes never run at the same time, and never read what another left behind. torch ties memory
+    to the stream of a capture, so an engine captures on its own stream only, and nothing else is captured there.
     """
 
     def __init__(self) -> None:
@@ -34,34 +34,34 @@ class GraphPool:
         self.renew()
 
     def renew(self) -> None:
-        """For graphs to come, once all earlier ones are gone: their memory goes with the last of them."""
+        """A new pool, once all graphs of the old one are dropped: its memory is freed with the last of them."""
         self.memory = torch.cuda.graph_pool_handle()
 
 
 class CapturedPass:
     """A forward pass over its own buffers, captured on the current stream, which is not the default one.
 
-    `ahead` runs on the pixels before each replay: what cannot be captured, and leaves its results where `forward` reads them.
-    `pixels` [B, 3, H, W], uint8 or fp32 on the GPU, is what both read. Raises torch.OutOfMemoryError where the GPU has no room.
+    `before` runs before each replay. It does what cannot be captured, and leaves its results where `forward` reads them. Both
+    read `pixels` [B, 3, H, W], uint8 or fp32 on the GPU. Raises torch.OutOfMemoryError where the GPU has no room.
     """
 
     def __init__(
         self,
-        ahead: Callable[[Tensor], None],
+        before: Callable[[Tensor], None],
         forward: Callable[[Tensor, GpuVocabulary], Tensor],
         pixels: Tensor,
         like: GpuVocabulary,
         pool: GraphPool,
     ) -> None:
-        self._pixels, self._ahead, self._copies = pixels, ahead, pool.copies
+        self._pixels, self._before, self._copies = pixels, before, pool.copies
         projection = None if like.graph_projection is None else torch.zeros_like(like.graph_projection)
         self._own = GpuVocabulary(torch.zeros_like(like.label_embedding), projection, torch.zeros_like(like.count), like.labels)
         self._holds: GpuVocabulary | None = None
         self._graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        ahead(pixels)
+        before(pixels)
         try:
             scores = forward(pixels, self._own)  # compiles the kernels, which a capture cannot
-            # Before the capture, so that nothing can fail after it: see `Prepared` on graphs that go alone.
+            # Before the capture, so that nothing can fail after it: no graph may be dropped alone, see `SizeCache`.
             self._buffers = [_Buffers(pixels, scores.shape) for _ in range(2)]
             # Only what this thread does is captured, so that others may use the GPU meanwhile.
             with torch.cuda.graph(self._graph, pool.memory, stream=stream, capture_error_mode="thread_local"):
@@ -71,13 +71,13 @@ class CapturedPass:
             if isinstance(error.__context__, torch.OutOfMemoryError):
                 raise error.__context__ from None
             raise
-        self._copies.wait_stream(stream)  # what had their memory before may still be in use
+        self._copies.wait_stream(stream)  # whatever used this memory before may still be running
 
     def start(self, pixels: Pixels, vocabulary: GpuVocabulary) -> Callable[[], FloatArray]:
-        """Enqueue pixels [b, 3, H, W], b at most the batch; what it returns waits for their scores [b, C].
+        """Enqueue pixels [b, 3, H, W], b at most the batch. Calling the result waits for their scores [b, C].
 
-        Behind b pictures of earlier batches remain, which cost nothing more and change no score. Two batches may be on their
-        way, of which the second is copied while the first runs; a third waits for the first.
+        The rest of the buffer keeps pictures of earlier batches, which changes no score. Two batches may be in flight: the
+        second is copied while the first runs. A third waits for the first.
         """
         count = len(pixels)
         buffers, other = self._buffers
@@ -86,18 +86,18 @@ class CapturedPass:
         np.copyto(buffers.pixels[:count].numpy(), pixels)  # whatever their strides
         self._copy(buffers, count, beside=other.is_busy)
         self._take(vocabulary)
-        self._ahead(self._pixels)
+        self._before(self._pixels)
         self._graph.replay()
         buffers.scores.copy_(self._scores, non_blocking=True)
         return buffers.started(count, vocabulary.labels)
 
     def wait(self) -> None:
-        """Until all scores are on the host."""
+        """Wait until all scores are on the host."""
         for buffers in self._buffers:
             buffers.wait()
 
     def _copy(self, buffers: _Buffers, count: int, beside: bool) -> None:
-        """Pixels to where the graph reads them; `beside` a pass that still reads others there, by way of a buffer."""
+        """Copy pixels to where the graph reads them, by way of another buffer where a pass is running `beside`."""
         if not beside:
             self._pixels[:count].copy_(buffers.pixels[:count], non_blocking=True)
             return
@@ -118,7 +118,7 @@ class CapturedPass:
 
 
 class _Buffers:
-    """What one batch travels in: pinned pixels and scores on the host, pixels on the GPU; and when it has arrived."""
+    """Buffers of one batch in flight: pinned pixels and scores on the host, pixels on the GPU, and events to wait for."""
 
     def __init__(self, pixels: Tensor, scores: torch.Size) -> None:
         self.pixels = torch.zeros(pixels.shape, dtype=pixels.dtype, pin_memory=True)
@@ -137,7 +137,7 @@ class _Buffers:
         return self._batch
 
     def wait(self) -> None:
-        """Until its batch, where it has one, has its scores."""
+        """Wait for the scores of its batch, where it has one."""
         if self._batch is not None:
             self._done.synchronize()
             self._batch.found = self.scores[: self._batch.count, : self._batch.labels].numpy().copy()
@@ -145,7 +145,7 @@ class _Buffers:
 
 
 class _Batch:
-    """A batch on its way; calling it waits for its scores [count, labels]."""
+    """A batch in flight. Calling it waits for its scores [count, labels]."""
 
     def __init__(self, buffers: _Buffers, count: int, labels: int) -> None:
         self._buffers, self.count, self.labels = buffers, count, labels
@@ -159,5 +159,5 @@ class _Batch:
 
 
 def bucket(count: int) -> int:
-    """The power of two that covers a count."""
+    """The smallest power of two that is at least `count`."""
     return 1 << (count - 1).bit_length()

@@ -1,4 +1,4 @@
-"""Backends that run a bundle, one file each, behind one protocol."""
+"""The protocol that every backend implements; each backend has a file of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a vocabulary takes of a GPU's memory, said before the run."""
+"""How much of a GPU's memory a vocabulary takes, checked before the run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ FP32 = 4
 
 
 def pass_bytes(rows: int, patches: int, dim: int, itemsize: int, *, batch: int = 1, parts: int = 1, graph: bool = True) -> int:
-    """The most that one forward pass takes beside the model and its tower's activations, in bytes.
+    """The most bytes that one forward pass takes in addition to the model and its tower's activations.
 
     `rows` are labels with their padding (C), `patches` P, `dim` D, `itemsize` bytes of the model's dtype, `parts` the splits of
-    stage 2, `graph` whether the model has SVFR. Counted as if nothing were freed between its parts:
+    stage 2, `graph` whether the model has SVFR. This counts as if nothing were freed in between:
 
     - vocabulary: T and G Wbᵀ [C, D] in the dtype, twice, since a CUDA graph keeps its own copy;
     - SVFR: S, S R, S R Waᵀ and V [B, C, D] in fp32, V in the dtype, T and G Wbᵀ widened to fp32, Sᵀ T, its relu and R
@@ -27,7 +27,7 @@ def pass_bytes(rows: int, patches: int, dim: int, itemsize: int, *, batch: int =
 
 
 def check_room(labels: int, needed: int, free: int) -> None:
-    """Raise UsageError where `needed` bytes of one picture with so many labels exceed the `free` ones."""
+    """Raise UsageError where one picture with `labels` labels needs more bytes than are free."""
     if needed > free:
         raise UsageError(
             f"{labels} labels: one picture needs {needed / 1e9:.1f} GB beside the model, {free / 1e9:.1f} GB of the GPU "

@@ -1,4 +1,4 @@
-"""How an engine's kernels are launched at the sizes that it serves."""
+"""How an engine's kernels are launched, by the size of the pass."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ log = logging.getLogger(__name__)
 
 
 class Launches:
-    """The fastest launch of every kernel, by size class: measured on this GPU when a class first comes, or by an earlier run.
+    """The fastest launch of every kernel, by size class: measured on this GPU at the class's first use, or by an earlier run.
 
-    `folder` keeps compiled kernels and what was measured of them. On a CPU, where kernels run in the interpreter, nothing is
-    measured.
+    `folder` keeps compiled kernels and their tuning. On a CPU, where kernels run in the interpreter, nothing is measured.
     """
 
     def __init__(self, sizes: Sizes, dtype: torch.dtype, place: torch.device, folder: Path | None) -> None:
@@ -31,18 +30,18 @@ class Launches:
             tuning.keep_compiled(folder)
 
     def of(self, pictures: int, rows: int) -> Mapping[str, Launch]:
-        """By op, for so many pictures and labels with their padding. What was not tuned is not there."""
+        """Launches by op, for so many pictures and padded labels. Ops that were not tuned are missing."""
         return self._found.get(Shape(pictures, rows, rows).size_class, {})
 
     def tune(self, shape: Shape, ops: Collection[str]) -> None:
-        """Have the kernels of `ops` measured for the class of a size, at that size. Seconds, the first time on a GPU."""
+        """Measure the kernels of `ops` at a size, for its whole class. This takes seconds the first time on a GPU."""
         size_class = shape.size_class
         new = {op for op in ops if (size_class, op) not in self._known}
         if self._place.type == "cpu" or not new:
             return
         folder, start = self._folder, time.perf_counter()
         needed = cases(self._sizes, self._dtype, self._place, new, shape)
-        # Not where passes are captured: see `Prepared` on graphs that go alone.
+        # Not on the stream where passes are captured: these graphs are dropped alone, see `SizeCache`.
         with torch.cuda.stream(torch.cuda.Stream()):
             found = tuning.tune(needed, folder, tuning.chip(), tuning.milliseconds, tuning.compile_ahead)
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""What every runtime of ONNX files on the host shares: the inputs that each graph gets, and matching in numpy."""
+"""What runtimes of ONNX files with inputs and outputs on the host share: the inputs of each graph, and matching in numpy."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 
 class OpenGraph(Protocol):
-    """One ONNX file, ready to run; it may be called from several threads."""
+    """One ONNX file, ready to run. It may be called from several threads."""
 
     @property
     def inputs(self) -> Mapping[str, Sequence[int | str]]:
-        """Every input by name, with its shape behind the first axis: a number where it is fixed, else a name."""
+        """Every input by name, with its shape after the first axis: a number where an axis is fixed, else its name."""
 
     def __call__(self, feeds: Mapping[str, Any]) -> dict[str, FloatArray]:
         """Every input by name → every output by name."""
 
 
 class OnnxTextEngine(ABC):
-    """The half of an `Engine` that vocabularies come from. Opens the text graph when one is first built, not before.
+    """The text half of an `Engine`. It opens the text graph when a vocabulary is first built.
 
     Raises BundleError where it cannot be opened.
     """
@@ -91,7 +91,7 @@ class OnnxEngine(OnnxTextEngine):
         check_interface(self._visual.inputs, bundle, self._variant.visual)
 
     def preprocess(self) -> NoReturn:
-        """See `Engine.preprocess`; there is none."""
+        """See `Engine.preprocess`; always raises UsageError."""
         problem = "this backend does not resize pictures on its device; leave it out, or use `backend=torch`"
         raise UsageError(problem, argument="device_preprocess")
 
@@ -107,7 +107,7 @@ class OnnxEngine(OnnxTextEngine):
         return outputs.get("local_feature"), outputs["global_feature"]
 
     def _check_features(self, outputs: Mapping[str, FloatArray], batch: int) -> None:
-        """Raise BundleError for features of other sizes than the manifest's: a graph's output shapes may be left open."""
+        """Raise BundleError where features do not have the manifest's sizes, which a graph may leave open."""
         manifest = self._bundle.manifest
         expected: dict[str, tuple[int, ...]] = {"global_feature": (batch, manifest.embed_dim)}
         if manifest.arch.has_local:
@@ -146,7 +146,7 @@ def inputs_of(graph: onnx.GraphProto) -> dict[str, Sequence[int | str]]:
 
 
 def check_interface(inputs: Mapping[str, Sequence[int | str]], bundle: Bundle, name: str) -> None:
-    """Raise BundleError for a visual graph of another architecture or size than the manifest's, given its `OpenGraph.inputs`.
+    """Raise BundleError where the inputs of a visual graph (see `OpenGraph.inputs`) are not what the manifest describes.
 
     It would fail at the first picture, or score it wrongly.
     """

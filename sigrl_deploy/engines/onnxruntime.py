@@ -38,10 +38,10 @@ _CPU = "CPUExecutionProvider"
 
 
 class OnnxRuntimeEngine(OnnxEngine):
-    """The bundle's graphs in ONNX Runtime, where and in the precision that `choice` says.
+    """The bundle's graphs in ONNX Runtime, on the device and in the precision of `choice`.
 
-    With the backend `onnxruntime-tensorrt` the visual graph runs in ONNX Runtime's TensorRT provider, whose engines stay in
-    `folder`. `threads` are the CPU's, by default `cpus.threads()`.
+    With the backend `onnxruntime-tensorrt` the visual graph runs in ONNX Runtime's TensorRT provider, whose engines are kept
+    in `folder`. `threads` are the CPU's, by default `cpus.threads()`.
 
     Raises UnavailableError where the GPU's provider does not start, BundleError where a graph cannot be opened.
     """
@@ -57,12 +57,12 @@ class OnnxRuntimeEngine(OnnxEngine):
 
     def _open(self, path: Path) -> OpenSession:
         providers = providers_of(self.device)
-        # Labels are encoded once, and then cached: no engine is worth its build for that.
+        # Labels are encoded once and then cached, which is not worth building an engine for.
         if self._tensorrt and path.name == self._bundle.manifest.variants[self.precision].visual:
             manifest = self._bundle.manifest
             providers.insert(0, (TENSORRT, tensorrt_options(manifest, self._engine_folder(manifest.files[path.name]))))
             log.info("ONNX Runtime's TensorRT provider builds its engine when it first runs a bundle, which may take minutes")
-        # Between the products of a picture threads that wait would lose some per cent of its time; labels are encoded once.
+        # Threads that sleep between the products of a picture would cost it a few per cent. Labels are encoded once.
         spins = path.name == self._bundle.manifest.variants[self.precision].visual
         return OpenSession(open_session(path, providers, threads=self._threads, spins=spins), path)
 
@@ -84,7 +84,7 @@ class OnnxRuntimeEngine(OnnxEngine):
         return folder
 
     def encode(self, pixels: Pixels, vocabulary: Vocabulary) -> tuple[FloatArray | None, FloatArray]:
-        """See `Engine.encode`. In TensorRT within its engine's profile: larger batches are split, more labels refused."""
+        """See `Engine.encode`. With TensorRT larger batches than its engine takes are split, and more labels are refused."""
         if not self._tensorrt:
             return super().encode(pixels, vocabulary)
         if len(vocabulary) > MOST_LABELS and self._bundle.manifest.arch.has_graph:
@@ -113,10 +113,10 @@ def provider_of(backend: Backend) -> str:
 
 
 def has_provider(name: str) -> bool:
-    """Whether this onnxruntime was built with a GPU's provider, which may still fail to start; loads the libraries of CUDA."""
+    """Whether this onnxruntime was built with a provider, which may still fail to start. Loads the libraries of CUDA."""
     if name not in ort.get_available_providers():
         return False
-    if hasattr(ort, "preload_dlls"):  # where they came as packages; what it says must not get among results
+    if hasattr(ort, "preload_dlls"):  # where they were installed as packages; what it prints must not mix with results
         with redirect_stdout(sys.stderr):
             ort.preload_dlls()
     return True
@@ -135,23 +135,23 @@ def open_session(
     threads: int | None = None,
     spins: bool = False,
 ) -> ort.InferenceSession:
-    """An ONNX file in ONNX Runtime, or a `model` that was made of it, on `threads` of the CPU, by default `cpus.threads()`.
+    """Open an ONNX file, or a `model` made from it, on `threads` CPU threads, by default `cpus.threads()`.
 
-    With `spins` they wait for work awake, else they sleep.
+    With `spins` idle threads spin, else they sleep.
 
     Raises BundleError where it cannot be opened, UnavailableError where a GPU's provider does not start.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 4  # what it prints at 3 comes as an exception too
+    options.log_severity_level = 4  # errors, which it prints at 3, are raised as exceptions too
     options.intra_op_num_threads = threads or cpus.threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
     try:
-        # Without its fallback, which prints among results, and does what is checked below.
+        # Without its own fallback, which prints to standard output; the check below takes its place.
         session = ort.InferenceSession(model or path, options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions have no common base
         reason = printable((str(error).strip() or type(error).__name__).splitlines()[0])
         raise BundleError(f"{path}: ONNX Runtime {ort.__version__} cannot open it ({reason}); export it again") from None
-    # ONNX Runtime goes on without a provider that it cannot start.
+    # ONNX Runtime silently goes on without a provider that it cannot start.
     first = providers[0][0] if isinstance(providers[0], tuple) else providers[0]
     if session.get_providers()[0] != first:
         reason, advice = (
@@ -167,12 +167,12 @@ def open_session(
 
 
 def short(provider: str) -> str:
-    """A provider as users know it."""
+    """A provider's name as users know it."""
     return provider.removesuffix("ExecutionProvider").replace("Tensorrt", "TensorRT")
 
 
 class OpenSession:
-    """See `OpenGraph`. Inputs are arrays on the host, or values of ONNX Runtime's own where they stay on a device."""
+    """See `OpenGraph`. Inputs are arrays on the host, or `OrtValue`s where they stay on a device."""
 
     def __init__(self, session: ort.InferenceSession, path: Path) -> None:
         self._session, self._path = session, path

@@ -1,6 +1,6 @@
 """ONNX Runtime's CUDA provider for the tower, and the fused kernels behind it.
 
-On a CPU it runs too, with its head in plain PyTorch, which is for tests.
+It also runs on a CPU, with its head in plain PyTorch, for tests.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sigrl_deploy.engines.cuda_graphs import GpuVocabulary
 from sigrl_deploy.engines.gpu_engine import GpuEngine, cut_svfr
 from sigrl_deploy.engines.onnx_graphs import OnnxTextEngine, check_interface, inputs_of
 from sigrl_deploy.engines.onnxruntime import CUDA, NO_MEMORY, OpenSession, open_session, providers_of
-from sigrl_deploy.engines.size_cache import Prepared
+from sigrl_deploy.engines.size_cache import SizeCache
 from sigrl_deploy.graphs.cutting import GLOBAL, PATCHES, tower
 from sigrl_deploy.kernels.cases import Sizes
 
@@ -36,9 +36,9 @@ MOST_BATCHES = 32  # of sizes
 class OnnxRuntimeFusedEngine(GpuEngine, OnnxTextEngine):
     """See `Engine`, for a model with SVFR, in a precision that is not in 8 bits. On CUDA it runs on the current GPU.
 
-    The tower runs in ONNX Runtime, on this engine's stream, into buffers that the captured head reads: its launches cannot be
-    part of the head's CUDA graph. `fused` are the ops of FUSED that run as kernels; the label graph runs in ONNX Runtime.
-    `folder` keeps compiled kernels and what was measured of them.
+    The tower runs in ONNX Runtime, on this engine's stream, and writes into buffers that the captured head reads: its launches
+    cannot be part of the head's CUDA graph. `fused` are the ops of FUSED that run as kernels. The label graph runs in ONNX
+    Runtime. `folder` keeps compiled kernels and their tuning.
 
     Raises UnavailableError where the CUDA provider does not start, BundleError where a graph cannot be opened or is not the one
     that the manifest describes.
@@ -59,9 +59,9 @@ class OnnxRuntimeFusedEngine(GpuEngine, OnnxTextEngine):
         check_interface(inputs_of(model.graph), bundle, path.name)
         self._tower = self._open_tower(path, model)
         # By batch: what the tower writes and the head reads.
-        self._buffers: Prepared[tuple[Tensor, Tensor]] = self._keep(MOST_BATCHES)
+        self._buffers: SizeCache[tuple[Tensor, Tensor]] = self._new_cache(MOST_BATCHES)
         with self.running():
-            self._keep_svfr(cut_svfr(model, path.parent, sizes.dim).to(place, dtype))
+            self._set_svfr(cut_svfr(model, path.parent, sizes.dim).to(place, dtype))
         name = torch.cuda.get_device_name() if on_gpu else "cpu"
         self.description = f"ONNX Runtime {ort.__version__} on {name}, {self.precision.value}, {self.kernels} behind it"
 
@@ -77,7 +77,7 @@ class OnnxRuntimeFusedEngine(GpuEngine, OnnxTextEngine):
                 file = Path(folder) / path.name
                 onnx.save(cut, file, save_as_external_data=True, location="weights")
                 session = open_session(path, providers, file)
-        # A provider that takes no stream has one of its own, which knows nothing of what waits in this one.
+        # A provider that does not accept a stream uses its own, which does not wait for this one.
         taken = session.get_provider_options().get(CUDA, {}).get("user_compute_stream")
         self._on_own_stream = taken == options.get("user_compute_stream")
         return session
@@ -85,7 +85,7 @@ class OnnxRuntimeFusedEngine(GpuEngine, OnnxTextEngine):
     def _open(self, path: Path) -> OpenSession:
         return OpenSession(open_session(path, providers_of(self.device, device_id=str(self.place.index or 0))), path)
 
-    def _ahead(self, pixels: Tensor) -> None:
+    def _before_graph(self, pixels: Tensor) -> None:
         """The tower, enqueued: pixels [B, 3, H, W] → X [B, P, D] in `dtype` and g [B, D] fp32, in the buffers of B."""
         patches, global_feature = self._buffers_of(len(pixels))
         pixels = self._normalised(pixels)
@@ -108,10 +108,10 @@ class OnnxRuntimeFusedEngine(GpuEngine, OnnxTextEngine):
             patches = torch.empty(batch, self.sizes.patches, self.sizes.dim, dtype=self.dtype, device=self.place)
             return patches, torch.empty(batch, self.sizes.dim, device=self.place)
 
-        return self._buffers.get(batch, make, self._forget_passes)
+        return self._buffers.get(batch, make, self._drop_passes)
 
     def _run(self, binding: ort.IOBinding, options: ort.RunOptions) -> None:
-        """Raises torch.OutOfMemoryError where the GPU has no room, even when torch has given back what it keeps for later."""
+        """Raises torch.OutOfMemoryError where the GPU has no room, even after torch has emptied its cache."""
         for last in (False, True):
             try:
                 self._tower.run_with_iobinding(binding, options)
@@ -126,4 +126,4 @@ class OnnxRuntimeFusedEngine(GpuEngine, OnnxTextEngine):
 
     def _features(self, pixels: Tensor, vocabulary: GpuVocabulary) -> tuple[Tensor, Tensor]:
         patches, global_feature = self._buffers_of(len(pixels))
-        return self._reconstructed(patches, vocabulary), global_feature.to(self.dtype)
+        return self._reconstruct(patches, vocabulary), global_feature.to(self.dtype)

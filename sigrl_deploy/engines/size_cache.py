@@ -1,40 +1,42 @@
-"""What an engine makes when a size first comes, and keeps for the next time."""
+"""What an engine makes at the first use of a size, and keeps for the next one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterator
 from typing import Generic, TypeVar
 
-Thing = TypeVar("Thing")
+Item = TypeVar("Item")
 
 
-class Prepared(Generic[Thing]):
-    """Things by size, made once, and at most so many of them.
+class SizeCache(Generic[Item]):
+    """Items by size, each made once, at most `most` of them.
 
-    None goes alone. A CUDA graph replays on the memory of what was captured in it, so it must not outlive that; and with a
-    graph go the workspaces of cuBLAS that others captured on its stream still use (pytorch/pytorch#193402).
+    Items are never dropped one by one, only all together. A CUDA graph replays on the memory of what was captured in it, so it
+    must not outlive that. And dropping one graph frees cuBLAS workspaces that other graphs captured on its stream still use
+    (pytorch/pytorch#193402).
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._things: dict[Hashable, Thing] = {}
+        self._items: dict[Hashable, Item] = {}
 
-    def get(self, size: Hashable, make: Callable[[], Thing], forget: Callable[[], None]) -> Thing:
-        """The thing of a size. Before one too many is made, `forget` must clear this, and whatever refers to what is here.
+    def get(self, size: Hashable, make: Callable[[], Item], forget: Callable[[], None]) -> Item:
+        """The item of a size, made by `make` where there is none.
 
-        What `make` raises leaves nothing behind.
+        Where the cache is full, `forget` is called first: it must clear the cache, and whatever refers to its items. Nothing is
+        kept where `make` raises.
         """
-        if size not in self._things:
-            if len(self._things) >= self._most:
+        if size not in self._items:
+            if len(self._items) >= self._most:
                 forget()
-            self._things[size] = make()
-        return self._things[size]
+            self._items[size] = make()
+        return self._items[size]
 
     def clear(self) -> None:
-        self._things.clear()
+        self._items.clear()
 
     def __iter__(self) -> Iterator[Hashable]:
-        return iter(self._things)
+        return iter(self._items)
 
-    def values(self) -> Collection[Thing]:
-        return self._things.values()
+    def values(self) -> Collection[Item]:
+        return self._items.values()

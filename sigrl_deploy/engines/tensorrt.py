@@ -1,4 +1,4 @@
-"""A bundle's TensorRT engines: the tower with the fused kernels behind it, or everything up to the features inside."""
+"""A bundle's TensorRT engines: the tower, with the fused kernels after it, or everything up to the features."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sigrl_deploy.config import Backend, Precision
 from sigrl_deploy.engines.cuda_graphs import GpuVocabulary
 from sigrl_deploy.engines.engine import UnavailableError
 from sigrl_deploy.engines.gpu_engine import GpuEngine, cut_svfr
-from sigrl_deploy.engines.size_cache import Prepared
+from sigrl_deploy.engines.size_cache import SizeCache
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.kernels.cases import Sizes
 from sigrl_deploy.machine.gpu import Gpu
@@ -65,19 +65,19 @@ class TensorRtEngine(GpuEngine):
         self.key = self._records["visual"].key
         self.text_digests = (self._records["text"].sha256,) if "text" in self._records else ()
         self.batches = range(self.key.profile.batch.least, self.key.profile.batch.most + 1)
-        # A Loop, which SVFR's standard ops hold, waits for the host.
+        # SVFR in standard ops holds a Loop, which waits for the host and so cannot be captured.
         self.captures = self.key.ops is not Ops.INLINED or not manifest.arch.has_graph
         place = torch.device("cuda", torch.cuda.current_device())
         fused = frozenset(fused) - (frozenset() if self.key.ops is Ops.FUSED else {"svfr"})
-        # Inside the engine labels are fp32 at its border, and patches come out so.
+        # Where SVFR is inside the engine, its inputs and outputs are fp32.
         dtype = getattr(torch, self.precision.torch_name) if self.key.ops is Ops.FUSED else torch.float32
         sizes = Sizes(manifest.arch, manifest.grid[0] * manifest.grid[1], manifest.embed_dim, manifest.topk)
         super().__init__(bundle, sizes, dtype, place, fused, folder)
         self._visual = self._load(self._records["visual"])
-        self._contexts: Prepared[Context] = self._keep(MOST_CONTEXTS)
+        self._contexts: SizeCache[Context] = self._new_cache(MOST_CONTEXTS)
         with self.running():
             if self.key.ops is Ops.FUSED:
-                self._keep_svfr(self._cut_svfr())
+                self._set_svfr(self._cut_svfr())
         self.description = (
             f"{library.full_name} on {gpu.name}, {self.precision.value}, SVFR {self.key.ops.value}, {self.kernels}"
         )
@@ -100,14 +100,14 @@ class TensorRtEngine(GpuEngine):
     def _features(self, pixels: Tensor, vocabulary: GpuVocabulary) -> tuple[Tensor, Tensor]:
         rows = len(vocabulary.label_embedding)
         size = len(pixels), 0 if self.key.ops is Ops.FUSED else rows
-        context = self._contexts.get(size, self._visual.context, self._forget_passes)
+        context = self._contexts.get(size, self._visual.context, self._drop_passes)
         inputs = {"pixels": self._normalised(pixels).contiguous(), "label_embedding": vocabulary.label_embedding}
         if vocabulary.graph_projection is not None:
             inputs["graph_projection"] = vocabulary.graph_projection
         outputs = context(inputs)
         global_feature = outputs["global_feature"].to(self.dtype)
         if self._svfr is not None:
-            return self._reconstructed(outputs["patches"], vocabulary), global_feature
+            return self._reconstruct(outputs["patches"], vocabulary), global_feature
         return outputs.get("local_feature", global_feature[:, None]), global_feature
 
     def on_device(self, vocabulary: Vocabulary) -> GpuVocabulary:
@@ -123,7 +123,7 @@ class TensorRtEngine(GpuEngine):
 
     def encode_labels(self, token_ids: NDArray[np.int64]) -> FloatArray:
         """See `Engine.encode_labels`."""
-        # The profile asks for a row before those of the labels.
+        # The engine's profile needs at least one cached row, which is dropped from the result.
         rows = self._run_text(np.zeros((1, self.sizes.dim), np.float32), token_ids)["label_embedding"]
         return rows[-len(token_ids) :]
 
@@ -145,7 +145,7 @@ class TensorRtEngine(GpuEngine):
 
 
 def check_range(bundle: Path, what: str, size: int, key: EngineKey) -> None:
-    """Raise UsageError where a request leaves the range of `what`, "batch" or "labels", in an engine's profile."""
+    """Raise UsageError where `size` is outside the range of `what`, "batch" or "labels", in an engine's profile."""
     allowed: Range = getattr(key.profile, what)
     if size not in allowed:
         wider = f"{min(size, allowed.least)} {allowed.best} {max(size, allowed.most)}"
@@ -155,7 +155,7 @@ def check_range(bundle: Path, what: str, size: int, key: EngineKey) -> None:
 
 
 def _built(bundle: Bundle, library: Library, gpu: Gpu, precision: Precision, found: list[Search], build: bool) -> list[Search]:
-    """The engines after building those that do not fit, like the nearest ones that the bundle has."""
+    """Build the engines that do not fit, with the settings of the nearest ones that the bundle has."""
     reasons = "; ".join(reason for search in found for reason in search.reasons)
     if not build:
         raise _no_engine(bundle.path, f"the bundle has no TensorRT engine for this machine ({reasons})")
@@ -176,8 +176,9 @@ def _no_engine(bundle: Path, reason: str) -> UnavailableError:
 
 
 def rebuild_options(bundle: Path, library: Library, precision: Precision, visual: Search) -> BuildOptions:
-    """What to build where no engine fits: for this GPU, like the nearest visual engine, or by default. A text engine would not
-    do, whose profile says nothing of batches.
+    """What to build where no engine fits: for this GPU, with the settings of the nearest visual engine, or the defaults.
+
+    A text engine cannot be the model for it: its profile says nothing about batches.
     """
     options = BuildOptions(bundle, precision, library=library.name)
     if visual.nearest is None:
@@ -189,4 +190,4 @@ def rebuild_options(bundle: Path, library: Library, precision: Precision, visual
 
 def _time(bundle: Bundle, found: list[Search]) -> str:
     known = [search.nearest.key for search in found if search.nearest]
-    return "; ".join(dict.fromkeys(expected_time(bundle, key) for key in known)) or "how long that takes is not on record"
+    return "; ".join(dict.fromkeys(expected_time(bundle, key) for key in known)) or "no earlier build says how long that takes"

@@ -1,4 +1,4 @@
-"""The model in PyTorch with the fused kernels; on a GPU one CUDA graph for each size of batch and vocabulary."""
+"""The model in PyTorch, with the fused kernels on a GPU, where each size of batch and vocabulary has one CUDA graph."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TorchEngine(GpuEngine):
 
     `precision` is one that the bundle holds weights in. `fused` are the ops of FUSED that run as kernels; the others run in
     plain PyTorch, tiled over labels. On a CPU kernels run in Triton's interpreter only, which is for tests. `folder` keeps
-    compiled kernels and what was measured of them. On a CPU `threads`, where given, become PyTorch's in the whole process.
+    compiled kernels and their tuning. On a CPU `threads`, where given, is set for PyTorch in the whole process.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class TorchEngine(GpuEngine):
         self.precision, on_gpu = precision, device is Device.CUDA
         if threads and not on_gpu:
             torch.set_num_threads(threads)
-        # The current GPU of another thread may be another one.
+        # Threads may differ in their current GPU, so its index is kept.
         place = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         self.text_digests = bundle.digests(weights)
         options = CheckpointOptions(bundle.file(weights))
@@ -58,7 +58,7 @@ class TorchEngine(GpuEngine):
         super().__init__(bundle, sizes, self.model.visual.proj.dtype, place, fused, folder)
         if self.model.svfr is not None:
             with self.running():
-                self._keep_svfr(self.model.svfr)
+                self._set_svfr(self.model.svfr)
         name = torch.cuda.get_device_name() if on_gpu else "cpu"
         self.description = f"PyTorch {torch.__version__} on {name}, {self.precision.value}, {self.kernels}"
 
@@ -75,20 +75,20 @@ class TorchEngine(GpuEngine):
         return vit.encode_image(self.model.visual, pixels, statistics, how)
 
     def _local(self, patches: Tensor, vocabulary: GpuVocabulary) -> Tensor:
-        """What labels are matched with: X [B, P, D] → Y [B, P, D], or X in a model without SVFR."""
-        return patches if vocabulary.graph_projection is None else self._reconstructed(patches, vocabulary)
+        """The features that labels are matched with: X [B, P, D] → Y [B, P, D], or X itself in a model without SVFR."""
+        return patches if vocabulary.graph_projection is None else self._reconstruct(patches, vocabulary)
 
     def stages(self, pixels: Tensor, vocabulary: GpuVocabulary) -> dict[str, Callable[[], object]]:
-        """The parts of `forward` in their order, each on what the ones before it made: to be run, or captured, alone and often.
+        """The stages of `forward` in order. Each can be run, or captured, alone and repeatedly, on what those before it made.
 
-        Call it, and them, within `running`.
+        Call this, and the stages, within `running`.
         """
         patches, global_feature = self._tower(pixels, vocabulary)
         local = self._local(patches, vocabulary)
         return {
             "tower": partial(self._tower, pixels, vocabulary),
             "svfr": partial(self._local, patches, vocabulary),
-            "match": partial(self._matched, local, global_feature, vocabulary),
+            "match": partial(self._match, local, global_feature, vocabulary),
         }
 
     def encode_labels(self, token_ids: NDArray[np.int64]) -> FloatArray:
@@ -109,8 +109,8 @@ class TorchEngine(GpuEngine):
         return projection
 
     def _graph(self, module: GMC, label_embedding: Tensor) -> Tensor:
-        """GMC as kernels: T [C, D] → G [C, D]."""
+        """GMC with its kernel: T [C, D] → G [C, D]."""
         labels = len(label_embedding)
-        # With the kernels of a pass of one picture, which most likely follows.
-        self._launches.tune(Shape(1, self._rows(labels), labels), self.fused)
-        return gmc.gmc(module, label_embedding, self._launches.of(1, self._rows(labels)))
+        # With the launches of a pass of one picture, which most likely comes next.
+        self._launches.tune(Shape(1, self._padded_count(labels), labels), self.fused)
+        return gmc.gmc(module, label_embedding, self._launches.of(1, self._padded_count(labels)))

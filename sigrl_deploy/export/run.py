@@ -142,8 +142,8 @@ class _Export:
         if not parity.largest_error <= tolerance:
             raise ExportError(
                 f"{options.out}: the {precision.value} scores differ from the eager model's by {parity.largest_error:.2g}, "
-                f"more than the tolerance of {tolerance:g}; nothing was written; choose other `precisions`, or a larger "
-                "`tolerance`"
+                f"more than the tolerance of {tolerance:g}; nothing was written; choose another precision, or a "
+                "larger `tolerance`"
             )
         return parity
 

@@ -1,4 +1,4 @@
-"""What lies between SVFR's stages, fused: three products on the tensor cores.
+"""The step between SVFR's stages, fused: three products on the tensor cores.
 
     A = relu(Sᵀ T)                              [B, D, D]
     M = (rows of A scaled to unit norm) Waᵀ     [B, D, D], a zero row of A stays zero
@@ -9,7 +9,7 @@
 S R Waᵀ = S (R Waᵀ), so labels are an axis of two products only: 4·C·D² + 2·D³ FLOP a picture. Shapes: S
 [B, C, D] fp32, T and G Wbᵀ [C, D], Wf = [Wa, Wb] [D, 2·D] → V [B, C, D] of T's dtype. The labels of Sᵀ T are split over
 programs where there are many and few pictures; the second product adds the parts, takes the relu and sums the squares of each
-row that it reads, so that nothing is added in an order that chance decides. Operands of bf16 models are rounded to TF32, which
+row that it reads, so that sums never depend on timing. Operands of bf16 models are rounded to TF32, which
 holds T and Wa as they are and rounds S, A and M by at most 2^-11; those of fp16 and fp32 models are three numbers of TF32:
 rounded to one, an fp16 V would err more than twice as much. Emulated on random numbers, G = 0, D = 512, 1 to 7,586 labels, the
 error of bf16 is at most 1.03 times, that of fp32 1.3 times the plain one. The plain form is `SVFR.between` of `model/sigrl.py`.
@@ -37,7 +37,7 @@ CANDIDATES = {
 
 @triton.jit
 def _tf32(x, SINGLE: tl.constexpr):
-    """The nearest number of TF32, which tensor cores would cut x to; all of x where a product is three of TF32."""
+    """x rounded to TF32, to which tensor cores would truncate it; x itself where a product is three of TF32."""
     if SINGLE:  # NaN stays NaN, which the sum could make another number
         rounded = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
         x = tl.where(x == x, rounded, x)
@@ -157,19 +157,19 @@ def launch(dim: int, dtype: torch.dtype) -> Launch:
         "BLOCK_N": block(dim, 64),
         "BLOCK_K": block(dim, 32),
     }
-    # What needs no more registers than there are, as compile.py found.
+    # Those that do not need more registers than there are, as compile.py found.
     return Launch(constants, warps=4, stages=3) if constants["SINGLE"] else Launch(constants, warps=8, stages=2)
 
 
 def candidates(dim: int, dtype: torch.dtype) -> tuple[Launch, ...]:
-    """What tuning chooses from, `launch`'s own choice first."""
+    """The launches that tuning tries, `launch`'s default first."""
     first = launch(dim, dtype)
     others = CANDIDATES[first.constants["SINGLE"]]
     return first, *(first.altered(warps, stages, BLOCK_M=m, BLOCK_N=n, BLOCK_K=k) for m, n, k, warps, stages in others)
 
 
 def splits(rows: int, batch: int, tiles: int) -> int:
-    """Into how many parts Sᵀ T divides C labels: a power of two, since a kernel is compiled for each."""
+    """How many parts Sᵀ T divides C labels into: a power of two, since each number is compiled separately."""
     most = min(MOST_SPLITS, triton.cdiv(rows, CHUNK), max(1, PROGRAMS // (tiles * batch)))
     return 1 << (most.bit_length() - 1)
 
@@ -179,7 +179,7 @@ def between(
 ) -> Tensor:
     """S [B, C, D] fp32, T and G Wbᵀ [C, D], Wf [D, 2·D] → V [B, C, D] of T's dtype.
 
-    A label that is padding has rows of zeros in S and T. `how` is one of `candidates`, by default the first.
+    Padding labels have zero rows in S and T. `how` is one of `candidates`, by default the first.
     """
     check("svfr.between", label_embedding, graph_projection, weight)
     batch, rows, dim = semantic.shape

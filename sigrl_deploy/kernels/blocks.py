@@ -1,4 +1,4 @@
-"""What the kernels share: block sizes, tanh, and the precision of matrix products."""
+"""What the kernels share: block sizes, tanh, exp2, and the precision of matrix products."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Launch:
 
     @property
     def name(self) -> str:
-        """Tells a kernel's launches at one size apart."""
+        """Distinguishes a kernel's launches at one size."""
         blocks = [f"{name} {value}" for name, value in self.constants.items() if name.startswith("BLOCK_")]
         bounded = ["no maximum"] if self.constants.get("BOUNDED") else []
         return ", ".join([*blocks, f"{self.warps} warps", f"{self.stages} stages", *bounded])
 
     def altered(self, warps: int, stages: int, **constants: int) -> Launch:
-        """The same with other blocks."""
+        """A copy with other constants."""
         return Launch(self.constants | constants, warps, stages)
 
 
@@ -43,12 +43,12 @@ def interpreted() -> bool:
 
 
 def block(size: int, largest: int = 1 << 30) -> int:
-    """The power of two that covers `size`, between MIN_BLOCK and `largest`."""
+    """The smallest power of two that is at least `size`, between MIN_BLOCK and `largest`."""
     return min(largest, max(MIN_BLOCK, triton.next_power_of_2(size)))
 
 
 def depth_block(dim: int, block_p: int, dtype: torch.dtype) -> int:
-    """How deep a step of a product over D is: 64 KiB hold the patches' side of it, and 128 bytes a row of the other side."""
+    """The depth of a step of a product over D: the patches' operand takes 64 KiB, and a row of the other 128 bytes."""
     return block(dim, max(MIN_BLOCK, min(128, 65536 // block_p) // dtype.itemsize))
 
 
@@ -68,14 +68,14 @@ def precision(dtype: torch.dtype, capability: tuple[int, int] | None = None) -> 
 
 
 def check(name: str, *tensors: Tensor) -> None:
-    """Raise UsageError unless all are of one supported dtype and device, the device one that kernels run on."""
+    """Raise UsageError unless all tensors have one supported dtype, and lie on one device that kernels run on."""
     first = tensors[0]
     if first.dtype not in DTYPES or any((x.dtype, x.device) != (first.dtype, first.device) for x in tensors):
         kinds = ", ".join(f"{x.dtype} on {x.device}" for x in tensors)
         raise UsageError(f"{name}: got {kinds}; expected fp32, fp16 or bf16, all the same, on one device")
     if first.device.type != ("cpu" if interpreted() else "cuda"):
         raise UsageError(f"{name}: tensors are on {first.device}; kernels run on a GPU (on a CPU with TRITON_INTERPRET=1)")
-    if first.is_cuda and first.get_device() != torch.cuda.current_device():  # Triton would launch on the current one
+    if first.is_cuda and first.get_device() != torch.cuda.current_device():  # Triton would launch on the current GPU
         raise UsageError(f"{name}: tensors are on {first.device}, which is not the current GPU; use torch.cuda.device")
 
 
@@ -113,7 +113,7 @@ def bounded_tanh(x, t, TANH: tl.constexpr):
 
 @triton.jit
 def exp2(x, WIDE_DOT: tl.constexpr):
-    """2^x of fp32 values by one instruction; what is below 2^-126 is 0."""
+    """2^x of fp32 values in one instruction; results below 2^-126 are 0."""
     if WIDE_DOT:
         value = tl.exp2(x)
     else:

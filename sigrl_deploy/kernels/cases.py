@@ -1,4 +1,4 @@
-"""What tuning measures: each kernel at the size of a model and of what it serves, on random numbers."""
+"""What tuning measures: each kernel at the sizes of a model and of a pass, on random numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LARGEST = 4096  # pictures × labels, above which more of them change no choice:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What kernels need of a model: P patches, D, k, the layers of GMC, and the ViT's width where it runs as kernels."""
+    """What kernels need to know about a model: P, D, k, the layers of GMC, and the ViT's width where it runs as kernels."""
 
     arch: Arch
     patches: int
@@ -30,7 +30,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Shape:
-    """What one pass serves: pictures, and labels with their padding (`rows`) and without."""
+    """The size of one pass: pictures, and labels with padding (`rows`) and without."""
 
     pictures: int
     rows: int
@@ -41,13 +41,13 @@ class Shape:
 
     @property
     def size_class(self) -> int:
-        """The power of four that covers pictures × rows, LARGEST at most: what is tuned at one size serves all of its class."""
+        """The power of four that covers pictures × rows, at most LARGEST. Tuning at one size serves the whole class."""
         covered = (self.pictures * self.rows - 1).bit_length()
         return min(LARGEST, 1 << (covered + covered % 2))
 
     @property
     def cut(self) -> Shape:
-        """As many pictures of it as LARGEST asks for."""
+        """The same with fewer pictures, where that is enough for LARGEST."""
         return replace(self, pictures=max(1, min(self.pictures, LARGEST // self.rows)))
 
 

@@ -1,4 +1,4 @@
-"""Compile the kernels ahead of time, without a GPU, and say what each needs of a chip.
+"""Compile the kernels ahead of time, without a GPU, and print what each needs.
 
     python -m sigrl_deploy.kernels.compile         # a table of everything that tuning tries, for all chips
     python -m sigrl_deploy.kernels.compile 90      # for sm_90
@@ -68,7 +68,7 @@ class Compiled:
 
     @property
     def fault(self) -> str:
-        """What is wrong with it, or nothing."""
+        """What is wrong with it, or ""."""
         if self.shared > SHARED_LIMIT[self.capability]:
             return "more shared memory than there is"
         if self.code.spilled > self._may_spill():
@@ -189,7 +189,7 @@ def compile_variant(variant: Variant, capability: int) -> Compiled:
 
 
 def _row(number: int, capability: int) -> tuple[bool, str]:
-    """Whether one variant is as it should be, and its line of the table; by number, since kernels do not travel."""
+    """Whether one variant is right, and its line of the table. It goes by number, since kernels cannot be pickled."""
     variant = variants(capability)[number]
     start = f"{variant.name:21} {variant.case:16} {capability:3}  {variant.launch.name:66}"
     try:
@@ -209,7 +209,7 @@ def _row(number: int, capability: int) -> tuple[bool, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compile the kernels without a GPU, and say what each needs of a chip.")
+    parser = argparse.ArgumentParser(description="Compile the kernels without a GPU, and print what each needs.")
     parser.add_argument("capabilities", type=int, nargs="*", metavar="CAPABILITY", help="some of 80, 90 and 100 [default: all]")
     capabilities = parser.parse_args().capabilities or list(SHARED_LIMIT)
     print(f"Triton {triton.__version__}")

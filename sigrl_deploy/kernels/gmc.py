@@ -89,7 +89,7 @@ def launch(width: int) -> Launch:
 
 
 def candidates(width: int) -> tuple[Launch, ...]:
-    """What tuning chooses from, `launch`'s own choice first."""
+    """The launches that tuning tries, `launch`'s default first."""
     first = launch(width)
     others = CANDIDATES.get(first.constants["BLOCK_WIDTH"], ())
     return first, *(first.altered(warps, 1, BLOCK_I=i, BLOCK_J=j) for i, j, warps in others)

@@ -155,7 +155,7 @@ def launch(tokens: int, dim: int, dtype: torch.dtype) -> Launch:
 
 
 def candidates(tokens: int, dim: int, dtype: torch.dtype) -> tuple[Launch, ...]:
-    """What tuning chooses from, `launch`'s own choice first."""
+    """The launches that tuning tries, `launch`'s default first."""
     first = launch(tokens, dim, dtype)
     others = CANDIDATES[dtype.itemsize]
     return first, *(first.altered(warps, stages, BLOCK_C=c, BLOCK_P=p, BLOCK_K=k) for c, p, k, warps, stages in others)

@@ -1,4 +1,4 @@
-"""What the machine code of a compiled kernel says: registers, spills, and what its loops of products hold and wait for."""
+"""Reads a compiled kernel's machine code: registers, spills, and what its loops of products contain and wait for."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Code:
 
 
 def read(cubin: bytes, with_loops: bool = True) -> Code:
-    """What a kernel's code says, by Triton's tools. Without loops it is not disassembled, which takes longest."""
+    """Read a kernel's code with Triton's tools. Only `loops` need disassembly, which takes longest."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

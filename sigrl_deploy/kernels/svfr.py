@@ -1,4 +1,4 @@
-"""SVFR, fused: of its [P, C, D] intermediates none leaves the chip.
+"""SVFR, fused: none of its [P, C, D] intermediates leaves the chip.
 
     S[c, d] = Σ_n softmax_n(E1)[n, c, d] X[n, d]          E1[n, c, d] = Σ_j W1[d, j] tanh(X[n, j] T[c, j])      stage 1
     V       = S R Waᵀ + G Wbᵀ                              R = unit rows of relu(Sᵀ T)                             between
@@ -229,7 +229,7 @@ def candidates(
     capability: tuple[int, int] | None = None,
     bounded: bool = False,
 ) -> tuple[Launch, ...]:
-    """What tuning chooses from. Arguments and errors as of `launch`.
+    """The launches that tuning tries. Arguments and errors are those of `launch`.
 
     Where `svfr_hopper` has a form, its own, which on an H100 were 1.9 to 2.9 times as fast as the best other, at 20 to 1006
     labels and 1 to 64 pictures (benchmarks/results/h100.json), and one other, for a Triton that cannot compile them.
@@ -244,9 +244,9 @@ def candidates(
 
 
 def bounded(weight: Tensor) -> bool:
-    """Whether no energy of these weights [D, D] can be large enough to overflow, so that none has to be subtracted.
+    """Whether energies of these weights [D, D] are too small to overflow, so that no maximum has to be subtracted.
 
-    |tanh| ≤ 1, so |E[n, c, d]| ≤ ‖W[d]‖₁ (docs/method.md, identity 5). Waits for the GPU: ask once, when weights are loaded.
+    |tanh| ≤ 1, so |E[n, c, d]| ≤ ‖W[d]‖₁ (docs/method.md, identity 5). Waits for the GPU, so call it once, at loading.
     """
     return float(weight.float().abs().sum(1).max()) <= LARGEST_ENERGY
 
@@ -254,7 +254,7 @@ def bounded(weight: Tensor) -> bool:
 def decouple(patches: Tensor, labels: Tensor, weight: Tensor, count: Tensor | None = None, how: Launch | None = None) -> Tensor:
     """Stage 1: X [B, P, D], T [C, D], W1 [D, D] → S [B, C, D] fp32.
 
-    `count` int32 [] on the device says how many of the C rows are labels; rows of S behind them are 0. `how` is one of
+    `count` int32 [] on the device is how many of the C rows are labels; the rows of S after them are 0. `how` is one of
     `candidates`, by default `launch`'s, which takes any weights.
     """
     check("svfr.decouple", patches, labels, weight)
@@ -277,12 +277,12 @@ def decouple(patches: Tensor, labels: Tensor, weight: Tensor, count: Tensor | No
 
 
 def splits(rows: int, batch: int, channel_blocks: int) -> int:
-    """Into how many parts stage 2 divides C labels, whose sums [splits, B, P, D] fp32 are added afterwards."""
+    """How many parts stage 2 divides C labels into. Their sums [splits, B, P, D] fp32 are added afterwards."""
     return max(1, min(rows // LABELS_A_PROGRAM, PROGRAMS // (channel_blocks * batch)))
 
 
 def parts_of(how: Launch, rows: int, batch: int, dim: int) -> int:
-    """The splits of stage 2 as it is launched for C labels, B pictures and D channels."""
+    """The splits of stage 2 for a launch, C labels, B pictures and D channels."""
     if isinstance(how, HopperLaunch):
         return svfr_hopper.splits(rows, batch, dim)
     return splits(rows, batch, triton.cdiv(dim, how.constants["BLOCK_O"]))
@@ -321,7 +321,7 @@ def _count(count: Tensor | None, rows: int, like: Tensor) -> Tensor:
 
 
 class FusedSVFR:
-    """SVFR of a module on its device, in inference. Reads the weights when it is made, which waits for the GPU."""
+    """SVFR of a module, on its device, for inference. Reads the weights at construction, which waits for the GPU."""
 
     def __init__(self, module: SVFR) -> None:
         self._module = module
@@ -337,7 +337,7 @@ class FusedSVFR:
     ) -> Tensor:
         """X [B, P, D], T [C, D], G Wbᵀ [C, D] → Y [B, P, D], all of the module's dtype.
 
-        Rows of T behind `count` must be 0, so that they add nothing to Sᵀ T. `launches` are those of "svfr.decouple",
+        Rows of T after `count` must be 0, so that they add nothing to Sᵀ T. `launches` are those of "svfr.decouple",
         "svfr.between" and "svfr.reconstruct", by default the first of their candidates.
         """
         module, (_, tokens, dim) = self._module, patches.shape

@@ -46,7 +46,7 @@ def _tanh_of_product(x, t, HALF_PRECISION: gl.constexpr):
 
 @gluon.jit
 def _exponentials(energy, FIRST: gl.constexpr, TOKENS: gl.constexpr, layout: gl.constexpr):
-    """exp(E) [64, columns] of the patches from FIRST on, 0 behind the last."""
+    """exp(E) [64, columns] of the patches from FIRST on, 0 after the last."""
     value = gl.inline_asm_elementwise(
         "ex2.approx.ftz.f32 $0, $1;", "=f,f", [energy * LOG2_E], dtype=gl.float32, is_pure=True, pack=1
     )
@@ -59,7 +59,7 @@ def _exponentials(energy, FIRST: gl.constexpr, TOKENS: gl.constexpr, layout: gl.
 
 @gluon.jit
 def _load(patches, k, FIRST: gl.constexpr, ROWS: gl.constexpr, TOKENS: gl.constexpr, PAIRS: gl.constexpr, layout: gl.constexpr):
-    """Pairs k of X's rows from FIRST on; behind the last row, that one again."""
+    """Pairs k of X's rows from FIRST on; rows after the last repeat it."""
     patch = FIRST + gl.arange(0, ROWS, gl.SliceLayout(1, layout))
     if FIRST + ROWS > TOKENS:
         patch = gl.minimum(patch, TOKENS - 1)
@@ -82,7 +82,7 @@ def _produce(
     STEP: gl.constexpr,
     ROWS: gl.constexpr,
 ):
-    """tanh of every second step of all labels of this program, ROWS patches at a time, with two groups of them on their way."""
+    """tanh of every second step of all labels of this program, ROWS patches at a time, with two groups of loads in flight."""
     patches, labels, _weight, count, _rows, splits, _out = arguments
     ring_a, ring_b, ring_c = ring
     ready, empty = barriers
@@ -124,7 +124,7 @@ def _produce(
 
 @gluon.jit
 def _keep_weights(weights, weight, first, WHICH: gl.constexpr, DIM: gl.constexpr, STEP: gl.constexpr):
-    """64 rows of W into shared memory, a tile a step."""
+    """Load 64 rows of W into shared memory, one tile per step."""
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // STEP, STEP // 8], [4, 1], [1, 0])
     channel = first + gl.arange(0, HALF, gl.SliceLayout(1, layout))
     k = gl.arange(0, STEP, gl.SliceLayout(0, layout))
@@ -139,7 +139,7 @@ def _keep_weights(weights, weight, first, WHICH: gl.constexpr, DIM: gl.constexpr
 def _own(
     patches, channel, FIRST: gl.constexpr, ROWS: gl.constexpr, TOKENS: gl.constexpr, DIM: gl.constexpr, layout: gl.constexpr
 ):
-    """X of the output channels, transposed [64, ROWS]."""
+    """X at the output channels, transposed [64, ROWS]."""
     patch = gl.minimum(FIRST + gl.arange(0, ROWS, gl.SliceLayout(0, layout)), TOKENS - 1)
     return gl.load(patches + patch[None, :] * DIM + channel[:, None])
 
@@ -162,7 +162,7 @@ def _consume(
     STEP: gl.constexpr,
     STAGE: gl.constexpr,
 ):
-    """Energies of 64 output channels of every label of this program, and what the stage makes of them."""
+    """The energies of 64 output channels, for every label of this program, and the stage's results from them."""
     patches, _labels, weight, count, rows, splits, out = arguments
     dtype: gl.constexpr = patches.dtype.element_ty
     ready, empty = barriers
@@ -300,14 +300,14 @@ class HopperLaunch(Launch):
 
 
 def columns(tokens: int) -> tuple[int, int, int]:
-    """Three powers of two, the products' columns, that hold P patches: the least sum, of which the first two can be halved."""
+    """Three powers of two, columns of the products, that together hold P patches: those with the least sum."""
     powers = (16, 32, 64, 128)
     found = [(a, b, c) for a in powers for b in powers for c in (8, *powers) if a >= b >= c and a + b + c >= tokens]
     return min(found, key=lambda three: (sum(three), -three[0]))
 
 
 def candidates(tokens: int, dim: int, dtype: torch.dtype, capability: tuple[int, int]) -> tuple[HopperLaunch, ...]:
-    """What tuning chooses from for a model on a GPU; nothing where this kernel has no form for it."""
+    """The launches that tuning tries for a model on a GPU; none where this kernel does not support them."""
     fits = tokens <= MOST_PATCHES and dim % (2 * HALF.value) == 0 and dim <= MOST_CHANNELS and dtype is not torch.float32
     if not fits or capability != CAPABILITY:
         return ()
@@ -321,7 +321,7 @@ def candidates(tokens: int, dim: int, dtype: torch.dtype, capability: tuple[int,
 
 
 def splits(rows: int, batch: int, dim: int) -> int:
-    """Into how many programs the C labels of a picture are divided, for each block of output channels."""
+    """How many programs share the C labels of a picture, for each block of output channels."""
     multiprocessors = torch.cuda.get_device_properties().multi_processor_count  # one program fills each
     return max(1, min(rows, multiprocessors // (dim // (2 * HALF.value) * batch)))
 

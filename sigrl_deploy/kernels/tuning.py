@@ -70,7 +70,7 @@ _discarded: list[tempfile.TemporaryDirectory[str]] = []  # removed when the proc
 
 
 def keep_compiled(folder: Path | None) -> None:
-    """Let Triton keep what it compiles in `folder`, or nowhere for None; where TRITON_CACHE_DIR is set, there."""
+    """Have Triton keep what it compiles in `folder`, or not at all for None. TRITON_CACHE_DIR takes precedence."""
     global _kept
     if os.environ.get("TRITON_CACHE_DIR", _kept) != _kept:
         return
@@ -93,7 +93,7 @@ def _writable(folder: Path) -> bool:
 
 def compile_ahead(runs: Iterable[Run]) -> None:
     """Run each once, on the current GPU and stream, several at a time: Triton compiles a kernel where it is first launched, and
-    lets other threads run meanwhile. What does not run is passed over.
+    lets other threads run meanwhile. Launches that do not run are skipped.
     """
     on_gpu = torch.cuda.is_available()
     gpu, stream = (torch.cuda.current_device(), torch.cuda.current_stream()) if on_gpu else (-1, None)
@@ -112,7 +112,7 @@ def compile_ahead(runs: Iterable[Run]) -> None:
 
 
 def milliseconds(run: Run) -> float:
-    """The median time of one run on the current GPU, as a pass has it: replayed in a CUDA graph, its inputs in the GPU's cache.
+    """The median time of one run on the current GPU, as in a pass: replayed in a CUDA graph, its inputs in the GPU's cache.
 
     The current stream is not the default one, and has no graph that is still to be replayed.
     """
@@ -139,7 +139,7 @@ def _time(run: Run) -> float:
 
 
 def chip() -> str:
-    """What results hold for: the current GPU, its driver, Triton's version and the source of the kernels."""
+    """The key of results: the current GPU, its driver, Triton's version and the source of the kernels."""
     from torch.utils.collect_env import get_nvidia_driver_version, run
 
     source = hashlib.sha256()
@@ -157,8 +157,8 @@ def tune(
 ) -> Tuned:
     """The fastest launch of every case: as the file in `folder` says for `key`, else measured with `timer` and added there.
 
-    `ahead` gets all that will be measured before any of it is. `folder` None keeps nothing. Raises UsageError where no
-    candidate of a case runs.
+    `ahead` gets everything that will be measured, before measuring starts. `folder` None keeps nothing. Raises UsageError where
+    no candidate of a case runs.
     """
     known = _read(folder / FILE).get(key, {}) if folder else {}
     launches, measured, unknown = {}, {}, []
@@ -186,7 +186,7 @@ def _fastest(case: Case, timer: Timer) -> tuple[Launch, float]:
         try:
             with redirect_stdout(io.StringIO()):  # where ptxas refuses a kernel, Triton prints all of it
                 times.append((timer(lambda launch=candidate: case.run(launch)), candidate))  # type: ignore[misc]
-        except torch.OutOfMemoryError:  # which fewer pictures mend, not another candidate
+        except torch.OutOfMemoryError:  # another candidate would not help, fewer pictures do
             raise
         except Exception as error:  # the compiler, ptxas and the driver each have their own
             reason = reason or (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -201,7 +201,7 @@ def _fastest(case: Case, timer: Timer) -> tuple[Launch, float]:
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
-    """The file's results, empty where there are none that can be used."""
+    """The file's results, or {} where none can be used."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -233,7 +233,7 @@ def _is_ours(content: object) -> bool:
 
 
 def _add(folder: Path, key: str, measured: Mapping[str, Any]) -> None:
-    """Add to the file what was measured; what other processes added meanwhile stays."""
+    """Add results to the file, and keep what other processes have added meanwhile."""
     path = folder / FILE
     try:
         make_private(folder)

@@ -145,7 +145,7 @@ def launch(width: int) -> Launch:
 
 
 def candidates(width: int) -> tuple[Launch, ...]:
-    """What tuning chooses from, `launch`'s own choice first."""
+    """The launches that tuning tries, `launch`'s default first."""
     first = launch(width)
     return first, *(first.altered(warps, 1) for warps in ROW_WARPS if warps != first.warps)
 

@@ -1,4 +1,4 @@
-"""The cache's folder on disk: where it is, who may write to it, what it holds."""
+"""The cache folder on disk: where it is, who may write to it, and what it holds."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def default_cache_dir() -> Path:
 
 
 def make_private(folder: Path) -> None:
-    """Create a folder, and those around it, where they are missing, for others to read at most. Raises OSError."""
+    """Create a folder and its parents, where missing, so that other users can read them at most. Raises OSError."""
     if not folder.parent.exists():
         make_private(folder.parent)
     folder.mkdir(mode=0o755, exist_ok=True)
 
 
 def require_private(folder: Path) -> None:
-    """Raise UsageError for a cache folder that others can write to: what they put there would be run, or change scores."""
+    """Raise UsageError for a cache folder that others can write to: they could run code here, or change scores."""
     try:
         status = folder.stat()
     except OSError:
-        return  # not there yet, or not to be read: whoever needs it will say so
-    if not hasattr(os, "getuid"):  # on Windows modes say nothing of other users
+        return  # missing, or not readable, which whoever needs it will report
+    if not hasattr(os, "getuid"):  # on Windows, modes say nothing about other users
         return
     remedy = "or choose another folder, which may lie in it"
     if status.st_uid not in (0, os.getuid()):
@@ -58,7 +58,7 @@ def require_private(folder: Path) -> None:
 
 
 def _is_own_group(gid: int) -> bool:
-    """Whether a group is a user's private one, as most Linux systems make them, which then let it write by default."""
+    """Whether a group is the user's private one. Most Linux systems create these, and let them write by default."""
     import grp
     import pwd
 
@@ -70,7 +70,7 @@ def _is_own_group(gid: int) -> bool:
 
 
 def require_writable(folder: Path) -> None:
-    """Create a cache folder where it is missing. Raises UsageError where nothing can be kept in it."""
+    """Create a cache folder where it is missing. Raises UsageError where it cannot be written."""
     try:
         make_private(folder)
         with tempfile.TemporaryFile(dir=folder):
@@ -103,7 +103,7 @@ def cached_files(folder: Path) -> Iterator[CachedFile]:
 
 
 def about(folder: Path) -> str:
-    """What a folder of one text side says of it; empty where it says nothing."""
+    """What the folder of a bundle's embeddings says about that bundle, or ""."""
     try:
         return read_bounded(folder / ABOUT, _MOST_ABOUT_BYTES).decode("utf-8", "replace")
     except OSError:
@@ -111,26 +111,26 @@ def about(folder: Path) -> str:
 
 
 def clear_cache(folder: Path) -> int:
-    """Remove every cached file, and nothing else from the folder; returns how many files went."""
+    """Remove every cached file, and nothing else, from the folder. Returns how many files were removed."""
     paths = _own_files(folder)
     for path in paths:
         path.unlink(missing_ok=True)
     for sub in {path.parent for path in paths}:
-        with suppress(OSError):  # somebody else's file in it keeps it
+        with suppress(OSError):  # it stays where it holds other files
             sub.rmdir()
     return sum(path.suffix != ".txt" for path in paths)
 
 
 def _own_files(folder: Path) -> list[Path]:
-    """Files that this cache wrote, and those that a killed process left half-written; a folder may hold others' files too."""
-    # Not behind links, which lead to what is no cache.
+    """Files that this cache wrote, finished or not. The folder may hold other files too."""
+    # Links are not followed, since they lead out of the cache.
     folders = [sub for sub in entries(folder) if not sub.is_symlink()]
     paths = [path for sub in folders for path in entries(sub)]
     return [path for path in paths if _OWN_FILE.fullmatch(f"{path.parent.name}/{path.name}")]
 
 
 def entries(folder: Path) -> list[Path]:
-    """What is in a folder, by name; nothing where it cannot be listed."""
+    """The entries of a folder, sorted by name; none where it cannot be listed."""
     try:
         return [folder / name for name in sorted(os.listdir(folder))]
     except OSError:

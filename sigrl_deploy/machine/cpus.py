@@ -12,8 +12,8 @@ _ROOT = Path("/")
 
 
 def threads() -> int:
-    """$OMP_NUM_THREADS, or else one for each CPU that this process may use, by its affinity and its control groups' quotas."""
-    asked = os.environ.get(VARIABLE, "").partition(",")[0]  # behind the comma: nested regions of OpenMP
+    """$OMP_NUM_THREADS, or else one per CPU that this process may use, given its affinity and its control groups' quotas."""
+    asked = os.environ.get(VARIABLE, "").partition(",")[0]  # after the comma: nested OpenMP regions
     if asked.isdecimal() and int(asked) > 0:
         return int(asked)
     known = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -21,13 +21,13 @@ def threads() -> int:
 
 
 def quota(root: Path = _ROOT) -> int | None:
-    """The CPUs that Linux control groups, of version 1 or 2, give this process per period, rounded up; None without a limit."""
+    """How many CPUs Linux control groups, version 1 or 2, allow this process, rounded up; None without a limit."""
     limits = [limit for folder in _groups(root) for limit in (_limit_2(folder), _limit_1(folder)) if limit]
     return max(1, math.ceil(min(limits))) if limits else None
 
 
 def _groups(root: Path) -> Iterator[Path]:
-    """The folders of this process's groups and of those around them, whose limits hold too."""
+    """The folders of this process's groups and of their parents, whose limits apply too."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -38,7 +38,7 @@ def _groups(root: Path) -> Iterator[Path]:
             continue
         group = PurePosixPath(path.lstrip("/"))
         for mount in {controllers, "cpu" if controllers else ""}:
-            # In a container the path may be the host's, and the mount begins at its end: what is not there sets no limit.
+            # In a container the path may be the host's, of which only the end is mounted. A missing folder sets no limit.
             yield from (root / "sys/fs/cgroup" / mount / folder for folder in (group, *group.parents))
 
 

@@ -1,4 +1,4 @@
-"""The GPU at hand, as NVIDIA's driver describes it: needs neither torch nor a CUDA context."""
+"""The first visible GPU, as NVIDIA's driver describes it, without torch or a CUDA context."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-OLDEST_FUSED = (8, 0)  # compute capability that the products of the fused kernels need
+OLDEST_FUSED = (8, 0)  # compute capability that the fused kernels need
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class NoGpuError(Exception):
 
 
 def has_driver() -> bool:
-    """Whether there is NVIDIA's driver. What else could tell, torch and even pynvml, takes long to import."""
+    """Whether NVIDIA's driver is installed. Everything else that could tell, even pynvml, takes long to import."""
     try:
         ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
         return True
@@ -37,8 +37,8 @@ def has_driver() -> bool:
 def gpu_at_hand() -> Gpu:
     """The first GPU that CUDA_VISIBLE_DEVICES leaves visible. Raises NoGpuError.
 
-    Its numbers are taken as nvidia-smi counts, which is how CUDA counts where all GPUs of a machine are alike or
-    CUDA_DEVICE_ORDER is PCI_BUS_ID.
+    Numbers in CUDA_VISIBLE_DEVICES are taken in nvidia-smi's order. CUDA's is the same where all GPUs of a machine are alike,
+    or CUDA_DEVICE_ORDER is PCI_BUS_ID.
     """
     if not has_driver():
         raise NoGpuError("NVIDIA's driver is not there")

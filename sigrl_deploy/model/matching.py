@@ -9,18 +9,18 @@ from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.config import Arch
 from sigrl_deploy.errors import ScoreError
 
-# The threads of numpy's BLAS spin for a while when their work is done, and would take cores from the next picture's graph: on
+# Threads of numpy's BLAS spin for a while after their work, which takes cores from the next picture's graph: on
 # two cores that costs as much as half of a ViT-B/16. The products here are small enough for one thread.
 _blas = ThreadpoolController()
 
 
 def _unit_rows(x: FloatArray) -> FloatArray:
     norm = np.linalg.norm(x, axis=-1, keepdims=True)
-    unit: FloatArray = np.divide(x, norm, out=np.zeros_like(x), where=norm != 0)  # what is no number stays none
+    unit: FloatArray = np.divide(x, norm, out=np.zeros_like(x), where=norm != 0)  # NaN stays NaN
     return unit
 
 
-@np.errstate(invalid="ignore", over="ignore")  # what is no number is found in the scores
+@np.errstate(invalid="ignore", over="ignore")  # NaN shows in the scores
 def patch_similarity(local: FloatArray, label_embedding: FloatArray) -> FloatArray:
     """Y [P, D], T [C, D] → Y[n] · T[c] as [C, P]: the per-patch evidence of every label."""
     with _blas.limit(limits=1, user_api="blas"):
@@ -52,7 +52,7 @@ def score(
 
 
 def require_finite(scores: FloatArray, precision: str) -> None:
-    """Raise ScoreError for scores [B, C] of which one is not finite."""
+    """Raise ScoreError where one of the scores [B, C] is not finite."""
     finite = np.isfinite(scores).all(axis=-1)
     if not finite.all():
         raise ScoreError(not_finite(precision), int(finite.argmin()))

@@ -33,7 +33,7 @@ def wide(x: Tensor) -> Tensor:
 
 
 def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """`function(*inputs)`; where gradients are wanted, its intermediates are computed again in the backward pass, not kept."""
+    """`function(*inputs)`. With gradients its intermediates are not kept, but computed again in the backward pass."""
     if not torch.is_grad_enabled():
         return function(*inputs)
     result: Tensor = checkpoint(function, *inputs, use_reentrant=False)
@@ -41,7 +41,7 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 
 def full_precision(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A method whose products mixed precision leaves in the dtype they are given in: they feed a softmax or a norm."""
+    """A method whose products mixed precision leaves in the dtype of their inputs, since they feed a softmax or a norm."""
 
     @wraps(method)
     def in_full(self: nn.Module, x: Tensor, *others: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ def unit_rows(x: Tensor) -> Tensor:
 
 
 def match(arch: Arch, local: Tensor, global_feature: Tensor, label_embedding: Tensor, topk: int) -> Tensor:
-    """Scores [B, C] by the architecture's rule (see `Arch`). They rank the labels of one picture; they are no probabilities."""
+    """Scores [B, C] by the architecture's rule (see `Arch`). They rank the labels of one picture, and are not probabilities."""
     if arch is Arch.CLIP:
         return unit_rows(global_feature) @ unit_rows(label_embedding).T
     score = unit_rows(global_feature @ label_embedding.T)

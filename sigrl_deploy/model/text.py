@@ -1,4 +1,4 @@
-"""CLIP's text transformer: token ids in, one feature a token out. `encode_text` reads the one that stands for the text.
+"""CLIP's text transformer: token ids in, one feature per token out. `encode_text` reads the end-of-text token's.
 
 Symbols: N texts, L tokens, W the tower's width.
 """
@@ -13,7 +13,7 @@ from sigrl_deploy.model.transformer import Block, LayerNorm, Transformer
 
 
 class TextTransformer(nn.Module):
-    """CLIP's causal transformer. `text_projection` [W, D] is for the token that is read."""
+    """CLIP's causal transformer. `text_projection` [W, D] applies to that token."""
 
     def __init__(self, config: TextConfig, embed_dim: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class TextTransformer(nn.Module):
         self._draw(config)
 
     def _draw(self, config: TextConfig) -> None:
-        """Random weights as CLIP's training starts from them."""
+        """Random weights, distributed as at the start of CLIP's training."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         std = config.width**-0.5

@@ -26,7 +26,7 @@ class QuickGELU(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; in a causal one no token sees those after it.
+    """Multi-head self-attention. If causal, no token sees those after it.
 
     [q, k, v] = x Wᵀ + b, one product of width 3 W; out = concat over heads of softmax(q kᵀ / √(W / H)) v, projected.
     """
@@ -43,7 +43,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, L, W] → [B, L, W]."""
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        # Views of the one product: the fused attention of every device reads heads by their strides.
+        # Views, since the fused attention of every device reads heads by their strides.
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()  # each [B, H, L, W / H]
         x = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out_proj(x.transpose(1, 2).flatten(2))

@@ -1,4 +1,4 @@
-"""CLIP's vision transformer: pixels in, one feature a token out.
+"""CLIP's vision transformer: pixels in, one feature per token out.
 
 Symbols: B pictures, p the side of a patch, P = (H // p)² patches, W the tower's width, D joint embedding width.
 """
@@ -14,9 +14,9 @@ from sigrl_deploy.model.transformer import LayerNorm, Transformer
 
 
 class PatchEmbedding(nn.Module):
-    """Each patch times one matrix: a convolution with stride p and no bias, written as the product that it is.
+    """Each patch times one matrix: a convolution with stride p and no bias, written as a matrix product.
 
-    cuDNN's convolutions round fp32 to TF32 unless told otherwise; products do not.
+    cuDNN's convolutions round fp32 to TF32 by default; matrix products do not.
     """
 
     def __init__(self, patch_size: int, width: int) -> None:
@@ -25,7 +25,7 @@ class PatchEmbedding(nn.Module):
         self.weight = nn.Conv2d(3, width, patch_size, patch_size, bias=False).weight
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """pixels [B, 3, H, H] → [B, P, W], patches in rows; what is left of an odd H at the right and below is not seen."""
+        """pixels [B, 3, H, H] → [B, P, W], patches row by row. Pixels beyond the last whole patch are ignored."""
         p = self.patch_size
         grid = pixels.shape[-1] // p
         pixels = pixels[..., : grid * p, : grid * p]
@@ -34,7 +34,7 @@ class PatchEmbedding(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """CLIP's ViT with a class token; the last norm and the projection are applied to every token, as SigRL wants it."""
+    """CLIP's ViT with a class token; the last norm and the projection apply to every token, as SigRL needs them."""
 
     def __init__(self, config: VisionConfig, embed_dim: int) -> None:
         super().__init__()

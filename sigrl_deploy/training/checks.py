@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from sigrl_deploy.checkpoints.open_clip_weights import check_source
 from sigrl_deploy.datasets.opening import check_data, parse
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.extras import require
@@ -24,13 +25,8 @@ def check_run(options: TrainOptions) -> None:
     choose_recipe(options)
     require(*_NEEDED, *(["h5py"] if parse(options.data)[0] == "nus-wide" else []), extra="train")
     for argument, source in (("init", options.init), ("text_tower", options.text_tower)):
-        if source is not None and not os.path.isfile(source) and (os.path.exists(source) or ":" not in source):
-            problem = "is not a file" if os.path.exists(source) else "no such file"
-            raise UsageError(
-                f"{problem}; expected a checkpoint, or open_clip's NAME:PRETRAINED, such as ViT-B-16:openai",
-                argument=argument,
-                value=source,
-            )
+        if source is not None:
+            check_source(source, argument)
     if options.template is not None and options.template.count("{label}") != 1:
         raise UsageError("expected the text {label} in it, once", argument="template", value=options.template)
     check_data(options.data, options.validation_share)

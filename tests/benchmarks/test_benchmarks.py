@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,17 @@ import pytest
 import torch
 
 from benchmarks.bench import begun, drift_of, failure
-from benchmarks.contenders import chosen, eager_forward
+from benchmarks.contenders import ON_CPU, ON_GPU, chosen, eager_forward
 from benchmarks.machine import floor_ms, least_bytes, svfr_flop, vit_flop
 from benchmarks.random_weights import label_embeddings
 from benchmarks.report import stages
 from benchmarks.stages import STAGES, onnx_stages
 from benchmarks.tables import cell, summary
+from benchmarks.workload import OURS
 from sigrl_deploy import Recognizer
-from sigrl_deploy.config import Arch, GraphConfig, ModelConfig, Precision, VisionConfig
+from sigrl_deploy.config import Arch, Backend, Device, GraphConfig, ModelConfig, Precision, VisionConfig, runs
 from sigrl_deploy.engines.onnxruntime import CUDA, has_provider
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.export.run import ExportOptions, export_bundle
 from sigrl_deploy.model.sigrl import LABEL_TILE
 from tests.support.checkpoints import loaded, saved, sigrl
 from tests.support.paths import ROOT
@@ -69,6 +70,12 @@ def test_results_of_another_machine_are_not_gone_on_with(tmp_path: Path) -> None
 def test_a_contender_that_is_not_there_is_refused() -> None:
     with pytest.raises(UsageError, match=r"--backends onnx: expected some of eager-as-written, eager, compile"):
         chosen("cpu", ["eager", "onnx"])
+
+
+def test_every_contender_of_this_project_exists() -> None:
+    for device, pairs in ((Device.CPU, ON_CPU), (Device.CUDA, ON_GPU)):
+        for backend, precision in pairs:
+            assert backend not in OURS or runs(Backend(backend), Precision(precision), device), (backend, precision, device)
 
 
 @pytest.mark.skipif(has_provider(CUDA), reason="this onnxruntime has a CUDA provider")
@@ -128,11 +135,10 @@ def test_every_stage_is_measured(results: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT8X3])
 def test_the_stages_of_onnx_runtime_are_the_whole_pass(
-    precision: Precision, weights: Path, tmp_path: Path, photos: list[Path]
+    precision: Precision, export_tiny: Callable[..., Path], photos: list[Path]
 ) -> None:
     """What the last stage gives, from what the ones before it made, are the engine's own scores."""
-    out, text_tower = tmp_path / "bundle", str(weights / "text.pth")
-    export_bundle(ExportOptions(weights / "sigrl.pth", out, text_tower=text_tower, precisions=(precision,)))
+    out = export_tiny(precision)
     recognizer = Recognizer(out, backend="onnxruntime", device="cpu", cache_dir=False)
     vocabulary = recognizer.vocabulary(["cat", "cup", "sky"])
     pixels = np.stack([recognizer.pixels(path) for path in photos[:2]])

@@ -1,4 +1,4 @@
-"""Bundles that somebody else has changed, hashes mended: no score of another bundle moves, nothing unlisted is read."""
+"""Bundles changed by somebody who also updates the hashes: no other bundle's scores change, and no unlisted file is read."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_graph_by_another_name_is_looked_at_too(copied: Path, graph: str) -> N
 
 
 def test_a_file_that_cannot_be_read(copied: Path) -> None:
-    """Root may open any file, so one that fails when it is read."""
+    """Root can open any file, so this takes one that fails when it is read."""
     (copied / "text.onnx").unlink()
     (copied / "text.onnx").symlink_to("/proc/self/mem")
     with pytest.raises(BundleError, match=r"text\.onnx: cannot be read \(Input/output error\)"):
@@ -219,7 +219,7 @@ def test_compiled_code_in_a_graph(copied: Path) -> None:
 
 
 def test_a_graph_of_millions_of_fields_is_given_up(tmp_path: Path) -> None:
-    """4 MB of empty nodes, which would take seconds, as 2 GB would take an hour."""
+    """4 MB of empty nodes would take seconds to read, and 2 GB an hour."""
     nodes = bytes([0x0A, 0]) * 2_000_000
     length = len(nodes)
     varint = bytes((length >> 7 * i & 0x7F) | (0x80 if length >> 7 * (i + 1) else 0) for i in range(4))
@@ -327,7 +327,7 @@ def test_a_manifest_that_is_no_file_of_its_size(copied: Path, photos: list[Path]
 
 
 def test_a_vocabulary_that_inflates(copied: Path) -> None:
-    """In its bundle a vocabulary is read before anything else is known of it: 200 kB of zeros would become 200 MB."""
+    """A bundle's vocabulary is read before anything is known about it: 200 kB of compressed zeros would become 200 MB."""
     with (copied / "vocabulary.npz").open("wb") as file:
         np.savez_compressed(file, labels=np.array(["a"]), label_embedding=np.zeros((1, 50_000_000), np.float32))
     mend_hashes(copied, "vocabulary.npz")

@@ -1,4 +1,4 @@
-"""Files that ask for gigabytes or for ever are refused in one line, quickly, and in little memory."""
+"""Files that claim gigabytes, or would take for ever to read, are refused quickly, in little memory, and with one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.hostile_checkpoints import GROUPS
 from tests.support.paths import SUPPORT
 
 CHILD = SUPPORT / "hostile_child.py"
-SECONDS, MEGABYTES = 10.0, 300.0  # a second on a machine that does nothing else
+SECONDS, MEGABYTES = 10.0, 300.0  # a second, on an idle machine
 
 
 def refusals(folder: Path, paths: list[Path]) -> list[dict]:
@@ -49,11 +49,11 @@ def test_pipes_devices_and_files_without_an_end(tmp_path: Path) -> None:
             file.truncate(1 << 36)
     paths = [*sorted(tmp_path.iterdir()), Path("/dev/zero"), tmp_path / "missing.pth"]
     for record in refusals(tmp_path, paths):
-        kind = "folder, pipe or device"
+        kind = "is a folder, pipe or device"
         expected = "no such file" if "missing" in record["path"] else "huge" if "huge" in record["path"] else kind
         said = {"huge": "is damaged, or not a checkpoint"}.get(expected, expected)
         assert said in record["said"] or "zip" in record["path"], record
-        assert record["said"].startswith("CheckpointError: "), record
+        assert record["said"].startswith(("CheckpointError: ", "UsageError: ")), record
         assert record["seconds"] < SECONDS, record
         assert record["megabytes"] < MEGABYTES, record
 

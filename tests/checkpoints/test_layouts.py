@@ -1,4 +1,4 @@
-"""Every layout gives the model that the plain layout gives; every kind of damage gives one error that names the tensor."""
+"""Every layout gives the same model; every kind of damage gives an error that names the tensor."""
 
 import re
 from pathlib import Path

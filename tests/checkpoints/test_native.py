@@ -26,7 +26,7 @@ from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.pictures.preprocess import Preprocess
 from sigrl_deploy.training.models import as_arch
 
-# Heads of 24 and GELU: nothing of it could be read off the tensors' shapes.
+# Heads of width 24, and GELU: the shapes of the tensors show neither.
 VISION = VisionConfig(image_size=40, patch_size=8, width=48, layers=2, heads=2, quick_gelu=False)
 TEXT = TextConfig(width=32, layers=1, heads=4, context_length=20, quick_gelu=False)
 LABELS = ("red square", "cat", "blue moon", "a dog", "sea", "sky", "cup")

@@ -102,7 +102,7 @@ def test_pretrained_by_name(tmp_path: Path, registered: dict[str, Any], name: st
 def test_pretrained_tag_that_was_trained_with_quick_gelu(
     tmp_path: Path, registered: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As ViT-B-16:openai, listed under a config with GELU."""
+    """Like ViT-B-16:openai, which open_clip lists under a config with GELU."""
     config = {**OPENAI_LIKE, "quick_gelu": False}
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-quick", config)
     path = saved(tmp_path / "weights.pt", reference(OPENAI_LIKE).state_dict())
@@ -128,7 +128,7 @@ def test_pretrained_that_does_not_exist(registered: dict[str, Any], value: str) 
 
 @pytest.mark.parametrize(("name", "layers"), [("ViT-B-16", 12), ("ViT-L-14", 24)])
 def test_configs_of_the_files_own_sizes_are_suggested(tmp_path: Path, name: str, layers: int) -> None:
-    """A file of open_clip's without OpenAI's marks: only its sizes are known, and they leave a few configs to choose from."""
+    """An open_clip file that is not known to be OpenAI's: several configs have its sizes."""
     config = open_clip.get_model_config(name)
     vision, text_config = config["vision_cfg"], config["text_cfg"]
     variant = Variant(layers, vision["width"], 224, 12, text_config["width"], vision["patch_size"], embed=config["embed_dim"])
@@ -137,7 +137,7 @@ def test_configs_of_the_files_own_sizes_are_suggested(tmp_path: Path, name: str,
     values = clip_of(*({key: torch.zeros(shape) for key, shape in part.items()} for part in (shapes, texts)))
     with pytest.raises(CheckpointError, match=rf"clip\.pt: .*`clip_config` \({name} or .* fit\)$") as caught:
         loaded(saved(tmp_path / "clip.pt", values))
-    suggested = str(caught.value).partition("of its sizes are ")[2].rstrip(")").split(" or ")
+    suggested = str(caught.value).rpartition("(")[2].removesuffix(" fit)").split(" or ")
     assert len(suggested) <= 3
     assert {name, f"{name}-quickgelu"} <= set(suggested)
 

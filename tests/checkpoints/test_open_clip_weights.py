@@ -1,4 +1,4 @@
-"""open_clip's own weights by name: from its caches, and without a network; where no text tower is given, OpenAI's."""
+"""open_clip's own weights by name, from its cache or without a network; and OpenAI's text tower as the default."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def zeros(shapes: dict[str, tuple[int, ...]]) -> State:
 
 
 def offline(home: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """The command line with caches of its own and a hub that nobody answers for."""
+    """Run the command line with empty caches and a hub that does not answer."""
     environment = os.environ | {"HF_HOME": str(home), "HF_ENDPOINT": "http://127.0.0.1:9", "HOME": str(home)}
     environment.pop("HF_HUB_CACHE", None)
     command = [sys.executable, "-m", "sigrl_deploy", *map(str, arguments)]
@@ -92,7 +92,7 @@ except CheckpointError as error:
 
 
 def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path: Path) -> None:
-    """The hub's own client would sleep for 46 s between its attempts, and say so thirty times."""
+    """The hub's own client would sleep for 46 s between its attempts, and print thirty warnings."""
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
     run = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, env=environment, timeout=300)
     seconds, _, said = run.stdout.partition(" ")
@@ -164,5 +164,6 @@ print(shown.exit_code, "torch" in sys.modules, shown.output)
 """
     arguments = [sys.executable, "-c", script, *command.split()]
     run = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert run.stdout.startswith("3 False error: missing.pth: no such file; give a .pth, .pt or .safetensors checkpoint, or ")
+    assert run.stdout.startswith("2 False error: ")
+    assert "missing.pth: no such file; expected a .pth, .pt or .safetensors checkpoint, or " in run.stdout
     assert "NAME:PRETRAINED as open_clip lists them (ViT-B-16:openai)" in run.stdout

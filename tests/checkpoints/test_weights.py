@@ -1,4 +1,4 @@
-"""Files of every kind, whole, damaged and hostile: their tensors come out and nothing in them runs."""
+"""Files of every kind, whole, damaged and hostile: tensors are read, and no code in them runs."""
 
 import collections
 import os
@@ -172,7 +172,7 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     others = ["folder.pth", "missing.pth", "tensor.pth", "list.pth", "number.pth", "none.pth", "numbers.pth", "other.pth"]
     for name in [*contents, *others]:
         with pytest.raises(CheckpointError, match=rf"{re.escape(name)}: .*(expected|copy or save)") as caught:
-            loaded(tmp_path / name)  # which reads values too: a changed number shows in its member's checksum
+            loaded(tmp_path / name)  # this reads values too: a changed number changes a checksum
         assert "\n" not in str(caught.value), name
 
 
@@ -197,7 +197,7 @@ def test_every_protocol_of_pickle(tmp_path: Path, protocol: int) -> None:
 
 
 def test_what_lies_beside_the_weights_is_left_alone(tmp_path: Path) -> None:
-    """A training run's own records, of kinds that torch reads too."""
+    """Other values that a training run saves, of kinds that torch reads too."""
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(3))])
     beside = {
         "epoch": 3, "name": "run", "optimizer": optimizer.state_dict(), "scaler": {}, "device": torch.device("cpu"),
@@ -211,7 +211,7 @@ def test_what_lies_beside_the_weights_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("old", [False, True])
 def test_tensors_that_cannot_be_used_cost_only_themselves(tmp_path: Path, old: bool) -> None:
-    """Torch's old format writes storages one behind another, so that those between must be passed over."""
+    """Torch's old format writes one storage after another, so that unused ones have to be skipped."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # quantised tensors are deprecated
         quantised = {

@@ -125,7 +125,7 @@ def test_it_looks_at_a_bundle_s_engines(bundle: Path, tmp_path: Path) -> None:
     for record in (visual, text):
         assert found[record.file]["fine"]
         assert "for compute capability 8.9, tensorrt_rtx" in found[record.file]["found"]
-        assert "whole; not tried, since there is no GPU" in found[record.file]["found"]
+        assert "intact; not tried, since there is no GPU" in found[record.file]["found"]
     (own / visual.file).write_bytes(b"?")
     (own / text.file).unlink()
     found = examine(own)

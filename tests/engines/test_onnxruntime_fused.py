@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,13 @@ from sigrl_deploy.engines.onnxruntime_fused import OnnxRuntimeFusedEngine
 from sigrl_deploy.engines.opening import ThisMachine
 from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import BundleError
-from sigrl_deploy.export.run import ExportOptions, export_bundle
 
 LABELS = ["cat", "cup", "person", "rocket", "sky"]
 
 
 @pytest.fixture(scope="module", params=[Precision.FP32, Precision.FP16])
-def exported(request: pytest.FixtureRequest, bundle: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    if request.param is Precision.FP32:
-        return Bundle(bundle)
-    out = tmp_path_factory.mktemp("fused") / "bundle"
-    options = ExportOptions(weights / "sigrl.pth", out, text_tower=str(weights / "text.pth"), precisions=(request.param,))
-    export_bundle(options)
-    return Bundle(out)
+def exported(request: pytest.FixtureRequest, export_tiny: Callable[..., Path]) -> Bundle:
+    return Bundle(export_tiny(request.param))
 
 
 def test_tower_and_head_score_as_the_whole_graph_does(exported: Bundle, photos: list[Path]) -> None:

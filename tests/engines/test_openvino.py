@@ -43,17 +43,8 @@ def openvino(bundle: Path) -> Recognizer:
 
 
 @pytest.fixture(scope="module")
-def exported(bundle: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Precision], Path]:
-    folder = tmp_path_factory.mktemp("openvino")
-
-    def export(precision: Precision) -> Path:
-        out = bundle if precision is Precision.FP32 else folder / precision.value
-        if not out.exists():
-            text_tower = str(weights / "text.pth")
-            export_bundle(ExportOptions(weights / "sigrl.pth", out, text_tower=text_tower, precisions=(precision,)))
-        return out
-
-    return export
+def exported(export_tiny: Callable[..., Path]) -> Callable[[Precision], Path]:
+    return export_tiny
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,9 @@ from sigrl_deploy.bundle.manifest import change_manifest
 from sigrl_deploy.config import Contract, Device, Precision
 from sigrl_deploy.engines import onnxruntime_fused
 from sigrl_deploy.engines.onnxruntime_fused import OnnxRuntimeFusedEngine
-from sigrl_deploy.engines.size_cache import Prepared
+from sigrl_deploy.engines.size_cache import SizeCache
 from sigrl_deploy.engines.torch import TorchEngine
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.export.run import ExportOptions, export_bundle
 from sigrl_deploy.pictures.device_preprocess import DevicePreprocess, Normalise
 from sigrl_deploy.pictures.preprocess import Preprocess
 
@@ -31,10 +30,8 @@ LABELS = ["cat", "cup", "person", "rocket", "sky"]
 
 
 @pytest.fixture(scope="module")
-def with_weights(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("sizes") / "bundle"
-    export_bundle(ExportOptions(weights / "sigrl.pth", out, text_tower=str(weights / "text.pth"), weights=True))
-    return out
+def with_weights(export_tiny: Callable[..., Path]) -> Path:
+    return export_tiny(weights=True)
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +57,8 @@ def test_no_graph_outlives_the_context_that_it_was_captured_in() -> None:
         graphs.clear()
         contexts.clear()
 
-    graphs: Prepared[Graph] = Prepared(64)
-    contexts: Prepared[Context] = Prepared(3)
+    graphs: SizeCache[Graph] = SizeCache(64)
+    contexts: SizeCache[Context] = SizeCache(3)
     sizes = random.Random(0)
     for step in range(200):
         batch, labels = sizes.randrange(5), sizes.randrange(7)
@@ -76,7 +73,7 @@ def test_what_cannot_be_made_is_not_kept() -> None:
     def fail() -> int:
         raise torch.OutOfMemoryError("out of memory")
 
-    kept: Prepared[int] = Prepared(2)
+    kept: SizeCache[int] = SizeCache(2)
     with pytest.raises(torch.OutOfMemoryError):
         kept.get(1, fail, kept.clear)
     assert [kept.get(1, lambda: 7, kept.clear), kept.get(1, fail, kept.clear)] == [7, 7]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +11,14 @@ import pytest
 from benchmarks.support import run_by_tests
 from sigrl_deploy import Recognizer
 from sigrl_deploy.config import Backend, Device, Precision
-from sigrl_deploy.export.run import ExportOptions, export_bundle
 
 LABELS = ["cat", "cup", "person", "rocket", "sky", "tree", "boat"]
 
 
 @pytest.fixture(scope="module")
-def exported(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(export_tiny: Callable[..., Path]) -> Path:
     """A bundle in every precision, with weights for PyTorch."""
-    out, text_tower = tmp_path_factory.mktemp("support") / "bundle", str(weights / "text.pth")
-    precisions = tuple(Precision)
-    export_bundle(ExportOptions(weights / "sigrl.pth", out, text_tower=text_tower, precisions=precisions, weights=True))
-    return out
+    return export_tiny(*Precision, weights=True)
 
 
 @pytest.mark.parametrize(("backend", "device", "precision"), run_by_tests(), ids=lambda member: member.value)

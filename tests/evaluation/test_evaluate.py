@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import LabelError, UsageError
 from sigrl_deploy.evaluation.run import EvaluateOptions, choose_label_sets, evaluate, run_evaluate
 from sigrl_deploy.evaluation.scoring import Model
-from sigrl_deploy.export.run import ExportOptions, export_bundle
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 from tests.support.changed_bundles import change_graph, nan_for_dark_pictures
@@ -40,10 +39,8 @@ TOLERANCE = 1e-12
 
 
 @pytest.fixture(scope="session")
-def fp16_bundle(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("bundles") / "tiny-fp16"
-    export_bundle(ExportOptions(weights / "sigrl.pth", out, text_tower=str(weights / "text.pth"), precisions=(Precision.FP16,)))
-    return out
+def fp16_bundle(export_tiny: Callable[..., Path]) -> Path:
+    return export_tiny(Precision.FP16)
 
 
 @pytest.fixture(scope="session")
@@ -313,7 +310,14 @@ def test_a_wrong_option_is_refused_before_any_picture_is_read(
 
 _BLOCKING = """
 import sys
-sys.modules.update(dict.fromkeys(sys.argv.pop(1).split(",")))  # as if they were not installed
+import importlib.util
+blocked, known = set(sys.argv.pop(1).split(",")), importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in blocked else known(name, package)
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in blocked:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocker())
 from sigrl_deploy.cli.main import main
 main()
 """

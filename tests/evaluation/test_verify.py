@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,12 @@ from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.evaluation.scoring import Model
 from sigrl_deploy.evaluation.verify import Comparison, Verification, compare
 from sigrl_deploy.evaluation.verify_table import table
-from sigrl_deploy.export.run import ExportOptions, export_bundle
 
 
 @pytest.fixture(scope="module")
-def exported(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(export_tiny: Callable[..., Path]) -> Path:
     """The tiny model in fp32 and fp16, with the weights of the PyTorch engine."""
-    out = tmp_path_factory.mktemp("verify") / "bundle"
-    options = ExportOptions(weights / "sigrl.pth", out, text_tower=str(weights / "text.pth"), weights=True)
-    export_bundle(replace(options, precisions=(Precision.FP32, Precision.FP16)))
-    return out
+    return export_tiny(Precision.FP32, Precision.FP16, weights=True)
 
 
 @pytest.fixture
@@ -134,11 +130,9 @@ def test_what_cannot_be_compared(own: Path, photos: list[Path], label_file: Path
 
 
 def test_with_nothing_to_compare_what_to_do_stands_first_and_each_reason_once(
-    weights: Path, photos: list[Path], label_file: Path, tmp_path: Path
+    export_tiny: Callable[..., Path], photos: list[Path], label_file: Path
 ) -> None:
-    out = tmp_path / "bundle"
-    options = ExportOptions(weights / "sigrl.pth", out, text_tower=str(weights / "text.pth"))
-    export_bundle(replace(options, precisions=(Precision.INT8,)))
+    out = export_tiny(Precision.INT8)
     done = verify(out, photos[0], "--labels", label_file)
     assert done.exit_code == 2, done.output
     first, *others = [line for line in done.output.splitlines() if line.startswith(("error: ", "not run: "))]

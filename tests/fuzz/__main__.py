@@ -1,4 +1,4 @@
-"""The long run: `python -m tests.fuzz pictures --count 30000 --seed 1`. Exit status 1 where something was found."""
+"""The long run: `python -m tests.fuzz pictures --count 30000 --seed 1`. Exits with status 1 where it finds a fault."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .workers import make_case, outcomes
 @click.command()
 @click.argument("target")
 @click.option("--count", default=30_000, show_default=True, help="How many damaged files.")
-@click.option("--seed", default=1, show_default=True, help="Other files for another seed.")
+@click.option("--seed", default=1, show_default=True, help="Another seed damages files differently.")
 @click.option("--processes", default=2, show_default=True)
-@click.option("--seconds", default=5.0, show_default=True, help="CPU that one file may take.")
+@click.option("--seconds", default=5.0, show_default=True, help="CPU time that one file may take.")
 @click.option("--megabytes", default=1024.0, show_default=True, help="Memory that one file may take.")
-@click.option("--keep", type=click.Path(path_type=Path), help="Folder for the files that something was found with.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Folder for the files that show a fault.")
 def main(target: str, count: int, seed: int, processes: int, seconds: float, megabytes: float, keep: Path | None) -> None:
     """Examine damaged files of TARGET (pictures, checkpoints, bundles); report what failed, the slowest and the largest."""
     first, target = seed * 10**9, f"{__package__}.{target}"

@@ -1,4 +1,4 @@
-"""A bundle with one or two files damaged, hashes mended or not, through `Recognizer`: opened, labels encoded, a picture scored.
+"""Bundles with one or two damaged files, with hashes updated or not: opened, labels encoded, a picture scored.
 
 Its graphs are made by hand, of a few nodes: SVFR and GMC have tests of their own, and here thousands are opened.
 """
@@ -73,7 +73,7 @@ def examine(data: bytes) -> bool:
 
 
 def mutate(data: bytes, others: list[bytes], rng: Random) -> bytes:
-    """One or two files, each within its own structure or as any file may be; hashes are mended nine times in ten."""
+    """Damage one or two files, within their structure or as plain bytes, and update the hashes nine times in ten."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     contents = list(files.values())
@@ -97,7 +97,7 @@ def _mended(files: dict[str, bytes]) -> bytes:
 
 
 def _changed_json(data: bytes, rng: Random) -> bytes:
-    """One value, anywhere, in exchange for an odd one; or one that is there no more."""
+    """Replace one value, anywhere, by an odd one, or remove it."""
     try:
         values = json.loads(data)
     except ValueError:
@@ -118,7 +118,7 @@ def _changed_json(data: bytes, rng: Random) -> bytes:
 def _changed_graph(data: bytes, rng: Random) -> bytes:
     try:
         model = onnx.load_from_string(data)
-    except Exception:  # an earlier change may have left no model
+    except Exception:  # an earlier change may have damaged it
         return data
     graph = model.graph
     choice = rng.randrange(7)

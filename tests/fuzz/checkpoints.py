@@ -40,7 +40,7 @@ _NUMBERS: list[Any] = [0, 1, -1, 2, 255, 256, 1 << 16, 1 << 31, 1 << 62, 1 << 64
 
 
 def examine(data: bytes) -> bool:
-    """Whether a model came out of the file; anything but a CheckpointError of one line is a finding."""
+    """Whether a model could be loaded; anything but a CheckpointError of one line is a finding."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ("a.safetensors" if data[8:9] == b"{" else "a.pth")
         path.write_bytes(data)
@@ -57,7 +57,7 @@ def examine(data: bytes) -> bool:
 
 
 def mutate(data: bytes, others: list[bytes], rng: Random) -> bytes:
-    """Half of the files are damaged as any file may be, the others within their own structure, checksums mended."""
+    """Damage half of the files as plain bytes, and the others within their structure, with checksums updated."""
     if rng.random() < 0.5:
         return damaged(data, others, rng)
     if data.startswith(b"PK"):
@@ -87,7 +87,7 @@ def _members(data: bytes, others: list[bytes], rng: Random) -> bytes:
     out = io.BytesIO()
     how = rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # two members of one name are meant
+        warnings.simplefilter("ignore")  # two members of one name are intended
         with zipfile.ZipFile(out, "w", how) as archived:
             for name, content in members:
                 archived.writestr(name.partition("\0")[0] or "a", content)
@@ -98,7 +98,7 @@ _OPCODES = b"()]}0NKMJX\x85\x86\x87\x88\x89QRbetsuaqhj\x8a\x8b\x81\x93\x94."
 
 
 def _pickle(data: bytes, rng: Random) -> bytes:
-    """Instructions put in, left out, repeated, or given another number."""
+    """Insert, remove or repeat instructions, or change their numbers."""
     out = bytearray(data)
     for _ in range(rng.choice([1, 1, 2, 5])):
         at = rng.randrange(max(1, min(len(out), rng.choice([200, 2000, len(out)]))))
@@ -116,7 +116,7 @@ def _pickle(data: bytes, rng: Random) -> bytes:
 
 
 def _header(data: bytes, others: list[bytes], rng: Random) -> bytes:
-    """A safetensors file with another header, of the length that it says; also the header of ours within it."""
+    """Change the header of a safetensors file, or our own header within it, and update its length."""
     (length,) = struct.unpack("<Q", data[:8])
     header, content = json.loads(data[8 : 8 + length]), data[8 + length :]
     own = header.get("__metadata__", {})
@@ -132,7 +132,7 @@ def _header(data: bytes, others: list[bytes], rng: Random) -> bytes:
 
 
 def _change(values: Any, rng: Random) -> None:
-    """One value, somewhere in a tree of dicts and lists, becomes another, or one that no model has, or goes."""
+    """Replace one value somewhere in a tree of dicts and lists by another, or by an odd one, or remove it."""
     while True:
         keys = list(values) if isinstance(values, dict) else range(len(values))
         if not keys:

@@ -28,7 +28,7 @@ _EDGES = [
 
 
 def damaged(data: bytes, others: list[bytes], rng: Random) -> bytes:
-    """One to four kinds of damage, of which half goes to the beginning, which decides what a reader trusts."""
+    """Apply one to four kinds of damage, half of them to the beginning of the file, which readers trust most."""
     for _ in range(rng.choice([1, 1, 1, 2, 3, 4])):
         data = rng.choice(_DAMAGE)(data, others, rng)
     return data

@@ -1,4 +1,4 @@
-"""The fuzz itself notices what it is there for."""
+"""The fuzz finds the faults that it looks for."""
 
 from __future__ import annotations
 

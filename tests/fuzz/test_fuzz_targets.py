@@ -12,8 +12,9 @@ from tests.fuzz.workers import outcomes
 
 @dataclass(frozen=True)
 class Bounds:
-    """Of `files` damaged ones more than `read` must be read and more than `refused` refused: damage must reach the decoders,
-    and be damage. None may take `seconds` of CPU or `megabytes`: the bounds, and room for a machine that is slow.
+    """Of `files` damaged files, more than `read` must be read and more than `refused` refused, or the damage tests nothing.
+
+    None may take `seconds` of CPU time or `megabytes`: the readers' bounds, and room for a slow machine.
     """
 
     files: int

@@ -1,4 +1,4 @@
-"""Processes that examine files, each with a watch on its time, its memory, what it prints and what it leaves open."""
+"""Processes that examine files while their time, memory, output and open files are watched."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ADDRESS_SPACE = 8 * 2**30  # a bound for the machine's sake, far above the one 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one file. `fault` is a traceback, a signal, a hang, or what was printed or left open; usually empty."""
+    """The result of one file. `fault` is a traceback, a signal, a hang, or what was printed or left open; "" if none."""
 
     case: int
     read: bool
@@ -76,7 +76,7 @@ class _Worker:
         return True
 
     def outcome(self, answered: bool) -> Outcome | None:
-        """None for the first answer, which only says that the process is ready."""
+        """None for the first answer, which only tells that the process is ready."""
         with suppress(EOFError, OSError):
             if answered:
                 return self.connection.recv()
@@ -104,7 +104,7 @@ def make_case(target: str, case: int) -> bytes:
 def _work(target: str, connection: Connection, parent: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE, _ADDRESS_SPACE))
     module = importlib.import_module(target)
-    logging.disable(logging.WARNING)  # what the package advises is no fault
+    logging.disable(logging.WARNING)  # warnings of the package are not faults
     with tempfile.TemporaryFile() as printed:
         os.dup2(printed.fileno(), 2)
         for data in module.corpus().values():  # loads what is loaded once

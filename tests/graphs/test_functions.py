@@ -1,4 +1,4 @@
-"""The bodies of `sigrl::SVFR` and `sigrl::GMC` in ONNX Runtime against float64, at sizes that do and do not fill a tile."""
+"""The functions `sigrl::SVFR` and `sigrl::GMC` in ONNX Runtime against float64, at sizes that do and do not fill a tile."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""8-bit products on a CPU: what they compute, that no picture's score depends on another, and where 8 bits stop."""
+"""8-bit products on a CPU: their results, that no picture's score depends on another picture, and what stays in fp32."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,11 +29,8 @@ ALL = (Precision.INT8, Precision.INT8X3, Precision.INT8_ALL)
 
 
 @pytest.fixture(scope="module")
-def int8_bundle(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("int8") / "bundle"
-    text_tower = str(weights / "text.pth")
-    export_bundle(ExportOptions(weights / "sigrl.pth", out, text_tower=text_tower, precisions=ALL))
-    return out
+def int8_bundle(export_tiny: Callable[..., Path]) -> Path:
+    return export_tiny(*ALL)
 
 
 def test_columns_are_rounded_to_the_nearest_step() -> None:
@@ -60,7 +58,7 @@ def quantised_in_float64(svfr: SVFR, inputs: list[torch.Tensor]) -> torch.Tensor
 
 @pytest.mark.parametrize(("batch", "tokens", "labels"), [(1, 25, 1), (2, 49, 7), (1, 25, 81)])
 def test_svfr_rounds_twice_and_nothing_else(batch: int, tokens: int, labels: int) -> None:
-    """A tanh on the edge between two steps may fall to either side in fp32, which moves one product by one step."""
+    """A tanh on the edge between two steps may round either way in fp32, which changes one product by one step."""
     torch.manual_seed(0)
     svfr = SVFR(DIM).double().eval().requires_grad_(False)
     rng = np.random.default_rng(labels)
@@ -192,7 +190,7 @@ def test_int8x3_splits_every_product_of_the_tower_and_hardly_moves_scores(
     int8_bundle: Path, photos: list[Path], label_file: Path
 ) -> None:
     visual = onnx.load(int8_bundle / "visual-int8x3.onnx")
-    assert sum(node.op_type == "LinearInt8x3" for node in visual.graph.node) == 9  # four a block of two, and the projection
+    assert sum(node.op_type == "LinearInt8x3" for node in visual.graph.node) == 9  # four per block, and the projection
     weights = {tensor.name for tensor in visual.graph.initializer if tensor.data_type == TensorProto.FLOAT}
     assert not [node for node in visual.graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] in weights]
     scores = {}
@@ -229,7 +227,7 @@ def test_int8_all_takes_one_picture_and_keeps_norms_in_fp32(int8_bundle: Path) -
     visual = onnx.load(int8_bundle / "visual-int8-all.onnx")
     assert visual.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
     counts = {op: sum(node.op_type == op for node in visual.graph.node) for op in ("MatMulInteger", "LayerNormalization")}
-    assert counts["MatMulInteger"] == 9  # four a block of two, and the projection
+    assert counts["MatMulInteger"] == 9  # four per block, and the projection
     types = {tensor.name: tensor.data_type for tensor in visual.graph.initializer}
     for node in visual.graph.node:
         if node.op_type == "LayerNormalization":
@@ -261,8 +259,8 @@ def test_a_precision_that_the_bundle_lacks_is_refused(int8_bundle: Path) -> None
         Recognizer(int8_bundle, precision="fp32")
 
 
-def test_int8_of_a_model_without_svfr_is_refused(weights: Path, tmp_path: Path) -> None:
-    options = ExportOptions(weights / "sigrl.pth", tmp_path / "out", arch=Arch.MKT, text_tower=str(weights / "text.pth"))
+def test_int8_of_a_model_without_svfr_is_refused(weights: Path, without_text: dict[str, Path], tmp_path: Path) -> None:
+    options = ExportOptions(weights / "sigrl.pth", tmp_path / "out", arch=Arch.MKT, **without_text)
     with pytest.raises(UsageError, match="int8x3"):
         export_bundle(replace(options, precisions=(Precision.INT8,)))
     export_bundle(replace(options, precisions=(Precision.INT8X3, Precision.INT8_ALL)))

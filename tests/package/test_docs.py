@@ -86,6 +86,16 @@ def test_files_that_are_named_exist(page: Path) -> None:
     assert not missing
 
 
+def test_formulas_cite_what_the_method_page_has() -> None:
+    page = text_of(ROOT / "docs" / "method.md")
+    places = {title for _, title in headings(page)}
+    identities = set(re.findall(r"^(\d+)\. \*\*", page, re.MULTILINE))
+    code = "".join(text_of(path) for room in ("sigrl_deploy", "benchmarks") for path in sorted((ROOT / room).rglob("*.py")))
+    sections, numbers = (set(re.findall(rf"docs/method\.md, {what}", code)) for what in ('"([^"]+)"', r"identity (\d+)"))
+    assert {"Image side", "Scores"} <= sections <= places
+    assert {"2", "4", "5"} <= numbers <= identities
+
+
 def test_contributing_names_what_is_in_the_files() -> None:
     text = " ".join(text_of(ROOT / "CONTRIBUTING.md").split())
     named = re.findall(r"((?:`\w+`(?:,| and|, and)? ?)+)(?:in|\() ?`([\w/]+\.py)`", text)

@@ -1,4 +1,4 @@
-"""The forms that SVFR takes for an engine: cut off behind the tower, and as plugin nodes. They run here without TensorRT."""
+"""The two other forms of SVFR in a graph, cut off after the tower and as plugin nodes, run without TensorRT."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from sigrl_deploy.config import Precision
-from sigrl_deploy.export.run import ExportOptions, export_bundle
 from sigrl_deploy.graphs.cutting import WEIGHTS, svfr_weights, tower
 from sigrl_deploy.graphs.functions import svfr_function
 from sigrl_deploy.kernels import svfr
@@ -32,13 +32,8 @@ SPLITS = 3
 
 
 @pytest.fixture(scope="module", params=[Precision.FP32, Precision.FP16])
-def visual(request: pytest.FixtureRequest, bundle: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if request.param is Precision.FP32:
-        return bundle / "visual.onnx"
-    out = tmp_path_factory.mktemp("cut") / "bundle"
-    options = ExportOptions(weights / "sigrl.pth", out, text_tower=str(weights / "text.pth"), precisions=(request.param,))
-    export_bundle(options)
-    return out / "visual.onnx"
+def visual(request: pytest.FixtureRequest, export_tiny: Callable[..., Path]) -> Path:
+    return export_tiny(request.param) / "visual.onnx"
 
 
 def session(model: onnx.ModelProto | Path) -> ort.InferenceSession:
@@ -56,7 +51,7 @@ def vocabulary(labels: int) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("labels", LABELS)
 def test_tower_and_head_are_the_whole(visual: Path, labels: int) -> None:
-    """The tower's patches through SVFR in PyTorch, with the weights out of the file, against the graph as it was exported."""
+    """The cut tower, followed by SVFR in PyTorch with the weights from the file, against the exported graph."""
     model = onnx.load(visual)
     cut = tower(model)
     onnx.checker.check_model(cut)

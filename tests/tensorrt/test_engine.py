@@ -1,4 +1,4 @@
-"""What the TensorRT engine decides before it needs a GPU: which engine fits, what is said before a build, what it refuses."""
+"""What the TensorRT backend decides before it needs a GPU: which engine fits, what it logs before a build, what it refuses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ H200 = Gpu("NVIDIA H200", "9.0", "580.65.06", "13.0", 141 << 30)
 
 @pytest.fixture
 def built(bundle: Path, tmp_path: Path) -> Path:
-    """A bundle with engines for another GPU than the one at hand."""
+    """A bundle with engines for another GPU than this machine's."""
     own = Path(shutil.copytree(bundle, tmp_path / "own"))
     done = CliRunner().invoke(main, ["export", "tensorrt", str(own), "--compute-capability", "8.9"])
     assert done.exit_code == 0, done.output
@@ -55,7 +55,7 @@ def test_before_a_build_it_says_what_and_how_long_it_took(
 
 
 def test_what_is_built_again_is_like_the_visual_engine_that_was_there(bundle: Path, built: Path) -> None:
-    """A text engine says nothing of batches, so that without a visual one the defaults hold."""
+    """A text engine has no batch sizes, so that without a visual engine the defaults apply."""
     arguments = ["--compute-capability", "8.9", "--batch", "1", "2", "4", "--labels", "1", "7", "99", "--ops", "inlined"]
     done = CliRunner().invoke(main, ["export", "tensorrt", str(built), *arguments])
     assert done.exit_code == 0, done.output
@@ -63,7 +63,7 @@ def test_what_is_built_again_is_like_the_visual_engine_that_was_there(bundle: Pa
     visual, text = (find_engine(Bundle(built), graph, Precision.FP32, library.full_name, H200) for graph in ("visual", "text"))
     options = rebuild_options(built, library, Precision.FP32, visual)
     assert (options.ops, options.batch, options.labels) == (Ops.INLINED, Range(1, 2, 4), Range(1, 7, 99))
-    assert options.compute_capabilities == ()  # for the GPU at hand
+    assert options.compute_capabilities == ()  # for this machine's GPU
     assert text.nearest is not None
     assert text.nearest.key.profile.batch == Range(1, 1, 1)
     none = find_engine(Bundle(bundle), "visual", Precision.FP32, library.full_name, H200)
@@ -85,4 +85,4 @@ def test_no_build_is_for_infer(built: Path, photos: list[Path]) -> None:
         main, ["infer", str(photos[0]), "--bundle", str(built), "--backend", "tensorrt", "--no-build", "--device", "cpu"]
     )
     assert done.exit_code == 2
-    assert "TensorRT runs on GPUs" in done.output
+    assert "--device cpu: TensorRT does not run there" in done.output

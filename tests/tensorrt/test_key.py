@@ -1,4 +1,4 @@
-"""What an engine is keyed by, and what of it keeps the engine from running somewhere else."""
+"""The key of an engine, and which of its fields keep the engine from running elsewhere."""
 
 from __future__ import annotations
 

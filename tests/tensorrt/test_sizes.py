@@ -1,4 +1,4 @@
-"""SigRL at the size of ViT-B/16, and tiny, as engines for three generations of GPUs: built here, where there is none."""
+"""SigRL at the size of ViT-B/16, and tiny, built for three generations of GPUs, without a GPU."""
 
 from __future__ import annotations
 

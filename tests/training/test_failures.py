@@ -92,6 +92,7 @@ def test_a_run_is_resumed_with_the_same_options_only(tiny_clip: Path, colours: P
         ([], "--init"),
         (["--recipe", "contrastive"], "--clip-config"),
         (["--init", "nowhere.pt"], "--init nowhere.pt"),
+        (["--init", "nowhere:laion"], "--init nowhere:laion"),
         (["--init", "."], "--init ."),
         (["--init", "CLIP", "--validation-share", "1"], "--validation-share 1"),
         (["--init", "CLIP", "--validation-share", "nan"], "--validation-share nan"),
