@@ -30,8 +30,8 @@ def table(found: Verification, message: Callable[[SigRLError], str] = str) -> st
     lines += [
         "",
         f"Reference: {printable(found.reference)}.",
-        f"{pictures}, {labels}. Score errors: largest, allowed (! where exceeded) and mean; lowest cosine of a picture.",
-        f"In percent: same best label, share of the same five best, scores across the threshold of {found.threshold:.4g}.",
+        f"{pictures}, {labels}. Errors of scores, ! where too large; lowest cosine of a picture.",
+        f"In percent: same best label, same five best labels, scores across the threshold {found.threshold:.4g}.",
     ]
     return "\n".join([*lines, *not_run_lines(found.not_run, message)]) + "\n"
 
