@@ -12,8 +12,8 @@ from torch import Tensor
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.checkpoints.loading import load_model
 from sigrl_deploy.checkpoints.options import CheckpointOptions
-from sigrl_deploy.config import Arch
-from sigrl_deploy.errors import UsageError
+from sigrl_deploy.config import Arch, Device
+from sigrl_deploy.errors import UsageError, member_of
 from sigrl_deploy.model.matching import require_finite
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.pictures.preprocess import Preprocess
@@ -98,13 +98,16 @@ class EagerModel:
         return scores
 
 
-def load_eager(options: CheckpointOptions, *, device: str = "auto") -> EagerModel:
+def load_eager(options: CheckpointOptions, *, device: Device | str = Device.AUTO) -> EagerModel:
     """A checkpoint on a device: "auto" (a GPU where torch has one), "cpu" or "cuda".
 
     Raises what `load_model` raises, and UsageError where the device is not there.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("this torch finds no GPU; check its driver, or use `device=cpu`", argument="device", value=device)
+    device = member_of(Device, device, "device")
+    if device is Device.CUDA and not torch.cuda.is_available():
+        raise UsageError(
+            "this torch finds no GPU; check its driver, or use `device=cpu`", argument="device", value=device.value
+        )
     loaded = load_model(options)
-    chosen = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    chosen = "cuda" if device is not Device.CPU and torch.cuda.is_available() else "cpu"
     return EagerModel(loaded.model.to(chosen), loaded.preprocess, loaded.template, chosen)
