@@ -39,7 +39,7 @@ if __name__ == "__main__":
     limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + (6 << 30)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))  # no harm to the machine, where one is not refused
     for line in sys.stdin:
-        before, began = start(), time.monotonic()
+        before, began = start(), time.process_time()  # busy neighbours do not count
         said = ended(line.rstrip("\n"))
-        took = time.monotonic() - began
+        took = time.process_time() - began
         print(json.dumps({"path": line.rstrip("\n"), "said": said, "seconds": took, "megabytes": peak() - before}), flush=True)
