@@ -1,4 +1,4 @@
-"""Labels → a vocabulary, by a bundle's text encoder or from the label embeddings that the bundle carries."""
+"""Labels → a vocabulary, by a bundle's text tower or from the label embeddings that the bundle carries."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class _LabelEncoder:
         self._engine = engine
 
     def encode(self, labels: Sequence[str]) -> FloatArray:
-        """A batch of labels → T [N, D], by the text encoder."""
+        """A batch of labels → T [N, D], by the text tower."""
         template = self._bundle.manifest.template
         token_ids = self._tokenizer([template.replace("{label}", label) for label in labels])
         # Columns behind the last end-of-text token, the highest id, change nothing and cost most of the time.
@@ -92,7 +92,7 @@ class _LabelEncoder:
         unknown = [label for label in labels if label not in row]
         if unknown:
             raise LabelError(
-                f"the bundle has no text encoder and knows only its own {len(own)} labels; leave this label out, or export "
+                f"the bundle has no text tower and knows only its own {len(own)} labels; leave this label out, or export "
                 "again with `text_tower`",
                 argument="labels",
                 value=unknown[0],
