@@ -106,8 +106,8 @@ def test_profile_and_form_are_the_user_s(own: Path) -> None:
 
 
 @pytest.mark.parametrize("arch", [Arch.MKT, Arch.CLIP])  # CLIP_FT has the graphs of CLIP
-def test_architectures_without_a_label_graph(arch: Arch, weights: Path, tmp_path: Path) -> None:
-    options = ExportOptions(weights / "sigrl.pth", tmp_path / "out", text_tower=str(weights / "text.pth"), arch=arch)
+def test_architectures_without_a_label_graph(arch: Arch, weights: Path, without_text: dict[str, Path], tmp_path: Path) -> None:
+    options = ExportOptions(weights / "sigrl.pth", tmp_path / "out", arch=arch, **without_text)
     export_bundle(replace(options, precisions=(Precision.FP16,)))
     assert export(tmp_path / "out", *AHEAD).exit_code == 0
     assert {record.key.ops.value for record in Bundle(tmp_path / "out").manifest.engines} == {"inlined"}

@@ -173,8 +173,13 @@ def test_a_validation_without_a_label_counts_as_none(
     assert all(value.equal(weights(run)[name]) for name, value in weights(tmp_path / "without").items())
 
 
-def test_a_run_killed_before_its_validation_validates_when_it_is_resumed(tiny_clip: Path, tmp_path: Path) -> None:
-    arguments = ["scenes", "--init", str(tiny_clip), *QUICK, *TOPK, "--lr", "1e-3"]
+def test_a_run_killed_before_its_validation_validates_when_it_is_resumed(
+    tiny_clip: Path, colours: Path, tmp_path: Path
+) -> None:
+    _, *lines = (colours / "labels.csv").read_text().splitlines()
+    rewritten = [line.replace(",", ",val," if i < 5 else ",train,") for i, line in enumerate(lines)]
+    (colours / "labels.csv").write_text("\n".join(["path,split,labels", *rewritten]) + "\n")
+    arguments = [f"folder:{colours}", "--init", str(tiny_clip), *QUICK, *TOPK, "--lr", "1e-3"]
     train(*arguments, "--out", tmp_path / "whole")
     run = tmp_path / "killed"
     train(*arguments, "--out", run)
