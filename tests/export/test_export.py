@@ -45,8 +45,12 @@ def quick(options: ExportOptions, without_text: dict[str, Path]) -> ExportOption
 
 
 @pytest.fixture(scope="module", params=["fp16", "bf16"])
-def low_precision(request: pytest.FixtureRequest, export_tiny: Callable[..., Path]) -> Path:
-    return export_tiny(Precision(request.param))
+def low_precision(
+    request: pytest.FixtureRequest, export_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder of the precision's name."""
+    out = tmp_path_factory.mktemp("low") / request.param
+    return Path(shutil.copytree(export_tiny(Precision(request.param)), out))
 
 
 def manifest(bundle: Path) -> dict:
