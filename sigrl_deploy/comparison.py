@@ -46,7 +46,7 @@ def lowest_cosine(expected: FloatArray, found: FloatArray) -> float:
     for block in _blocks(expected, found):
         a, b = (scores.astype(np.float64) for scores in block)
         lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        lowest = min(lowest, float(((a * b).sum(axis=1) / np.where(lengths > 0, lengths, 1)).min()))
+        lowest = float(np.minimum(lowest, ((a * b).sum(axis=1) / np.where(lengths > 0, lengths, 1)).min()))  # NaN stays NaN
     return lowest
 
 

@@ -47,6 +47,10 @@ class SigRLError(Exception):
         self.argument = argument
         self.value = value
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Subclasses take other arguments than the line; another process gets an error as it was made.
+        return _restored, (type(self), self.args, self.__dict__)
+
     @property
     def problem(self) -> str:
         """The line, without the argument."""
@@ -120,6 +124,13 @@ class BundleError(SigRLError):
 
 class VerificationError(SigRLError):
     """Scores differ from the reference by more than the tolerance."""
+
+
+def _restored(kind: type[SigRLError], args: tuple[object, ...], fields: dict[str, object]) -> SigRLError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
 
 
 def printable(text: str) -> str:

@@ -29,5 +29,5 @@ def missing(package: str, extra: str, *, argument: str = "", value: object = Non
 def install_command(extra: str) -> str:
     """The command that installs an extra of this package, from its checkout where it runs from one."""
     if (_CHECKOUT / "pyproject.toml").is_file():
-        return f"pip install -e '.[{extra}]' in {_CHECKOUT}"
+        return f"pip install -e '{_CHECKOUT}[{extra}]'"
     return f"pip install 'sigrl-deploy[{extra}]'"

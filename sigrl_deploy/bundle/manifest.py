@@ -140,9 +140,9 @@ def read_manifest(folder: Path) -> Manifest:
         reason = getattr(error, "strerror", None) or error
         raise BundleError(f"{path}: cannot be read ({reason}); copy the bundle again, or export it again") from None
     version = values.pop("format_version", None) if isinstance(values, dict) else None
-    if version == 2:
+    if type(version) is int and version == 2:
         values = {name: value for name, value in values.items() if name not in _FORMAT_2_FIELDS}
-    elif version != FORMAT_VERSION:
+    elif type(version) is not int or version != FORMAT_VERSION:
         raise BundleError(
             f"{path}: format version {printable(str(version)[:100])}, this release reads versions 2 and {FORMAT_VERSION}; "
             "export the checkpoint again, or install the release that wrote the bundle"

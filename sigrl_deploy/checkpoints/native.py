@@ -60,7 +60,7 @@ class TrainedRecord(Checked, frozen=True):
         try:
             values = json.loads(text)
             version = values.pop("format_version")
-            if version == FORMAT_VERSION:
+            if type(version) is int and version == FORMAT_VERSION:
                 return cls.from_plain(values)
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: its header cannot be read ({error}); copy the checkpoint again") from None

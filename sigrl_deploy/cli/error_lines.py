@@ -24,18 +24,30 @@ class LogLines(logging.Formatter):
     """Log lines with the options of the verb that runs."""
 
     def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        if record.name.partition(".")[0] != "sigrl_deploy":  # other packages use backticks too
+            return line
         context = click.get_current_context(silent=True)
-        return with_options(super().format(record), context.command if context else None)
+        return with_options(line, context.command if context else None)
 
 
 def with_options(text: str, verb: click.Command | None) -> str:
-    """A message with each argument in backticks replaced by the verb's option."""
-    return _ARGUMENT.sub(lambda match: _option(match[1], match[2] and match[2].strip("'\""), verb), text)
+    """A message with each argument in backticks replaced by the verb's option; what the verb does not have stays."""
+
+    def option(match: re.Match[str]) -> str:
+        known = verb is None or _parameter(match[1], verb) is not None
+        return _option(match[1], match[2] and match[2].strip("'\""), verb) if known else match[0]
+
+    return _ARGUMENT.sub(option, text)
+
+
+def _parameter(name: str, verb: click.Command | None) -> click.Parameter | None:
+    parameters = {parameter.name: parameter for parameter in (verb.params if verb else [])}
+    return parameters.get(name) or parameters.get(f"{name}s")
 
 
 def _option(name: str, value: str | None, verb: click.Command | None) -> str:
-    parameters = {parameter.name: parameter for parameter in (verb.params if verb else [])}
-    parameter = parameters.get(name) or parameters.get(f"{name}s")
+    parameter = _parameter(name, verb)
     if isinstance(parameter, click.Argument):
         return value or parameter.make_metavar(click.Context(verb or click.Command(""))).strip("[].")
     flag = max(parameter.opts, key=len) if parameter else f"--{name.replace('_', '-')}"

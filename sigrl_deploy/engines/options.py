@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sigrl_deploy.config import FUSED, Backend, Device, Precision
-from sigrl_deploy.errors import UsageError
+from sigrl_deploy.errors import UsageError, member_of
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class EngineOptions:
         build: whether `tensorrt` may build an engine where the bundle has none for this machine; if not, `auto` runs.
         threads: of the CPU; by default those of `cpus.threads()`, and of PyTorch its own.
 
-    Raises UsageError for an unknown op.
+    Raises UsageError for an unknown backend, device, precision or op, and for less than one thread.
     """
 
     backend: Backend = Backend.AUTO
@@ -32,6 +32,12 @@ class EngineOptions:
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        for name, kind in (("backend", Backend), ("device", Device), ("precision", Precision)):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, member_of(kind, value, name))
+        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
+            raise UsageError("expected a whole number, at least 1", argument="threads", value=self.threads)
         for op in self.unfused:
             if op not in FUSED:
                 raise UsageError(f"expected some of {', '.join(FUSED)}", argument="unfused", value=op)

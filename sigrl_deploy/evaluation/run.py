@@ -194,7 +194,7 @@ def choose_label_sets(dataset: Dataset, names: Sequence[str], labels: Path | Non
     missing = [name for name in names if name not in dataset.label_sets]
     if missing:
         problem = f"this data set does not have it; expected one of {', '.join(dataset.label_sets)}"
-        raise UsageError(problem, argument="label_set", value=missing[0])
+        raise UsageError(problem, argument="label_sets", value=missing[0])
     chosen = dict.fromkeys(names or [name for name in DEFAULT_LABEL_SETS if name in dataset.label_sets])
     if labels is None:
         return {name: dataset.label_sets[name] for name in chosen}

@@ -18,7 +18,8 @@ Result = TypeVar("Result")
 def read_ahead(
     read: Callable[[Item], Result], items: Iterable[Item], ahead: int, threads: int | None = None
 ) -> Iterator[tuple[Item, Result]]:
-    """Each item with `read(item)`, in the order of `items`. An exception of `read` is raised when its item's turn comes.
+    """Each item with `read(item)`, in the order of `items`. An exception of `read` is raised when its item's turn comes, an
+    exception of `items` after the items before it.
 
     Args:
         ahead: results that may be waiting or in progress; at least one per thread.
@@ -27,12 +28,18 @@ def read_ahead(
     workers = min(MOST_THREADS, threads or cpus.threads())
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     remaining = iter(items)
+    failure: Exception | None = None
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
             while True:
-                for item in itertools.islice(remaining, max(ahead, workers) - len(waiting)):
-                    waiting.append((item, pool.submit(read, item)))
+                try:
+                    for item in itertools.islice(remaining, max(ahead, workers) - len(waiting)):
+                        waiting.append((item, pool.submit(read, item)))
+                except Exception as error:
+                    failure, remaining = error, iter(())
                 if not waiting:
+                    if failure is not None:
+                        raise failure
                     return
                 item, future = waiting.popleft()
                 yield item, future.result()

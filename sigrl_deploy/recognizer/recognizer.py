@@ -101,11 +101,11 @@ class Recognizer:
             options = replace(options, precision=member_of(Precision, precision, "precision"))
         if threads is not None:
             options = replace(options, threads=threads)
-        if options.threads is not None and options.threads < 1:
-            raise UsageError("expected at least 1", argument="threads", value=options.threads)
         self.threads = options.threads or cpus.threads()
         self.bundle = Bundle(Path(bundle))
-        folder = None if cache_dir is False else default_cache_dir() if cache_dir in (None, True) else Path(str(cache_dir))
+        folder = (
+            None if cache_dir is False else default_cache_dir() if cache_dir in (None, True) else Path(os.fsdecode(cache_dir))
+        )
         if folder is not None:
             require_private(folder)
             options = replace(options, cache_folder=options.cache_folder or folder / "kernels")
@@ -212,7 +212,7 @@ class Recognizer:
         evidence: bool = False,
         batch_size: int | None = None,
     ) -> Iterator[Record]:
-        """A record for each picture, in order, as soon as its batch is done. A picture that cannot be read is a record too.
+        """A record for each picture, in order, as its batch is done. A picture that cannot be read is a record too.
 
         >>> with Recognizer("bundle") as recognizer:
         ...     for record in recognizer.stream(["cat.jpg", "missing.jpg"], "labels.txt", top=3):

@@ -114,7 +114,7 @@ class RunFolder:
 
     def _check_settings(self, before: dict[str, Any]) -> None:
         """Raise UsageError unless the settings are the same as before, or the run becomes longer."""
-        names = {**before, **self.settings}.keys() - _LENGTH
+        names = before.keys() - _LENGTH  # an older version may not have recorded all of them
         changed = [name for name in names if before.get(name) != self.settings.get(name)]
         if not changed and self.settings["steps"] < before["steps"]:
             changed = ["steps"]

@@ -62,7 +62,7 @@ def test_a_signal_that_comes_in_an_import_waits_for_its_end(tmp_path: Path) -> N
         "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(0.3)\nprint('imported', flush=True)\n"
     )
     script = """
-from sigrl_deploy.interrupts import Interrupted, interruptible
+from sigrl_deploy.cli.interrupts import Interrupted, interruptible
 import time
 try:
     with interruptible():
@@ -78,7 +78,7 @@ except Interrupted as error:
 def test_a_signal_in_a_callback_that_can_raise_nothing_is_not_lost() -> None:
     script = """
 import os, signal, time
-from sigrl_deploy.interrupts import Interrupted, interruptible
+from sigrl_deploy.cli.interrupts import Interrupted, interruptible
 class Last:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGINT)
