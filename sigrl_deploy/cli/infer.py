@@ -93,7 +93,9 @@ def infer(pictures: tuple[str, ...], null: bool, scores: str, **options: Any) ->
         raise UsageError("is for a list on standard input; give - in place of PICTURES, or leave it out", argument="null")
     found = find_pictures(pictures, sys.stdin.buffer if sys.stdin else io.BytesIO(), null_separated=null)
     options["top"] = options["top"] or 5
-    chosen = InferOptions(found.paths, all_scores=scores == "all", engine=engine_options(options), **options)
+    chosen = InferOptions(
+        found.paths, named=frozenset(pictures), all_scores=scores == "all", engine=engine_options(options), **options
+    )
     try:
         failed = run_infer(chosen)
     except KeyboardInterrupt:

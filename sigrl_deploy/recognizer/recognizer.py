@@ -103,9 +103,7 @@ class Recognizer:
             options = replace(options, threads=threads)
         self.threads = options.threads or cpus.threads()
         self.bundle = Bundle(Path(bundle))
-        folder = (
-            None if cache_dir is False else default_cache_dir() if cache_dir in (None, True) else Path(os.fsdecode(cache_dir))
-        )
+        folder = _cache_folder(cache_dir)
         if folder is not None:
             require_private(folder)
             options = replace(options, cache_folder=options.cache_folder or folder / "kernels")
@@ -362,6 +360,13 @@ class Recognizer:
     def _require_finite(self, scores: FloatArray, picture: int) -> None:
         if not np.isfinite(scores).all():
             raise ScoreError(f"images[{picture}]: {matching.not_finite(self.engine.precision.value)}", picture)
+
+
+def _cache_folder(asked: str | os.PathLike[str] | bool | None) -> Path | None:
+    """Where embeddings are kept; None for memory only."""
+    if isinstance(asked, bool) or asked is None:
+        return None if asked is False else default_cache_dir()
+    return Path(os.fsdecode(asked))
 
 
 @cache  # once is enough

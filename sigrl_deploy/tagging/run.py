@@ -31,6 +31,7 @@ class InferOptions:
     """What to tag, with what, and where the records go. None means the default.
 
     pictures: paths; `find_pictures` makes them of folders and globs.
+    named: those of them that were named one by one, and are tagged even where they look like heat maps.
     labels: a label file; None is the bundle's own vocabulary.
     all_scores: every label's score in place of the best labels.
     format: "table", "json", "jsonl" or "csv"; None goes by the ending of `out`.
@@ -60,6 +61,7 @@ class InferOptions:
     overwrite: bool = False
     retry_errors: bool = False
     raw_csv: bool = False
+    named: frozenset[str] = frozenset()
 
 
 def run_infer(options: InferOptions) -> int:
@@ -79,7 +81,7 @@ def run_infer(options: InferOptions) -> int:
         open_folder(options.heatmaps)
     vocabulary = recognizer.vocabulary(options.labels)
     run = _run_name(options, recognizer, vocabulary)
-    asked = _without_heatmaps(options.pictures)
+    asked = _without_heatmaps(options.pictures, options.named)
     with _opened(options, format_, run) as output:
         failed = sum(output.done.values())
         pictures = [path for path in asked if path not in output.done]
@@ -161,9 +163,9 @@ def _check_place(out: Path, read: list[str | Path]) -> None:
         raise UsageError(problem, argument="out", value=out)
 
 
-def _without_heatmaps(pictures: list[str]) -> list[str]:
+def _without_heatmaps(pictures: list[str], named: frozenset[str]) -> list[str]:
     """Heat maps that an earlier run drew into a folder of pictures are no pictures to tag."""
-    kept = [path for path in pictures if not is_heatmap_name(os.path.basename(path))]
+    kept = [path for path in pictures if path in named or not is_heatmap_name(os.path.basename(path))]
     if len(kept) < len(pictures):
         count = len(pictures) - len(kept)
         log.info("%d heat map%s of an earlier run %s left out", count, *(("", "is") if count == 1 else ("s", "are")))
