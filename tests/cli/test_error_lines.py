@@ -9,6 +9,9 @@ import pytest
 from sigrl_deploy.cli.error_lines import LogLines, error_line
 from sigrl_deploy.cli.export import export_onnx, export_tensorrt
 from sigrl_deploy.cli.infer import infer
+from sigrl_deploy.config import Backend
+from sigrl_deploy.engines.engine import UnavailableError
+from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import SigRLError, UsageError
 from sigrl_deploy.extras import require
 
@@ -29,6 +32,7 @@ def test_python_reads_arguments_and_a_shell_reads_options() -> None:
         ("add `text_tower`", export_onnx, "add --text-tower"),
         ("give `null`", infer, "give --null"),
         ("see `sigrl-deploy doctor`", infer, "see `sigrl-deploy doctor`"),
+        ("we`force`ird.jpg: no such file", infer, "we`force`ird.jpg: no such file"),
         ("two\nlines", infer, "two\\nlines"),
     ],
 )
@@ -37,10 +41,14 @@ def test_arguments_in_a_message_become_the_options_of_the_verb(problem: str, ver
 
 
 def test_log_lines_have_the_options_of_the_verb_that_runs() -> None:
-    record = logging.LogRecord("", logging.WARNING, "", 0, "%s: go on with `resume`, or leave out `build=False`", ("a",), None)
+    record = logging.LogRecord(
+        "sigrl_deploy.tagging", logging.WARNING, "", 0, "%s: go on with `resume`, or leave out `build=False`", ("a",), None
+    )
     with click.Context(infer):
         assert LogLines().format(record) == "a: go on with --resume, or leave out --no-build"
     assert LogLines().format(record) == "a: go on with --resume, or leave out --build False"
+    record.name = "another_package"
+    assert LogLines().format(record) == "a: go on with `resume`, or leave out `build=False`"
 
 
 def test_a_positional_argument_is_named_by_what_was_given() -> None:
@@ -55,3 +63,21 @@ def test_a_missing_package_names_its_extra() -> None:
     error = pickle.loads(pickle.dumps(caught.value))  # as another process would get it
     assert (error.argument, error.value, error.extra) == ("backend", "openvino", "openvino")
     assert "no_such_package is not installed; pip install" in str(error)
+
+
+def test_an_error_with_arguments_of_its_own_reaches_another_process() -> None:
+    error = pickle.loads(pickle.dumps(UnavailableError("no GPU", "use another", argument="device", value="cuda")))
+    assert (error.argument, error.value, error.reason, str(error)) == (
+        "device",
+        "cuda",
+        "no GPU",
+        "device='cuda': no GPU; use another",
+    )
+
+
+@pytest.mark.parametrize(("name", "value"), [("backend", "onnx"), ("device", "gpu"), ("precision", "fp8"), ("threads", 0)])
+def test_options_of_an_engine_check_themselves(name: str, value: object) -> None:
+    assert EngineOptions(backend="torch").backend is Backend.TORCH  # type: ignore[arg-type]
+    with pytest.raises(UsageError) as caught:
+        EngineOptions(**{name: value})  # type: ignore[arg-type]
+    assert (caught.value.argument, caught.value.value) == (name, value)
