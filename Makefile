@@ -32,7 +32,7 @@ gpu: $(VENV)/ready
 	$(BIN)/python -m benchmarks.gpu_once --out benchmarks/results
 	$(BIN)/python -m benchmarks.report
 
-# The same on a CPU, at sizes that take no time, to see that it works.
+# The same on a CPU, at tiny sizes, to see that it works: several minutes.
 gpu-rehearsal: $(VENV)/ready
 	$(BIN)/python -m benchmarks.gpu_once --device cpu --variant tiny --out runs
 

@@ -29,7 +29,8 @@ BEGIN_SUPPORT, END_SUPPORT = "<!-- support matrix, by benchmarks/report.py -->\n
 INTRODUCTION = """# Benchmarks
 
 `benchmarks/report.py` writes this page from `benchmarks/results/`. [benchmarking.md](benchmarking.md) says how to measure.
-Whatever is not in a table was not run{no_gpu}.
+Whatever is not in a table was not run{no_gpu}. A *contender* is one implementation in one precision; the *tower* is CLIP's
+image transformer (ViT), and *match* compares its features with the labels.
 
 - `eager-as-written`: the reference's operations in PyTorch, with the label graph in every pass. `eager`: the same, with the
   label graph's result kept. `compile`: `eager` under torch.compile. `naive-onnx`: `eager` exported as it stands, in ONNX
@@ -41,8 +42,8 @@ Whatever is not in a table was not run{no_gpu}.
   weights, picture and labels once at its copy rate, whichever is longer.
 - Processes take turns in rounds; a median is the median of the rounds' medians. Memory is the largest resident set of the
   process.
-- Scores are compared with eager in fp32 on the package's pictures: one for peers, 12 for this project's engines, fewer where
-  there are many labels. Weights are random, so labels lie closer together than in a trained model; the
+- Scores are compared with eager in fp32 on the package's pictures: 12 for this project's engines, one for the others, fewer
+  where there are many labels. Weights are random, so labels lie closer together than in a trained model; the
   [model card](../sigrl_deploy/data/MODEL_CARD.md) has a trained one.
 """
 

@@ -70,7 +70,7 @@ class Precision(str, Enum):
 
     @property
     def tolerance(self) -> float:
-        """Largest score error against the eager fp32 model that an export may have by default."""
+        """Largest score error against the PyTorch model in fp32 that an export may have by default."""
         return {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2, "int8": 1e-2, "int8x3": 1e-2, "int8-all": 5e-2}[self.value]
 
     @property
@@ -244,7 +244,7 @@ class GraphConfig(Checked, frozen=True):
 
 
 class ModelConfig(Checked, frozen=True):
-    """Everything needed to build the eager model; `embed_dim` is D, the joint embedding width.
+    """Everything needed to build the PyTorch model; `embed_dim` is D, the joint embedding width.
 
     Raises ValueError where the parts do not fit each other.
     """

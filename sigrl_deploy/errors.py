@@ -111,7 +111,7 @@ class CheckpointError(SigRLError):
 
 
 class ExportError(SigRLError):
-    """A bundle could not be written, or its graphs differ from the eager model by more than the tolerance."""
+    """A bundle could not be written, or its graphs differ from the PyTorch model by more than the tolerance."""
 
 
 class TrainingError(SigRLError):

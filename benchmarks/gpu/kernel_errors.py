@@ -33,7 +33,7 @@ def kernel_errors(run: Run) -> None:
 
 
 def errors(run: Run, kernel: Kernel, dtype: torch.dtype, batch: int, labels: int) -> None:
-    """Errors are norms over all elements, relative to the exact result's, as in tests/test_kernels.py."""
+    """Errors are norms over all elements, relative to the exact result's, as in tests/support/kernel_rule.py."""
     torch.manual_seed(labels)
     inputs = kernel.inputs(labels, batch, dtype)
     exact = kernel.plain(*(in_float64(value) for value in inputs))

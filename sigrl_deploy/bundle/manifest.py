@@ -35,7 +35,7 @@ class Variant(Checked, frozen=True):
     """One precision of the two graphs.
 
     `text` is None where nothing is left to compute on the text side. `weights` is the same model for the PyTorch engine, where
-    export was asked for it. `parity` is what export measured against the eager fp32 model: backend, cases, largest errors,
+    export was asked for it. `parity` is what export measured against the PyTorch model in fp32: backend, cases, largest errors,
     agreement.
     """
 

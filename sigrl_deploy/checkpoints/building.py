@@ -1,4 +1,4 @@
-"""From a checkpoint and its config to the eager model, with every tensor accounted for."""
+"""From a checkpoint and its config to the PyTorch model, with every tensor accounted for."""
 
 from __future__ import annotations
 

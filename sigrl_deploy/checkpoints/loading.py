@@ -1,4 +1,4 @@
-"""From a checkpoint to the eager model, with the text tower that it was trained with."""
+"""From a checkpoint to the PyTorch model, with the text tower that it was trained with."""
 
 from __future__ import annotations
 

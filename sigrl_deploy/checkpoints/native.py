@@ -1,8 +1,8 @@
 """The checkpoints that our own training saves: one `.safetensors` file, with everything besides the weights in its header.
 
-Tensors have the eager model's own names (`visual.*`, `text.*`, `svfr.*`, `gmc.*`, `head.*`). The header's entry `sigrl_deploy`
-is JSON: the model's config with its preprocessing and template, so that an export has to ask for nothing; the labels it was
-trained on; and a record of the training.
+Tensors have the PyTorch model's own names (`visual.*`, `text.*`, `svfr.*`, `gmc.*`, `head.*`). The header's entry
+`sigrl_deploy` is JSON: the model's config with its preprocessing and template, so that an export has to ask for nothing; the
+labels it was trained on; and a record of the training.
 """
 
 from __future__ import annotations

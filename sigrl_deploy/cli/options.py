@@ -55,7 +55,7 @@ build_option = click.option(
     is_flag=True,
     flag_value=False,
     default=True,
-    help="If the bundle has no TensorRT engine for this machine, use another backend instead of building one.",
+    help="If there is a GPU but no TensorRT engine for it, use another backend instead of building one.",
 )
 cache_option = click.option(
     "--cache-dir",

@@ -1,4 +1,4 @@
-"""Parity: the scores of the exported graphs compared with the eager fp32 model's, on real pictures."""
+"""Parity: the scores of the exported graphs compared with the PyTorch fp32 model's, on real pictures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Scorer = Callable[[FloatArray, Sequence[str]], FloatArray]  # pixels [B, 3, H, W
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison with the eager model: score errors, and how many of its best labels are the graphs' too.
+    """One comparison with the PyTorch model: score errors, and how many of its best labels are the graphs' too.
 
     `top1_agreement` is a share of pictures, `top5_overlap` a share of the five best labels (of all, where there are fewer).
     """
@@ -124,7 +124,7 @@ class EagerScorer:
 
 
 class Reference:
-    """The eager fp32 model's scores of the package's photographs, computed once for all precisions.
+    """The PyTorch fp32 model's scores of the package's photographs, computed once for all precisions.
 
     `cache` is a folder of label embeddings, for precisions that share a text graph.
     """
@@ -142,7 +142,7 @@ class Reference:
 
 
 def measure(reference: Reference, bundle: Path, precision: Precision, tolerance: float, graphs: SigRL) -> Parity:
-    """Compare a written bundle with the eager fp32 model.
+    """Compare a written bundle with the PyTorch fp32 model.
 
     The files run in ONNX Runtime as `infer` would run them. What its CPU provider does not run, bf16, runs in PyTorch:
     `graphs`, the typed model that the files were made from.

@@ -48,7 +48,7 @@ class ExportOptions(CheckpointOptions):
     labels: a label file, whose vocabulary is put into the bundle; None takes the labels that our own training recorded, if any.
     label_embeddings: a saved tensor [C, D] of those labels, in place of a text tower.
     precisions: the variants of the graphs; the first runs by default.
-    tolerance: the largest score error against the eager fp32 model; None takes each precision's own.
+    tolerance: the largest score error against the PyTorch model in fp32; None takes each precision's own.
     weights: also write the weights that the PyTorch engine needs.
     force: replace a bundle at `out`.
     """
@@ -80,7 +80,7 @@ def export_bundle(options: ExportOptions) -> list[Parity]:
     own = given or (check_labels(record.labels) if record and record.labels else ())
     rows = _label_rows(options, model, loaded.template, own)
     with replaced_folder(options.out) as folder, tempfile.TemporaryDirectory(prefix="sigrl-deploy-") as cache:
-        log.info("scoring the package's photographs with the eager model, to measure against")
+        log.info("scoring the package's photographs with the PyTorch model, to measure against")
         reference = Reference(model, rows, loaded.preprocess, Path(cache))
         found = _Export(options, loaded, reference, folder).run(vocabulary=bool(own))
     return list(found.values())
@@ -115,7 +115,7 @@ class _Export:
         variant = self._write_variant(graphs, precision)
         self._write_manifest({precision: variant})
         written = time.monotonic()
-        log.info("%s: exported in %.0f s; measuring against the eager model", precision.value, written - began)
+        log.info("%s: exported in %.0f s; measuring against the PyTorch model", precision.value, written - began)
         parity = self._measure(graphs, precision)
         log.info("%s: measured in %.0f s", precision.value, time.monotonic() - written)
         self._variants[precision] = replace(variant, parity=parity.to_dict())
@@ -142,7 +142,7 @@ class _Export:
         parity = measure(self._reference, self._folder, precision, tolerance, graphs)
         if not parity.largest_error <= tolerance:
             raise ExportError(
-                f"{options.out}: the {precision.value} scores differ from the eager model's by {parity.largest_error:.2g}, "
+                f"{options.out}: the {precision.value} scores differ from the PyTorch model's by {parity.largest_error:.2g}, "
                 f"more than the tolerance of {tolerance:g}; nothing was written; choose another precision, or a "
                 "larger `tolerance`"
             )

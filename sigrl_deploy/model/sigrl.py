@@ -1,4 +1,4 @@
-"""The forward pass of SigRL in eager PyTorch, top to bottom: pixels and labels in, scores out.
+"""The forward pass of SigRL in PyTorch, top to bottom: pixels and labels in, scores out.
 
 Semantic-guided Representation Learning for Multi-Label Recognition, ICME 2025. Symbols: B pictures, P patch tokens, C labels,
 D joint embedding width, k patches averaged by the local match. `materialised.py` has the same functions written as the

@@ -18,6 +18,7 @@ from sigrl_deploy.bundle.manifest import FORMAT_VERSION
 from sigrl_deploy.cli.main import main
 from sigrl_deploy.demo import CHECKPOINT
 from sigrl_deploy.export.run import ExportOptions, export_bundle
+from sigrl_deploy.training.recipes import RECIPES, RecipeName
 from sigrl_deploy.version import __version__
 from tests.support.paths import ROOT
 
@@ -112,6 +113,19 @@ def test_every_room_is_described() -> None:
     rooms = {room.strip() for layer in layers["layers"] for room in layer.split("|")}
     described = re.findall(r"^\| (`.+?) \|", text_of(ROOT / "docs" / "architecture.md"), re.MULTILINE)
     assert rooms <= {room for row in described for room in re.findall(r"`(\w+)`", row)}
+
+
+def test_the_table_of_recipes_has_their_values() -> None:
+    page = text_of(ROOT / "docs" / "training.md")
+    (head,) = re.findall(r"^\| \| (`zero-shot` \|.+) \|$", page, re.MULTILINE)
+    recipes = [RECIPES[RecipeName(name)] for name in re.findall(r"`([\w-]+)`", head)]
+    shown = {name: cells.split(" | ") for name, cells in re.findall(r"^\| `--([\w-]+)` \| (.+) \|$", page, re.MULTILINE)}
+    for name in ("lr", "distillation", "entropy-weight"):
+        values = [getattr(recipe, name.replace("-", "_")) for recipe in recipes]
+        assert [0.0 if cell == "—" else float(cell.split(";")[0]) for cell in shown[name]] == values
+    for name in ("epochs", "batch-size", "trained-blocks", "augment"):
+        values = [getattr(recipe, name.replace("-", "_")) for recipe in recipes]
+        assert shown[name] == ["all" if value is None else str(value) for value in values]
 
 
 def test_the_changelog_has_this_version_and_this_format() -> None:
