@@ -13,7 +13,7 @@
     └── VerificationError
 
 A message is one line: what was wrong, in which file or argument, what was expected, and what to do about it. Arguments that it
-advises stand in backticks, as a Python keyword: `force`, or `backend=torch`. The command line prints the line without a
+advises stand in backticks, as a Python keyword: `force`, or `backend='torch'`. The command line prints the line without a
 traceback, with arguments as its own options, and exits with `exit_code`.
 """
 
@@ -59,8 +59,15 @@ class SigRLError(Exception):
     def __str__(self) -> str:
         if not self.argument:
             return self.problem
-        value = "" if self.value is None else f"={str(self.value)!r}"
+        value = "" if self.value is None else f"={_as_code(self.value)}"
         return f"{self.argument}{value}: {self.problem}"
+
+
+def _as_code(value: object) -> str:
+    """A value as one types it in Python; a path as its text."""
+    if isinstance(value, Enum):
+        value = value.value
+    return repr(value if isinstance(value, (int, float, str, list)) else str(value))
 
 
 class UsageError(SigRLError):
@@ -131,6 +138,12 @@ def _restored(kind: type[SigRLError], args: tuple[object, ...], fields: dict[str
     error.args = args
     error.__dict__.update(fields)
     return error
+
+
+def kind_of(value: object) -> str:
+    """The type of a value, with its article: "an int"."""
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def printable(text: str) -> str:

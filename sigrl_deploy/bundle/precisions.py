@@ -17,12 +17,12 @@ def choose_precision(bundle: Bundle, backend: Backend, device: Device, asked: Pr
     able = [precision for precision in held if runs(backend, precision, device)]
     where = "" if device is Device.AUTO else f" on {device.value}"
     if asked and not able:
-        problem = f"{backend.full_name} does not run it{where}; {_others(asked, device)} does"
+        problem = f"{backend.full_name} does not run it{where}; {_others(bundle, asked, device)} does"
         raise UsageError(problem, argument="precision", value=asked.value)
     if not able:
         names = ", ".join(precision.value for precision in held)
         problem = f"holds only {names}, which {backend.full_name} does not run{where}; export it in fp32 too"
-        raise BundleError(f"{bundle.path}: {problem}, or use {_others(held[0], device)}")
+        raise BundleError(f"{bundle.path}: {problem}, or use {_others(bundle, held[0], device)}")
     if backend is not Backend.TORCH:
         return able[0]
     weights = [precision for precision in able if bundle.manifest.variants[precision].weights]
@@ -32,10 +32,11 @@ def choose_precision(bundle: Bundle, backend: Backend, device: Device, asked: Pr
     return weights[0]
 
 
-def _others(precision: Precision, device: Device) -> str:
-    """The backends that run a precision, on this device or else on another, as a message names them."""
-    able = [backend for backend in Backend.named() if runs(backend, precision, device)]
+def _others(bundle: Bundle, precision: Precision, device: Device) -> str:
+    """The backends that run a bundle's precision, on this device or else on another, as a message names them."""
+    usable = [b for b in Backend.named() if b is not Backend.TORCH or bundle.manifest.variants[precision].weights]
+    able = [backend for backend in usable if runs(backend, precision, device)]
     if able:
-        return " or ".join(f"`backend={backend.value}`" for backend in able)
-    backend, other = next((b, d) for b in Backend.named() for d in Device.AUTO.candidates if runs(b, precision, d))
-    return f"`backend={backend.value}` with `device={other.value}`"
+        return " or ".join(f"`backend='{backend.value}'`" for backend in able)
+    backend, other = next((b, d) for b in usable for d in Device.AUTO.candidates if runs(b, precision, d))
+    return f"`backend='{backend.value}'` with `device='{other.value}'`"

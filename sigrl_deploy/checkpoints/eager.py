@@ -106,7 +106,7 @@ def load_eager(options: CheckpointOptions, *, device: Device | str = Device.AUTO
     device = member_of(Device, device, "device")
     if device is Device.CUDA and not torch.cuda.is_available():
         raise UsageError(
-            "this torch finds no GPU; check its driver, or use `device=cpu`", argument="device", value=device.value
+            "this torch finds no GPU; check its driver, or use `device='cpu'`", argument="device", value=device.value
         )
     loaded = load_model(options)
     chosen = "cuda" if device is not Device.CPU and torch.cuda.is_available() else "cpu"

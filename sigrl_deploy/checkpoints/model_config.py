@@ -34,7 +34,7 @@ def model_config(
     if arch.has_graph and checkpoint.layout != "SigRL":
         raise CheckpointError(
             f"{checkpoint.path}: a {checkpoint.layout} checkpoint without SigRL's tensors (SemanticDecoupling.fc3.weight …); "
-            "give a SigRL checkpoint, or use `arch=mkt`, `arch=clip-ft` or `arch=clip`"
+            "give a SigRL checkpoint, or use `arch='mkt'`, `arch='clip-ft'` or `arch='clip'`"
         )
     if checkpoint.original("visual.class_embedding") not in checkpoint.tensors:
         raise CheckpointError(

@@ -85,7 +85,7 @@ def infer(pictures: tuple[str, ...], null: bool, scores: str, **options: Any) ->
     if scores == "all" and (options["top"] is not None or options["threshold"] is not None):
         raise UsageError("gives every label, so leave out `top` and `threshold`", argument="scores", value=scores)
     if scores == "all" and options["heatmaps"] is not None:
-        problem = "heat maps are drawn for the best labels only; leave out `heatmaps` or `scores=all`"
+        problem = "heat maps are drawn for the best labels only; leave out `heatmaps` or `scores='all'`"
         raise UsageError(problem, argument="scores", value=scores)
     if options["threshold"] is not None and not math.isfinite(options["threshold"]):
         raise UsageError("expected a finite number, such as 0.02", argument="threshold", value=options["threshold"])

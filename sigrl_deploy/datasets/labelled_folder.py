@@ -191,7 +191,7 @@ def _rows_of(
             )
         return everything
     if split == "test":
-        raise UsageError("leaves no pictures for the split test; use `split=val`", argument="validation_share")
+        raise UsageError("leaves no pictures for the split test; use `split='val'`", argument="validation_share")
     held_out = np.array([_place_of(picture) < validation_share for picture in pictures], bool)
     rows = np.flatnonzero(held_out == (split == "val"))
     if not len(rows):

@@ -73,7 +73,7 @@ def _device(backend: Backend, bundle: Bundle, options: EngineOptions, machine: M
     asked = options.device
     if not runs(backend, device=asked):
         other = next(d for d in Device.AUTO.candidates if runs(backend, device=d))
-        problem = f"{backend.full_name} does not run there; use `device={other.value}`, or another `backend`"
+        problem = f"{backend.full_name} does not run there; use `device='{other.value}'`, or another `backend`"
         raise UsageError(problem, argument="device", value=asked.value)
     if asked is Device.CPU:
         return asked, "as asked"
@@ -82,7 +82,7 @@ def _device(backend: Backend, bundle: Bundle, options: EngineOptions, machine: M
     reason = machine.no_gpu(backend)
     if asked is Device.CUDA:
         if reason:
-            raise UsageError(f"{reason}; {_DOCTOR}, or use `device=cpu`", argument="device", value=asked.value)
+            raise UsageError(f"{reason}; {_DOCTOR}, or use `device='cpu'`", argument="device", value=asked.value)
         return asked, "as asked"
     if not runs(backend, device=Device.CPU):
         if reason:
@@ -101,7 +101,7 @@ def _kernels(backend: Backend, device: Device, bundle: Bundle, options: EngineOp
         if op in able:
             continue
         problem = f"{backend.full_name} has no kernel for it, and runs it in its own ops" if able else "nothing is fused here"
-        raise UsageError(f"{problem}; leave it out, or use `backend=torch` on a GPU", argument="unfused", value=op)
+        raise UsageError(f"{problem}; leave it out, or use `backend='torch'` on a GPU", argument="unfused", value=op)
     found = able - options.unfused
     # Behind ONNX Runtime's tower matching alone gains nothing: the whole graph then runs in ONNX Runtime.
     return frozenset() if backend is Backend.ONNXRUNTIME and "svfr" not in found else found

@@ -210,7 +210,7 @@ class GpuEngine(ABC):
         except torch.OutOfMemoryError:
             if len(pixels) <= self.batches[0]:
                 raise UsageError(
-                    f"the GPU has no room for one picture with {vocabulary.labels} labels; use fewer labels, or `device=cpu`"
+                    f"the GPU has no room for one picture with {vocabulary.labels} labels; use fewer labels, or `device='cpu'`"
                 ) from None
         self._largest_batch[rows] = bucket(len(pixels)) // 2
         log.warning("the GPU has no room for %d pictures at once; from now on %d are", len(pixels), self._largest_batch[rows])

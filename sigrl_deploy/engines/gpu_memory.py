@@ -31,5 +31,5 @@ def check_room(labels: int, needed: int, free: int) -> None:
     if needed > free:
         raise UsageError(
             f"{labels} labels: one picture needs {needed / 1e9:.1f} GB beside the model, {free / 1e9:.1f} GB of the GPU "
-            "are free; use fewer labels, or `device=cpu`"
+            "are free; use fewer labels, or `device='cpu'`"
         )

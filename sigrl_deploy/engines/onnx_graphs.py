@@ -92,7 +92,7 @@ class OnnxEngine(OnnxTextEngine):
 
     def preprocess(self) -> NoReturn:
         """See `Engine.preprocess`; always raises UsageError."""
-        problem = "this backend does not resize pictures on its device; leave it out, or use `backend=torch`"
+        problem = "this backend does not resize pictures on its device; leave it out, or use `backend='torch'`"
         raise UsageError(problem, argument="device_preprocess")
 
     def encode(self, pixels: Pixels, vocabulary: Vocabulary) -> tuple[FloatArray | None, FloatArray]:

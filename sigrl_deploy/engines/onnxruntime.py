@@ -161,7 +161,7 @@ def open_session(
         if first == TENSORRT:
             value = Backend.ONNXRUNTIME_TENSORRT.value
             raise UnavailableError(reason, f"{advice}; or use another `backend`", argument="backend", value=value)
-        raise UnavailableError(reason, f"{advice}; or use `device=cpu`", argument="device", value="cuda")
+        raise UnavailableError(reason, f"{advice}; or use `device='cpu'`", argument="device", value="cuda")
     log.debug("%s: %s, %d CPU threads", path, ", ".join(map(short, session.get_providers())), options.intra_op_num_threads)
     return session
 

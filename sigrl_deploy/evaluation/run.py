@@ -165,7 +165,7 @@ def _warn_of_training_pictures(options: EvaluateOptions, models: Sequence[Model]
             log.warning("%s was trained on these pictures, so its figures say nothing about other pictures", model.path)
         elif options.validation_share is None or options.validation_share > apart:
             log.warning(
-                "%s was trained on pictures of this folder, which are among these; `split=val` with "
+                "%s was trained on pictures of this folder, which are among these; `split='val'` with "
                 "`validation_share=%g` leaves them out",
                 model.path,
                 apart,
@@ -202,7 +202,7 @@ def choose_label_sets(dataset: Dataset, names: Sequence[str], labels: Path | Non
     kept = {name: tuple(label for label in dataset.label_sets[name] if label in wanted) for name in chosen}
     for name, rest in kept.items():
         if names and not rest:
-            problem = f"holds no label of the label set {name}; add one, or leave out `label_set={name}`"
+            problem = f"holds no label of the label set {name}; add one, or leave out `label_set='{name}'`"
             raise LabelError(problem, argument="labels", value=labels)
         left_out = len(dataset.label_sets[name]) - len(rest)
         log.info("%s: %d of %d labels are not in %s and are left out", name, left_out, len(rest) + left_out, labels)

@@ -74,7 +74,7 @@ def export_bundle(options: ExportOptions) -> list[Parity]:
     loaded = load_model(options, with_text=options.label_embeddings is None)
     model, record = loaded.model, loaded.checkpoint.record
     if Precision.INT8 in options.precisions and model.svfr is None:
-        problem = f"int8 is for SVFR's products, and {model.config.arch.value} has no SVFR; use `precisions=int8x3`"
+        problem = f"int8 is for SVFR's products, and {model.config.arch.value} has no SVFR; use `precisions='int8x3'`"
         raise UsageError(problem, argument="precisions", value="int8")
     log.info("%s: a %s checkpoint, exported as %s", options.checkpoint, loaded.checkpoint.layout, model.config.arch.value)
     own = given or (check_labels(record.labels) if record and record.labels else ())

@@ -64,10 +64,10 @@ class Selection:
     def check(self, arch: Arch) -> None:
         """Raise UsageError for values that mean nothing, and for evidence where the architecture matches no patches."""
         if not isinstance(self.top, (int, np.integer)) or self.top < 1:
-            raise UsageError("expected a whole number above 0", argument="top", value=repr(self.top))
+            raise UsageError("expected a whole number above 0", argument="top", value=self.top)
         number = isinstance(self.threshold, (int, float, np.number)) and np.isfinite(self.threshold)
         if self.threshold is not None and not number:
-            raise UsageError("expected a finite number or None", argument="threshold", value=repr(self.threshold))
+            raise UsageError("expected a finite number or None", argument="threshold", value=self.threshold)
         if self.evidence and not arch.has_local:
             raise UsageError(
                 f"a bundle of arch {arch.value} scores whole pictures and has no evidence by patch; leave it out",

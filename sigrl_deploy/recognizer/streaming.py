@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from sigrl_deploy.arrays import FloatArray, Pixels
-from sigrl_deploy.errors import ImageError, UsageError, printable
+from sigrl_deploy.errors import ImageError, UsageError, kind_of, printable
 from sigrl_deploy.pictures.reading_ahead import batches, read_ahead
 from sigrl_deploy.recognizer.predictions import Prediction, Record
 
@@ -68,7 +68,7 @@ def stream_records(
 
 def _as_text(path: object) -> str:
     if not isinstance(path, (str, bytes, os.PathLike)):
-        raise UsageError(f"holds a {type(path).__name__}, expected paths; `recognize` takes other pictures", argument="paths")
+        raise UsageError(f"holds {kind_of(path)}, expected paths; `recognize` takes other pictures", argument="paths")
     return os.fsdecode(path)
 
 

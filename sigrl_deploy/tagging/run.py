@@ -136,7 +136,7 @@ def _check_output(options: InferOptions) -> str:
         raise UsageError("standard output is closed; open it, or give `out`")
     format_ = choose_format(options.format, out)
     if options.resume and (out is None or format_ != "jsonl"):
-        raise UsageError("only a run with `format=jsonl` and `out` can be resumed; give both", argument="resume")
+        raise UsageError("only a run with `format='jsonl'` and `out` can be resumed; give both", argument="resume")
     if options.resume and options.overwrite:
         raise UsageError("continues a file, and `overwrite` starts it again; give one of the two", argument="resume")
     if options.retry_errors and not options.resume:
@@ -144,7 +144,7 @@ def _check_output(options: InferOptions) -> str:
     if options.overwrite and out is None:
         raise UsageError("is for a file; give `out`, or leave it out", argument="overwrite")
     if options.raw_csv and format_ != "csv":
-        raise UsageError("is for `format=csv`; give that, or leave it out", argument="raw_csv")
+        raise UsageError("is for `format='csv'`; give that, or leave it out", argument="raw_csv")
     if out is not None and not (options.resume or options.overwrite):
         check_fresh(out, resumable=format_ == "jsonl")
     return format_

@@ -118,10 +118,10 @@ def build_engines(options: BuildOptions) -> list[tuple[EngineRecord, bool]]:
 def engine_keys(bundle: Bundle, library: Library, options: BuildOptions) -> list[EngineKey]:
     """The keys of the engines that `build_engines` builds. Raises UsageError as it does."""
     if options.version_compatible and library.is_rtx:
-        problem = f"{library.name} builds no such engines; leave it out, or use `library=tensorrt`"
+        problem = f"{library.name} builds no such engines; leave it out, or use `library='tensorrt'`"
         raise UsageError(problem, argument="version_compatible")
     if options.compute_capabilities and not library.is_rtx:
-        problem = "TensorRT builds for the GPU of this machine only; leave it out, or use `library=tensorrt_rtx`"
+        problem = "TensorRT builds for the GPU of this machine only; leave it out, or use `library='tensorrt_rtx'`"
         raise UsageError(problem, argument="compute_capabilities")
     if options.timing_cache:
         _check_timing_cache(options.timing_cache, bundle)
@@ -130,7 +130,7 @@ def engine_keys(bundle: Bundle, library: Library, options: BuildOptions) -> list
         if capability not in library.capabilities:
             problem = (
                 f"{library.full_name} builds for {', '.join(library.capabilities)}; for another GPU, build on a machine that "
-                "has it, with `library=tensorrt` and without `compute_capabilities`"
+                "has it, with `library='tensorrt'` and without `compute_capabilities`"
             )
             raise UsageError(problem, argument="compute_capabilities", value=capability)
     precision = choose_precision(bundle, Backend.TENSORRT, Device.CUDA, options.precision)
@@ -179,7 +179,7 @@ def _gpu(options: BuildOptions) -> Gpu | None:
     except NoGpuError as error:
         raise UsageError(
             f"no GPU to build for: {error}; name the compute capability of the GPU that the engine is for, such as "
-            "`compute_capabilities=8.9` (with TensorRT for RTX)"
+            "`compute_capabilities='8.9'` (with TensorRT for RTX)"
         ) from None
 
 
@@ -189,7 +189,7 @@ def _ops(bundle: Bundle, library: Library, asked: Ops | None) -> Ops:
             raise UsageError(f"{bundle.manifest.arch.value} has no SVFR; leave it out", argument="ops", value=asked.value)
         return Ops.INLINED
     if asked is Ops.PLUGIN and library.is_rtx:
-        problem = f"{library.name} takes no plugins; use `ops=fused`, `ops=inlined` or `library=tensorrt`"
+        problem = f"{library.name} takes no plugins; use `ops='fused'`, `ops='inlined'` or `library='tensorrt'`"
         raise UsageError(problem, argument="ops", value=asked.value)
     return asked or Ops.FUSED
 

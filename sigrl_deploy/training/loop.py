@@ -195,7 +195,7 @@ class Run:
 
     def _diverged(self, problem: str) -> TrainingError:
         return TrainingError(
-            f"update {self.reached.step}: {problem}; start again with a lower `lr`, or with `precision=fp32`, "
+            f"update {self.reached.step}: {problem}; start again with a lower `lr`, or with `precision='fp32'`, "
             f"{self._folder.remedy}"
         )
 

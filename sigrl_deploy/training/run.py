@@ -104,7 +104,7 @@ def run_train(options: TrainOptions) -> Reached:
 
 def _fabric(options: TrainOptions) -> Fabric:
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("torch finds no GPU; check its driver, or use `device=cpu`", argument="device", value="cuda")
+        raise UsageError("torch finds no GPU; check its driver, or use `device='cpu'`", argument="device", value="cuda")
     if options.device != "cpu" and 0 < torch.cuda.device_count() < options.devices:
         raise UsageError(
             f"this machine has {torch.cuda.device_count()} GPUs; use at most that many",
@@ -160,7 +160,7 @@ def _pictures_with_a_label(
     if needs_negatives and not both:
         raise DatasetError(
             "no picture has both a positive and a known negative label, so there is nothing to rank; use "
-            "`recipe=single-positive`, or add the negatives (0 in labels.csv)",
+            "`recipe='single-positive'`, or add the negatives (0 in labels.csv)",
             argument="data",
             value=options.data,
         )

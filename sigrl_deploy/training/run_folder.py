@@ -85,7 +85,7 @@ class RunFolder:
     def remedy(self) -> str:
         """How to start again where resuming would only fail in the same way."""
         kept = self.path / MODEL
-        return f"from its last checkpoint with `init={kept}` and another `out`" if kept.exists() else "in another folder"
+        return f"from its last checkpoint with `init='{kept}'` and another `out`" if kept.exists() else "in another folder"
 
     def load(self, fabric: Fabric, state: dict[str, Any]) -> None:
         """Restore `state` from the last checkpoint, if the run is to be resumed. Raises UsageError where that is impossible."""

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from sigrl_deploy.errors import LabelError
+from sigrl_deploy.errors import LabelError, kind_of
 
 MAX_LABEL_LENGTH = 256  # characters; CLIP's context of 77 tokens is much shorter
 _MOST_LABEL_BYTES = 1 << 26  # in a label file: a quarter of a million of the longest labels
@@ -42,18 +42,20 @@ def read_labels(path: str | Path, argument: str = "labels") -> tuple[str, ...]:
 
 
 def check_labels(labels: Iterable[str]) -> tuple[str, ...]:
-    """Labels given in code, stripped. Raises LabelError for none at all, an empty, repeated, overlong or unprintable one."""
+    """Labels given in code, stripped. Raises LabelError for a set, no labels, an empty, repeated, long or odd one."""
 
     def error(problem: str) -> LabelError:
         return LabelError(problem, argument="labels")
 
+    if isinstance(labels, (set, frozenset)):
+        raise error(f"is {kind_of(labels)}, which has no order; expected a list")
     if not isinstance(labels, Iterable) or isinstance(labels, (bytes, Mapping)):
-        raise error(f"is a {type(labels).__name__}, expected a list of text, or the path of a label file")
+        raise error(f"is {kind_of(labels)}, expected a list of text, or the path of a label file")
     placed = []
     for i, label in enumerate(labels):
         if not isinstance(label, str):
-            raise error(f"labels[{i}] is a {type(label).__name__}, expected text")
-        placed.append((f"labels[{i}]", label.strip()))
+            raise error(f"item {i} is {kind_of(label)}, expected text")
+        placed.append((f"item {i}", label.strip()))
     return _checked(placed, error)
 
 

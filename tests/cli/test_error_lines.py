@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+from pathlib import Path
 
 import click
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from sigrl_deploy.cli.error_lines import LogLines, error_line
 from sigrl_deploy.cli.export import export_onnx, export_tensorrt
 from sigrl_deploy.cli.infer import infer
-from sigrl_deploy.config import Backend
+from sigrl_deploy.config import Backend, Device
 from sigrl_deploy.engines.engine import UnavailableError
 from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import SigRLError, UsageError
@@ -20,6 +21,12 @@ def test_python_reads_arguments_and_a_shell_reads_options() -> None:
     error = UsageError("the bundle holds fp32 only; leave it out, or add `force`", argument="precision", value="fp16")
     assert str(error) == "precision='fp16': the bundle holds fp32 only; leave it out, or add `force`"
     assert error_line(error, export_onnx) == "--precision fp16: the bundle holds fp32 only; leave it out, or add --force"
+
+
+def test_a_value_reads_as_python_spells_it() -> None:
+    values = (0, 0.5, True, "0", Device.CPU, Path("a b"))
+    spelled = [str(UsageError("no", argument="x", value=value)).removesuffix(": no") for value in values]
+    assert spelled == ["x=0", "x=0.5", "x=True", "x='0'", "x='cpu'", "x='a b'"]
 
 
 @pytest.mark.parametrize(

@@ -124,14 +124,14 @@ def test_what_cannot_be_is_refused_and_names_the_option(
     [(BF16, {}), (INT8, {"backend": "openvino"}), (INT8, {"device": "cuda"}), (INT8, {"backend": "tensorrt"})],
 )
 def test_a_bundle_of_which_nothing_runs_is_refused(held: Precision, asked: dict[str, str]) -> None:
-    with pytest.raises(BundleError, match=f"^held: holds only {held.value}, .*`backend=o"):
+    with pytest.raises(BundleError, match=f"^held: holds only {held.value}, .*or use `backend='o"):
         chosen(Held(held, weights=False), LAPTOP if held is BF16 else SERVER, **asked)
 
 
 def test_advice_names_a_backend_that_does_run_it() -> None:
-    with pytest.raises(UsageError, match="`backend=torch` or `backend=openvino` does"):
+    with pytest.raises(UsageError, match="`backend='torch'` or `backend='openvino'` does"):
         chosen(Held(BF16), LAPTOP, "onnxruntime", "cpu", precision=BF16)
-    with pytest.raises(UsageError, match="`backend=onnxruntime` with `device=cpu` does"):
+    with pytest.raises(UsageError, match="`backend='onnxruntime'` with `device='cpu'` does"):
         chosen(Held(INT8), SERVER, "torch", "cuda", precision=INT8)
 
 

@@ -175,7 +175,7 @@ def test_what_it_cannot_run_is_refused_in_one_line(bundle: Path, exported: Calla
         openvino(rewritten(bundle, tmp_path / "resized", resized))
     with pytest.raises(BundleError, match="holds only int8, which OpenVINO does not run"):
         openvino(exported(Precision.INT8))
-    with pytest.raises(UsageError, match="`backend=onnxruntime` does"):
+    with pytest.raises(UsageError, match="`backend='onnxruntime'` does"):
         Recognizer(exported(Precision.INT8), backend="openvino", precision="int8")
     with pytest.raises(UsageError, match="OpenVINO does not run there"):
         Recognizer(bundle, backend="openvino", device="cuda")

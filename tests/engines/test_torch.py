@@ -134,7 +134,7 @@ def test_a_batch_without_room_is_split_and_not_tried_again(
     assert engine.tried == [7, 4, 2, 2, 2, 1, 2, 2, 2, 1]
     assert "no room for 7 pictures at once; from now on 4 are" in caplog.text
     engine.room = 0
-    with pytest.raises(UsageError, match="no room for one picture with 5 labels; use fewer labels, or `device=cpu`"):
+    with pytest.raises(UsageError, match="no room for one picture with 5 labels; use fewer labels, or `device='cpu'`"):
         engine.score(pixels, vocabulary)
 
 

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,7 +76,15 @@ def test_label_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_labels_given_in_code() -> None:
     assert check_labels([" dog ", "# 1"]) == ("dog", "# 1")
-    for labels, expected in [([], "no labels"), (["dog", " "], r"labels\[1\]: empty"), (["a", "a"], r"repeats labels\[0\]")]:
+    refused: list[tuple[Any, str]] = [
+        ([], "labels: holds no labels"),
+        (["dog", " "], "labels: item 1: empty"),
+        (["a", "a"], "labels: item 1: 'a' repeats item 0"),
+        (["a", 1], "labels: item 1 is an int"),
+        ({"a", "b"}, "labels: is a set, which has no order; expected a list"),
+        (frozenset("ab"), "labels: is a frozenset"),
+    ]
+    for labels, expected in refused:
         with pytest.raises(LabelError, match=expected):
             check_labels(labels)
     with pytest.raises(LabelError, match="control character"):
