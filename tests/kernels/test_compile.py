@@ -27,9 +27,10 @@ def compiled_by(triton: str | None, show: Callable[[str], None], *capabilities: 
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_candidate_compiles_for_every_chip(show: Callable[[str], None]) -> None:
-    """For sm_80, sm_90 and sm_100: registers, shared memory, and on sm_90 loops that keep the tensor cores at work."""
-    compiled_by(None, show)
+@pytest.mark.parametrize("capability", SHARED_LIMIT)
+def test_every_candidate_compiles_for_every_chip(capability: int, show: Callable[[str], None]) -> None:
+    """Registers, shared memory, and on sm_90 loops that keep the tensor cores at work."""
+    compiled_by(None, show, str(capability))
 
 
 @pytest.mark.skipif("SIGRL_TRITON" not in os.environ, reason="SIGRL_TRITON names no folder with another Triton")
