@@ -126,7 +126,7 @@ def _gpu() -> tuple[Gpu | None, Finding]:
     except NoGpuError as error:
         # A card without a working driver can be fixed. Without a card, nothing is wrong.
         command = "nvidia-smi  # shows what the driver sees" if _has_card() else None
-        advice = "" if has_driver() else "; to use a GPU, install NVIDIA's driver and the extra gpu, tensorrt-rtx or export"
+        advice = "" if has_driver() else "; to use a GPU, install it and then the extra gpu, tensorrt-rtx or export"
         return None, Finding("GPU", False, f"{error}{advice}; everything runs on the CPU", command)
     size = f"{gpu.memory / 1e9:.0f} GB"
     found = f"{gpu.name}, compute capability {gpu.compute_capability}, {size}, driver {gpu.driver}, which runs CUDA {gpu.cuda}"
