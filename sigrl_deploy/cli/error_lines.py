@@ -30,7 +30,7 @@ class LogLines(logging.Formatter):
 
 def with_options(text: str, verb: click.Command | None) -> str:
     """A message with each argument in backticks replaced by the verb's option."""
-    return _ARGUMENT.sub(lambda match: _option(match[1], match[2] and match[2].strip("'\""), verb), text)
+    return _ARGUMENT.sub(lambda match: _option(match[1], match[2] and match[2].strip("(),'\""), verb), text)
 
 
 def _option(name: str, value: str | None, verb: click.Command | None) -> str:
