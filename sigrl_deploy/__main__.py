@@ -8,9 +8,9 @@ from sigrl_deploy.cli.interrupts import leave_at_once
 def run(*verb: str, name: str = "sigrl-deploy") -> None:
     """Run a verb, by default the one that the arguments of this process name, and exit."""
     leave_at_once()
-    from sigrl_deploy.cli.main import main
+    from sigrl_deploy.cli.main import run_verb
 
-    main([*verb, *sys.argv[1:]], prog_name=name)
+    run_verb(verb, sys.argv[1:], name)
 
 
 if __name__ == "__main__":

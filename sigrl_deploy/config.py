@@ -176,7 +176,7 @@ _FACTS = {
     ),
     Backend.ONNXRUNTIME_TENSORRT: _Facts("ONNX Runtime's TensorRT provider", {Device.CUDA: _FLOATS}),
     Backend.TORCH: _Facts("PyTorch", {Device.CPU: _FLOATS, Device.CUDA: _FLOATS}, FUSED, ("torch", "triton"), "export"),
-    Backend.TENSORRT: _Facts("TensorRT", {Device.CUDA: _FLOATS}, ("svfr", "match"), ("torch", "triton"), "tensorrt"),
+    Backend.TENSORRT: _Facts("TensorRT", {Device.CUDA: _FLOATS}, ("svfr", "match"), ("torch", "triton"), "export"),
     Backend.OPENVINO: _Facts("OpenVINO", {Device.CPU: _FLOATS}, packages=("openvino", "onnx"), extra="openvino"),
 }
 

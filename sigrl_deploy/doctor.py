@@ -19,7 +19,7 @@ from sigrl_deploy.config import Backend, runs
 from sigrl_deploy.errors import SigRLError, UsageError
 from sigrl_deploy.extras import install_command
 from sigrl_deploy.machine.cache_folder import ENVIRONMENT, cached_files, require_private
-from sigrl_deploy.machine.gpu import OLDEST_FUSED, Gpu, NoGpuError, gpu_at_hand
+from sigrl_deploy.machine.gpu import OLDEST_FUSED, Gpu, NoGpuError, gpu_at_hand, has_driver
 from sigrl_deploy.tensorrt.library import installed, open_library
 from sigrl_deploy.version import version_of
 
@@ -38,6 +38,8 @@ _EXTRAS = {
     "evaluate": ("evaluate", ("sklearn",)),
     "train": ("train", ("lightning_fabric", "sklearn", "h5py")),
 }
+_PACKAGE_OF = {"lightning_fabric": "lightning-fabric", "open_clip": "open_clip_torch", "sklearn": "scikit-learn"}  # by module
+_TENSORRT = f"{install_command('tensorrt-rtx')}  # or the extra tensorrt, where pip finds NVIDIA's index"
 BUNDLE = "bundle"
 _CUDA_LIBRARIES = {"libcudart": (13, 12), "libcublasLt": (13, 12), "libcudnn": (9,)}  # and their major versions
 
@@ -124,7 +126,8 @@ def _gpu() -> tuple[Gpu | None, Finding]:
     except NoGpuError as error:
         # A card without a working driver can be fixed. Without a card, nothing is wrong.
         command = "nvidia-smi  # shows what the driver sees" if _has_card() else None
-        return None, Finding("GPU", False, f"no GPU: {error}; everything runs on the CPU", command)
+        advice = "" if has_driver() else "; to use a GPU, install it and then the extra gpu, tensorrt-rtx or export"
+        return None, Finding("GPU", False, f"{error}{advice}; everything runs on the CPU", command)
     size = f"{gpu.memory / 1e9:.0f} GB"
     found = f"{gpu.name}, compute capability {gpu.compute_capability}, {size}, driver {gpu.driver}, which runs CUDA {gpu.cuda}"
     return gpu, Finding("GPU", True, found)
@@ -154,8 +157,11 @@ def _backends(gpu: Gpu | None) -> Iterator[Finding]:
     if gpu is None:
         yield Finding("tensorrt", False, "there is no GPU")
         return
-    library = next(iter(installed()), "tensorrt")
-    yield _backend(Backend.TENSORRT, (library, *Backend.TENSORRT.packages, "onnx"))
+    libraries = installed()
+    if not libraries:
+        yield Finding(Backend.TENSORRT.value, False, "TensorRT is not installed", _TENSORRT)
+        return
+    yield _backend(Backend.TENSORRT, (libraries[0], *Backend.TENSORRT.packages, "onnx"))
 
 
 def _onnxruntime(providers: list[str] | str, name: str, provider: str, gpu: Gpu | None) -> Finding:
@@ -263,9 +269,9 @@ def _installed_torch(gpu: Gpu | None) -> Finding:
 def _extras() -> Iterator[Finding]:
     """Whether the packages of each extra that a command needs are installed."""
     for extra, (verbs, modules) in _EXTRAS.items():
-        missing = [module for module in modules if find_spec(module) is None]
+        missing = [_PACKAGE_OF.get(module, module) for module in modules if find_spec(module) is None]
         if missing:
-            found = f"{', '.join(missing)} not installed; sigrl-deploy {verbs} needs that"
+            found = f"not installed: {', '.join(missing)}; for sigrl-deploy {verbs}"
             yield Finding(f"extra {extra}", False, found, install_command(extra))
         else:
             yield Finding(f"extra {extra}", True, "installed")
@@ -273,8 +279,7 @@ def _extras() -> Iterator[Finding]:
 
 def _tensorrt(gpu: Gpu | None) -> Iterator[Finding]:
     if gpu is not None and not installed():
-        command = f"{install_command('tensorrt')}  # or the extra tensorrt-rtx"
-        yield Finding("TensorRT", False, "is not installed", command)
+        yield Finding("TensorRT", False, "is not installed", _TENSORRT)
     for name in installed():
         try:
             yield Finding(name, True, open_library(name).version)

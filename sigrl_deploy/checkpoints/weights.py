@@ -255,9 +255,8 @@ def _explained(path: Path) -> Iterator[None]:
             "save the state dict alone: torch.save(model.state_dict(), path)"
         ) from None
     except Exception as error:  # readers fail on damaged files in many ways
-        lines = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {printable(lines[0][:200])}" if lines else type(error).__name__
-        raise CheckpointError(f"{path}: is damaged, or not a checkpoint ({reason}); {_DAMAGED}") from None
+        reason = f" ({printable(str(error)[:200])})" if isinstance(error, PickleError) else ""  # others speak of parsers
+        raise CheckpointError(f"{path}: is damaged, or not a checkpoint{reason}; {_DAMAGED}") from None
 
 
 def _kind(value: Any) -> str:

@@ -36,7 +36,7 @@ def with_options(text: str, verb: click.Command | None) -> str:
 
     def option(match: re.Match[str]) -> str:
         known = verb is None or _parameter(match[1], verb) is not None
-        return _option(match[1], match[2] and match[2].strip("'\""), verb) if known else match[0]
+        return _option(match[1], match[2] and match[2].strip("(),'\""), verb) if known else match[0]
 
     return _ARGUMENT.sub(option, text)
 

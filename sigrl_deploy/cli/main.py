@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import Any
@@ -35,12 +35,16 @@ class _Group(click.Group):
     """Prints errors raised on purpose as one line and exits with their code; only bugs show a traceback."""
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(LogLines())
-        logging.basicConfig(handlers=[handler])
-        log.setLevel(logging.INFO if _prints() else logging.CRITICAL)
+        _log_to_stderr()
         with _errors_in_one_line():
             return super().make_context(*args, **extra)
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LogLines())
+    logging.basicConfig(handlers=[handler])
+    log.setLevel(logging.INFO if _prints() else logging.CRITICAL)
 
 
 @contextmanager
@@ -114,3 +118,14 @@ def _complete(command: click.Command) -> None:
 for verb in (demo, infer, labels, evaluate, train, export, doctor, verify):
     _complete(verb)
     main.add_command(verb)
+
+
+def run_verb(path: Sequence[str], arguments: Sequence[str], program: str) -> None:
+    """Run the verb that `path` names, as a program of its own where it names one, and exit."""
+    command: click.Command = main
+    for name in path:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    if path:
+        _log_to_stderr()
+    command.main(list(arguments), prog_name=program, **main.context_settings)

@@ -89,7 +89,8 @@ def train(**options: Any) -> None:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return  # of several processes, only the first reports
     metrics = ", ".join(f"{name} {100 * value:.1f}" for name, value in reached.metrics.items()) or "not validated"
-    click.echo(f"{options['out']}: trained {reached.step} updates; kept the model of update {reached.best_step} ({metrics})")
+    updates = f"{reached.step} update{'' if reached.step == 1 else 's'}"
+    click.echo(f"{options['out']}: trained {updates}; kept the model of update {reached.best_step} ({metrics})")
     for name, reason in list(reached.unreadable.items())[:5]:
         click.echo(printable(reason if name in reason else f"{name}: {reason}"), err=True)
     if reached.unreadable:

@@ -33,7 +33,7 @@ class Machine(Protocol):
 class Choice:
     """What is opened. `kernels` are the ops of FUSED that run as kernels.
 
-    `reason` is "as asked", or why the model does not run on a GPU, or "" where a GPU was chosen automatically.
+    `reason` says why the model does not run on a GPU though nobody chose the CPU; "" where there is nothing to explain.
     """
 
     backend: Backend
@@ -69,21 +69,21 @@ def _backend(bundle: Bundle, options: EngineOptions, machine: Machine) -> Backen
 
 
 def _device(backend: Backend, bundle: Bundle, options: EngineOptions, machine: Machine) -> tuple[Device, str]:
-    """The device, and the reason for it."""
+    """The device, and the reason for a CPU that nobody asked for."""
     asked = options.device
     if not runs(backend, device=asked):
         other = next(d for d in Device.AUTO.candidates if runs(backend, device=d))
         problem = f"{backend.full_name} does not run there; use `device='{other.value}'`, or another `backend`"
         raise UsageError(problem, argument="device", value=asked.value)
     if asked is Device.CPU:
-        return asked, "as asked"
+        return asked, ""
     if not runs(backend, device=Device.CUDA):
         return Device.CPU, ""
     reason = machine.no_gpu(backend)
     if asked is Device.CUDA:
         if reason:
             raise UsageError(f"{reason}; {_DOCTOR}, or use `device='cpu'`", argument="device", value=asked.value)
-        return asked, "as asked"
+        return asked, ""
     if not runs(backend, device=Device.CPU):
         if reason:
             raise UsageError(f"{reason}; {_DOCTOR}, or use another `backend`", argument="backend", value=backend.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import logging
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -37,6 +38,7 @@ from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
+_IN_PARENTHESES = re.compile(r" \([^)]*\)")
 TAGS = 5  # per picture that pass the default threshold
 
 
@@ -138,7 +140,7 @@ def verify(options: VerifyOptions) -> Verification:
     dataset = _dataset(options, bundle)
     models, not_run = _models(options, bundle)
     if len(models) < 2:
-        only = f"only {models[0].description} runs here" if models else "nothing runs here"
+        only = f"only {short_name(models[0].description)} runs here" if models else "nothing runs here"
         limited = [f"`{name}`" for name in ("backends", "precisions") if getattr(options, name)]
         advice = ["give the `checkpoint` that it was exported from"] * (options.checkpoint is None)
         advice += [f"leave out {' and '.join(limited)}"] * bool(limited)
@@ -160,6 +162,11 @@ def verify(options: VerifyOptions) -> Verification:
     )
     _record(options.bundle, found)
     return found
+
+
+def short_name(description: str) -> str:
+    """An engine's description without what is in parentheses, such as the reason for its device."""
+    return _IN_PARENTHESES.sub("", description)
 
 
 def _dataset(options: VerifyOptions, bundle: Bundle) -> Dataset:

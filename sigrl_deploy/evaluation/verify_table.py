@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 
 from sigrl_deploy.errors import SigRLError, printable
-from sigrl_deploy.evaluation.verify import Comparison, Verification
+from sigrl_deploy.evaluation.verify import Comparison, Verification, short_name
 
 _WIDTH = 100  # columns of a terminal
-_IN_PARENTHESES = re.compile(r" \([^)]*\)")
 _HEAD = ("engine", "largest", "allowed", "mean", "cosine", "top-1", "top-5", "flips", "mAP")
 
 
@@ -18,7 +16,7 @@ def table(found: Verification, message: Callable[[SigRLError], str] = str) -> st
 
     `message` makes one line of an error.
     """
-    rows = [[*_HEAD], ["reference", *[""] * 7, _percent(found.reference_map)]]
+    rows = [[*_HEAD], [f"reference: {printable(short_name(found.reference))}", *[""] * 7, _percent(found.reference_map)]]
     rows += [_row(comparison) for comparison in found.comparisons]
     if found.reference_map is None:
         rows = [row[:-1] for row in rows]
@@ -44,7 +42,7 @@ def _row(one: Comparison) -> list[str]:
 
 def _name(one: Comparison) -> str:
     """The precision and then the engine, of which the log has the whole description."""
-    engine = _IN_PARENTHESES.sub("", one.description).replace(f", {one.precision}", "", 1)
+    engine = short_name(one.description).replace(f", {one.precision}", "", 1)
     return printable(f"{one.precision} {engine}")
 
 

@@ -110,6 +110,8 @@ class _Export:
 
     def _write_and_measure(self, precision: Precision) -> Parity:
         log.info("%s: exporting", precision.value)
+        if not runs(Backend.ONNXRUNTIME, precision, Device.CPU):
+            log.info("%s: ONNX Runtime does not run it on a CPU", precision.value)
         began = time.monotonic()
         graphs = self._model if precision.torch_name == "float32" else typed(self._model, precision)
         variant = self._write_variant(graphs, precision)

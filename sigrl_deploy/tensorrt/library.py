@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.extras import require
+from sigrl_deploy.extras import missing, require
 
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
 _TURING = "7.5"  # TensorRT for RTX lists it, but has no fp32 matrix products for it, which every bundle's graphs need
@@ -61,7 +61,10 @@ def installed() -> list[str]:
 def open_library(name: str | None = None) -> Library:
     """The library of this name, or the first that is installed. Raises UsageError where it is missing or does not load."""
     if name is None:
-        name = next(iter(installed()), LIBRARIES[0])
+        name = next(iter(installed()), None)
+    if name is None:
+        error = missing(LIBRARIES[1], _EXTRAS[LIBRARIES[1]])  # which PyPI has; the other one is in NVIDIA's index
+        raise UsageError(f"{error.problem}, or the extra tensorrt where pip finds NVIDIA's index", extra=error.extra)
     require(name, extra=_EXTRAS[name])
     try:
         trt = importlib.import_module(name)

@@ -115,10 +115,12 @@ class Examples(TorchDataset[Example]):
             except ImageError as error:
                 failed.append((self.dataset.name(index), str(error)))
         name, reason = failed[0]
-        raise DatasetError(
-            f"{name}: cannot be read ({reason}), and neither can {ATTEMPTS} others drawn at random; check that the pictures "
-            "are where the annotations say, and continue with `resume`"
-        )
+        problem = reason if name in reason else f"{name}: {reason}"
+        others_tried = len({other for other, _ in failed}) - 1
+        if others_tried:
+            problem += f"; {others_tried} other{'' if others_tried == 1 else 's'} drawn at random cannot be read either"
+        advice = "check that the pictures are where the annotations say, and continue with `resume`"
+        raise DatasetError(f"{problem}; {advice}")
 
 
 class Purpose(IntEnum):

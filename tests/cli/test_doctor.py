@@ -92,7 +92,7 @@ def test_without_a_gpu_nothing_is_advised_that_needs_one() -> None:
     for word in ("nvidia-smi", "onnxruntime-gpu", "CUDA", "tensorrt]"):
         assert word not in done.stdout
     assert install_command("evaluate") in done.stdout
-    assert "sklearn not installed; sigrl-deploy evaluate needs that" in done.stdout
+    assert "not installed: scikit-learn; for sigrl-deploy evaluate" in done.stdout
 
 
 def test_two_packages_of_onnxruntime_are_a_clash(tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ def test_a_value_reads_as_python_spells_it() -> None:
         ("use `device=cpu`", None, "use --device cpu"),
         ("leave out `build=False`", infer, "leave out --no-build"),
         ("leave out `force=True`", export_tensorrt, "leave out --force"),
+        ('use `backend="torch"`', infer, "use --backend torch"),
+        ("give `compute_capabilities=('8.9',)`", export_tensorrt, "give --compute-capability 8.9"),
         ("add `text_tower`", export_onnx, "add --text-tower"),
         ("give `null`", infer, "give --null"),
         ("see `sigrl-deploy doctor`", infer, "see `sigrl-deploy doctor`"),

@@ -141,7 +141,7 @@ BAD = {
         ("/m/a,Crane\n/m/b,Dog,Hound\n", "line 2: 3 cells, expected a MID and a display name"),
         ("/m/a,Crane\n/m/b,Dog\n", "classes-trainable.txt: '/m/c' is not in .*class-descriptions.csv"),
         ("/m/b,\n/m/a,x\n/m/c,x\n/m/d,x\n/m/e,y\n/m/f,y\n", "classes-unseen.txt: 'x' is also a label of"),
-        ("/m/b,\n/m/a,x\n/m/c,x\n/m/d,z\n/m/e,y\n/m/f,y\n", r"class-descriptions.csv: labels\[0\]: empty"),
+        ("/m/b,\n/m/a,x\n/m/c,x\n/m/d,z\n/m/e,y\n/m/f,y\n", r"class-descriptions.csv: item 0: empty"),
     ],
     "classes-unseen.txt": [
         ("/m/f\n/m/x\n", "classes-unseen.txt: '/m/x' is not in"),

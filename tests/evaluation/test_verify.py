@@ -159,12 +159,12 @@ def test_the_numbers() -> None:
 
 
 def test_the_table_fits_a_terminal_whatever_an_engine_is_called() -> None:
-    name = "PyTorch 2.11.0+cu130 on NVIDIA H100 80GB HBM3 (as asked), bf16, with svfr, match and gmc as kernels"
+    name = "PyTorch 2.11.0+cu130 on NVIDIA H100 80GB HBM3 (cuda:0), bf16, with svfr, match and gmc as kernels"
     worst = Comparison(name, "bf16", 3e-2, 1.2e-1, 3.4e-2, -0.123456, 1.0, 1.0, 1.0, 1.0)
     shown = table(Verification("checkpoint", 1.0, (worst,), {}, 0.01234, 1, 1, {}))
     head, reference, row, *_ = shown.splitlines()
     assert row.startswith("bf16 PyTorch 2.11.0+cu130 on ")
-    assert reference.split() == ["reference", "100.00"]
+    assert reference.split() == ["reference:", "checkpoint", "100.00"]
     assert "0.03 !" in row
     assert "1 picture, 1 label." in shown
     assert max(map(len, shown.splitlines())) <= 100

@@ -377,9 +377,12 @@ def test_label_embeddings_of_every_usual_kind_are_read(how: str, tmp_path: Path)
 
 def test_the_script_of_a_checkout_exports(weights: Path, without_text: dict[str, Path], tmp_path: Path) -> None:
     """`python export/to_onnx.py CKPT` works from anywhere and writes beside the file; no folder of this machine is named."""
+    script = [sys.executable, ROOT / "export" / "to_onnx.py"]
+    shown = subprocess.run([*script, "-h"], capture_output=True, text=True, check=True).stdout
+    assert shown.startswith("Usage: to_onnx.py [OPTIONS] CHECKPOINT\n")
     (tmp_path / "here").mkdir()
     shutil.copy(weights / "sigrl.pth", tmp_path / "best.pth")
-    command = [sys.executable, ROOT / "export" / "to_onnx.py", "../best.pth", "--labels", without_text["labels"]]
+    command = [*script, "../best.pth", "--labels", without_text["labels"]]
     command += ["--label-embeddings", without_text["label_embeddings"]]
     done = subprocess.run(command, cwd=tmp_path / "here", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
