@@ -176,7 +176,7 @@ def test_switches_of_the_command_line(with_weights: Path, bundle: Path, photos: 
     build = ["labels", "build", str(tmp_path / "labels.txt"), "--bundle", str(bundle), "--device", "cpu", "--unfused", "gmc"]
     assert "nothing is fused here" in CliRunner().invoke(main, build).output
     evaluate = ["evaluate", "scenes", "--checkpoint", __file__, "--unfused", "svfr"]
-    assert "a checkpoint runs unfused as it is" in CliRunner().invoke(main, evaluate).output
+    assert "--unfused svfr: a checkpoint always runs unfused" in CliRunner().invoke(main, evaluate).output
     evaluate[-2:] = ["--precision", "int8"]
     assert "a checkpoint runs in fp32" in CliRunner().invoke(main, evaluate).output
     with pytest.raises(UsageError, match=r"^precision='int8': .* holds only fp32"):

@@ -40,7 +40,7 @@ def test_pictures_that_were_trained_on_are_said_to_be(
     checkpoint, said = evaluated
     evaluate(colours, "--checkpoint", checkpoint)
     assert "has no column split, so all its pictures are evaluated" in said.text
-    assert "which are among these; --split val --validation-share 0.3 leaves them out" in said.text
+    assert "which are among these; `split='val'` with `validation_share=0.3` leaves them out" in said.text
     said.clear()
     evaluate(colours, "--checkpoint", checkpoint, "--split", "val", "--validation-share", "0.6")
     assert "which are among these" in said.text

@@ -228,7 +228,7 @@ def test_folder_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCapture
         assert_right(cache.vocabulary(labels), labels)
     assert len(encoder.asked) == 11
     (record,) = caplog.records
-    assert "going on in memory" in record.getMessage()
+    assert "kept in memory only" in record.getMessage()
     assert "None" not in record.getMessage()
 
 

@@ -210,4 +210,4 @@ def test_a_text_that_is_cut_is_said(tokenizer_path: Path, caplog: pytest.LogCapt
     tokenizer(["a b c d e f"])  # eight tokens with both ends
     assert caplog.messages == []
     tokenizer(["a cat", "a b c d e f g"])
-    assert caplog.messages == ["a b c d e f g: has 9 tokens, of which 8 count"]
+    assert caplog.messages == ["a b c d e f g has 9 tokens; only the first 8 are used"]
