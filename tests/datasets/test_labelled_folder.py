@@ -65,7 +65,7 @@ BAD = {
     "no rows": ("path,dog\n", "has no picture"),
     "no labels": ("path,labels\na.jpg,\n", "labels.csv: holds no labels"),
     "label twice": ("path,dog,dog\na.jpg,1,1\n", "'dog' repeats"),
-    "label missing": ("path,dog,\na.jpg,1,1\n", r"labels\[1\]: empty"),
+    "label missing": ("path,dog,\na.jpg,1,1\n", "item 1: empty"),
     "word": ("path,dog,cat\na.jpg,1,0\nb.jpg,1,yes\n", "line 3: 'yes' for 'cat'"),
     "too few": ("path,dog,cat\na.jpg,1\n", "line 2: 2 cells, expected 3"),
     "too many": ("path,labels\na.jpg,dog,cat\n", "line 2: 3 cells, expected 2"),

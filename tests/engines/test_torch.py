@@ -88,7 +88,7 @@ def test_infer_takes_a_backend_and_says_which(with_weights: Path, bundle: Path, 
     assert tables["torch"] == tables["onnxruntime"]
     done = CliRunner().invoke(main, [*arguments, "--bundle", str(bundle), "--backend", "torch"])
     assert done.exit_code == 2
-    assert "holds no weights for PyTorch; export it again with --weights" in done.output
+    assert "holds no weights for PyTorch; export it again with `weights`" in done.output
     with pytest.raises(UsageError, match="expected one of auto, onnxruntime, ") as refused:
         Recognizer(bundle, backend="trt")
     assert (refused.value.argument, refused.value.value) == ("backend", "trt")

@@ -273,7 +273,7 @@ def test_label_sets_and_labels_can_be_chosen(data: Path, tmp_path: Path, caplog:
         choose_label_sets(dataset, [], file)
     with pytest.raises(UsageError, match="expected one of all, seen, rare, unseen") as wrong:
         choose_label_sets(dataset, ["common"], None)
-    assert (wrong.value.argument, wrong.value.value) == ("label_set", "common")
+    assert (wrong.value.argument, wrong.value.value) == ("label_sets", "common")
 
 
 def test_a_score_that_is_not_finite_ends_the_run_and_names_picture_and_model(bundle: Path, tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def test_a_score_that_is_not_finite_ends_the_run_and_names_picture_and_model(bun
     ("given", "said"),
     [
         ({"bundles": ()}, "nothing to evaluate"),
-        ({"label_sets": ("unseen",)}, "label_set='unseen': this data set does not have it; expected one of all"),
+        ({"label_sets": ("unseen",)}, "label_sets='unseen': this data set does not have it; expected one of all"),
         ({"out": Path("results.csv")}, "out='results.csv': the results are JSON"),
         ({"out": Path("missing/results.json")}, "out='missing/results.json': the folder missing does not exist"),
         ({"data": "missing"}, "missing"),

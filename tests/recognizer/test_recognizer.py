@@ -100,7 +100,7 @@ def test_no_picture_and_a_lone_picture(recognizer: Recognizer, photos: list[Path
     for use, argument in ((recognizer.recognize, "images"), (recognizer.scores, "images"), (recognizer.stream, "paths")):
         for lone in ("cat.jpg", photos[0]):
             assert refused(lambda use=use, lone=lone: use(lone, vocabulary)) == (argument, str(lone))
-    assert refused(lambda: next(recognizer.stream([photos[0].read_bytes(), 5], vocabulary)))[0] == "paths"  # type: ignore[list-item]
+    assert refused(lambda: list(recognizer.stream([photos[0].read_bytes(), 5], vocabulary)))[0] == "paths"  # type: ignore[list-item]
 
 
 def test_labels_may_be_a_list_a_file_a_vocabulary_or_the_bundles_own(
