@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -20,7 +20,7 @@ from sigrl_deploy.config import Arch, Backend, Device, Precision
 from sigrl_deploy.engines.engine import Engine
 from sigrl_deploy.engines.opening import open_engine
 from sigrl_deploy.engines.options import EngineOptions
-from sigrl_deploy.errors import ImageError, LabelError, ScoreError, UsageError, member_of
+from sigrl_deploy.errors import ImageError, LabelError, ScoreError, UsageError
 from sigrl_deploy.machine import cpus
 from sigrl_deploy.machine.cache_folder import default_cache_dir, require_private
 from sigrl_deploy.model import matching
@@ -92,15 +92,9 @@ class Recognizer:
         device_preprocess: bool = False,
         options: EngineOptions | None = None,
     ) -> None:
-        options = options or EngineOptions()
-        if backend is not None:
-            options = replace(options, backend=member_of(Backend, backend, "backend"))
-        if device is not None:
-            options = replace(options, device=member_of(Device, device, "device"))
-        if precision is not None:
-            options = replace(options, precision=member_of(Precision, precision, "precision"))
-        if threads is not None:
-            options = replace(options, threads=threads)
+        given = {"backend": backend, "device": device, "precision": precision, "threads": threads}
+        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        options = replace(options or EngineOptions(), **chosen)
         self.threads = options.threads or cpus.threads()
         self.bundle = Bundle(Path(bundle))
         folder = _cache_folder(cache_dir)

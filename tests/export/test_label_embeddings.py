@@ -1,0 +1,50 @@
+"""Saved label embeddings, which take a text tower's place: what is read, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from sigrl_deploy.checkpoints.weights import read_tensor
+from sigrl_deploy.errors import CheckpointError
+from sigrl_deploy.export.run import ExportOptions, export_bundle
+
+EMBEDDINGS = {
+    "rows of three labels": (lambda: torch.zeros(3, 512), r"holds \[3, 512\] of float32, expected a tensor \[2, 512\]"),
+    "whole numbers": (lambda: torch.zeros(2, 512, dtype=torch.int64), r"of int64, expected .* of floats"),
+    "truth values": (lambda: torch.zeros(2, 512, dtype=torch.bool), r"of bool, expected .* of floats"),
+    "complex": (lambda: torch.zeros(2, 512, dtype=torch.complex64), r"of ComplexFloatStorage, expected .* of floats"),
+    "sparse": (lambda: torch.ones(2, 512).to_sparse(), r"sparse_tensor, expected .* of floats"),
+    "expanded": (
+        lambda: torch.zeros(1, 1).expand(2, 512),
+        r"of float32, expanded \(save tensor\.clone\(\) instead\), expected .* of floats",
+    ),
+    "meta": (lambda: torch.zeros(2, 512, device="meta"), r"meta_tensor_no_storage, expected .* of floats"),
+    "a dict": (lambda: {"rows": torch.zeros(2, 512)}, r"holds a dict, expected a tensor"),
+    "a list": (lambda: [torch.zeros(2, 512)], r"holds a list, expected a tensor"),
+    "NaN": (lambda: torch.full((2, 512), torch.nan), r"NaN or infinite"),
+    "a class": (lambda: torch.nn.Linear(2, 2), r"holds torch\.nn\.modules\.linear\.Linear"),
+}
+
+
+@pytest.mark.parametrize(("make", "said"), EMBEDDINGS.values(), ids=EMBEDDINGS)
+def test_label_embeddings_must_fit_the_labels(make: Callable[[], object], said: str, weights: Path, tmp_path: Path) -> None:
+    torch.save(make(), tmp_path / "e.pt")
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    options = ExportOptions(
+        weights / "sigrl.pth", tmp_path / "out", labels=tmp_path / "labels.txt", label_embeddings=tmp_path / "e.pt"
+    )
+    with pytest.raises(CheckpointError, match=rf"e\.pt: .*{said}") as caught:
+        export_bundle(options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("how", ["parameter", "half", "view", "old format"])
+def test_label_embeddings_of_every_usual_kind_are_read(how: str, tmp_path: Path) -> None:
+    rows = torch.randn(4, 512, generator=torch.Generator().manual_seed(0))
+    value = {"parameter": torch.nn.Parameter(rows), "half": rows.half(), "view": rows.T.contiguous().T}.get(how, rows)
+    torch.save(value, tmp_path / "e.pt", _use_new_zipfile_serialization=how != "old format")
+    assert torch.equal(read_tensor(tmp_path / "e.pt").read(), value)
