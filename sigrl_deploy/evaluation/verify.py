@@ -235,7 +235,10 @@ def _models(options: VerifyOptions, bundle: Bundle) -> tuple[list[Model], dict[s
             except SigRLError as error:
                 not_run[f"{backend} {precision.value}"] = error
         if not opened and options.backends:
-            raise not_run[f"{backend} {by_fineness[0].value}"]
+            failed = not_run[f"{backend} {by_fineness[0].value}"]
+            if failed.argument in ("precision", "precisions") and not options.precisions:  # which nobody gave
+                raise UsageError(f"runs none of {', '.join(p.value for p in by_fineness)}", argument="backends", value=backend)
+            raise failed
     return models, not_run
 
 
