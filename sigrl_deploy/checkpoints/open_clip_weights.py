@@ -48,11 +48,11 @@ def default_bundle(source: Path) -> Path:
     return Path(f"{name}-{Path(pretrained).name}-bundle")
 
 
-def load_pretrained(value: str, argument: str = "") -> tuple[Checkpoint, ClipConfig]:
+def load_pretrained(value: str, argument: str = "checkpoint") -> tuple[Checkpoint, ClipConfig]:
     """Weights named as open_clip lists them, such as `ViT-B-16:openai`, and their config.
 
-    `argument` is the one that errors name, or "". Raises CheckpointError for an unknown name, and where the weights are neither
-    in open_clip's cache nor can be downloaded.
+    `argument` is the one that errors name. Raises UsageError for a name that open_clip does not know, CheckpointError where the
+    weights are neither in its cache nor can be downloaded.
     """
     import open_clip
 
@@ -60,7 +60,7 @@ def load_pretrained(value: str, argument: str = "") -> tuple[Checkpoint, ClipCon
     clip = clip_config(name) if name in open_clip.list_models() else None
     if clip is None:
         problem = f"no such file, and open_clip has no model {name}; expected a file, or NAME:PRETRAINED as in ViT-B-16:openai"
-        raise _error(value, problem, argument)
+        raise UsageError(problem, argument=argument, value=value)
     listed = open_clip.get_pretrained_cfg(name, pretrained) or {}
     # open_clip lists OpenAI's weights under ViT-B-16 too, whose config has a different activation from theirs.
     quick_gelu = clip.text.quick_gelu or bool(listed.get("quick_gelu", False))
@@ -97,19 +97,15 @@ def _download(value: str, listed: dict[str, Any], argument: str) -> Path:
 
     advice = "check the name with open_clip.list_pretrained(), or download the file and give its path"
     if not listed:
-        raise _error(value, f"open_clip lists no such weights; {advice}", argument)
+        raise UsageError(f"open_clip lists no such weights; {advice}", argument=argument, value=value)
     problem = _hub_problem() if listed.get("hf_hub") else ""
     try:
         with _quiet(), _patient(offline=bool(problem)):
             return Path(open_clip.download_pretrained(listed))
     except Exception as error:  # network, hub and file errors of several libraries
         reason = problem or next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise _error(value, f"open_clip cannot load these weights: {reason}; {advice}", argument) from None
-
-
-def _error(value: str, problem: str, argument: str) -> CheckpointError:
-    """Without an argument, the line begins with the name, as the lines about files do."""
-    return CheckpointError(problem, argument=argument, value=value) if argument else CheckpointError(f"{value}: {problem}")
+        problem = f"open_clip cannot load these weights: {reason}; {advice}"
+        raise CheckpointError(problem, argument=argument, value=value) from None
 
 
 def _hub_problem() -> str:

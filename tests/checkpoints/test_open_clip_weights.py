@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from benchmarks.random_weights import VARIANTS, text_shapes, vision_shapes
 from sigrl_deploy.checkpoints.layouts import load_checkpoint
 from sigrl_deploy.checkpoints.open_clip_weights import default_bundle, load_pretrained, openai_name
+from sigrl_deploy.cli.main import main
+from sigrl_deploy.config import Precision
 from tests.support.checkpoints import State, saved
 from tests.support.paths import ROOT
 
@@ -144,6 +148,32 @@ def test_a_ready_model_is_asked_for_by_its_name_alone(tmp_path: Path) -> None:
     assert run.returncode == 3
     assert run.stderr.startswith("error: ViT-B-16:openai: open_clip cannot load these weights: http://127.0.0.1:9 cannot")
     assert run.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "start"),
+    [
+        ("export onnx ViT-B-16:no-such", "ViT-B-16:no-such: "),
+        ("export onnx ViT-B-16:openai --text-tower ViT-B-16:no-such", "--text-tower ViT-B-16:no-such: "),
+        ("evaluate scenes --checkpoint no-such:openai", "--checkpoint no-such:openai: "),
+        ("verify {bundle} {photo} --labels {labels} --checkpoint no-such:openai", "--checkpoint no-such:openai: "),
+        ("train scenes --init no-such:openai --out {out}", "--init no-such:openai: "),
+    ],
+)
+def test_weights_that_open_clip_does_not_know_are_a_wrong_argument_of_every_verb(
+    command: str,
+    start: str,
+    full_size: Path,
+    export_tiny: Callable[..., Path],
+    photos: list[Path],
+    label_file: Path,
+    tmp_path: Path,
+) -> None:
+    places = {"bundle": export_tiny(Precision.FP32), "photo": photos[0], "labels": label_file, "out": tmp_path / "run"}
+    known = command.replace("ViT-B-16:openai", str(full_size))
+    done = CliRunner().invoke(main, known.format(**places).split())
+    assert done.exit_code == 2, done.output
+    assert done.output.splitlines()[-1].startswith(f"error: {start}")
 
 
 @pytest.mark.parametrize(

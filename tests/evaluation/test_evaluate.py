@@ -149,7 +149,7 @@ def test_a_checkpoint_is_the_reference_of_its_bundle(bundle: Path, weights: Path
     assert exported.difference.top1_agreement == 1
 
 
-def test_models_that_are_not_one_model_are_said(
+def test_a_warning_where_models_are_not_one_model(
     bundle: Path, weights: Path, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoint = CheckpointOptions(weights / "sigrl.pth", text_tower=str(weights / "text.pth"), arch=Arch.MKT)
@@ -337,18 +337,20 @@ def test_a_bundle_is_evaluated_without_torch(bundle: Path, data: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("module", "option", "said", "extra"),
+    ("module", "option", "start", "package", "extra"),
     [
-        ("sklearn", "--bundle", "error: sklearn is not installed", "evaluate"),
-        ("torch", "--checkpoint", "error: --checkpoint ", "export"),
+        ("sklearn", "--bundle", "error: ", "scikit-learn", "evaluate"),
+        ("torch", "--checkpoint", "error: --checkpoint ", "torch", "export"),
     ],
 )
-def test_without_a_package_the_error_names_the_extra(data: Path, module: str, option: str, said: str, extra: str) -> None:
+def test_without_a_package_the_error_names_package_and_extra(
+    data: Path, module: str, option: str, start: str, package: str, extra: str
+) -> None:
     run = _blocked(module, data, option, str(data / "labels.csv" if data.is_dir() else data))
     assert run.returncode == 2
     (line,) = run.stderr.splitlines()
-    assert line.startswith(said)
-    assert f"{module} is not installed" in line
+    assert line.startswith(start)
+    assert f"{package} is not installed" in line
     assert f"[{extra}]" in line
 
 
