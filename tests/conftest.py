@@ -33,6 +33,27 @@ from tests.support.training_runs import LABELS as COLOURS
 from tests.support.training_runs import TINY
 
 
+# Files that take longest. They are started first, so that none is left to run alone at the end.
+SLOWEST = (
+    "kernels/test_compile.py",
+    "export/test_export.py",
+    "training/test_training.py",
+    "benchmarks/test_benchmarks.py",
+    "cli/test_demo.py",
+    "benchmarks/test_gpu_once.py",
+    "kernels/test_kernels.py",
+    "checkpoints/test_hostile_checkpoints.py",
+    "training/test_gradients.py",
+    "engines/test_openvino.py",
+    "engines/test_torch.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {Path(__file__).parent / name: number for number, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
 @pytest.fixture
 def show(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """Prints a text below the results, from whichever process ran the test."""
