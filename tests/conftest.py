@@ -32,7 +32,6 @@ from tests.support.sharing import Shared
 from tests.support.training_runs import LABELS as COLOURS
 from tests.support.training_runs import TINY
 
-
 # Files that take longest. They are started first, so that none is left to run alone at the end.
 SLOWEST = (
     "kernels/test_compile.py",
