@@ -14,7 +14,8 @@ demo: $(VENV)/ready
 
 test: lint $(BASE)/ready $(BINDINGS)/ready $(TRITON)/ready
 	SIGRL_BASE_PYTHON=$(CURDIR)/$(BASE)/bin/python SIGRL_TENSORRT_BINDINGS=$(CURDIR)/$(BINDINGS) SIGRL_TRITON=$(CURDIR)/$(TRITON) \
-		$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not gpu and not tensorrt"
+		$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder \
+		-m "not gpu and not tensorrt"
 
 lint: $(VENV)/ready
 	$(BIN)/ruff format --check .

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from PIL import Image
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: kernels then run on the CPU
 
-from benchmarks.random_weights import VARIANTS, save, sigrl_shapes, tensors, text_shapes
+from benchmarks.random_weights import VARIANTS, save, sigrl_shapes, tensors, text_shapes, vision_shapes
 from sigrl_deploy.checkpoints.native import TrainedRecord, write_trained
 from sigrl_deploy.config import Contract, Precision
 from sigrl_deploy.export.parity import LABELS, PHOTOS
@@ -31,6 +31,26 @@ from sigrl_deploy.training.models import new_clip
 from tests.support.sharing import Shared
 from tests.support.training_runs import LABELS as COLOURS
 from tests.support.training_runs import TINY
+
+# Files that take longest. They are started first, so that none is left to run alone at the end.
+SLOWEST = (
+    "kernels/test_compile.py",
+    "export/test_export.py",
+    "training/test_training.py",
+    "benchmarks/test_benchmarks.py",
+    "cli/test_demo.py",
+    "benchmarks/test_gpu_once.py",
+    "kernels/test_kernels.py",
+    "checkpoints/test_hostile_checkpoints.py",
+    "training/test_gradients.py",
+    "engines/test_openvino.py",
+    "engines/test_torch.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {Path(__file__).parent / name: number for number, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 @pytest.fixture
@@ -53,6 +73,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ["SIGRL_DEPLOY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     yield
     del os.environ["SIGRL_DEPLOY_CACHE"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _translations_are_read_once() -> None:
+    """torch reads the source of its 500 translations to ONNX again at every export, which takes half a second."""
+    from torch.onnx._internal._lazy_import import onnxscript_apis
+
+    onnxscript_apis.get_torchlib_ops = cache(onnxscript_apis.get_torchlib_ops)
 
 
 @pytest.fixture
@@ -82,10 +110,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
 
 @pytest.fixture(scope="session")
 def weights(shared: Shared) -> Path:
-    """A folder with `sigrl.pth` (80 px, 25 patches) and `text.pth`, the tiny random model."""
+    """A folder with `sigrl.pth` (80 px, 25 patches), `mkt.pth` and `text.pth`, the tiny random model."""
 
     def fill(folder: Path) -> None:
         save(folder / "sigrl.pth", tensors(sigrl_shapes(VARIANTS["tiny"])))
+        save(folder / "mkt.pth", tensors(vision_shapes(VARIANTS["tiny"])))
         save(folder / "text.pth", tensors(text_shapes(VARIANTS["tiny"])))
 
     return shared.folder("weights", fill)
@@ -107,12 +136,12 @@ def without_text(shared: Shared) -> dict[str, Path]:
 def export_tiny(weights: Path, shared: Shared) -> Callable[..., Path]:
     """Exports the tiny model, once with the same options. All tests share the bundles: copy one before changing it."""
 
-    def export(*precisions: Precision, **options: Any) -> Path:
+    def export(*precisions: Precision, checkpoint: str = "sigrl", **options: Any) -> Path:
         precisions = precisions or (Precision.FP32,)
-        name = "-".join(["bundle", *(p.value for p in precisions), *(f"{key}-{value}" for key, value in options.items())])
+        name = "-".join([checkpoint, *(p.value for p in precisions), *(f"{key}-{value}" for key, value in options.items())])
 
         def fill(folder: Path) -> None:
-            source, text_tower = weights / "sigrl.pth", str(weights / "text.pth")
+            source, text_tower = weights / f"{checkpoint}.pth", str(weights / "text.pth")
             export_bundle(ExportOptions(source, folder / "tiny", text_tower=text_tower, precisions=precisions, **options))
 
         return shared.folder(name, fill) / "tiny"

@@ -1,7 +1,8 @@
 """Compile the kernels ahead of time, without a GPU, and print what each needs.
 
-    python -m sigrl_deploy.kernels.compile         # a table of everything that tuning tries, for all chips
-    python -m sigrl_deploy.kernels.compile 90      # for sm_90
+    python -m sigrl_deploy.kernels.compile            # a table of everything that tuning tries, for all chips
+    python -m sigrl_deploy.kernels.compile 90         # for sm_90
+    python -m sigrl_deploy.kernels.compile --untuned  # of each kernel the first that tuning tries, which also runs untuned
 
 Exit status 1 where a kernel needs more than a chip has or spills registers (more than SPILL_LIMIT and SPILLED_ELSEWHERE allow),
 and where on sm_90 a loop of SVFR has no warpgroup product, or waits for each before it starts the next (but for the specialised
@@ -89,9 +90,9 @@ class Compiled:
         return SPILLED_BY_LARGE if large else SPILLED_ELSEWHERE
 
 
-def variants(capability: int) -> list[Variant]:
-    """Every kernel at every real size and dtype, with all candidates of tuning."""
-    return [variant for found in _cases(divmod(capability, 10)) for variant in found]
+def variants(capability: int, untuned: bool = False) -> list[Variant]:
+    """Every kernel at every real size and dtype, with all candidates of tuning, or `untuned` with the first."""
+    return [variant for found in _cases(divmod(capability, 10)) for variant in found[: 1 if untuned else None]]
 
 
 def _cases(capability: tuple[int, int]) -> Iterator[list[Variant]]:
@@ -188,9 +189,9 @@ def compile_variant(variant: Variant, capability: int) -> Compiled:
     return Compiled(variant, capability, code, compiled.metadata.shared)
 
 
-def _row(number: int, capability: int) -> tuple[bool, str]:
+def _row(number: int, capability: int, untuned: bool) -> tuple[bool, str]:
     """Whether one variant is right, and its line of the table. It goes by number, since kernels cannot be pickled."""
-    variant = variants(capability)[number]
+    variant = variants(capability, untuned)[number]
     start = f"{variant.name:21} {variant.case:16} {capability:3}  {variant.launch.name:66}"
     try:
         found = compile_variant(variant, capability)
@@ -211,14 +212,16 @@ def _row(number: int, capability: int) -> tuple[bool, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compile the kernels without a GPU, and print what each needs.")
     parser.add_argument("capabilities", type=int, nargs="*", metavar="CAPABILITY", help="some of 80, 90 and 100 [default: all]")
-    capabilities = parser.parse_args().capabilities or list(SHARED_LIMIT)
+    parser.add_argument("--untuned", action="store_true", help="of each kernel only the launch that tuning tries first")
+    arguments = parser.parse_args()
+    capabilities, untuned = arguments.capabilities or list(SHARED_LIMIT), arguments.untuned
     print(f"Triton {triton.__version__}")
     print(f"{'kernel':21} {'case':16} {'sm':>3}  {'launch':66} {'regs':>4} {'spill':>4} {'shared':>6}  loops of products")
     right = True
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
         for capability in capabilities:
-            numbers = range(len(variants(capability)))
-            for fits, line in pool.map(_row, numbers, repeat(capability), chunksize=4):
+            numbers = range(len(variants(capability, untuned)))
+            for fits, line in pool.map(_row, numbers, repeat(capability), repeat(untuned), chunksize=4):
                 right &= fits
                 print(line, flush=True)
     raise SystemExit(0 if right else 1)

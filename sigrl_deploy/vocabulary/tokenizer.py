@@ -10,6 +10,7 @@ import html
 import logging
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +148,7 @@ def _append_literal(pieces: list[str], vocabulary: dict[str, int], merges: list[
         vocabulary.setdefault(joined, len(vocabulary))
 
 
+@cache  # it goes through all of Unicode
 def _split_pattern() -> str:
     import regex
 

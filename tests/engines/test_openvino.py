@@ -16,7 +16,6 @@ import torch
 from click.testing import CliRunner
 from open_clip.tokenizer import SimpleTokenizer
 
-from benchmarks.random_weights import VARIANTS, save, tensors, vision_shapes
 from sigrl_deploy import Recognizer
 from sigrl_deploy.checkpoints.building import add_text_tower, build_model
 from sigrl_deploy.checkpoints.layouts import load_checkpoint
@@ -25,7 +24,6 @@ from sigrl_deploy.cli.main import main
 from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.errors import BundleError, UsageError
 from sigrl_deploy.export.parity import LABELS
-from sigrl_deploy.export.run import ExportOptions, export_bundle
 from sigrl_deploy.files import sha256_file
 from sigrl_deploy.model import materialised
 from sigrl_deploy.vocabulary.label_files import read_labels
@@ -83,11 +81,9 @@ def test_scores_equal_the_eager_model(
 
 
 @pytest.mark.parametrize("arch", [Arch.MKT, Arch.CLIP_FT, Arch.CLIP])
-def test_other_architectures(arch: Arch, weights: Path, tmp_path: Path, photos: list[Path]) -> None:
-    save(tmp_path / "mkt.pth", tensors(vision_shapes(VARIANTS["tiny"])))
-    text_tower = str(weights / "text.pth")
-    export_bundle(ExportOptions(tmp_path / "mkt.pth", tmp_path / "out", arch=arch, text_tower=text_tower))
-    ours, theirs = openvino(tmp_path / "out"), Recognizer(tmp_path / "out", device="cpu", cache_dir=False)
+def test_other_architectures(arch: Arch, export_tiny: Callable[..., Path], photos: list[Path]) -> None:
+    out = export_tiny(checkpoint="mkt", arch=arch, weights=True)
+    ours, theirs = openvino(out), Recognizer(out, device="cpu", cache_dir=False)
     a, b = (r.scores(photos, r.vocabulary(LABELS)) for r in (ours, theirs))
     assert np.abs(a - b).max() < FP32
 

@@ -12,7 +12,6 @@ import torch
 from click.testing import CliRunner, Result
 from torch import Tensor
 
-from benchmarks.random_weights import VARIANTS, save, tensors, vision_shapes
 from sigrl_deploy import Recognizer
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.cli.main import main
@@ -22,7 +21,6 @@ from sigrl_deploy.engines.gpu_memory import check_room, pass_bytes
 from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.engines.torch import TorchEngine
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.export.run import ExportOptions, export_bundle
 from sigrl_deploy.model.sigrl import SigRL
 from tests.support.refusals import assert_refused, refused
 
@@ -70,11 +68,9 @@ def test_each_kernel_takes_the_place_of_its_plain_form(with_weights: Path, photo
 
 
 @pytest.mark.parametrize("arch", [Arch.MKT, Arch.CLIP_FT, Arch.CLIP])
-def test_other_architectures(arch: Arch, weights: Path, tmp_path: Path, photos: list[Path]) -> None:
-    save(tmp_path / "mkt.pth", tensors(vision_shapes(VARIANTS["tiny"])))
-    text_tower = str(weights / "text.pth")
-    export_bundle(ExportOptions(tmp_path / "mkt.pth", tmp_path / "out", arch=arch, text_tower=text_tower, weights=True))
-    ours, theirs = (Recognizer(tmp_path / "out", backend=b, device="cpu", cache_dir=False) for b in ("torch", "onnxruntime"))
+def test_other_architectures(arch: Arch, export_tiny: Callable[..., Path], photos: list[Path]) -> None:
+    out = export_tiny(checkpoint="mkt", arch=arch, weights=True)
+    ours, theirs = (Recognizer(out, backend=b, device="cpu", cache_dir=False) for b in ("torch", "onnxruntime"))
     assert np.abs(scores(ours, photos, LABELS) - scores(theirs, photos, LABELS)).max() < 1e-5
 
 

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -19,7 +18,7 @@ import onnx.inliner
 import pytest
 import torch
 
-from benchmarks.random_weights import VARIANTS, save, sigrl_shapes, tensors, vision_shapes
+from benchmarks.random_weights import VARIANTS, save, sigrl_shapes, tensors
 from sigrl_deploy import Recognizer
 from sigrl_deploy.config import Arch, Contract, Precision
 from sigrl_deploy.errors import CheckpointError, ExportError, SigRLError, UsageError
@@ -131,22 +130,18 @@ def test_bf16_says_that_it_is_for_gpus(low_precision: Path) -> None:
 
 
 @pytest.mark.parametrize("arch", [Arch.MKT, Arch.CLIP_FT, Arch.CLIP])
-def test_other_architectures_export_without_sigrl_ops(
-    arch: Arch, weights: Path, without_text: dict[str, Path], tmp_path: Path, photos: list[Path]
-) -> None:
-    save(tmp_path / "mkt.pth", tensors(vision_shapes(VARIANTS["tiny"])))
-    text: dict[str, Any] = {"text_tower": str(weights / "text.pth")} if arch is Arch.MKT else without_text
-    export_bundle(ExportOptions(tmp_path / "mkt.pth", tmp_path / "out", arch=arch, **text))
-    for graph in (tmp_path / "out").glob("*.onnx"):
+def test_other_architectures_export_without_sigrl_ops(arch: Arch, export_tiny: Callable[..., Path], photos: list[Path]) -> None:
+    out = export_tiny(checkpoint="mkt", arch=arch, weights=True)
+    for graph in out.glob("*.onnx"):
         model = onnx.load(graph)
         assert not model.functions
         assert {node.domain for node in model.graph.node} == {""}
-    assert [node.name for node in onnx.load(tmp_path / "out" / "visual.onnx").graph.input] == ["pixels"]
-    written = manifest(tmp_path / "out")
+    assert [node.name for node in onnx.load(out / "visual.onnx").graph.input] == ["pixels"]
+    written = manifest(out)
     assert written["arch"] == arch.value
     assert written["topk"] == (18 if arch is Arch.MKT else 16)
     assert written["preprocess"]["contract"] == ("clip" if arch is Arch.CLIP else "zero-shot")
-    recognizer = Recognizer(tmp_path / "out", cache_dir=False)
+    recognizer = Recognizer(out, cache_dir=False)
     vocabulary = recognizer.vocabulary(["cat", "cup", "rocket"])
     tags = recognizer.recognize(photos, vocabulary, top=2, evidence=arch.has_local)
     assert all(len(found) == 2 and (found[0].evidence is not None) == arch.has_local for found in tags)

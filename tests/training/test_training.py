@@ -22,6 +22,7 @@ from sigrl_deploy.checkpoints.native import read_record, write_trained
 from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.cli.main import main
 from sigrl_deploy.config import Arch, Contract
+from sigrl_deploy.datasets.scenes import Scenes
 from sigrl_deploy.demo import CHECKPOINT
 from sigrl_deploy.training.models import new_clip
 from tests.support.training_runs import LABELS, QUICK, TOPK, rows, train, weights
@@ -72,17 +73,31 @@ def scenes_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_200_updates_learn(scenes_clip: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def scenes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Generated pictures in a folder, 96 to train on and 60 to validate on, whose eight labels are the objects' colours."""
+    folder = tmp_path_factory.mktemp("folder")
+    lines = ["path,split,labels"]
+    for split, count in (("train", 96), ("val", 60)):
+        scenes = Scenes(split)
+        for i in range(count):
+            scenes.image(i).save(folder / f"{split}-{i}.png")
+            lines.append(f"{split}-{i}.png,{split},{';'.join(sorted({thing.colour for thing in scenes.things(i)}))}")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_40_updates_learn(scenes_clip: Path, scenes_folder: Path, tmp_path: Path) -> None:
     """On the scores themselves. Of scaled scores, ever fewer pairs are violated, and their mean hinge need not fall."""
-    common = ["scenes", "--init", str(scenes_clip), "--batch-size", "8", "--validate", "100", "--topk", "4"]
-    common += ["--augment", "none", "--device", "cpu", "--save-every", "200", "--distillation", "0"]
+    common = [f"folder:{scenes_folder}", "--init", str(scenes_clip), "--batch-size", "8", "--validate", "60", "--topk", "4"]
+    common += ["--augment", "none", "--device", "cpu", "--save-every", "40", "--distillation", "0"]
     common += ["--loss-input", "normalised"]
     train(*common, "--steps", "1", "--lr", "1e-12", "--out", tmp_path / "untrained")
-    train(*common, "--steps", "200", "--lr", "1e-3", "--out", tmp_path / "trained")
+    train(*common, "--steps", "40", "--lr", "1e-3", "--out", tmp_path / "trained")
     losses = [float(row["ranking"]) for row in rows(tmp_path / "trained") if row["ranking"]]
-    assert losses[-1] < losses[0] - 0.1, losses
+    assert losses[-1] < losses[0] - 0.2, losses
     before, after = (float(rows(tmp_path / run)[-1]["map"]) for run in ("untrained", "trained"))
-    assert after > before + 0.1, (before, after)
+    assert after > before + 0.3, (before, after)
 
 
 def test_a_killed_run_continues_to_the_same_result(tiny_clip: Path, colours: Path, tmp_path: Path) -> None:
@@ -113,11 +128,11 @@ def test_a_killed_run_continues_to_the_same_result(tiny_clip: Path, colours: Pat
 def test_captions_train_a_clip(tiny_config: Path, tmp_path: Path) -> None:
     """In fp32 and in bf16, and with pictures drawn anew or kept, which changes nothing.
 
-    60 updates are too few to recognise anything, so the loss must fall, both towers must move, and bf16 must move them in much
+    40 updates are too few to recognise anything, so the loss must fall, both towers must move, and bf16 must move them in much
     the same way.
     """
     arguments = ["scenes", "--recipe", "contrastive", "--clip-config", str(tiny_config), "--device", "cpu", "--validate", "0"]
-    arguments += ["--steps", "60", "--batch-size", "16", "--save-every", "60", "--lr", "1e-3"]
+    arguments += ["--steps", "40", "--batch-size", "16", "--save-every", "40", "--lr", "1e-3"]
     train(*arguments, "--out", tmp_path / "drawn")
     train(*arguments, "--out", tmp_path / "kept", "--keep-pictures", "--workers", "1")
     train(*arguments, "--out", tmp_path / "bf16", "--precision", "bf16")
