@@ -53,12 +53,12 @@ def sizes(name: str) -> dict[str, int]:
     import torch
 
     from sigrl_deploy.model.sigrl import SigRL
-    from sigrl_deploy.model.text import TextTransformer
 
-    clip = config_of(name.partition(":")[0])
+    clip = config_of(name)
+    config = ModelConfig(Arch.CLIP, clip.embed_dim, Arch.CLIP.default_topk, clip.vision, clip.text, ()).checked()
     with torch.device("meta"):
-        towers = SigRL(_model_config(clip)), TextTransformer(clip.text, clip.embed_dim)
-    parameters = sum(tensor.numel() for tower in towers for tensor in tower.parameters())
+        model = SigRL(config)
+    parameters = sum(tensor.numel() for tensor in model.parameters())
     return {"image_size": clip.vision.image_size, "patches": clip.vision.grid**2, "parameters": parameters}
 
 
@@ -66,10 +66,6 @@ def config_of(name: str) -> ClipConfig:
     found = clip_config(name)
     assert found is not None
     return found
-
-
-def _model_config(clip: ClipConfig) -> ModelConfig:
-    return ModelConfig(Arch.CLIP, clip.embed_dim, Arch.CLIP.default_topk, clip.vision, None, ()).checked()
 
 
 def measured(folder: Path) -> dict[str, Any]:

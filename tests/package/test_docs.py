@@ -23,7 +23,7 @@ from sigrl_deploy.version import __version__
 from tests.support.paths import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("sigrl_deploy/data/**/*.md")])
-README_HEADINGS = ["Install", "Python", "Command line", "Speed", "What has run", "Documents", "Citation and licence"]
+README_HEADINGS = ["Install", "Start from CLIP", "Python", "Speed", "What has run", "Documents", "Citation and licence"]
 MOST_WORDS = 700
 OTHERS = {"--ship"}  # options of other programs
 
