@@ -1,8 +1,8 @@
 """Sizes and speed of the pretrained CLIPs that docs/pretrained.md lists, into benchmarks/results/pretrained.json.
 
-    python -m benchmarks.pretrained             # the sizes, and keeps the times
-    python -m benchmarks.pretrained --measure   # both: some ten minutes on two cores, and 10 GB of disk in the temporary folder
-    python -m benchmarks.report                 # the table
+    python -m benchmarks.pretrained                  # the sizes, and keeps the times
+    python -m benchmarks.pretrained --measure runs   # both: some ten minutes; 7 GB of files in runs/, which are used again
+    python -m benchmarks.report                      # the table
 
 No weights are downloaded: sizes come from open_clip's configs, and times from random weights of these sizes.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,11 @@ import numpy as np
 from benchmarks.machine import identity
 from benchmarks.pretrained_table import LISTED, REFERENCE, RESULT
 from benchmarks.random_weights import Variant, save, tensors, vision_shapes
-from benchmarks.stages import timed
 from benchmarks.tables import read
 from benchmarks.workload import batch_of
 from sigrl_deploy.checkpoints.open_clip_configs import ClipConfig, clip_config
 from sigrl_deploy.config import Arch, ModelConfig, Precision
+from sigrl_deploy.files import replacing
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
     from sigrl_deploy.model.sigrl import SigRL
 
 TIMED = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336")  # larger ones would take too much memory beside these
-ROUNDS, RUNS = 9, 5
+ROUNDS = 6
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--measure", type=Path, metavar="FOLDER", help="Measure the times too, with graphs in this folder.")
     args = parser.parse_args()
     results = {"sizes": {listed.name: sizes(listed.name) for listed in LISTED}}
     if args.measure:
-        with tempfile.TemporaryDirectory() as folder:
-            results |= measured(Path(folder))
+        args.measure.mkdir(parents=True, exist_ok=True)
+        results |= measured(args.measure)
     else:
         results |= {name: kept for name, kept in read(RESULT).items() if name != "sizes"}
     RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -69,18 +69,24 @@ def config_of(name: str) -> ClipConfig:
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """Milliseconds of one picture by config, and the ratio to REFERENCE. All take turns, so a slow minute falls on all."""
+    """Milliseconds of CPU time of one picture by config, on one thread, and the ratio to REFERENCE.
+
+    CPU time, since other work on the machine takes less from a short pass than from a long one. All take turns in rounds.
+    """
     sessions = {name: _session(name, folder) for name in TIMED}
     passes = {name: _pass(session, config_of(name).vision.image_size) for name, session in sessions.items()}
     rounds: dict[str, list[float]] = {name: [] for name in TIMED}
+    for run in passes.values():
+        run()  # the first pass sets up memory
     for _ in range(ROUNDS):
         for name, run in passes.items():
+            start = time.process_time()
             run()
-            rounds[name].append(float(np.median(timed(run, RUNS, 0))))
+            rounds[name].append(1000 * (time.process_time() - start))
     times = {
         name: {
             "ratio": round(float(np.median(np.divide(own, rounds[REFERENCE]))), 3),
-            "ms_of_rounds": [round(ms, 2) for ms in own],
+            "cpu_ms": [round(ms, 2) for ms in own],
         }
         for name, own in rounds.items()
     }
@@ -103,8 +109,10 @@ def _session(name: str, folder: Path) -> ort.InferenceSession:
     from sigrl_deploy.export.onnx import export_visual
 
     graph = folder / f"{name}.onnx"
-    export_visual(_random_model(name, folder), graph, Precision.FP32)
-    return open_session(graph, providers_of("cpu"), spins=True)
+    if not graph.exists():
+        with replacing(graph) as temporary:
+            export_visual(_random_model(name, folder), temporary, Precision.FP32)
+    return open_session(graph, providers_of("cpu"), threads=1)
 
 
 def _random_model(name: str, folder: Path) -> SigRL:

@@ -62,7 +62,7 @@ def _caption(results: dict[str, dict[str, object]]) -> str:
     machine = results["machine"]
     return (
         "Parameters are those of both towers, and the sizes of the weights follow from them: 4 or 2 bytes each. Time: the "
-        "exported picture graph alone, fp32, one picture, in ONNX Runtime, with random weights of this size, as the median "
-        f"ratio of rounds in turn. {machine['cpu']}, {machine['cores']} cores that were shared with other work, "
+        "exported picture graph alone for one picture, fp32, in ONNX Runtime, with random weights of this size: CPU time of "
+        f"one thread, median of rounds in turn. {machine['cpu']}, shared with other work, "
         f"onnxruntime {machine['onnxruntime']}, torch {machine['torch']}, {machine['date']}.\n"
     )
