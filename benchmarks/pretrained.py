@@ -104,7 +104,7 @@ def _pass(session: ort.InferenceSession, size: int) -> Any:
 
 
 def _session(name: str, folder: Path) -> ort.InferenceSession:
-    """The picture graph of random weights, as `sigrl-deploy export onnx` writes it and as `infer` opens it."""
+    """The picture graph of random weights, as `sigrl-deploy export onnx` writes it, on one thread."""
     from sigrl_deploy.engines.onnxruntime import open_session, providers_of
     from sigrl_deploy.export.onnx import export_visual
 
