@@ -9,13 +9,13 @@ from benchmarks.tables import RESULTS, read, table
 RESULT = RESULTS / "pretrained.json"
 REFERENCE = "ViT-B-16"  # the config whose time is 1
 _HUB = "https://huggingface.co/laion"
-_OPENAI = "https://github.com/openai/CLIP/issues/203"
+_OPENAI = "https://huggingface.co/timm"
 _UNSTATED = "see the model's page"
 
 
 @dataclass(frozen=True)
 class Listed:
-    """Weights by open_clip's name, their licence as published, and where it was published or asked for."""
+    """Weights by open_clip's name, their licence as published, and the page that says it or may say it."""
 
     name: str
     licence: str
@@ -28,10 +28,10 @@ class Listed:
 
 
 LISTED = (
-    Listed("ViT-B-32:openai", _UNSTATED, _OPENAI),
-    Listed("ViT-B-16:openai", _UNSTATED, _OPENAI),
-    Listed("ViT-L-14:openai", _UNSTATED, _OPENAI),
-    Listed("ViT-L-14-336:openai", _UNSTATED, _OPENAI),
+    Listed("ViT-B-32:openai", _UNSTATED, f"{_OPENAI}/vit_base_patch32_clip_224.openai"),
+    Listed("ViT-B-16:openai", _UNSTATED, f"{_OPENAI}/vit_base_patch16_clip_224.openai"),
+    Listed("ViT-L-14:openai", _UNSTATED, f"{_OPENAI}/vit_large_patch14_clip_224.openai"),
+    Listed("ViT-L-14-336:openai", _UNSTATED, f"{_OPENAI}/vit_large_patch14_clip_336.openai"),
     Listed("ViT-B-32:laion2b_s34b_b79k", "MIT", f"{_HUB}/CLIP-ViT-B-32-laion2B-s34B-b79K"),
     Listed("ViT-B-16:laion2b_s34b_b88k", "MIT", f"{_HUB}/CLIP-ViT-B-16-laion2B-s34B-b88K"),
     Listed("ViT-B-16:datacomp_xl_s13b_b90k", "MIT", f"{_HUB}/CLIP-ViT-B-16-DataComp.XL-s13B-b90K"),
@@ -62,7 +62,7 @@ def _caption(results: dict[str, dict[str, object]]) -> str:
     machine = results["machine"]
     return (
         "Parameters are those of both towers, and the sizes of the weights follow from them: 4 or 2 bytes each. Time: the "
-        "exported picture graph alone for one picture, fp32, in ONNX Runtime, with random weights of this size: CPU time of "
-        f"one thread, median of rounds in turn. {machine['cpu']}, shared with other work, "
+        "exported picture graph alone for one picture, fp32, in ONNX Runtime, with random weights of this size and GELU: "
+        f"CPU time of one thread, median of rounds in turn. {machine['cpu']}, shared with other work, "
         f"onnxruntime {machine['onnxruntime']}, torch {machine['torch']}, {machine['date']}.\n"
     )
