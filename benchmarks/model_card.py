@@ -24,12 +24,15 @@ NAMES = {
     "clip-ft": "CLIP-FT",
     "mkt": "MKT",
     "sigrl": "SigRL",
-    "sigrl-normalised": "SigRL, loss on normalised scores",
+    "sigrl without gmc": "SigRL without GMC",
+    "sigrl without svfr": "SigRL without SVFR",
+    "sigrl without local": "SigRL without the local match",
+    "sigrl without global": "SigRL without the global match",
 }
 
 
 def models_table(records: list[dict[str, Any]]) -> str:
-    """Percent, mean ± sample standard deviation over seeds."""
+    """Percent, mean ± sample standard deviation over the seeds where they differ."""
     columns = [(s, m) for s in ("unseen", "seen", "all") for m in ("map", "f1_3")]
     head = "| | " + " | ".join(f"{s} {'mAP' if m == 'map' else 'F1@3'}" for s, m in columns) + " |"
     lines = [head, "| --- |" + " ---: |" * len(columns)]
@@ -37,7 +40,7 @@ def models_table(records: list[dict[str, Any]]) -> str:
         cells = []
         for label_set, metric in columns:
             values = [100 * r[metric] for r in records if r["model"] == model and r["label_set"] == label_set]
-            spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+            spread = f" ± {np.std(values, ddof=1):.1f}" if np.ptp(values or [0]) > 0 else ""
             cells.append(f"{np.mean(values):.1f}{spread}" if values else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -57,17 +60,31 @@ def engines_table(engines: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def heads_table(heads: dict[str, Any]) -> str:
+    """How far each matrix of SVFR and GMC moved from where training started, and the energies."""
+    lines = ["| | spread before | spread after | moved |", "| --- | ---: | ---: | ---: |"]
+    for name, entry in heads["weights"].items():
+        moved = f"{100 * entry['moved']:.0f} %"
+        lines.append(f"| `{name}` | {entry['before']:.4f} | {entry['after']:.4f} | {moved} |")
+    for name, entry in heads["energies"].items():
+        lines.append(f"| {name} over patches | {entry['before']:.2f} | {entry['after']:.2f} | |")
+    return "\n".join(lines)
+
+
 def write_card(results: dict[str, Any]) -> None:
     text = CARD.read_text(encoding="utf-8")
     before, rest = text.split(MARKERS[0])
     _, after = rest.split(MARKERS[1])
     seeds = sorted({r["seed"] for r in results["records"] if r["model"] == "sigrl"})
+    best = [results["best_steps"][str(seed)]["sigrl"] for seed in seeds]
     tables = (
         f"{models_table(results['records'])}\n\n"
         f"Percent, on {results['pictures']} test pictures, {results['date']}: mean and standard deviation over the seeds "
-        f"{', '.join(map(str, seeds))}, each with a CLIP trained by {results['clip_steps']} updates of 64 captioned "
-        f"pictures, and {results['head_steps']} updates of 32 for each head. A row without a deviation was run "
-        "once, SigRL's on the first seed.\n\n"
+        f"{', '.join(map(str, seeds))} of the heads, all from one CLIP that was trained by {results['clip_steps']} updates. "
+        f"SigRL was best after {', '.join(map(str, best))} updates. A row without a deviation does not depend on the seed.\n\n"
+        f"{heads_table(results['heads'])}\n\n"
+        "SVFR and GMC of seed 0, before training and after: the standard deviation of each matrix, how far it moved "
+        "(‖after − before‖ / ‖before‖), and the standard deviation of the energies over the patches of a picture.\n\n"
         f"{engines_table(results['engines'])}\n\n"
         "The checkpoint that ships, exported, against itself in PyTorch, on the same test pictures."
     )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sigrl_deploy.bundle.engine_records import EngineRecord, version_tuple
 from sigrl_deploy.config import Backend, runs
 from sigrl_deploy.errors import SigRLError, UsageError
-from sigrl_deploy.extras import install_command
+from sigrl_deploy.extras import install_command, package_of
 from sigrl_deploy.machine.cache_folder import ENVIRONMENT, cached_files, require_private
 from sigrl_deploy.machine.gpu import OLDEST_FUSED, Gpu, NoGpuError, gpu_at_hand, has_driver
 from sigrl_deploy.tensorrt.library import installed, open_library
@@ -38,7 +38,6 @@ _EXTRAS = {
     "evaluate": ("evaluate", ("sklearn",)),
     "train": ("train", ("lightning_fabric", "sklearn", "h5py")),
 }
-_PACKAGE_OF = {"lightning_fabric": "lightning-fabric", "open_clip": "open_clip_torch", "sklearn": "scikit-learn"}  # by module
 _TENSORRT = f"{install_command('tensorrt-rtx')}  # or the extra tensorrt, where pip finds NVIDIA's index"
 BUNDLE = "bundle"
 _CUDA_LIBRARIES = {"libcudart": (13, 12), "libcublasLt": (13, 12), "libcudnn": (9,)}  # and their major versions
@@ -269,7 +268,7 @@ def _installed_torch(gpu: Gpu | None) -> Finding:
 def _extras() -> Iterator[Finding]:
     """Whether the packages of each extra that a command needs are installed."""
     for extra, (verbs, modules) in _EXTRAS.items():
-        missing = [_PACKAGE_OF.get(module, module) for module in modules if find_spec(module) is None]
+        missing = [package_of(module) for module in modules if find_spec(module) is None]
         if missing:
             found = f"not installed: {', '.join(missing)}; for sigrl-deploy {verbs}"
             yield Finding(f"extra {extra}", False, found, install_command(extra))

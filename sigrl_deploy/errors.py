@@ -19,6 +19,8 @@ traceback, with arguments as its own options, and exits with `exit_code`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from typing import TypeVar
 
@@ -138,6 +140,16 @@ def _restored(kind: type[SigRLError], args: tuple[object, ...], fields: dict[str
     error.args = args
     error.__dict__.update(fields)
     return error
+
+
+@contextmanager
+def errors_about(**arguments: str) -> Iterator[None]:
+    """Errors in the block name the caller's arguments: `errors_about(checkpoint="init")` turns `checkpoint` into `init`."""
+    try:
+        yield
+    except SigRLError as error:
+        error.argument = arguments.get(error.argument, error.argument)
+        raise
 
 
 def kind_of(value: object) -> str:

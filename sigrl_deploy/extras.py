@@ -8,22 +8,28 @@ from pathlib import Path
 from sigrl_deploy.errors import UsageError
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
+_PACKAGES = {"lightning_fabric": "lightning-fabric", "open_clip": "open_clip_torch", "sklearn": "scikit-learn"}  # by module
 
 
-def require(*packages: str, extra: str, argument: str = "", value: object = None) -> None:
-    """Raise UsageError where a package is not installed; `extra` brings it. Imports none of them.
+def require(*modules: str, extra: str, argument: str = "", value: object = None) -> None:
+    """Raise UsageError where a module's package is not installed; `extra` brings it. Imports none of them.
 
     `argument` and `value` say what needs them, as in `UsageError`.
     """
-    for package in packages:
-        if find_spec(package) is None:
-            raise missing(package, extra, argument=argument, value=value)
+    for module in modules:
+        if find_spec(module) is None:
+            raise missing(module, extra, argument=argument, value=value)
 
 
-def missing(package: str, extra: str, *, argument: str = "", value: object = None) -> UsageError:
-    """The error for a package that is not installed."""
-    problem = f"{package} is not installed; {install_command(extra)}"
+def missing(module: str, extra: str, *, argument: str = "", value: object = None) -> UsageError:
+    """The error for a module whose package is not installed."""
+    problem = f"{package_of(module)} is not installed; {install_command(extra)}"
     return UsageError(problem, argument=argument, value=value, extra=extra)
+
+
+def package_of(module: str) -> str:
+    """The name by which pip knows a module."""
+    return _PACKAGES.get(module, module)
 
 
 def install_command(extra: str) -> str:

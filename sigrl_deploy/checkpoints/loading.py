@@ -21,7 +21,7 @@ from sigrl_deploy.checkpoints.open_clip_weights import (
 )
 from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.config import Arch, Contract
-from sigrl_deploy.errors import CheckpointError, UsageError
+from sigrl_deploy.errors import CheckpointError, UsageError, member_of
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.pictures.preprocess import Preprocess
 
@@ -49,7 +49,7 @@ def load_model(options: CheckpointOptions, *, with_text: bool = True) -> LoadedC
     fit each other.
     """
     check_source(options.checkpoint)
-    checkpoint, clip = _open(options.checkpoint)
+    checkpoint, clip = _open(options.checkpoint, "checkpoint")
     clip = clip_config(options.clip_config) if options.clip_config else clip
     text = text_clip = None
     if with_text:
@@ -66,7 +66,7 @@ def load_model(options: CheckpointOptions, *, with_text: bool = True) -> LoadedC
     return LoadedCheckpoint(checkpoint, text, model, _preprocess(options, checkpoint, model), template)
 
 
-def _open(source: str | Path, argument: str = "") -> tuple[Checkpoint, ClipConfig | None]:
+def _open(source: str | Path, argument: str) -> tuple[Checkpoint, ClipConfig | None]:
     """A file, or open_clip's own weights with their config."""
     return load_pretrained(str(source), argument) if is_pretrained(source) else (load_checkpoint(source), None)
 
@@ -95,12 +95,12 @@ def _openai_text(source: str | Path, checkpoint: Checkpoint) -> tuple[Checkpoint
     try:
         return load_pretrained(name)
     except CheckpointError as error:
-        raise UsageError(f"{source}: holds no text tower, and OpenAI's is not available ({_reason(error)}); {advice}") from None
+        raise UsageError(f"{source}: holds no text tower, and {name} is not available ({_reason(error)}); {advice}") from None
 
 
 def _reason(error: CheckpointError) -> str:
     """What was wrong, without the advice that follows it."""
-    return str(error).rpartition("; ")[0] or str(error)
+    return error.problem.rpartition("; ")[0] or error.problem
 
 
 def _check_tokens(text: Checkpoint, model: SigRL) -> None:
@@ -124,6 +124,8 @@ def _preprocess(options: CheckpointOptions, checkpoint: Checkpoint, model: SigRL
     CLIP's is that of the weights that are named, where open_clip lists them.
     """
     contract, size = options.preprocess, model.config.vision.image_size
+    if contract is not None:
+        contract = member_of(Contract, contract, "preprocess")
     if contract is None and checkpoint.record is not None:
         return checkpoint.record.preprocess
     if contract is None:

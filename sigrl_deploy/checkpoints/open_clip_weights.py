@@ -50,11 +50,11 @@ def default_bundle(source: Path) -> Path:
     return Path(f"{name}-{Path(pretrained).name}-bundle")
 
 
-def load_pretrained(value: str, argument: str = "") -> tuple[Checkpoint, ClipConfig]:
+def load_pretrained(value: str, argument: str = "checkpoint") -> tuple[Checkpoint, ClipConfig]:
     """Weights named as open_clip lists them, such as `ViT-B-16:openai`, and their config.
 
-    `argument` is the one that errors name, or "". Raises CheckpointError for an unknown name, and where the weights are neither
-    in open_clip's cache nor can be downloaded.
+    `argument` is the one that errors name. Raises UsageError for a name that open_clip does not know, CheckpointError where the
+    weights are neither in its cache nor can be downloaded.
     """
     import open_clip
 
@@ -63,7 +63,7 @@ def load_pretrained(value: str, argument: str = "") -> tuple[Checkpoint, ClipCon
     clip = clip_config(value if listed else name) if name in open_clip.list_models() else None
     if clip is None:
         problem = f"no such file, and open_clip has no model {name}; expected a file, or NAME:PRETRAINED as in ViT-B-16:openai"
-        raise _error(value, problem, argument)
+        raise UsageError(problem, argument=argument, value=value)
     path = Path(pretrained) if not listed and os.path.exists(pretrained) else _download(value, listed, argument)
     return dataclasses.replace(load_checkpoint(path), path=value), clip
 
@@ -123,7 +123,7 @@ def _download(value: str, listed: dict[str, Any], argument: str) -> Path:
 
     if not listed:
         advice = "choose one of open_clip.list_pretrained(), or give a file"
-        raise _error(value, f"open_clip lists no such weights; {advice}", argument)
+        raise UsageError(f"open_clip lists no such weights; {advice}", argument=argument, value=value)
     problem = _hub_problem() if listed.get("hf_hub") else ""
     try:
         with _quiet(), _patient(offline=bool(problem)):
@@ -131,7 +131,8 @@ def _download(value: str, listed: dict[str, Any], argument: str) -> Path:
     except Exception as error:  # network, hub and file errors of several libraries
         reason = problem or next(iter(str(error).strip().splitlines()), type(error).__name__)
         advice = f"fetch that file by other means, and give its path with `clip_config='{value}'`"
-        raise _error(value, f"{_file_of(listed)} cannot be downloaded: {reason}; {advice}", argument) from None
+        problem = f"{_file_of(listed)} cannot be downloaded: {reason}; {advice}"
+        raise CheckpointError(problem, argument=argument, value=value) from None
 
 
 def _file_of(listed: dict[str, Any]) -> str:
@@ -144,11 +145,6 @@ def _file_of(listed: dict[str, Any]) -> str:
     # Either holds the same weights; open_clip asks for the first one first.
     files = file or f"{constants.HF_SAFE_WEIGHTS_NAME} or {constants.HF_WEIGHTS_NAME}"
     return f"{files} of https://huggingface.co/{repository}"
-
-
-def _error(value: str, problem: str, argument: str) -> CheckpointError:
-    """Without an argument, the line begins with the name, as the lines about files do."""
-    return CheckpointError(problem, argument=argument, value=value) if argument else CheckpointError(f"{value}: {problem}")
 
 
 def _hub_problem() -> str:

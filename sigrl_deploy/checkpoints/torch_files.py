@@ -18,26 +18,29 @@ _BLOCK = 1 << 20
 _ZIP = b"PK\x03\x04"
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the format before torch 1.6
 _MAX_START = 100  # instructions of a pickle that precedes the weights
-_ITEM_SIZES = {
-    "Half": 2,
-    "BFloat16": 2,
-    "Float": 4,
-    "Double": 8,
-    "Bool": 1,
-    "Byte": 1,
-    "Char": 1,
-    "Short": 2,
-    "Int": 4,
-    "Long": 8,
+# From torch's name of a storage to its dtype and the bytes of a number.
+STORAGES = {
+    "HalfStorage": ("float16", 2),
+    "BFloat16Storage": ("bfloat16", 2),
+    "FloatStorage": ("float32", 4),
+    "DoubleStorage": ("float64", 8),
+    "BoolStorage": ("bool", 1),
+    "ByteStorage": ("uint8", 1),
+    "CharStorage": ("int8", 1),
+    "ShortStorage": ("int16", 2),
+    "IntStorage": ("int32", 4),
+    "LongStorage": ("int64", 8),
+}
+_ITEM_SIZES = {kind: size for kind, (_, size) in STORAGES.items()} | {
     # Not read, but skipped on the way to the next storage.
-    "ComplexFloat": 8,
-    "ComplexDouble": 16,
-    "QInt8": 1,
-    "QUInt8": 1,
-    "QInt32": 4,
-    "QUInt4x2": 1,
-    "QUInt2x4": 1,
-    "Untyped": 1,
+    "ComplexFloatStorage": 8,
+    "ComplexDoubleStorage": 16,
+    "QInt8Storage": 1,
+    "QUInt8Storage": 1,
+    "QInt32Storage": 4,
+    "QUInt4x2Storage": 1,
+    "QUInt2x4Storage": 1,
+    "UntypedStorage": 1,
 }
 
 
@@ -142,7 +145,7 @@ class _Legacy:
             if type(keys) is not list or not all(type(key) is str for key in keys):
                 raise PickleError("does not list its storages")
             for key in keys:
-                item = _ITEM_SIZES.get(found[key].kind.removesuffix("Storage")) if key in found else None
+                item = _ITEM_SIZES.get(found[key].kind) if key in found else None
                 if item is None:
                     raise PickleError("holds a storage that no tensor uses, or of an unknown kind")
                 file.seek(start)

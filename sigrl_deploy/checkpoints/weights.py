@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sigrl_deploy.checkpoints.pickles import MAX_TENSORS, Global, Module, PickleError, UnsafeError, View
-from sigrl_deploy.checkpoints.torch_files import TorchFile, open_torch_file
+from sigrl_deploy.checkpoints.torch_files import STORAGES, TorchFile, open_torch_file
 from sigrl_deploy.errors import CheckpointError, printable
 from sigrl_deploy.files import open_regular
 
@@ -23,23 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
-# From torch's name of a storage, or safetensors' name of a dtype, to torch's dtype and its bytes per number.
-_DTYPES = {
-    "HalfStorage": ("float16", 2),
-    "BFloat16Storage": ("bfloat16", 2),
-    "FloatStorage": ("float32", 4),
-    "DoubleStorage": ("float64", 8),
-    "BoolStorage": ("bool", 1),
-    "ByteStorage": ("uint8", 1),
-    "CharStorage": ("int8", 1),
-    "ShortStorage": ("int16", 2),
-    "IntStorage": ("int32", 4),
-    "LongStorage": ("int64", 8),
-    "F16": ("float16", 2),
-    "BF16": ("bfloat16", 2),
-    "F32": ("float32", 4),
-    "F64": ("float64", 8),
-}
+_SAFETENSORS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _MAX_NAME = 1 << 10
 _MAX_DIMS = 16
@@ -120,7 +104,7 @@ def _safetensors(path: Path) -> dict[str, Stored]:
     file = open_safetensors(path)
     names = _checked_names(path, file.keys())
     slices = {name: file.get_slice(name) for name in names}
-    dtypes = {name: _DTYPES.get(part.get_dtype(), (part.get_dtype(), 0))[0] for name, part in slices.items()}
+    dtypes = {name: _SAFETENSORS.get(part.get_dtype(), part.get_dtype()) for name, part in slices.items()}
     return {
         name: Stored(tuple(part.get_shape()), dtypes[name], partial(_read_safetensor, path, file, name))
         for name, part in slices.items()
@@ -192,7 +176,7 @@ class _Reader:
         """
         if isinstance(value, Global):  # sparse, quantised, or of a class of its own
             return self._unusable(name, (), value.name.rpartition(".")[2].removeprefix("_rebuild_"))
-        dtype, itemsize = _DTYPES.get(value.storage.kind, (value.storage.kind, 0))
+        dtype, itemsize = STORAGES.get(value.storage.kind, (value.storage.kind, 0))
         numbers = (value.offset, *value.shape, *value.stride)
         if len(value.shape) > _MAX_DIMS or len(value.shape) != len(value.stride):
             raise CheckpointError(f"{self._path}: tensor {name} has {len(value.shape)} dimensions, more than any weights have")
@@ -208,7 +192,7 @@ class _Reader:
             )
         if count > value.storage.count:
             return self._unusable(name, value.shape, f"{dtype}, expanded (save tensor.clone() instead)")
-        if value.storage.kind not in _DTYPES:
+        if value.storage.kind not in STORAGES:
             return self._unusable(name, value.shape, dtype)
         return Stored(value.shape, dtype, partial(self._read, value))
 
@@ -221,7 +205,7 @@ class _Reader:
     def _read(self, view: View) -> Tensor:
         import torch
 
-        dtype = getattr(torch, _DTYPES[view.storage.kind][0])
+        dtype = getattr(torch, STORAGES[view.storage.kind][0])
         if 0 in view.shape:
             return torch.empty(view.shape, dtype=dtype)
         key = view.storage.key
@@ -236,7 +220,7 @@ class _Reader:
 
 
 def _check_total(path: Path, tensors: Any) -> None:
-    sizes = dict(_DTYPES.values())
+    sizes = dict(STORAGES.values())
     total = sum(math.prod(tensor.shape) * sizes.get(tensor.dtype, 0) for tensor in tensors)
     if total > _MAX_SHARING * os.path.getsize(path) + (1 << 20):
         raise CheckpointError(f"{path}: its tensors claim {total / 1e6:.0f} MB, far more than the file holds; save them again")

@@ -46,6 +46,8 @@ _POSITIVE = click.IntRange(min=1, max=10**9)
 @click.option("--batch-size", type=_POSITIVE, help="Pictures per update, over all devices [default: the recipe's].")
 @click.option("--accumulate", type=_POSITIVE, default=1, show_default=True, help="Compute an update in parts, to save memory.")
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate [default: the recipe's].")
+@click.option("--svfr-lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate of SVFR and GMC [default: --lr].")
+@click.option("--warmup", type=click.IntRange(min=0), help="Updates until learning rates are full [default: the recipe's].")
 @click.option(
     "--trained-blocks", type=click.IntRange(min=0), help="Train this many of the ViT's last blocks [default: the recipe's]."
 )
@@ -61,6 +63,7 @@ _POSITIVE = click.IntRange(min=1, max=10**9)
 @click.option(
     "--save-every", type=_POSITIVE, default=500, show_default=True, help="Updates between checkpoints and validations."
 )
+@click.option("--patience", type=_POSITIVE, help="End after this many validations in a row without a better one.")
 @click.option(
     "--validation-share",
     type=float,

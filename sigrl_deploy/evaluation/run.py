@@ -16,7 +16,7 @@ from sigrl_deploy.config import Precision
 from sigrl_deploy.datasets.dataset import Dataset
 from sigrl_deploy.datasets.opening import folder_identity, has_splits, open_dataset
 from sigrl_deploy.engines.options import EngineOptions
-from sigrl_deploy.errors import LabelError, UsageError, printable
+from sigrl_deploy.errors import LabelError, UsageError, errors_about, printable
 from sigrl_deploy.evaluation.metrics import Difference, Metrics, difference, evaluate_scores, require_scikit_learn
 from sigrl_deploy.evaluation.scoring import Model, score_pictures
 from sigrl_deploy.extras import require
@@ -90,12 +90,12 @@ def run_evaluate(options: EvaluateOptions) -> Evaluation:
 
 def _check_options(options: EvaluateOptions) -> None:
     if not options.bundles and options.checkpoint is None:
-        raise UsageError("nothing to evaluate; give one or more `bundle`, a `checkpoint`, or both")
+        raise UsageError("nothing to evaluate; give one or more `bundles`, a `checkpoint`, or both")
     if options.engine.unfused and not options.bundles:
-        problem = "a checkpoint always runs unfused; leave it out, or add a `bundle`"
+        problem = "a checkpoint always runs unfused; leave it out, or add a `bundles`"
         raise UsageError(problem, argument="unfused", value=next(iter(options.engine.unfused)))
     if options.precisions and not options.bundles:
-        problem = "is for bundles, and a checkpoint runs in fp32; add a `bundle`, or leave it out"
+        problem = "is for bundles, and a checkpoint runs in fp32; add a `bundles`, or leave it out"
         raise UsageError(problem, argument="precisions", value=options.precisions[0].value)
     if options.out is None:
         if sys.stdout is None:
@@ -131,7 +131,8 @@ def open_models(options: EvaluateOptions) -> list[Model]:
         from sigrl_deploy.recognizer import Recognizer
 
         for path, precision in itertools.product(options.bundles, options.precisions or (None,)):
-            recognizer = Recognizer(path, precision=precision, cache_dir=options.cache_dir, options=options.engine)
+            with errors_about(bundle="bundles", precision="precisions"):
+                recognizer = Recognizer(path, precision=precision, cache_dir=options.cache_dir, options=options.engine)
             engine, arch = recognizer.engine, recognizer.bundle.manifest.arch
             models.append(Model(path, engine.description, arch, engine.precision, engine.device, recognizer))
     _warn_of_differences(models)
@@ -202,7 +203,7 @@ def choose_label_sets(dataset: Dataset, names: Sequence[str], labels: Path | Non
     kept = {name: tuple(label for label in dataset.label_sets[name] if label in wanted) for name in chosen}
     for name, rest in kept.items():
         if names and not rest:
-            problem = f"holds no label of the label set {name}; add one, or leave out `label_set='{name}'`"
+            problem = f"holds no label of the label set {name}; add one, or leave out `label_sets=('{name}',)`"
             raise LabelError(problem, argument="labels", value=labels)
         left_out = len(dataset.label_sets[name]) - len(rest)
         log.info("%s: %d of %d labels are not in %s and are left out", name, left_out, len(rest) + left_out, labels)

@@ -2,14 +2,14 @@
 
 Semantic-guided Representation Learning for Multi-Label Recognition, ICME 2025. Symbols: B pictures, P patch tokens, C labels,
 D joint embedding width, k patches averaged by the local match. `materialised.py` has the same functions written as the
-reference implementation computes them; here the label axis is tiled, so memory does not grow with P·C·D, and the backward pass
-recomputes tiles, so it does not in training either.
+reference implementation computes them. Here the label axis is tiled, so memory does not grow with P·C·D. Nor does it in
+training: the backward pass computes the tiles again, unless they are small.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from sigrl_deploy.model.vit import VisionTransformer
 LEAKY_SLOPE = 0.2
 LABEL_TILE = 16
 TILE_BUDGET = 1 << 23  # elements of one [B, tile, P, D] intermediate, of which a training step holds about eight
+KEPT_BUDGET = 1 << 25  # elements of one [B, C, P, D] intermediate up to which training keeps them: about 1 GB in all
 PAIR_BUDGET = 1 << 23  # elements of GMC's pairwise tensor held at once
 GRAPH_DROPOUT = 0.3  # in training only, on the input of both GATv2 layers and on their attention
 
@@ -32,9 +33,12 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """`function(*inputs)`. With gradients its intermediates are not kept, but computed again in the backward pass."""
-    if not torch.is_grad_enabled():
+def recomputed(function: Callable[..., Tensor], *inputs: Tensor, elements: int) -> Tensor:
+    """`function(*inputs)`, a part of something whose intermediates have `elements` elements in all.
+
+    With gradients and more than KEPT_BUDGET they are not kept, but computed again in the backward pass.
+    """
+    if not torch.is_grad_enabled() or elements <= KEPT_BUDGET:
         return function(*inputs)
     result: Tensor = checkpoint(function, *inputs, use_reentrant=False)
     return result
@@ -89,7 +93,7 @@ class GraphAttention(nn.Module):
         """h [C, F_in] → [C, H·F], a block of rows at a time, in fp32 or wider."""
         z = self.nodes(F.dropout(h, GRAPH_DROPOUT, self.training))
         rows = max(1, PAIR_BUDGET // z.numel())
-        return torch.cat([recomputed(self.attend, block, z) for block in z.split(rows)])
+        return torch.cat([recomputed(self.attend, block, z, elements=len(z) * z.numel()) for block in z.split(rows)])
 
     @full_precision
     def attend(self, queries: Tensor, z: Tensor) -> Tensor:
@@ -135,11 +139,12 @@ class SVFR(nn.Module):
         """patches X [B, P, D], T [C, D], G Wbᵀ [C, D] → Y [B, P, D]."""
         tile = max(1, min(LABEL_TILE, TILE_BUDGET // patches.numel()))
         labels = label_embedding.expand(patches.shape[0], -1, -1)
-        semantic = torch.cat([recomputed(self.decoupled, patches, rows) for rows in labels.split(tile, dim=1)], dim=1)
+        part = partial(recomputed, elements=patches.numel() * len(label_embedding))
+        semantic = torch.cat([part(self.decoupled, patches, rows) for rows in labels.split(tile, dim=1)], dim=1)
         v = self.between(semantic, label_embedding, graph_projection).to(patches.dtype)
         weight = torch.zeros_like(wide(patches))
         for rows in v.split(tile, dim=1):
-            weight = weight + recomputed(self.reconstructed, patches, rows)
+            weight = weight + part(self.reconstructed, patches, rows)
         return (wide(patches) * weight).to(patches.dtype)
 
     def decoupled(self, patches: Tensor, labels: Tensor) -> Tensor:

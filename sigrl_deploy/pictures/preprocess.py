@@ -16,7 +16,7 @@ from PIL import Image
 
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.config import Contract
-from sigrl_deploy.errors import ImageError, UsageError
+from sigrl_deploy.errors import ImageError, UsageError, member_of
 from sigrl_deploy.structs import Checked
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -75,14 +75,11 @@ class Preprocess(Checked, frozen=True):
 
         Raises UsageError for an unknown name, or an image size outside 1 to MAX_IMAGE_SIZE.
         """
-        names = [choice.value for choice in Contract]
-        if contract not in names:
-            raise UsageError(f"no such contract; choose one of {', '.join(names)}", argument="preprocess", value=contract)
+        chosen = member_of(Contract, contract, "contract")
         if type(image_size) is not int or not 1 <= image_size <= MAX_IMAGE_SIZE:
             raise UsageError(
                 f"expected a whole number of pixels, 1 to {MAX_IMAGE_SIZE}", argument="image_size", value=image_size
             )
-        chosen = Contract(contract)
         if chosen is Contract.ZERO_SHOT:
             resize_size = math.floor(image_size / 0.875)
             mean, std = IMAGENET_MEAN, IMAGENET_STD

@@ -213,7 +213,9 @@ class Recognizer:
         missing.jpg ...
 
         Pictures are decoded in threads, ahead of inference. Memory depends on the batch size, not on the number of pictures:
-        `paths` may be a generator without end. Arguments are those of `recognize`.
+        `paths` may be a generator without end. It is read max(threads, 2 × batch size) paths ahead of the batch at the model,
+        eight threads being the most, so the first record comes after that many paths, or the last one. Arguments are those of
+        `recognize`.
 
         Raises LabelError and UsageError as `recognize` does.
         """

@@ -179,7 +179,8 @@ def _gpu(options: BuildOptions) -> Gpu | None:
     except NoGpuError as error:
         raise UsageError(
             f"no GPU to build for: {error}; name the compute capability of the GPU that the engine is for, such as "
-            "`compute_capabilities=('8.9',)` (with TensorRT for RTX)"
+            "`compute_capabilities=('8.9',)` (with TensorRT for RTX)",
+            argument="compute_capabilities",
         ) from None
 
 

@@ -36,7 +36,10 @@ Validate = Callable[[], tuple[dict[str, float], dict[str, str]]]
 
 @dataclass(frozen=True)
 class Schedule:
-    """`steps` updates of `batch_size` pictures, each computed in `accumulate` parts per device."""
+    """`steps` updates of `batch_size` pictures, each computed in `accumulate` parts per device.
+
+    A run ends sooner after `patience` validations in a row that are no better than the best before them.
+    """
 
     steps: int
     warmup: int
@@ -45,16 +48,21 @@ class Schedule:
     seed: int
     workers: int
     save_every: int
+    patience: int | None = None
 
 
 @dataclass
 class Reached:
-    """How far a run is: its updates, those at the last validation, the best validation, and the unreadable pictures so far."""
+    """How far a run is: its updates, those at the last validation, the best validation, and the unreadable pictures so far.
+
+    worse: the validations since the best one.
+    """
 
     step: int = 0
     validated: int = 0
     best: float = -math.inf
     best_step: int = 0
+    worse: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
 
@@ -128,7 +136,7 @@ class Run:
         reached, schedule = self.reached, self._schedule
         recent: list[dict[str, Tensor]] = []
         self._task.train()
-        while reached.step < schedule.steps:
+        while reached.step < schedule.steps and not self._is_over():
             torch.manual_seed(seed_of(Purpose.DROPOUT, schedule.seed, reached.step, self._fabric.global_rank))
             recent.append(losses := self._update(batches))
             rate = max(group["lr"] for group in self._optimizer.param_groups if not group["head"])
@@ -141,6 +149,11 @@ class Run:
                 recent.clear()
             if saves:
                 self._checkpoint()
+        if reached.step < schedule.steps and self._fabric.is_global_zero:
+            log.info("update %d: no better for %d validations, so the run ends (`patience`)", reached.step, reached.worse)
+
+    def _is_over(self) -> bool:
+        return self._schedule.patience is not None and self.reached.worse >= self._schedule.patience
 
     def _batches(self, examples: Examples) -> Iterable[Batch]:
         fabric, schedule = self._fabric, self._schedule
@@ -207,6 +220,7 @@ class Run:
         if metrics:
             self._folder.log(self._fabric, metrics, reached.step)
             reached.best = max(reached.best, metrics["map"])
+            reached.worse = 0 if better else reached.worse + 1
         if self._fabric.is_global_zero:
             found = ", ".join(f"{name} {100 * value:.1f}" for name, value in metrics.items()) or "not validated"
             log.info("update %d saved (%s)%s", reached.step, found, ", the best so far" if better and metrics else "")

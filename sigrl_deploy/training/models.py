@@ -13,10 +13,9 @@ from torch.nn import functional as F
 
 from sigrl_deploy.checkpoints.loading import CLIP_TOKENS, load_model
 from sigrl_deploy.checkpoints.open_clip_configs import clip_config
-from sigrl_deploy.checkpoints.open_clip_weights import is_pretrained
 from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.config import Arch, Contract, GraphConfig, ModelConfig
-from sigrl_deploy.errors import CheckpointError, UsageError
+from sigrl_deploy.errors import UsageError, errors_about
 from sigrl_deploy.files import sha256_file
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.pictures.preprocess import Preprocess
@@ -77,20 +76,15 @@ def start_from(options: TrainOptions, contract: Contract) -> Start:
     """The checkpoint `options.init` as the architecture to train, sigrl by default. SVFR and GMC are new where it has none.
 
     Pictures are prepared as the options say, else as the checkpoint records it, else by the recipe's `contract`. Raises as
-    `load_model`, and UsageError where open_clip has no such weights.
+    `load_model`.
     """
     assert options.init is not None
     arch = options.arch or Arch.SIGRL
     source = CheckpointOptions(
         options.init, text_tower=options.text_tower, topk=options.topk, clip_config=options.clip_config, preprocess=contract
     )
-    try:
+    with errors_about(checkpoint="init"):
         loaded = load_model(source)
-    except CheckpointError as error:
-        if error.argument or not is_pretrained(options.init):
-            raise
-        problem = error.problem.removeprefix(f"{options.init}: ")
-        raise UsageError(problem, argument="init", value=options.init) from None
     base, record = loaded.model, loaded.checkpoint.record
     preprocess = record.preprocess if record is not None and options.preprocess is None else loaded.preprocess
     continued = record is not None and record.config.arch is arch

@@ -16,6 +16,7 @@ from sigrl_deploy.training.recipes import Recipe
 
 _BLOCK = re.compile(r"(visual|text)\.transformer\.resblocks\.(\d+)\.")
 _BEFORE_BLOCKS = ("conv1.", "class_embedding", "positional_embedding", "token_embedding.", "ln_pre.")
+_NEW = ("model.svfr.", "model.gmc.")
 _HEAD_LR = 1e-3  # for the scale and bias of the scores, which move farther than fine-tuned weights
 
 
@@ -23,19 +24,27 @@ def build_optimizer(task: nn.Module, recipe: Recipe, blocks: int) -> Optimizer:
     """The recipe's Adam or AdamW over the trainable parameters. Vectors (biases, norms, scales) have no weight decay.
 
     The learning rate of block i of `blocks` is lr · layer_decay^(blocks − i). Parameters before the blocks count as block −1,
-    those after them have the rate lr (BEiT, arXiv 2106.08254, as in MKT), and the loss's scale and bias a rate of their own.
+    those after them have the rate lr (BEiT, arXiv 2106.08254, as in MKT). SVFR and GMC have the recipe's `svfr_lr` where it has
+    one, and the loss's scale and bias a rate of their own.
     """
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in task.named_parameters():
         if parameter.requires_grad:
-            head = name.startswith("head.")
-            rate = _HEAD_LR if head else recipe.lr * recipe.layer_decay ** _layers_after(name, blocks)
-            groups[rate, recipe.weight_decay if parameter.ndim > 1 else 0.0, head].append(parameter)
+            own = _own_rate(recipe, name)
+            rate = recipe.lr * recipe.layer_decay ** _layers_after(name, blocks) if own is None else own
+            groups[rate, recipe.weight_decay if parameter.ndim > 1 else 0.0, own is not None].append(parameter)
     values: list[dict[str, Any]] = [
         {"params": parameters, "lr": rate, "weight_decay": decay, "head": head}
         for (rate, decay, head), parameters in groups.items()
     ]
     return {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[recipe.optimizer](values, lr=recipe.lr, fused=True)
+
+
+def _own_rate(recipe: Recipe, name: str) -> float | None:
+    """The learning rate of a parameter that does not go by the recipe's `lr`."""
+    if name.startswith("head."):
+        return _HEAD_LR
+    return recipe.svfr_lr if name.startswith(_NEW) else None
 
 
 def _layers_after(name: str, blocks: int) -> int:

@@ -39,6 +39,7 @@ class LossInput(str, Enum):
 class Recipe:
     """The hyper-parameters of a run.
 
+    svfr_lr: the learning rate of SVFR and GMC, which start at random; None for `lr`.
     lr_floor: the fraction of the learning rate at which the cosine schedule ends.
     layer_decay: multiplies the learning rate once per block, from the last block backwards.
     trained_blocks: how many of the ViT's last blocks are trained; None for all.
@@ -60,6 +61,7 @@ class Recipe:
     batch_size: int
     trained_blocks: int | None
     clip_norm: float | None = None
+    svfr_lr: float | None = None
     distillation: float = 0.0
     entropy_weight: float = 0.0
 
@@ -73,6 +75,7 @@ _NOT_CONTRASTIVE = (
     "preprocess",
     "topk",
     "loss_input",
+    "svfr_lr",
     "trained_blocks",
 )
 # The options that apply to one recipe only.
@@ -139,6 +142,8 @@ class TrainOptions:
     entropy_weight: α of the single-positive recipe; 0.2 on VOC and 0.1 elsewhere by default.
     distillation: weight of the zero-shot recipe's distillation loss; 1 by default.
     steps: updates, instead of `epochs`.
+    warmup: updates during which learning rates rise; by default the same fraction of the run as published.
+    patience: end the run after so many validations in a row without a better one.
     batch_size: pictures per update, over all devices and accumulated parts; at most as many as there are by default.
     accumulate: parts in which an update is computed, to save memory.
     keep_pictures: read each picture once and keep it in memory, in every worker.
@@ -166,6 +171,9 @@ class TrainOptions:
     batch_size: int | None = None
     accumulate: int = 1
     lr: float | None = None
+    svfr_lr: float | None = None
+    warmup: int | None = None
+    patience: int | None = None
     trained_blocks: int | None = None
     seed: int = 0
     precision: str = "fp32"
@@ -190,6 +198,7 @@ def choose_recipe(options: TrainOptions) -> Recipe:
         "augment": options.augment,
         "loss_input": options.loss_input,
         "lr": options.lr,
+        "svfr_lr": options.svfr_lr,
         "batch_size": options.batch_size,
         "epochs": options.epochs,
         "trained_blocks": options.trained_blocks,
@@ -202,13 +211,17 @@ def choose_recipe(options: TrainOptions) -> Recipe:
 def _check(options: TrainOptions) -> None:
     if options.steps is not None and options.epochs is not None:
         raise UsageError("replaces `epochs`; leave out one of the two", argument="steps")
-    for name in ("lr", "distillation", "entropy_weight"):
+    for name in ("lr", "svfr_lr", "distillation", "entropy_weight"):
         value = getattr(options, name)
         if value is not None and not math.isfinite(value):
             raise UsageError("expected a finite number", argument=name, value=value)
     for name, recipe in _ONLY.items():
         if getattr(options, name) is not None and options.recipe is not recipe:
             raise UsageError(f"applies to the {recipe.value} recipe only; leave it out", argument=name)
+    if options.svfr_lr is not None and options.arch not in (None, Arch.SIGRL):
+        raise UsageError(f"{options.arch.value} has no SVFR; leave it out", argument="svfr_lr")
+    if options.patience is not None and not options.validate:
+        raise UsageError("counts validations; give `validate` more than 0, or leave it out", argument="patience")
     if options.arch is Arch.CLIP_FT and options.topk is not None:
         raise UsageError("clip-ft does not match patches; leave it out", argument="topk")
     if options.recipe is RecipeName.CONTRASTIVE:

@@ -221,7 +221,9 @@ def _with_fitting_batch_size(options: TrainOptions, recipe: Recipe, pictures: in
 def _schedule(options: TrainOptions, recipe: Recipe, pictures: int) -> Schedule:
     steps = options.steps or recipe.epochs * (pictures // recipe.batch_size)
     published = RECIPES[options.recipe]
-    warmup = steps * published.warmup_epochs // published.epochs  # the published fraction of the run
+    warmup = options.warmup
+    if warmup is None:
+        warmup = steps * published.warmup_epochs // published.epochs  # the published fraction of the run
     return Schedule(
         steps=steps,
         warmup=warmup,
@@ -230,6 +232,7 @@ def _schedule(options: TrainOptions, recipe: Recipe, pictures: int) -> Schedule:
         seed=options.seed,
         workers=options.workers,
         save_every=options.save_every,
+        patience=options.patience,
     )
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,9 @@ from PIL import Image
 from sigrl_deploy import Recognizer
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.external_data import external_files
-from sigrl_deploy.errors import BundleError, ScoreError, SigRLError
+from sigrl_deploy.errors import BundleError, ScoreError
 from tests.support.changed_bundles import change_graph, mend_hashes, nan_for_dark_pictures
+from tests.support.refusals import assert_refused
 
 LABELS = ["cat", "cup", "rocket"]
 COMMAND = [sys.executable, "-m", "sigrl_deploy"]
@@ -95,16 +97,14 @@ def test_weights_in_a_file_that_is_not_listed(copied: Path, name: str) -> None:
     in_a_file_beside_it(copied, name, "hidden.bin")
     assert external_files(copied / name) == {"hidden.bin"}
     mend_hashes(copied)
-    with pytest.raises(BundleError, match=rf"{name}: reads weights from 'hidden.bin', which the manifest does not list"):
-        Recognizer(copied, cache_dir=False)
+    assert_refused(lambda: Recognizer(copied, cache_dir=False), BundleError, name, "hidden.bin")
     mend_hashes(copied, "hidden.bin")
     expected = Recognizer(copied, device="cpu", cache_dir=False).vocabulary(LABELS).label_embedding
     data = bytearray((copied / "hidden.bin").read_bytes())
     data[len(data) // 2] ^= 1
     (copied / "hidden.bin").write_bytes(data)
     assert np.isfinite(expected).all()
-    with pytest.raises(BundleError, match=r"hidden\.bin: differs from the manifest's sha256"):
-        Recognizer(copied, cache_dir=False)
+    assert_refused(lambda: Recognizer(copied, cache_dir=False), BundleError, "hidden.bin", "sha256")
 
 
 def test_the_cache_key_holds_weights_beside_the_graph(copied: Path, tmp_path: Path) -> None:
@@ -127,24 +127,21 @@ def test_a_graph_by_another_name_is_looked_at_too(copied: Path, graph: str) -> N
     path = copied / "manifest.json"
     path.write_text(path.read_text().replace(f"{graph}.onnx", f"{graph}.model"))
     mend_hashes(copied)
-    with pytest.raises(BundleError, match=r"expected a name that ends in \.onnx"):
-        Recognizer(copied, cache_dir=False)
+    assert_refused(lambda: Recognizer(copied, cache_dir=False), BundleError, f"{graph}.model", ".onnx")
 
 
 def test_a_file_that_cannot_be_read(copied: Path) -> None:
     """Root can open any file, so this takes one that fails when it is read."""
     (copied / "text.onnx").unlink()
     (copied / "text.onnx").symlink_to("/proc/self/mem")
-    with pytest.raises(BundleError, match=r"text\.onnx: cannot be read \(Input/output error\)"):
-        Bundle(copied)
+    assert_refused(lambda: Bundle(copied), BundleError, "text.onnx", "Input/output error")
 
 
 @pytest.mark.parametrize("location", ["../hiden.b", "/etc/passw", "a/../hid.b"])
 def test_weights_outside_the_bundle(copied: Path, location: str) -> None:
     in_a_file_beside_it(copied, "visual.onnx", location)
     mend_hashes(copied)
-    with pytest.raises(BundleError, match=r"reads weights from .* do not use this bundle"):
-        Recognizer(copied, cache_dir=False)
+    assert_refused(lambda: Recognizer(copied, cache_dir=False), BundleError, "visual.onnx", location)
 
 
 def hidden_tensor() -> TensorProto:
@@ -214,8 +211,7 @@ def test_compiled_code_in_a_graph(copied: Path) -> None:
         )
 
     change_graph(copied, "visual.onnx", add)
-    with pytest.raises(BundleError, match=r"visual\.onnx: cannot be used \(it holds an EPContext node"):
-        Recognizer(copied, cache_dir=False)
+    assert_refused(lambda: Recognizer(copied, cache_dir=False), BundleError, "visual.onnx", "EPContext")
 
 
 def test_a_graph_of_millions_of_fields_is_given_up(tmp_path: Path) -> None:
@@ -224,7 +220,7 @@ def test_a_graph_of_millions_of_fields_is_given_up(tmp_path: Path) -> None:
     length = len(nodes)
     varint = bytes((length >> 7 * i & 0x7F) | (0x80 if length >> 7 * (i + 1) else 0) for i in range(4))
     (tmp_path / "m.onnx").write_bytes(bytes([7 << 3 | 2]) + varint + nodes)
-    with pytest.raises(ValueError, match="more than 500000 fields"):
+    with pytest.raises(ValueError, match="500000"):
         external_files(tmp_path / "m.onnx")
 
 
@@ -253,10 +249,11 @@ def test_features_that_are_no_numbers_are_an_error_record(copied: Path, tmp_path
     recognizer = Recognizer(copied, device="cpu", cache_dir=False)
     vocabulary = recognizer.vocabulary(LABELS)
     assert np.isfinite(recognizer.scores([pictures / "a-bright.png"], vocabulary)).all()
-    with pytest.raises(ScoreError, match="not finite"):
-        recognizer.scores([pictures / "b-dark.png"], vocabulary)
-    with pytest.raises(ScoreError, match="not finite"):
-        recognizer.recognize([pictures / "b-dark.png"], vocabulary, evidence=evidence)
+    given = [pictures / "a-bright.png", pictures / "b-dark.png"]
+    for use in (recognizer.scores, partial(recognizer.recognize, evidence=evidence)):
+        with pytest.raises(ScoreError) as caught:
+            use(given, vocabulary)
+        assert caught.value.picture == 1
 
 
 def infinite_weights(model: onnx.ModelProto) -> None:
@@ -278,16 +275,16 @@ def fewer_tokens(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "message"),
+    ("name", "change", "facts"),
     [
-        ("text.onnx", infinite_weights, "rows that are not finite"),
-        ("text.onnx", fewer_tokens, "ONNX Runtime .* cannot run it"),
-        ("visual.onnx", narrower, r"visual\.onnx: gave global_feature \(1, 3\), expected \(1, 512\)"),
+        ("text.onnx", infinite_weights, ("text graph", "`precision`")),
+        ("text.onnx", fewer_tokens, ("text.onnx", "ONNX Runtime")),
+        ("visual.onnx", narrower, ("visual.onnx", "global_feature", "(1, 3)", "(1, 512)")),
     ],
     ids=["infinite weights", "token ids out of range", "narrower features"],
 )
 def test_a_graph_that_gives_something_else(
-    copied: Path, photos: list[Path], name: str, change: Callable[[onnx.ModelProto], None], message: str
+    copied: Path, photos: list[Path], name: str, change: Callable[[onnx.ModelProto], None], facts: tuple[str, ...]
 ) -> None:
     change_graph(copied, name, change)
     recognizer = Recognizer(copied, device="cpu", cache_dir=False)
@@ -295,17 +292,16 @@ def test_a_graph_that_gives_something_else(
     def score() -> None:
         recognizer.scores(photos[:1], recognizer.vocabulary(LABELS))
 
-    with pytest.raises(SigRLError, match=message) as caught:
-        score()
-    assert "\n" not in str(caught.value)
+    assert_refused(score, BundleError, *facts)
 
 
 def test_another_patch_size_is_found_at_the_first_picture(copied: Path, photos: list[Path]) -> None:
     path = copied / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"patch_size": 64}))
     recognizer = Recognizer(copied, device="cpu", cache_dir=False)
-    with pytest.raises(BundleError, match=r"visual\.onnx: gave local_feature \(1, 25, 512\), expected \(1, 1, 512\)"):
-        recognizer.recognize(photos[:1], recognizer.vocabulary(LABELS), evidence=True)
+    vocabulary = recognizer.vocabulary(LABELS)
+    recognizing = lambda: recognizer.recognize(photos[:1], vocabulary, evidence=True)  # noqa: E731
+    assert_refused(recognizing, BundleError, "visual.onnx", "local_feature", "(1, 25, 512)", "(1, 1, 512)")
 
 
 @pytest.mark.parametrize("kind", ["pipe", "endless", "huge"])
@@ -331,5 +327,5 @@ def test_a_vocabulary_that_inflates(copied: Path) -> None:
     with (copied / "vocabulary.npz").open("wb") as file:
         np.savez_compressed(file, labels=np.array(["a"]), label_embedding=np.zeros((1, 50_000_000), np.float32))
     mend_hashes(copied, "vocabulary.npz")
-    with pytest.raises(BundleError, match=r"vocabulary\.npz: cannot be read \(labels\.npy is compressed\)"):
-        Recognizer(copied, device="cpu", cache_dir=False).vocabulary()
+    recognizer = Recognizer(copied, device="cpu", cache_dir=False)
+    assert_refused(recognizer.vocabulary, BundleError, "vocabulary.npz", "labels.npy")

@@ -12,6 +12,7 @@ import pytest
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.manifest import read_manifest
 from sigrl_deploy.errors import BundleError
+from tests.support.refusals import assert_refused
 
 
 @pytest.fixture
@@ -53,8 +54,7 @@ def test_what_a_manifest_says_of_itself_stays_one_short_line(copied: Path, name:
 @pytest.mark.parametrize("content", ["[" * 10**6, '{"a":' * 10**6, "1" * 10**6], ids=["lists", "objects", "digits"])
 def test_nesting_without_an_end_is_an_error(copied: Path, content: str) -> None:
     (copied / "manifest.json").write_text(content)
-    with pytest.raises(BundleError, match=r"manifest\.json"):
-        Bundle(copied)
+    assert_refused(lambda: Bundle(copied), BundleError, "manifest.json")
 
 
 def test_infinite_errors_that_verify_measured_come_back(copied: Path) -> None:

@@ -1,6 +1,5 @@
 """Every layout gives the same model; every kind of damage gives an error that names the tensor."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -29,6 +28,7 @@ from tests.support.checkpoints import (
     text,
     token_ids,
 )
+from tests.support.refusals import assert_refused
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,7 @@ def test_arch_picks_the_matching_rule(tmp_path: Path, arch: Arch) -> None:
     path = saved(tmp_path / "mkt.pth", mkt())
     assert model_config(load_checkpoint(path)).arch is Arch.MKT
     if arch is Arch.SIGRL:
-        with pytest.raises(CheckpointError, match=r"mkt\.pth.*SemanticDecoupling\.fc3\.weight"):
-            loaded(path, arch)
+        assert_refused(lambda: loaded(path, arch), CheckpointError, "mkt.pth", "SemanticDecoupling.fc3.weight")
         return
     model = loaded(path, arch)
     rows = torch.from_numpy(label_embeddings(6, seed=1))
@@ -119,33 +118,31 @@ DAMAGE: dict[str, tuple[State, str, str]] = {
     "patches of size 0": ({"conv1.weight": torch.zeros(64, 3, 0, 0)}, "conv1.weight", "above 0"),
     "no square": ({"positional_embedding": torch.zeros(9, 64)}, "positional_embedding", "square number"),
     "class token alone": ({"positional_embedding": torch.zeros(1, 64)}, "positional_embedding", "square number"),
-    "positions": ({"positional_embedding": torch.zeros(10, 32)}, "positional_embedding", r"expected \[10, 64\]"),
-    "ln_post": ({"ln_post.bias": torch.zeros(65)}, "ln_post.bias", r"has shape \[65\], expected \[64\]"),
-    "hidden": ({"transformer.resblocks.0.mlp.c_fc.weight": torch.zeros(65, 64)}, "c_fc.weight", r"expected \[256, 64\]"),
-    "W1": ({"SemanticDecoupling.fc3.weight": torch.zeros(512, 511)}, "SemanticDecoupling.fc3.weight", r"\[512, 512\]"),
-    "Wf": ({"DecouplingSemantic.fc1.weight": torch.zeros(512, 512)}, "DecouplingSemantic.fc1.weight", r"\[512, 1024\]"),
-    "W of layer 1": ({"GATv2_1.layer1.linear_l.weight": torch.zeros(128, 256)}, "layer1.linear_l.weight", r"\[128, 512\]"),
-    "W of layer 2": ({"GATv2_1.output.linear_l.weight": torch.zeros(256, 128)}, "output.linear_l.weight", r"\[512, 128\]"),
-    "widths of layer 2": ({"GATv2_1.output.linear_l.weight": torch.zeros(512, 64)}, "output.linear_l.weight", r"\[512, 128\]"),
+    "positions": ({"positional_embedding": torch.zeros(10, 32)}, "positional_embedding", "[10, 64]"),
+    "ln_post": ({"ln_post.bias": torch.zeros(65)}, "ln_post.bias", "[64]"),
+    "hidden": ({"transformer.resblocks.0.mlp.c_fc.weight": torch.zeros(65, 64)}, "c_fc.weight", "[256, 64]"),
+    "W1": ({"SemanticDecoupling.fc3.weight": torch.zeros(512, 511)}, "SemanticDecoupling.fc3.weight", "[512, 512]"),
+    "Wf": ({"DecouplingSemantic.fc1.weight": torch.zeros(512, 512)}, "DecouplingSemantic.fc1.weight", "[512, 1024]"),
+    "W of layer 1": ({"GATv2_1.layer1.linear_l.weight": torch.zeros(128, 256)}, "layer1.linear_l.weight", "[128, 512]"),
+    "W of layer 2": ({"GATv2_1.output.linear_l.weight": torch.zeros(256, 128)}, "output.linear_l.weight", "[512, 128]"),
+    "widths of layer 2": ({"GATv2_1.output.linear_l.weight": torch.zeros(512, 64)}, "output.linear_l.weight", "[512, 128]"),
     "a": ({"GATv2_1.layer1.attn.weight": torch.zeros(32)}, "layer1.attn.weight", "2 dimensions"),
-    "a for every head": ({"GATv2_1.layer1.attn.weight": torch.zeros(4, 32)}, "layer1.attn.weight", r"expected \[1, 32\]"),
-    "a that divides nothing": ({"GATv2_1.layer1.attn.weight": torch.zeros(1, 30)}, "layer1.attn.weight", r"width 30, .* 128"),
+    "a for every head": ({"GATv2_1.layer1.attn.weight": torch.zeros(4, 32)}, "layer1.attn.weight", "[1, 32]"),
+    "a that divides nothing": ({"GATv2_1.layer1.attn.weight": torch.zeros(1, 30)}, "layer1.attn.weight", "30"),
     "NaN": ({"SemanticDecoupling.fc3.bias": torch.full((512,), torch.nan)}, "SemanticDecoupling.fc3.bias", "NaN"),
     "infinite": ({"ln_pre.weight": torch.full((64,), torch.inf)}, "ln_pre.weight", "infinite"),
     "NaN in the graph": ({"GATv2_1.layer1.linear_l.weight": torch.full((128, 512), torch.nan)}, "layer1.linear_l", "NaN"),
-    "unshared": ({"GATv2_1.output.linear_r.weight": torch.zeros(512, 128)}, "output.linear_l", "linear_r.weight differ"),
+    "unshared": ({"GATv2_1.output.linear_r.weight": torch.zeros(512, 128)}, "output.linear_l", "linear_r.weight"),
     "layer scale": ({"transformer.resblocks.0.ls_1.gamma": torch.ones(64)}, "resblocks.0.ls_1.gamma", "no place"),
     "half a second layer": ({"transformer.resblocks.1.ln_1.weight": torch.ones(64)}, "resblocks.1.", "missing"),
 }
 
 
-@pytest.mark.parametrize(("change", "tensor", "expected"), DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize(("change", "tensor", "fact"), DAMAGE.values(), ids=DAMAGE)
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_damaged_tensor_is_named(tmp_path: Path, change: State, tensor: str, expected: str, prefix: str) -> None:
+def test_damaged_tensor_is_named(tmp_path: Path, change: State, tensor: str, fact: str, prefix: str) -> None:
     path = saved(tmp_path / "broken.pth", prefixed(prefix, sigrl() | change))
-    with pytest.raises(CheckpointError, match=rf"broken\.pth: .*{prefix}\S*{re.escape(tensor)}.*{expected}") as caught:
-        loaded(path)
-    assert "\n" not in str(caught.value)
+    assert_refused(lambda: loaded(path), CheckpointError, "broken.pth", f" {prefix}", tensor, fact)
 
 
 UNUSED = ("projection.", "GATv2_1.layer1.linear_r", "GATv2_1.output.linear_r")
@@ -155,16 +152,16 @@ UNUSED = ("projection.", "GATv2_1.layer1.linear_r", "GATv2_1.output.linear_r")
 def test_missing_tensor_is_named(tmp_path: Path, name: str) -> None:
     values = sigrl()
     del values[name]
-    with pytest.raises(CheckpointError, match=rf"broken\.pth: tensor {re.escape(name)} is missing"):
-        loaded(saved(tmp_path / "broken.pth", values))
+    path = saved(tmp_path / "broken.pth", values)
+    assert_refused(lambda: loaded(path), CheckpointError, "broken.pth", f" {name} ")
 
 
 @pytest.mark.parametrize("name", ["class_embedding", "projection_dist"])
 def test_missing_tensor_that_tells_the_layout(tmp_path: Path, name: str) -> None:
     values = mkt()
     del values[name]
-    with pytest.raises(CheckpointError, match=f"tensor {name} is missing"):
-        loaded(saved(tmp_path / "a.pth", values))
+    path = saved(tmp_path / "a.pth", values)
+    assert_refused(lambda: loaded(path), CheckpointError, "a.pth", f" {name} ")
 
 
 @pytest.mark.parametrize("name", list(text_shapes(TINY)))
@@ -172,24 +169,28 @@ def test_missing_text_tensor_is_named(tmp_path: Path, name: str) -> None:
     values = text()
     del values[name]
     model = loaded(saved(tmp_path / "mkt.pth", mkt()))
-    with pytest.raises(CheckpointError, match=rf"text\.pth: tensor {re.escape(name)} is missing"):
-        add_text_tower(model, load_checkpoint(saved(tmp_path / "text.pth", values)))
+    checkpoint = load_checkpoint(saved(tmp_path / "text.pth", values))
+    assert_refused(lambda: add_text_tower(model, checkpoint), CheckpointError, "text.pth", f" {name} ")
 
 
 def test_wrong_kinds_of_file(tmp_path: Path) -> None:
     model = loaded(saved(tmp_path / "mkt.pth", mkt()))
-    with pytest.raises(CheckpointError, match=r"text\.pth: is a CLIP text tower alone; give it as `text_tower`"):
-        loaded(saved(tmp_path / "text.pth", text()))
-    with pytest.raises(CheckpointError, match=r"mkt\.pth: a MKT checkpoint holds no text tower"):
-        add_text_tower(model, load_checkpoint(tmp_path / "mkt.pth"))
+
+    def text_tower_is_refused(name: str, *facts: str) -> None:
+        checkpoint = load_checkpoint(tmp_path / name)
+        assert_refused(lambda: add_text_tower(model, checkpoint), CheckpointError, name, *facts)
+
+    alone = saved(tmp_path / "text.pth", text())
+    assert_refused(lambda: loaded(alone), CheckpointError, "text.pth", "`text_tower`")
+    text_tower_is_refused("mkt.pth", "MKT")
     narrow = text() | {"text_projection": torch.zeros(64, 256)}
-    with pytest.raises(CheckpointError, match=r"narrow\.pth: tensor module\.text_projection has width 256, .* 512;"):
-        add_text_tower(model, load_checkpoint(saved(tmp_path / "narrow.pth", prefixed("module.", narrow))))
+    saved(tmp_path / "narrow.pth", prefixed("module.", narrow))
+    text_tower_is_refused("narrow.pth", "module.text_projection", "256", "512")
     resnet = {"visual.conv1.weight": torch.zeros(32, 3, 3, 3), "visual.attnpool.positional_embedding": torch.zeros(50, 64)}
-    with pytest.raises(CheckpointError, match=r"resnet\.pth: tensor visual\.class_embedding is missing.*ResNet"):
-        loaded(saved(tmp_path / "resnet.pth", resnet | text() | {"input_resolution": torch.tensor(224)}))
+    saved(tmp_path / "resnet.pth", resnet | text() | {"input_resolution": torch.tensor(224)})
+    assert_refused(lambda: loaded(tmp_path / "resnet.pth"), CheckpointError, "resnet.pth", "visual.class_embedding", "ResNet")
     assert load_checkpoint(tmp_path / "resnet.pth").has_text  # whose text tower can be used
     add_text_tower(model, load_checkpoint(tmp_path / "resnet.pth"))
     hf = {"visual.class_embedding": torch.zeros(4), "text.transformer.embeddings.word_embeddings.weight": torch.zeros(9, 4)}
-    with pytest.raises(CheckpointError, match=r"tensor text\.text_projection is missing"):
-        add_text_tower(model, load_checkpoint(saved(tmp_path / "hf.pth", hf)))
+    saved(tmp_path / "hf.pth", hf)
+    text_tower_is_refused("hf.pth", "text.text_projection")

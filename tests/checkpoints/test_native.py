@@ -20,11 +20,12 @@ from sigrl_deploy.checkpoints.model_config import model_config
 from sigrl_deploy.checkpoints.native import HEADER, TrainedRecord, read_record, write_trained
 from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.config import Arch, Contract, ModelConfig, TextConfig, VisionConfig
-from sigrl_deploy.errors import CheckpointError, UsageError
+from sigrl_deploy.errors import CheckpointError
 from sigrl_deploy.export.run import ExportOptions, export_bundle
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.pictures.preprocess import Preprocess
 from sigrl_deploy.training.models import as_arch
+from tests.support.refusals import assert_refused, refused
 
 # Heads of width 24, and GELU: the shapes of the tensors show neither.
 VISION = VisionConfig(image_size=40, patch_size=8, width=48, layers=2, heads=2, quick_gelu=False)
@@ -90,8 +91,7 @@ def test_sigrl_cannot_be_had_from_a_checkpoint_without_its_parts(model: SigRL, r
     mkt = as_arch(model, Arch.MKT, topk=3)
     path = tmp_path / "mkt.safetensors"
     write_trained(path, replace(record, config=mkt.config), mkt.state_dict())
-    with pytest.raises(CheckpointError, match=r"mkt\.safetensors: was trained as mkt and has no SVFR or GMC"):
-        load_model(CheckpointOptions(path, arch=Arch.SIGRL))
+    assert_refused(lambda: load_model(CheckpointOptions(path, arch=Arch.SIGRL)), CheckpointError, "mkt.safetensors", "SVFR")
 
 
 def test_half_precision_weights_are_read_as_fp32(model: SigRL, record: TrainedRecord, tmp_path: Path) -> None:
@@ -113,9 +113,8 @@ def _damaged(tmp_path: Path, model: SigRL, header: str) -> Path:
     ["", "{", "[]", "null", '{"format_version": 1}', "[" * 100_000, '{"format_version": 1, "config": 3}'],
 )
 def test_a_damaged_header_is_one_clear_line(model: SigRL, tmp_path: Path, header: str) -> None:
-    with pytest.raises(CheckpointError, match=r"damaged\.safetensors: its header cannot be read") as error:
-        load_checkpoint(_damaged(tmp_path, model, header))
-    assert "\n" not in str(error.value)
+    path = _damaged(tmp_path, model, header)
+    assert_refused(lambda: load_checkpoint(path), CheckpointError, "damaged.safetensors", "header")
 
 
 @pytest.mark.parametrize(
@@ -146,27 +145,26 @@ def test_values_that_mean_nothing_are_refused_before_anything_is_built(
         values["config"][key] |= value
     else:
         values[key] = value
-    with pytest.raises(CheckpointError, match=r"damaged\.safetensors: "):
-        load_model(CheckpointOptions(_damaged(tmp_path, model, json.dumps(values))))
+    path = _damaged(tmp_path, model, json.dumps(values))
+    assert_refused(lambda: load_model(CheckpointOptions(path)), CheckpointError, "damaged.safetensors")
 
 
 def test_more_labels_than_a_header_holds_are_refused_before_they_are_written(record: TrainedRecord) -> None:
-    with pytest.raises(ValueError, match="300000 labels"):
+    with pytest.raises(ValueError, match="300000"):
         replace(record, labels=tuple(f"label {i:06}" for i in range(300_000)))
 
 
 def test_another_format_version_says_what_to_do(model: SigRL, record: TrainedRecord, tmp_path: Path) -> None:
     values = json.loads(record.to_json()) | {"format_version": 2}
-    with pytest.raises(CheckpointError, match="format version 2, this release reads version 1; install the release that wrote"):
-        load_checkpoint(_damaged(tmp_path, model, json.dumps(values)))
+    path = _damaged(tmp_path, model, json.dumps(values))
+    assert_refused(lambda: load_checkpoint(path), CheckpointError, "damaged.safetensors", "version 2", "version 1", "install")
 
 
 def test_a_missing_tensor_is_named(model: SigRL, record: TrainedRecord, tmp_path: Path) -> None:
     tensors = {name: value for name, value in model.state_dict().items() if name != "svfr.fuse.weight"}
     path = tmp_path / "model.safetensors"
     write_trained(path, record, tensors)
-    with pytest.raises(CheckpointError, match=r"tensor svfr\.fuse\.weight is missing"):
-        load_model(CheckpointOptions(path))
+    assert_refused(lambda: load_model(CheckpointOptions(path)), CheckpointError, "model.safetensors", "svfr.fuse.weight")
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(path: Path, model: SigRL, record: TrainedRecord, tmp_path: Path) -> None:
@@ -189,8 +187,6 @@ def test_a_full_disk_leaves_the_checkpoint_before(path: Path, model: SigRL, reco
 
 
 def test_the_config_of_a_run_cannot_be_overruled_by_topk_beyond_the_patches(path: Path) -> None:
-    with pytest.raises(UsageError, match="25 patches") as caught:
-        load_model(CheckpointOptions(path, topk=26))
-    assert (caught.value.argument, caught.value.value) == ("topk", 26)
+    assert refused(lambda: load_model(CheckpointOptions(path, topk=26))) == ("topk", 26)
     checkpoint = load_checkpoint(path)
     assert model_config(checkpoint, topk=25).topk == 25

@@ -22,6 +22,7 @@ from sigrl_deploy.errors import CheckpointError, UsageError
 from sigrl_deploy.model.sigrl import SigRL, encode_image
 from sigrl_deploy.pictures.preprocess import CLIP_MEAN
 from tests.support.checkpoints import TINY, TOLERANCE, clip_of, loaded, mkt, saved, text, token_ids
+from tests.support.refusals import assert_refused, refused
 
 GELU_80 = {
     "embed_dim": 64,
@@ -61,8 +62,7 @@ def test_open_clip_model_by_its_config(tmp_path: Path, config: dict[str, Any], w
     named = tmp_path / "config.json"
     named.write_text(json.dumps({"model_cfg": config} if wrapped else config))
     assert_same_features(loaded(path, clip=str(named)), expected)
-    with pytest.raises(CheckpointError, match=r"open_clip\.pt.*number of heads.*`clip_config`"):
-        loaded(path)
+    assert_refused(lambda: loaded(path), CheckpointError, "open_clip.pt", "`clip_config`")
 
 
 def test_openai_convention_is_quick_gelu_and_heads_of_64(tmp_path: Path) -> None:
@@ -73,8 +73,8 @@ def test_openai_convention_is_quick_gelu_and_heads_of_64(tmp_path: Path) -> None
 
 def test_wider_than_openais_is_not_guessed(tmp_path: Path) -> None:
     vision = mkt(replace(TINY, width=1280))
-    with pytest.raises(CheckpointError, match=r"width 1280.*`clip_config`"):
-        loaded(saved(tmp_path / "a.pth", vision))
+    path = saved(tmp_path / "a.pth", vision)
+    assert_refused(lambda: loaded(path), CheckpointError, "a.pth", "1280", "`clip_config`")
 
 
 @pytest.fixture
@@ -145,12 +145,8 @@ def test_a_file_with_a_listed_name_as_its_config(
 
 @pytest.mark.parametrize("value", ["tiny-quick:", "tiny-quick:no-such-tag", "no-such-model:openai", "hf-hub:a/b", "openai:x"])
 def test_pretrained_that_does_not_exist(registered: dict[str, Any], value: str) -> None:
-    with pytest.raises(CheckpointError) as caught:
-        load_pretrained(value, "text_tower")
-    assert (caught.value.argument, caught.value.value) == ("text_tower", value)
-    with pytest.raises(CheckpointError, match=f"^{re.escape(value)}: "):
-        load_pretrained(value)
-    assert "\n" not in str(caught.value)
+    assert refused(lambda: load_pretrained(value)) == ("checkpoint", value)
+    assert refused(lambda: load_pretrained(value, "text_tower")) == ("text_tower", value)
 
 
 @pytest.mark.parametrize(("name", "layers"), [("ViT-B-16", 12), ("ViT-L-14", 24)])
@@ -162,11 +158,12 @@ def test_configs_of_the_files_own_sizes_are_suggested(tmp_path: Path, name: str,
     shapes = {key: shape for key, shape in vision_shapes(variant).items() if "resblocks" not in key or "ln_1.bias" in key}
     texts = {key: shape for key, shape in text_shapes(variant).items() if "resblocks" not in key or "ln_1.bias" in key}
     values = clip_of(*({key: torch.zeros(shape) for key, shape in part.items()} for part in (shapes, texts)))
-    with pytest.raises(CheckpointError, match=rf"clip\.pt: .*`clip_config`.* \({name} or .* fit\)$") as caught:
+    with pytest.raises(CheckpointError, match=r"clip\.pt: ") as caught:
         loaded(saved(tmp_path / "clip.pt", values))
-    suggested = str(caught.value).rpartition("(")[2].removesuffix(" fit)").split(" or ")
+    suggested = re.findall(r"ViT[\w-]+", str(caught.value).partition("`clip_config`")[2])
+    assert suggested[0] == name
+    assert f"{name}-quickgelu" in suggested
     assert len(suggested) <= 3
-    assert {name, f"{name}-quickgelu"} <= set(suggested)
 
 
 UNSUPPORTED = {
@@ -181,8 +178,7 @@ UNSUPPORTED = {
 
 @pytest.mark.parametrize(("name", "expected"), UNSUPPORTED.values(), ids=UNSUPPORTED)
 def test_unsupported_configs(name: str, expected: str) -> None:
-    with pytest.raises(CheckpointError, match=f"{name}.*{expected}"):
-        clip_config(name)
+    assert_refused(lambda: clip_config(name), CheckpointError, name, expected)
 
 
 @pytest.mark.parametrize(("name", "width"), [("ViT-H-14", 80), ("ViT-g-14", 88), ("ViT-bigG-14", 104), ("ViT-B-16", 64)])
@@ -242,5 +238,4 @@ def test_no_such_config(name: str) -> None:
 
 def test_wrong_config_names_the_tensor(tmp_path: Path) -> None:
     path = saved(tmp_path / "clip.pt", clip_of(mkt(), text()))
-    with pytest.raises(CheckpointError, match=r"clip\.pt: tensor visual\.\S+ has shape .*, expected \[768"):
-        loaded(path, clip="ViT-B-16")
+    assert_refused(lambda: loaded(path, clip="ViT-B-16"), CheckpointError, "clip.pt", " visual.", "[768")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,15 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from click.testing import CliRunner
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from safetensors.torch import save_file
 
 from benchmarks.random_weights import VARIANTS, text_shapes, vision_shapes
 from sigrl_deploy.checkpoints.layouts import load_checkpoint
 from sigrl_deploy.checkpoints.open_clip_weights import default_bundle, listed_preprocess, load_pretrained, openai_name
+from sigrl_deploy.cli.main import main
+from sigrl_deploy.config import Precision
 from sigrl_deploy.pictures.preprocess import CLIP_MEAN
 from sigrl_deploy.pictures.reading import read_image
 from tests.support.checkpoints import State, saved
@@ -177,6 +181,32 @@ def test_pictures_are_prepared_as_open_clip_lists_it(name: str, mean: tuple[floa
 def test_open_clip_lists_no_preprocessing_for_what_it_does_not_know() -> None:
     assert listed_preprocess("ViT-B-16", 224) is None
     assert listed_preprocess("ViT-B-16:weights.pt", 224) is None
+
+
+@pytest.mark.parametrize(
+    ("command", "start"),
+    [
+        ("export onnx ViT-B-16:no-such", "ViT-B-16:no-such: "),
+        ("export onnx ViT-B-16:openai --text-tower ViT-B-16:no-such", "--text-tower ViT-B-16:no-such: "),
+        ("evaluate scenes --checkpoint no-such:openai", "--checkpoint no-such:openai: "),
+        ("verify {bundle} {photo} --labels {labels} --checkpoint no-such:openai", "--checkpoint no-such:openai: "),
+        ("train scenes --init no-such:openai --out {out}", "--init no-such:openai: "),
+    ],
+)
+def test_weights_that_open_clip_does_not_know_are_a_wrong_argument_of_every_verb(
+    command: str,
+    start: str,
+    full_size: Path,
+    export_tiny: Callable[..., Path],
+    photos: list[Path],
+    label_file: Path,
+    tmp_path: Path,
+) -> None:
+    places = {"bundle": export_tiny(Precision.FP32), "photo": photos[0], "labels": label_file, "out": tmp_path / "run"}
+    known = command.replace("ViT-B-16:openai", str(full_size))
+    done = CliRunner().invoke(main, known.format(**places).split())
+    assert done.exit_code == 2, done.output
+    assert done.output.splitlines()[-1].startswith(f"error: {start}")
 
 
 @pytest.mark.parametrize(

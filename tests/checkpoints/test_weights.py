@@ -3,7 +3,6 @@
 import collections
 import os
 import pickle
-import re
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from sigrl_deploy.checkpoints.pickles import MAX_TENSORS
 from sigrl_deploy.checkpoints.weights import read_weights
 from sigrl_deploy.errors import CheckpointError
 from tests.support.checkpoints import OpenAI, archive, clip_of, loaded, mkt, openai, saved, scores, sigrl, text, token_ids
+from tests.support.refusals import assert_refused
 
 
 def test_torchscript_archive_of_openai(tmp_path: Path) -> None:
@@ -93,16 +93,15 @@ def test_torchscript_code_is_not_run(tmp_path: Path, capfd: pytest.CaptureFixtur
         torch.jit.script(RunsCode()).save(str(path))
         torch.jit.load(path)
     assert "code from the archive" in capfd.readouterr().out
-    with pytest.raises(CheckpointError, match=r"a\.pt"):
-        load_checkpoint(path)
+    assert_refused(lambda: load_checkpoint(path), CheckpointError, "a.pt")
     assert "code from the archive" not in capfd.readouterr().out
 
 
 def test_archive_of_another_clip_is_not_taken_for_openais(tmp_path: Path) -> None:
     module = OpenAI(clip_of(mkt(), text()))
     del module.input_resolution
-    with pytest.raises(CheckpointError, match="`clip_config`"):
-        loaded(archive(tmp_path / "a.pt", module))
+    path = archive(tmp_path / "a.pt", module)
+    assert_refused(lambda: loaded(path), CheckpointError, "a.pt", "`clip_config`")
 
 
 class WritesFile:
@@ -131,10 +130,8 @@ def test_malicious_pickle_is_refused(tmp_path: Path, wrap: str) -> None:
         if wrap == "beside":
             value = sigrl() | {"hook": evil}
         torch.save(value, path, _use_new_zipfile_serialization=wrap != "old format")
-    with pytest.raises(CheckpointError, match=re.escape(path.name)) as caught:
-        load_checkpoint(path)
+    assert_refused(lambda: load_checkpoint(path), CheckpointError, path.name)
     assert not target.exists()
-    assert "\n" not in str(caught.value)
 
 
 def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
@@ -171,9 +168,8 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
         saved(tmp_path / name, value)
     others = ["folder.pth", "missing.pth", "tensor.pth", "list.pth", "number.pth", "none.pth", "numbers.pth", "other.pth"]
     for name in [*contents, *others]:
-        with pytest.raises(CheckpointError, match=rf"{re.escape(name)}: .*(expected|copy or save)") as caught:
-            loaded(tmp_path / name)  # this reads values too: a changed number changes a checksum
-        assert "\n" not in str(caught.value), name
+        # This reads values too: a changed number changes a checksum.
+        assert_refused(lambda path=tmp_path / name: loaded(path), CheckpointError, name)
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -236,15 +232,14 @@ def test_tensors_that_cannot_be_used_cost_only_themselves(tmp_path: Path, old: b
         assert torch.equal(found[name].read(), value), name
     for name in others:
         assert not found[name].is_float
-        with pytest.raises(CheckpointError, match=rf"a\.pth: tensor {name} is .*; expected a dense tensor"):
-            found[name].read()
+        assert_refused(found[name].read, CheckpointError, "a.pth", f" {name} ")
     assert torch.equal(scores(loaded(path)), scores(loaded(saved(tmp_path / "plain.pth", sigrl()))))
 
 
 def test_an_expanded_tensor_that_is_used_says_how_to_save_it(tmp_path: Path) -> None:
     values = sigrl() | {"ln_pre.bias": torch.zeros(1).expand(64)}
-    with pytest.raises(CheckpointError, match=r"tensor ln_pre\.bias is float32, expanded \(save tensor\.clone\(\) instead"):
-        loaded(saved(tmp_path / "a.pth", values))
+    path = saved(tmp_path / "a.pth", values)
+    assert_refused(lambda: loaded(path), CheckpointError, "a.pth", "ln_pre.bias", "tensor.clone()")
 
 
 def test_files_without_checksums_are_read(tmp_path: Path) -> None:
@@ -267,5 +262,5 @@ def test_as_many_tensors_as_are_allowed(tmp_path: Path, old: bool) -> None:
 
 
 def test_module_saved_whole_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"a\.pth: holds torch\.nn\.modules\.linear\.Linear.*state_dict"):
-        load_checkpoint(saved(tmp_path / "a.pth", torch.nn.Linear(2, 2)))
+    path = saved(tmp_path / "a.pth", torch.nn.Linear(2, 2))
+    assert_refused(lambda: load_checkpoint(path), CheckpointError, "a.pth", "torch.nn.modules.linear.Linear", "state_dict")

@@ -8,13 +8,15 @@ import click
 import pytest
 
 from sigrl_deploy.cli.error_lines import LogLines, error_line
+from sigrl_deploy.cli.evaluate import evaluate
 from sigrl_deploy.cli.export import export_onnx, export_tensorrt
 from sigrl_deploy.cli.infer import infer
+from sigrl_deploy.cli.verify import verify
 from sigrl_deploy.config import Backend, Device
 from sigrl_deploy.engines.engine import UnavailableError
 from sigrl_deploy.engines.options import EngineOptions
-from sigrl_deploy.errors import SigRLError, UsageError
-from sigrl_deploy.extras import require
+from sigrl_deploy.errors import SigRLError, UsageError, errors_about
+from sigrl_deploy.extras import missing, require
 
 
 def test_python_reads_arguments_and_a_shell_reads_options() -> None:
@@ -72,6 +74,26 @@ def test_a_missing_package_names_its_extra() -> None:
     error = pickle.loads(pickle.dumps(caught.value))  # as another process would get it
     assert (error.argument, error.value, error.extra) == ("backend", "openvino", "openvino")
     assert "no_such_package is not installed; pip install" in str(error)
+
+
+def test_a_missing_package_has_the_name_that_pip_knows() -> None:
+    assert missing("sklearn", "evaluate").problem.startswith("scikit-learn is not installed; pip install ")
+
+
+@pytest.mark.parametrize(("verb", "advised"), [(evaluate, "--bundle"), (verify, "--backend")])
+def test_an_argument_that_can_be_given_several_times_has_the_option_for_one(verb: click.Command, advised: str) -> None:
+    name = f"{advised[2:]}s"
+    error = UsageError(f"leave out `{name}`", argument=name, value="a")
+    assert error_line(error, verb) == f"{advised} a: leave out {advised}"
+
+
+def test_an_error_names_the_argument_of_the_caller() -> None:
+    with pytest.raises(UsageError) as caught, errors_about(checkpoint="init"):
+        raise UsageError("no such file", argument="checkpoint", value="a.pth")
+    assert (caught.value.argument, caught.value.value) == ("init", "a.pth")
+    with pytest.raises(UsageError) as caught, errors_about(checkpoint="init"):
+        raise UsageError("no such file", argument="text_tower")
+    assert caught.value.argument == "text_tower"
 
 
 def test_an_error_with_arguments_of_its_own_reaches_another_process() -> None:

@@ -16,6 +16,7 @@ from sigrl_deploy.datasets.single_positive import hold_out
 from sigrl_deploy.datasets.voc import CLASSES, read_voc
 from sigrl_deploy.errors import DatasetError, ImageError
 from tests.support.dataset_files import picture, refusal, targets, write
+from tests.support.refusals import assert_refused
 
 IDS = [9, 25, 30, 34, 36, 100, 110, 1000, 2000, 3]
 Content = dict[str, Any]
@@ -69,8 +70,7 @@ def test_coco_pictures_are_read_and_a_missing_one_is_named(coco: Path) -> None:
     test = read_coco(coco, "test")
     at = [test.name(i) for i in range(len(test))].index(str(coco / "val2014" / "COCO_val2014_000000000009.jpg"))
     assert test.image(at).size == (8, 8)
-    with pytest.raises(ImageError, match=r"COCO_val2014_000000000100\.jpg: cannot be opened"):
-        test.image(0)
+    assert_refused(lambda: test.image(0), ImageError, "COCO_val2014_000000000100.jpg")
 
 
 def test_a_folder_of_pictures_may_be_a_link(coco: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -94,33 +94,33 @@ def _changed(change: Callable[[Content], object]) -> str:
 
 
 BAD_COCO = {
-    "cut": (json.dumps(coco_content())[:-9], "is not JSON"),
-    "not UTF-8": ("\udcff", "is not UTF-8"),
-    "nested garbage": ('{"garbage": [' + "[],{}," * 10_500_000 + "[]]}", "has more than 20000000 objects and lists"),
-    "deep": ("[" * 200_000, "is not JSON"),
-    "list": ("[]", "has no list of categories or images or annotations"),
-    "captions": (_changed(lambda c: c.pop("categories")), "has no list of categories"),
-    "number": (_changed(lambda c: c["images"].append(3)), r"images\[10\]: expected id \(int\) and file_name \(str\)"),
-    "id is text": (_changed(lambda c: c["categories"][1].update(id="3")), r"categories\[1\]: expected id \(int\)"),
-    "no category": (_changed(lambda c: c["annotations"][2].pop("category_id")), r"annotations\[2\]: expected image_id"),
-    "unknown picture": (_changed(lambda c: c["annotations"][2].update(image_id=5)), r"annotations\[2\]: image_id 5 or"),
-    "unknown category": (_changed(lambda c: c["annotations"][2].update(category_id=5)), "category_id 5 is not"),
-    "category twice": (_changed(lambda c: c["categories"].append({"id": 3, "name": "x"})), "categories: an id occurs twice"),
-    "picture twice": (_changed(lambda c: c["images"].append({"id": 9, "file_name": "x.jpg"})), "images: an id occurs twice"),
+    "cut": (json.dumps(coco_content())[:-9], "JSON"),
+    "not UTF-8": ("\udcff", "UTF-8"),
+    "nested garbage": ('{"garbage": [' + "[],{}," * 10_500_000 + "[]]}", "20000000"),
+    "deep": ("[" * 200_000, "JSON"),
+    "list": ("[]", "categories or images or annotations"),
+    "captions": (_changed(lambda c: c.pop("categories")), "categories"),
+    "number": (_changed(lambda c: c["images"].append(3)), r"images\[10\]: .*file_name"),
+    "id is text": (_changed(lambda c: c["categories"][1].update(id="3")), r"categories\[1\]: .*id"),
+    "no category": (_changed(lambda c: c["annotations"][2].pop("category_id")), r"annotations\[2\]: .*category_id"),
+    "unknown picture": (_changed(lambda c: c["annotations"][2].update(image_id=5)), r"annotations\[2\]: image_id 5"),
+    "unknown category": (_changed(lambda c: c["annotations"][2].update(category_id=5)), "category_id 5"),
+    "category twice": (_changed(lambda c: c["categories"].append({"id": 3, "name": "x"})), "categories: "),
+    "picture twice": (_changed(lambda c: c["images"].append({"id": 9, "file_name": "x.jpg"})), "images: "),
     "label twice": (_changed(lambda c: c["categories"][0].update(name="car")), "'car' repeats"),
-    "way up": (_changed(lambda c: c["images"][3].update(file_name="../x.jpg")), r"image 34: '\.\./x\.jpg' is not a path"),
-    "absolute": (_changed(lambda c: c["images"][3].update(file_name="/etc/x.jpg")), "image 34: '/etc/x.jpg' is not a path"),
-    "empty": (_changed(lambda c: c.update(images=[], annotations=[])), "has no picture"),
+    "way up": (_changed(lambda c: c["images"][3].update(file_name="../x.jpg")), r"image 34: '\.\./x\.jpg'"),
+    "absolute": (_changed(lambda c: c["images"][3].update(file_name="/etc/x.jpg")), "image 34: '/etc/x.jpg'"),
+    "empty": (_changed(lambda c: c.update(images=[], annotations=[])), "no picture"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "said"), BAD_COCO.values(), ids=BAD_COCO)
-def test_a_damaged_coco_file_is_refused(coco: Path, text: str, said: str) -> None:
+@pytest.mark.parametrize(("text", "fact"), BAD_COCO.values(), ids=BAD_COCO)
+def test_a_damaged_coco_file_is_refused(coco: Path, text: str, fact: str) -> None:
     path = coco / "annotations" / "instances_val2014.json"
     path.write_bytes(text.encode(errors="surrogateescape"))
     message = refusal(DatasetError, lambda: read_coco(coco, "test"))
     assert str(coco) in message
-    assert re.search(said, message)
+    assert re.search(fact, message)
 
 
 NAMES = [f"2008_{i:06}" for i in (2, 3, 7, 8, 9, 15, 16, 19, 21, 23)]
@@ -174,13 +174,13 @@ BAD_VOC = {
     "word": ("2008_000002 yes\n", r"dog_val.txt, line 1: '2008_000002 yes'"),
     "name alone": ("2008_000002\n", "line 1: "),
     "twice": ("2008_000002 1\n\n2008_000002 1\n", "line 3: "),
-    "fewer": ("2008_000002 1\n", r"dog_val.txt: picture '2008_000003' is not in both this file and aeroplane_val.txt"),
-    "way out": ("../2008_000002 1\n", r"line 1: '\.\./2008_000002' is not a path"),
-    "not UTF-8": ("\udcff", "dog_val.txt: is not UTF-8"),
+    "fewer": ("2008_000002 1\n", r"dog_val.txt: picture '2008_000003' .*aeroplane_val.txt"),
+    "way out": ("../2008_000002 1\n", r"line 1: '\.\./2008_000002'"),
+    "not UTF-8": ("\udcff", "dog_val.txt: .*UTF-8"),
 }
 
 
-@pytest.mark.parametrize(("text", "said"), BAD_VOC.values(), ids=BAD_VOC)
-def test_a_damaged_voc_file_is_refused(voc: Path, text: str, said: str) -> None:
+@pytest.mark.parametrize(("text", "fact"), BAD_VOC.values(), ids=BAD_VOC)
+def test_a_damaged_voc_file_is_refused(voc: Path, text: str, fact: str) -> None:
     (voc / "ImageSets" / "Main" / "dog_val.txt").write_bytes(text.encode(errors="surrogateescape"))
-    assert re.search(said, refusal(DatasetError, lambda: read_voc(voc, "test")))
+    assert re.search(fact, refusal(DatasetError, lambda: read_voc(voc, "test")))

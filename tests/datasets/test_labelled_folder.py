@@ -58,45 +58,45 @@ def test_paths_are_relative_to_the_csv(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 BAD = {
-    "empty": ("", "line 1: expected 'path,labels'"),
-    "no header": ("a.jpg,dog\n", "line 1: expected 'path,labels'"),
-    "paths alone": ("path\na.jpg\n", "line 1: expected 'path,labels'"),
-    "semicolons": ("path;dog\na.jpg;1\n", "line 1: expected 'path,labels'"),
-    "no rows": ("path,dog\n", "has no picture"),
-    "no labels": ("path,labels\na.jpg,\n", "labels.csv: holds no labels"),
+    "empty": ("", "line 1"),
+    "no header": ("a.jpg,dog\n", "line 1"),
+    "paths alone": ("path\na.jpg\n", "line 1"),
+    "semicolons": ("path;dog\na.jpg;1\n", "line 1"),
+    "no rows": ("path,dog\n", "no picture"),
+    "no labels": ("path,labels\na.jpg,\n", "no labels"),
     "label twice": ("path,dog,dog\na.jpg,1,1\n", "'dog' repeats"),
-    "label missing": ("path,dog,\na.jpg,1,1\n", "item 1: empty"),
+    "label missing": ("path,dog,\na.jpg,1,1\n", "item 1"),
     "word": ("path,dog,cat\na.jpg,1,0\nb.jpg,1,yes\n", "line 3: 'yes' for 'cat'"),
-    "too few": ("path,dog,cat\na.jpg,1\n", "line 2: 2 cells, expected 3"),
-    "too many": ("path,labels\na.jpg,dog,cat\n", "line 2: 3 cells, expected 2"),
-    "twice": ("path,dog\na.jpg,1\n\na.jpg,0\n", "line 4: 'a.jpg' repeats line 2"),
-    "way up": ("path,dog\na.jpg,1\nsub/../../b.jpg,1\n", r"line 3: 'sub/\.\./\.\./b\.jpg' is not a path"),
-    "absolute": ("path,dog\n/etc/b.jpg,1\n", "line 2: '/etc/b.jpg' is not a path"),
-    "no path": ("path,dog\n,1\n", "line 2: '' is not a path"),
-    "folder itself": ("path,dog\n.,1\n", r"line 2: '\.' is not a path"),
-    "open quote": ('path,dog\n"a.jpg,1\n', "line 2: unexpected end of data; expected comma-separated"),
-    "Latin-1": ("path,dog\n\udce9.jpg,1\n", "is not UTF-8"),
-    "huge cell": ("path,labels\na.jpg," + "x" * 200_000, "line 2: field larger"),
-    "huge row": ("path,labels\n" + "," * (1 << 23), "line 2: the row has more than 4194304 characters"),
-    "row without an end": ("path,labels\n" + '"\n",' * (1 << 21), "the row has more than 4194304 characters"),
-    "a million columns": ("path" + ",x" * 1_000_000, "has 1000000 labels"),
+    "too few": ("path,dog,cat\na.jpg,1\n", "line 2: 2 cells.* 3"),
+    "too many": ("path,labels\na.jpg,dog,cat\n", "line 2: 3 cells.* 2"),
+    "twice": ("path,dog\na.jpg,1\n\na.jpg,0\n", "line 4: 'a.jpg' .*line 2"),
+    "way up": ("path,dog\na.jpg,1\nsub/../../b.jpg,1\n", r"line 3: 'sub/\.\./\.\./b\.jpg'"),
+    "absolute": ("path,dog\n/etc/b.jpg,1\n", "line 2: '/etc/b.jpg'"),
+    "no path": ("path,dog\n,1\n", "line 2: ''"),
+    "folder itself": ("path,dog\n.,1\n", r"line 2: '\.'"),
+    "open quote": ('path,dog\n"a.jpg,1\n', "line 2"),
+    "Latin-1": ("path,dog\n\udce9.jpg,1\n", "UTF-8"),
+    "huge cell": ("path,labels\na.jpg," + "x" * 200_000, "line 2"),
+    "huge row": ("path,labels\n" + "," * (1 << 23), "line 2: .*4194304"),
+    "row without an end": ("path,labels\n" + '"\n",' * (1 << 21), "4194304"),
+    "a million columns": ("path" + ",x" * 1_000_000, "1000000 labels"),
     "more targets than bytes": (
         "path,labels\n" + "".join(f"{i},{i}\n" for i in range(99_000)),
-        "has 2147[0-9]{6} pictures times labels",
+        "2147[0-9]{6} pictures times labels",
     ),
-    "no labels behind split": ("path,split\na.jpg,train\n", "line 1: expected 'path,labels'"),
+    "no labels behind split": ("path,split\na.jpg,train\n", "line 1"),
     "no split": ("path,split,dog\na.jpg,train,1\nb.jpg,1,1\n", "line 3: '1' for 'split'"),
     "split left empty": ("path,split,dog\na.jpg,,1\n", "line 2: '' for 'split'"),
     "long word": ("path,dog\na.jpg," + "y" * 1000, "line 2: '" + "y" * 100 + "'… for 'dog'"),
 }
 
 
-@pytest.mark.parametrize(("text", "said"), BAD.values(), ids=BAD)
-def test_a_csv_that_is_not_as_described_is_refused(tmp_path: Path, text: str, said: str) -> None:
+@pytest.mark.parametrize(("text", "fact"), BAD.values(), ids=BAD)
+def test_a_csv_that_is_not_as_described_is_refused(tmp_path: Path, text: str, fact: str) -> None:
     (tmp_path / "labels.csv").write_bytes(text.encode(errors="surrogateescape"))
     message = refusal(DatasetError, lambda: read_folder(tmp_path))
     assert message.startswith(str(tmp_path))
-    assert re.search(said, message)
+    assert re.search(fact, message)
 
 
 def test_a_name_with_a_nul_is_refused(tmp_path: Path) -> None:
@@ -171,6 +171,6 @@ def test_a_missing_csv_is_named_with_what_it_should_hold(tmp_path: Path) -> None
         )
 
 
-def test_a_missing_folder_is_said_to_be_missing(tmp_path: Path) -> None:
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     message = refusal(DatasetError, lambda: read_folder(tmp_path / "gone"))
     assert message.startswith(f"{tmp_path / 'gone'}: ")

@@ -126,28 +126,28 @@ def test_lists_of_other_names_are_refused(root: Path) -> None:
 
 GOOD = np.ones(1006, np.int8)
 BAD = {
-    "length": ({"a_1_2.jpg-labels": GOOD[:900]}, "a_1_2.jpg-labels: expected an array of 925 or 1006 numbers"),
-    "shape": ({"a_1_2.jpg-labels": GOOD[None]}, "expected an array of 925 or 1006"),
-    "group": ({"a_1_2.jpg-labels/x": GOOD}, "expected an array of 925 or 1006"),
-    "text": ({"a_1_2.jpg-labels": np.full(1006, b"x")}, "expected an array of 925 or 1006"),
-    "no unseen": ({"a_1_2.jpg-labels": GOOD[:925]}, "a_1_2.jpg-labels_81: expected an array of 81"),
-    "two": ({"a_1_2.jpg-labels": 2 * GOOD}, "expected the values -1, 0 and 1"),
-    "wrapped": ({"a_1_2.jpg-labels": np.full(1006, 257)}, "expected the values -1, 0 and 1"),
-    "half": ({"a_1_2.jpg-labels": np.full(1006, 0.5)}, "expected the values -1, 0 and 1"),
-    "nan": ({"a_1_2.jpg-labels": np.full(1006, np.nan)}, "expected the values -1, 0 and 1"),
-    "no picture": ({"a_1_2.jpg-features": GOOD}, "has no picture"),
-    "name": ({"12.jpg-labels": GOOD}, "'12.jpg' does not name a picture"),
-    "no folder": ({"_1_2.jpg-labels": GOOD}, "'_1_2.jpg' does not name a picture"),
-    "way up": ({".._1_2.jpg-labels": GOOD}, r"nus_wide_test.h5: '\.\./1_2\.jpg' is not a path"),
+    "length": ({"a_1_2.jpg-labels": GOOD[:900]}, "a_1_2.jpg-labels: .*925 or 1006"),
+    "shape": ({"a_1_2.jpg-labels": GOOD[None]}, "925 or 1006"),
+    "group": ({"a_1_2.jpg-labels/x": GOOD}, "925 or 1006"),
+    "text": ({"a_1_2.jpg-labels": np.full(1006, b"x")}, "925 or 1006"),
+    "no unseen": ({"a_1_2.jpg-labels": GOOD[:925]}, "a_1_2.jpg-labels_81"),
+    "two": ({"a_1_2.jpg-labels": 2 * GOOD}, "-1, 0 and 1"),
+    "wrapped": ({"a_1_2.jpg-labels": np.full(1006, 257)}, "-1, 0 and 1"),
+    "half": ({"a_1_2.jpg-labels": np.full(1006, 0.5)}, "-1, 0 and 1"),
+    "nan": ({"a_1_2.jpg-labels": np.full(1006, np.nan)}, "-1, 0 and 1"),
+    "no picture": ({"a_1_2.jpg-features": GOOD}, "no picture"),
+    "name": ({"12.jpg-labels": GOOD}, "'12.jpg'"),
+    "no folder": ({"_1_2.jpg-labels": GOOD}, "'_1_2.jpg'"),
+    "way up": ({".._1_2.jpg-labels": GOOD}, r"nus_wide_test.h5: '\.\./1_2\.jpg'"),
 }
 
 
-@pytest.mark.parametrize(("arrays", "said"), BAD.values(), ids=BAD)
-def test_arrays_that_are_no_labels_are_refused(root: Path, arrays: Arrays, said: str) -> None:
+@pytest.mark.parametrize(("arrays", "fact"), BAD.values(), ids=BAD)
+def test_arrays_that_are_no_labels_are_refused(root: Path, arrays: Arrays, fact: str) -> None:
     _hdf5(root / "features" / "nus_wide_test.h5", arrays)
     message = refusal(DatasetError, lambda: read_nus_wide(root, "test"))
     assert str(root) in message
-    assert re.search(said, message)
+    assert re.search(fact, message)
 
 
 def test_links_to_other_files_are_not_followed(root: Path) -> None:
@@ -207,5 +207,5 @@ def test_the_error_without_h5py_names_the_extra_that_brings_it(root: Path) -> No
         f"try: open_dataset('nus-wide:{root}', 'test')\n"
         "except UsageError as error: print(error.argument, error.extra)"
     )
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert said == "data train\n"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert shown == "data train\n"

@@ -128,35 +128,35 @@ def _line(text: str) -> str:
 
 BAD = {
     "test-annotations-human-imagelabels.csv": [
-        ("", "line 1: expected the columns ImageID, LabelName, Confidence"),
-        (f"{IDS[0]},verification,/m/b,1\n", "line 1: expected the columns"),
-        (_line(f"{IDS[0]},verification,/m/b"), "line 3: 3 cells, expected 4"),
-        (_line(f"{IDS[0]},machine,/m/b,0.7"), "line 3: expected an image id .* and a confidence of 1 or 0"),
-        (_line("../../../x,verification,/m/b,1"), "line 3: expected an image id of 16 hexadecimal digits"),
-        (_line("00000000000000A0,verification,/m/b,1"), "line 3: expected an image id"),
-        (_line("\udcff"), "is not UTF-8"),
-        (_line('"open'), "line 3: unexpected end of data"),
+        ("", "line 1: .*ImageID, LabelName, Confidence"),
+        (f"{IDS[0]},verification,/m/b,1\n", "line 1"),
+        (_line(f"{IDS[0]},verification,/m/b"), "line 3: 3 cells.* 4"),
+        (_line(f"{IDS[0]},machine,/m/b,0.7"), "line 3"),
+        (_line("../../../x,verification,/m/b,1"), "line 3"),
+        (_line("00000000000000A0,verification,/m/b,1"), "line 3"),
+        (_line("\udcff"), "UTF-8"),
+        (_line('"open'), "line 3"),
     ],
     "class-descriptions.csv": [
-        ("/m/a,Crane\n/m/b,Dog,Hound\n", "line 2: 3 cells, expected a MID and a display name"),
-        ("/m/a,Crane\n/m/b,Dog\n", "classes-trainable.txt: '/m/c' is not in .*class-descriptions.csv"),
-        ("/m/b,\n/m/a,x\n/m/c,x\n/m/d,x\n/m/e,y\n/m/f,y\n", "classes-unseen.txt: 'x' is also a label of"),
-        ("/m/b,\n/m/a,x\n/m/c,x\n/m/d,z\n/m/e,y\n/m/f,y\n", r"class-descriptions.csv: item 0: empty"),
+        ("/m/a,Crane\n/m/b,Dog,Hound\n", "line 2: 3 cells"),
+        ("/m/a,Crane\n/m/b,Dog\n", "classes-trainable.txt: '/m/c' .*class-descriptions.csv"),
+        ("/m/b,\n/m/a,x\n/m/c,x\n/m/d,x\n/m/e,y\n/m/f,y\n", "classes-unseen.txt: 'x'"),
+        ("/m/b,\n/m/a,x\n/m/c,x\n/m/d,z\n/m/e,y\n/m/f,y\n", "class-descriptions.csv: item 0"),
     ],
     "classes-unseen.txt": [
-        ("/m/f\n/m/x\n", "classes-unseen.txt: '/m/x' is not in"),
-        ("/m/f\n/m/b\n", "classes-unseen.txt: 'Dog' is also a label of .*classes-trainable.txt"),
+        ("/m/f\n/m/x\n", "classes-unseen.txt: '/m/x'"),
+        ("/m/f\n/m/b\n", "classes-unseen.txt: 'Dog' .*classes-trainable.txt"),
     ],
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "text", "said"), [(name, *case) for name, cases in BAD.items() for case in cases])
-def test_damaged_files_are_refused(tmp_path: Path, name: str, text: str, said: str) -> None:
+@pytest.mark.parametrize(("name", "text", "fact"), [(name, *case) for name, cases in BAD.items() for case in cases])
+def test_damaged_files_are_refused(tmp_path: Path, name: str, text: str, fact: str) -> None:
     _make(tmp_path, ROWS)
     (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
     message = refusal(DatasetError, lambda: OpenImages(tmp_path, "test"))
     assert str(tmp_path) in message
-    assert re.search(said, message)
+    assert re.search(fact, message)
 
 
 def test_one_name_on_both_sides_of_the_zero_shot_protocol_is_refused(tmp_path: Path) -> None:

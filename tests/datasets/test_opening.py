@@ -62,7 +62,7 @@ def test_every_kind_looks_in_the_folder_given(tmp_path: Path, kind: str) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_missing_folder_is_said_to_be_missing(tmp_path: Path, kind: str) -> None:
+def test_a_missing_folder_is_an_error_about_data(tmp_path: Path, kind: str) -> None:
     error = refused(UsageError, lambda: open_dataset(f"{kind}:{tmp_path}/gone", "test"))
     assert (error.argument, error.value) == ("data", f"{kind}:{tmp_path}/gone")
 

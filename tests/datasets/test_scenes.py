@@ -63,7 +63,7 @@ def test_an_object_shows_its_colour_where_it_is() -> None:
     assert checked > 10
 
 
-def test_targets_and_captions_say_what_things_say() -> None:
+def test_targets_and_captions_describe_the_things() -> None:
     scenes = Scenes("val")
     for i in range(50):
         things = scenes.things(i)

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +29,7 @@ from sigrl_deploy.export.run import ExportOptions, export_bundle
 from sigrl_deploy.files import sha256_file
 from sigrl_deploy.model import materialised
 from sigrl_deploy.vocabulary.label_files import read_labels
+from tests.support.refusals import assert_refused, refused
 
 pytest.importorskip("openvino", reason="openvino is not installed")
 
@@ -90,20 +90,6 @@ def test_other_architectures(arch: Arch, weights: Path, tmp_path: Path, photos: 
     ours, theirs = openvino(tmp_path / "out"), Recognizer(tmp_path / "out", device="cpu", cache_dir=False)
     a, b = (r.scores(photos, r.vocabulary(LABELS)) for r in (ours, theirs))
     assert np.abs(a - b).max() < FP32
-
-
-def test_threads_share_a_recognizer(bundle: Path, photos: list[Path]) -> None:
-    """Each with a vocabulary of its own size, so that a buffer in common would show."""
-    recognizer = openvino(bundle)
-    jobs = [(photo, read_labels(LABELS)[:count]) for count in (3, 60, 17, 33) for photo in photos] * 2
-
-    def scores(job: tuple[Path, tuple[str, ...]]) -> np.ndarray:
-        return recognizer.scores([job[0]], recognizer.vocabulary(job[1]))
-
-    alone = [scores(job) for job in jobs]
-    with ThreadPoolExecutor(4) as pool:
-        for one, other in zip(alone, pool.map(scores, jobs), strict=True):
-            assert np.array_equal(one, other)
 
 
 def rewritten(bundle: Path, out: Path, change: Callable[[onnx.ModelProto], None], **how: object) -> Path:
@@ -168,17 +154,14 @@ def test_what_it_cannot_run_is_refused_in_one_line(bundle: Path, exported: Calla
     def resized(model: onnx.ModelProto) -> None:
         model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 96
 
-    with pytest.raises(BundleError, match=r"visual\.onnx: OpenVINO .* cannot open it .*export it again") as caught:
-        openvino(rewritten(bundle, tmp_path / "unknown", unknown))
-    assert "\n" not in str(caught.value)
-    with pytest.raises(BundleError, match=r"visual\.onnx: "):
-        openvino(rewritten(bundle, tmp_path / "resized", resized))
-    with pytest.raises(BundleError, match="holds only int8, which OpenVINO does not run"):
-        openvino(exported(Precision.INT8))
-    with pytest.raises(UsageError, match="`backend='onnxruntime'` does"):
-        Recognizer(exported(Precision.INT8), backend="openvino", precision="int8")
-    with pytest.raises(UsageError, match="OpenVINO does not run there"):
-        Recognizer(bundle, backend="openvino", device="cuda")
+    for name, change in {"unknown": unknown, "resized": resized}.items():
+        changed = rewritten(bundle, tmp_path / name, change)
+        assert_refused(lambda changed=changed: openvino(changed), BundleError, "visual.onnx: ")
+    int8 = exported(Precision.INT8)
+    assert_refused(lambda: openvino(int8), BundleError, "int8", "OpenVINO")
+    asked = lambda: Recognizer(int8, backend="openvino", precision="int8")  # noqa: E731
+    assert_refused(asked, UsageError, "precision='int8'", "`backend='onnxruntime'`")
+    assert refused(lambda: Recognizer(bundle, backend="openvino", device="cuda")) == ("device", "cuda")
 
 
 def test_a_signal_after_several_engines_does_not_end_the_process(bundle: Path) -> None:

@@ -34,7 +34,7 @@ def evaluate(*arguments: str | Path) -> None:
     assert done.exit_code == 0, done.output
 
 
-def test_pictures_that_were_trained_on_are_said_to_be(
+def test_a_warning_where_pictures_were_trained_on(
     colours: Path, tiny_clip: Path, tmp_path: Path, evaluated: tuple[Path, pytest.LogCaptureFixture]
 ) -> None:
     checkpoint, said = evaluated

@@ -126,21 +126,21 @@ def _ap(scores: NDArray[np.float32], targets: NDArray[np.int8]) -> float | None:
 
 
 @pytest.mark.parametrize(
-    ("scores", "targets", "said"),
+    ("scores", "targets", "fact"),
     [
         (np.zeros((3, 2)), np.zeros((2, 3)), "scores [3, 2], targets [2, 3]"),
         (np.zeros(3), np.zeros(3), "scores [3], targets [3]"),
-        (np.zeros((0, 2)), np.zeros((0, 2)), "at least one picture"),
-        (np.zeros((2, 0)), np.zeros((2, 0)), "at least one picture and one label"),
+        (np.zeros((0, 2)), np.zeros((0, 2)), "[0, 2]"),
+        (np.zeros((2, 0)), np.zeros((2, 0)), "[2, 0]"),
         ([[0.1, 0.2], [0.3, np.nan]], np.zeros((2, 2)), "nan for picture 1, label 1"),
         ([[0.1, np.inf]], np.zeros((1, 2)), "inf for picture 0, label 1"),
         ([[0.1, 0.2]], [[1, 2]], "targets: int8 from 1 to 2"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused(scores: object, targets: object, said: str) -> None:
+def test_what_cannot_be_evaluated_is_refused(scores: object, targets: object, fact: str) -> None:
     with pytest.raises(UsageError) as raised:
         _evaluate(scores, targets)
-    assert said in str(raised.value)
+    assert fact in str(raised.value)
 
 
 def test_a_comparison_worked_by_hand() -> None:

@@ -15,8 +15,10 @@ from click.testing import CliRunner, Result
 from sigrl_deploy import Recognizer
 from sigrl_deploy.cli.main import main
 from sigrl_deploy.config import Arch, Precision
+from sigrl_deploy.errors import UsageError
 from sigrl_deploy.evaluation.scoring import Model
-from sigrl_deploy.evaluation.verify import Comparison, Verification, compare
+from sigrl_deploy.evaluation.verify import Comparison, Verification, VerifyOptions, compare
+from sigrl_deploy.evaluation.verify import verify as run_verify
 from sigrl_deploy.evaluation.verify_table import table
 
 
@@ -94,7 +96,7 @@ def test_known_labels_give_map(own: Path, photos: list[Path], tmp_path: Path, ca
     assert "add labels" not in caplog.text  # that is advice for who tags pictures
 
 
-def test_an_unreadable_picture_is_left_out_and_said(
+def test_an_unreadable_picture_is_left_out_and_named(
     own: Path, photos: list[Path], label_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
@@ -144,6 +146,21 @@ def test_with_nothing_to_compare_what_to_do_stands_first_and_each_reason_once(
         "tensorrt int8",
         "openvino int8",
     ]
+
+
+def test_a_backend_that_runs_no_precision_of_the_bundle_is_named(
+    export_tiny: Callable[..., Path], photos: list[Path], label_file: Path
+) -> None:
+    """Nobody gave a precision, so the error is about the backend."""
+    bundle = export_tiny(Precision.INT8)
+    options = VerifyOptions(bundle, [str(photos[0])], label_file, backends=("onnxruntime", "openvino"), device="cpu")
+    with pytest.raises(UsageError) as caught:
+        run_verify(options)
+    assert (caught.value.argument, caught.value.value) == ("backends", "openvino")
+    assert "int8" in caught.value.problem
+    done = verify(bundle, photos[0], "--labels", label_file, "--backend", "onnxruntime", "--backend", "openvino")
+    assert done.exit_code == 2
+    assert "error: --backend openvino: " in done.output
 
 
 def test_the_numbers() -> None:

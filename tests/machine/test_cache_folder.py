@@ -15,6 +15,7 @@ from sigrl_deploy.machine.cache_folder import cached_files, clear_cache, default
 from sigrl_deploy.recognizer import Recognizer
 from tests.support.label_encoder import TEXT, Encoder, assert_right, names
 from tests.support.paths import ROOT
+from tests.support.refusals import assert_refused, refused
 
 LABELS = ["cat", "cup", "rocket"]
 
@@ -135,8 +136,7 @@ def test_a_cache_folder_that_others_can_write_to(bundle: Path, tmp_path: Path, m
     cache = tmp_path / "cache"
     cache.mkdir()
     cache.chmod(mode)
-    with pytest.raises(UsageError, match=r"other users can write to it.*chmod go-w"):
-        Recognizer(bundle, device="cpu", cache_dir=cache)
+    assert_refused(lambda: Recognizer(bundle, device="cpu", cache_dir=cache), UsageError, str(cache), "chmod go-w")
     cache.chmod(0o755)
     Recognizer(bundle, device="cpu", cache_dir=cache)
 
@@ -146,8 +146,7 @@ def test_a_cache_folder_of_another_user(bundle: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     cache.mkdir()
     os.chown(cache, 12345, 12345)
-    with pytest.raises(UsageError, match="belongs to another user"):
-        Recognizer(bundle, device="cpu", cache_dir=cache)
+    assert refused(lambda: Recognizer(bundle, device="cpu", cache_dir=cache)) == ("cache_dir", cache)
 
 
 def test_a_new_cache_folder_is_for_its_owner_to_write(bundle: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.extras import install_command
 from sigrl_deploy.pictures.finding import find_pictures
+from tests.support.refusals import assert_refused
 
 
 @pytest.fixture
@@ -98,9 +100,7 @@ def test_files_that_hold_a_picture_of_another_kind_are_counted_and_others_are_no
     assert found.skipped_line == "4 were skipped: 2 .cr2, 1 .psd, 1 linked folder"
     (tree / "sub" / "deep" / "c.psd").touch()
     (tree / "sub" / "deep" / "c.webp").unlink()
-    with pytest.raises(UsageError, match=r"only 1 \.psd") as error:
-        _find(tree / "sub" / "deep")
-    assert error.value.value == str(tree / "sub" / "deep")
+    assert_refused(lambda: _find(tree / "sub" / "deep"), UsageError, str(tree / "sub" / "deep"), "1 .psd")
 
 
 def test_hidden_files_and_folders_are_left_out_of_folders(tree: Path) -> None:
@@ -146,7 +146,7 @@ def test_folders_may_lie_far_within_each_other(tmp_path: Path, argument: str) ->
 
 def test_folders_too_deep_for_any_path_are_refused_in_one_line(tmp_path: Path) -> None:
     _nest(tmp_path, 2500)
-    with pytest.raises(UsageError, match="File name too long") as error:
+    with pytest.raises(UsageError, match=os.strerror(errno.ENAMETOOLONG)) as error:
         _find(tmp_path)
     assert len(str(error.value)) < 500
     subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)

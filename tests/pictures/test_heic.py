@@ -18,6 +18,7 @@ from sigrl_deploy.extras import install_command
 from sigrl_deploy.pictures.finding import find_pictures
 from sigrl_deploy.pictures.reading import is_image_path, read_image
 from tests.support.picture_files import scene
+from tests.support.refusals import assert_refused
 
 pillow_heif = pytest.importorskip("pillow_heif")
 
@@ -105,8 +106,7 @@ def test_of_several_pictures_the_primary_one_is_read() -> None:
 def test_a_damaged_heic_file_is_refused() -> None:
     data = heic(scene(61, 47))
     for harmed in (data[: len(data) // 2], data[:40], data[:200] + bytes(len(data) - 200)):
-        with pytest.raises(ImageError, match=r"is damaged|contradicts itself"):
-            read_image(harmed)
+        assert_refused(lambda harmed=harmed: read_image(harmed), ImageError, "<bytes>: ")
 
 
 def test_the_error_without_the_package_says_how_to_install_it(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from tests.support.picture_files import (
     with_segments,
     zeros,
 )
+from tests.support.refusals import assert_refused
 
 
 def png(
@@ -68,58 +69,57 @@ def four_tiles(tile: bytes) -> bytes:
 
 EXIF = segment(0xE1, b"Exif\0\0" + bytes(65_000))
 COSTLY = {
-    "a scan 5000 times": (lambda: scans(5000), "its scans go over"),
-    "a scan 5000 times, without end": (lambda: scans(5000)[:-2], "its scans go over"),
-    "a scan 5000 times, in a TIFF": (lambda: tiles(2000, 2000, scans(5000), 7), "its scans go over"),
-    "a tile of 500 scans, four times": (lambda: four_tiles(scans(500)), "its scans go over"),
+    "a scan 5000 times": (lambda: scans(5000), "scans"),
+    "a scan 5000 times, without end": (lambda: scans(5000)[:-2], "scans"),
+    "a scan 5000 times, in a TIFF": (lambda: tiles(2000, 2000, scans(5000), 7), "scans"),
+    "a tile of 500 scans, four times": (lambda: four_tiles(scans(500)), "scans"),
     "coefficients of 120 megapixels": (
         lambda: resized_jpeg(11_000, progressive=True, subsampling=0),
-        r"needs 1\.\d GB to read",
+        "GB to read",
     ),
     "segments of EXIF": (lambda: with_segments(*[EXIF] * 80), "bytes of EXIF"),
-    "segments": (lambda: with_segments(*[segment(0xE5, b"")] * 25_000), "more than 20,000 segments"),
-    "bytes of segments": (lambda: with_segments(*[segment(0xE5, bytes(65_000))] * 600), "bytes of segments before the picture"),
-    "bytes between segments": (lambda: with_segments(segment(0xE5, b""), bytes(2**21)), "stray bytes between its segments"),
-    "a row of 128 million pixels": (lambda: png(128_000_000, 1, depth=1, colour=0, data=(b"",)), "no side above 65,535"),
-    "a column of 128 million pixels": (lambda: png(1, 128_000_000, depth=1, colour=0, data=(b"",)), "no side above 65,535"),
-    "samples of 16 bits": (lambda: png(8000, 8000, depth=16, data=(b"",)), "384,008,000 bytes, expected 320,000,000 at most"),
-    "a second header": (lambda: png(9, 9, png(60_000, 60_000, data=())[8:33]), "60000 x 60000 pixels"),
-    "empty chunks": (lambda: png(40, 30, data=(b"",) * 250_000), "more than 200,000 chunks"),
-    "profiles": (lambda: png(40, 30, *[png_chunk(b"iCCP", b"a\0\0" + zeros(2**20))] * 2000), "compressed texts and profiles"),
-    "a long text": (lambda: png(40, 30, png_chunk(b"tEXt", b"a\0" + b"\n" * 2**24)), "a text of 16,777,218 bytes"),
+    "segments": (lambda: with_segments(*[segment(0xE5, b"")] * 25_000), "20,000 segments"),
+    "bytes of segments": (lambda: with_segments(*[segment(0xE5, bytes(65_000))] * 600), "bytes of segments"),
+    "bytes between segments": (lambda: with_segments(segment(0xE5, b""), bytes(2**21)), "stray bytes"),
+    "a row of 128 million pixels": (lambda: png(128_000_000, 1, depth=1, colour=0, data=(b"",)), "65,535"),
+    "a column of 128 million pixels": (lambda: png(1, 128_000_000, depth=1, colour=0, data=(b"",)), "65,535"),
+    "samples of 16 bits": (lambda: png(8000, 8000, depth=16, data=(b"",)), "384,008,000"),
+    "a second header": (lambda: png(9, 9, png(60_000, 60_000, data=())[8:33]), "60000 x 60000"),
+    "empty chunks": (lambda: png(40, 30, data=(b"",) * 250_000), "200,000 chunks"),
+    "profiles": (lambda: png(40, 30, *[png_chunk(b"iCCP", b"a\0\0" + zeros(2**20))] * 2000), "profiles"),
+    "a long text": (lambda: png(40, 30, png_chunk(b"tEXt", b"a\0" + b"\n" * 2**24)), "16,777,218"),
     "other chunks": (lambda: png(40, 30, *[png_chunk(b"prVt", bytes(2**20))] * 65), "bytes beside its picture"),
-    "data behind the picture": (lambda: png(40, 30, data=(zeros(3000), bytes(2**21))), "more picture data than"),
+    "data behind the picture": (lambda: png(40, 30, data=(zeros(3000), bytes(2**21))), "picture data"),
     "blocks before a picture": (
         lambda: GIF[:GIF_HEAD] + b"!\xfe" + b"\1a" * 2**20 + b"\0" + GIF[GIF_HEAD:],
-        "no picture in its",
+        "no picture",
     ),
-    "run lengths of 16 megapixels": (lambda: rle_bmp(1, 4000, 4000, b"\1\1\0\0" * 4000), "expected 1 to 8,000,000"),
-    "run lengths without progress": (lambda: rle_bmp(1, 40, 30, b"\0\2\0\0" * 100_000), "more run-length codes than pixels"),
-    "a long header": (lambda: b"BM" + bytes(12) + struct.pack("<I", 2**26) + bytes(2**26), "header of 67,108,864 bytes"),
+    "run lengths of 16 megapixels": (lambda: rle_bmp(1, 4000, 4000, b"\1\1\0\0" * 4000), "8,000,000"),
+    "run lengths without progress": (lambda: rle_bmp(1, 40, 30, b"\0\2\0\0" * 100_000), "run-length codes"),
+    "a long header": (lambda: b"BM" + bytes(12) + struct.pack("<I", 2**26) + bytes(2**26), "67,108,864"),
     "strips": (lambda: strips(60_000, s50000=("I", [1] * 300_000)), "300,000 values in tag 50000"),
     "strips of nothing": (lambda: strips(60_000, [8] * 300_000), "300,000 values in tag 273"),
     "strips that overlap": (lambda: strips(60_000, [*range(8, 60_008)]), "strips that overlap"),
     "tags": (lambda: tiff({**tiff_tags(9, 9), **{code: ("H", [1]) for code in range(20_000, 25_000)}}, b""), "5,006 tags"),
-    "samples a pixel": (lambda: tiff({**tiff_tags(9, 9), 277: ("H", [60_000])}, bytes(243)), "60,000 samples per pixel"),
-    "a tile much larger than its picture": (lambda: tiles(60_000, 60_000, zeros(30_000), 8), "tiles of 60,000 x 60,000 pixels"),
+    "samples a pixel": (lambda: tiff({**tiff_tags(9, 9), 277: ("H", [60_000])}, bytes(243)), "60,000 samples"),
+    "a tile much larger than its picture": (lambda: tiles(60_000, 60_000, zeros(30_000), 8), "60,000 x 60,000"),
     "one strip of 16-bit samples": (
         lambda: tiff({**tiff_tags(11_000, 11_000, 8), 258: ("H", [16] * 3), 273: ("I", [8]), 279: ("I", [9])}, bytes(9)),
-        r"needs 1\.\d GB to read",
+        "GB to read",
     ),
     "LZMA": (
         lambda: tiff({**tiff_tags(5000, 5000, 34925), 273: ("I", [8]), 279: ("I", [9])}, bytes(9)),
-        "is LZMA of more than",
+        "LZMA",
     ),
-    "WebP of 60 megapixels": (lambda: resized_webp(8000, 7500), "expected 1 to 50,000,000"),
+    "WebP of 60 megapixels": (lambda: resized_webp(8000, 7500), "50,000,000"),
 }
 
 
 @pytest.mark.parametrize("what", COSTLY)
 def test_a_costly_file_is_refused(what: str) -> None:
-    make, reason = COSTLY[what]
-    with pytest.raises(ImageError, match=rf"^<bytes>: .*{reason}.*; (save the picture anew|scale the picture down)") as error:
-        read_image(make())
-    assert str(error.value).isprintable()
+    make, fact = COSTLY[what]
+    data = make()
+    assert_refused(lambda: read_image(data), ImageError, "<bytes>: ", fact)
 
 
 def test_what_cameras_and_programs_write_is_read() -> None:
@@ -142,8 +142,7 @@ def test_an_avif_picture_larger_than_it_announces_is_refused(options: dict[str, 
     assert liar != data
     assert read_image(data).size == (1201, 1000)
     monkeypatch.setattr(boxes, "MAX_ITEM_PIXELS", 1_200_000)  # a picture of 64 megapixels takes long to make
-    with pytest.raises(ImageError, match="holds a picture of 1,201,000 pixels, expected 1,200,000 at most"):
-        read_image(liar)
+    assert_refused(lambda: read_image(liar), ImageError, "1,201,000", "1,200,000")
 
 
 def test_a_heic_grid_that_names_its_tiles_many_times_is_refused() -> None:
@@ -158,8 +157,8 @@ def test_a_heic_grid_that_names_its_tiles_many_times_is_refused() -> None:
     assert read_image(data).size == (1024, 512)
     tile = b"ispe" + struct.pack(">III", 0, 256, 256)
     assert tile in data
-    with pytest.raises(ImageError, match=r"is made of 392,524,288 pixels, expected 150,000,000 at most"):
-        read_image(data.replace(tile, b"ispe" + struct.pack(">III", 0, 7000, 7000)))
+    large = data.replace(tile, b"ispe" + struct.pack(">III", 0, 7000, 7000))
+    assert_refused(lambda: read_image(large), ImageError, "392,524,288", "150,000,000")
 
 
 def test_libtiff_prints_nothing(tmp_path: Path) -> None:
@@ -180,8 +179,7 @@ def test_libtiff_prints_nothing(tmp_path: Path) -> None:
 @pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
 def test_an_avif_file_with_megabytes_of_exif_is_refused() -> None:
     data = encode(scene(40, 30), "AVIF", exif=b"Exif\0\0II*\0\x08\0\0\0" + bytes(2**21))
-    with pytest.raises(ImageError, match="has EXIF of 2,097,"):
-        read_image(data)
+    assert_refused(lambda: read_image(data), ImageError, "EXIF", "2,097,")
 
 
 def test_a_directory_of_fractions_is_refused() -> None:
@@ -189,5 +187,4 @@ def test_a_directory_of_fractions_is_refused() -> None:
     directory = tiff(fractions, b"")[8:]
     tags = {**tiff_tags(9, 9), 273: ("I", [8]), 279: ("I", [243]), 34665: ("I", [252])}
     data = tiff(tags, bytes(244) + directory)
-    with pytest.raises(ImageError, match="has more than 50,000 fractions in its tags"):
-        read_image(data)
+    assert_refused(lambda: read_image(data), ImageError, "50,000 fractions")

@@ -10,6 +10,7 @@ import pytest
 from sigrl_deploy import Recognizer, SigRLError
 from sigrl_deploy.errors import BundleError
 from tests.support.changed_bundles import edit_manifest
+from tests.support.refusals import assert_refused
 
 
 @pytest.fixture
@@ -22,17 +23,15 @@ def test_a_changed_or_missing_file_is_refused(copied: Path, name: str) -> None:
     content = bytearray((copied / name).read_bytes())
     content[len(content) // 2] ^= 1
     (copied / name).write_bytes(content)
-    with pytest.raises(BundleError, match=rf"{name}: differs from the manifest's sha256"):
-        Recognizer(copied)
+    assert_refused(lambda: Recognizer(copied), BundleError, name, "sha256")
     (copied / name).unlink()
-    with pytest.raises(BundleError, match=rf"{name}: missing from the bundle"):
-        Recognizer(copied)
+    assert_refused(lambda: Recognizer(copied), BundleError, name, "missing")
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "fact"),
     [
-        ({"format_version": 99}, "format version 99, this release reads versions 2 and 3"),
+        ({"format_version": 99}, "version 99"),
         ({"files": {"../outside.onnx": "0" * 64}}, "files"),
         ({"files": {"/etc/hostname": "0" * 64}}, "files"),
         ({"arch": "resnet"}, "arch"),
@@ -45,8 +44,8 @@ def test_a_changed_or_missing_file_is_refused(copied: Path, name: str) -> None:
         ({"topk": "16"}, "topk"),
         ({"patch_size": 0}, "patch_size"),
         ({"image_size": 160}, "image_size is 160"),
-        ({"embed_dim": 256}, "visual.onnx: its inputs are not those"),
-        ({"arch": "mkt"}, "visual.onnx: its inputs are not those"),
+        ({"embed_dim": 256}, "visual.onnx"),
+        ({"arch": "mkt"}, "visual.onnx"),
         ({"text_identity": "free text"}, "text_identity"),
         ({"files": {"x" * 300: "0" * 64}}, "files"),
         ({"context_length": -1}, "context_length"),
@@ -54,22 +53,19 @@ def test_a_changed_or_missing_file_is_refused(copied: Path, name: str) -> None:
         ({"context_length": 2**33}, "context_length"),
         ({"context_length": True}, "context_length"),
         ({"embed_dim": 2**33}, "embed_dim"),
-        ({"context_length": None}, "vocabulary.npz is missing from its files"),
+        ({"context_length": None}, "vocabulary.npz"),
         ({"template": "x"}, "template is 'x'"),
-        ({"variants": {"fp32": {"visual": "text.onnx", "text": "visual.onnx"}}}, "text.onnx: its inputs are not those"),
-        ({"variants": {"fp32": {"visual": "other.onnx", "text": "text.onnx"}}}, "other.onnx is missing from its files"),
+        ({"variants": {"fp32": {"visual": "text.onnx", "text": "visual.onnx"}}}, "text.onnx"),
+        ({"variants": {"fp32": {"visual": "other.onnx", "text": "text.onnx"}}}, "other.onnx"),
     ],
 )
-def test_a_manifest_that_means_nothing_is_refused(copied: Path, changes: dict[str, object], message: str) -> None:
+def test_a_manifest_that_means_nothing_is_refused(copied: Path, changes: dict[str, object], fact: str) -> None:
     (copied.parent / "outside.onnx").write_bytes(b"")
     edit_manifest(copied, **changes)
-    with pytest.raises(SigRLError, match=message) as caught:
-        Recognizer(copied, cache_dir=False)
-    assert "\n" not in str(caught.value)
+    assert_refused(lambda: Recognizer(copied, cache_dir=False), SigRLError, fact)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
 def test_a_damaged_manifest_is_refused(copied: Path, content: bytes) -> None:
     (copied / "manifest.json").write_bytes(content)
-    with pytest.raises(BundleError, match=r"manifest\.json"):
-        Recognizer(copied)
+    assert_refused(lambda: Recognizer(copied), BundleError, "manifest.json")

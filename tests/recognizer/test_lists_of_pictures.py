@@ -8,6 +8,7 @@ import pytest
 
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.recognizer.checks import several
+from tests.support.refusals import assert_refused, refused
 
 STACKED = np.zeros((2, 7, 5, 3), np.uint8)
 
@@ -18,18 +19,17 @@ def test_lists_and_generators_are_passed_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "advice"),
+    ("images", "fact"),
     [
-        (Path(__file__).parent, "is a folder; pass its files"),
-        (str(Path(__file__).parent), "is a folder; pass its files"),
-        (STACKED, r"use list\(array\)"),
-        (STACKED[0], "is one picture"),
-        ("cat.jpg", "is one picture"),
-        (None, "is a NoneType"),
-        (5, "is an int"),
+        (Path(__file__).parent, ".iterdir()"),
+        (str(Path(__file__).parent), ".iterdir()"),
+        (STACKED, "list(array)"),
+        (STACKED[0], "one picture"),
+        ("cat.jpg", "images='cat.jpg'"),
+        (None, "a NoneType"),
+        (5, "an int"),
     ],
 )
-def test_anything_else_is_refused_with_advice(images: Any, advice: str) -> None:
-    with pytest.raises(UsageError, match=advice) as caught:
-        several(images, "images")
-    assert caught.value.argument == "images"
+def test_anything_else_is_refused_with_what_it_is_or_what_to_give(images: Any, fact: str) -> None:
+    assert refused(lambda: several(images, "images"))[0] == "images"
+    assert_refused(lambda: several(images, "images"), UsageError, fact)

@@ -29,7 +29,7 @@ from sigrl_deploy.model import materialised
 from sigrl_deploy.recognizer.recognizer import _advise_more_labels
 from sigrl_deploy.vocabulary.label_files import read_labels
 from tests.support.changed_bundles import edit_manifest
-from tests.support.refusals import refused
+from tests.support.refusals import assert_refused, refused
 
 TOLERANCE = 1e-5  # fp32 scores within ±1, of one graph run in another order
 
@@ -157,8 +157,7 @@ def test_a_closed_recognizer_holds_nothing_and_says_so(bundle: Path, photos: lis
         lambda: recognizer.vocabulary(["cat", "cup"]),
         lambda: recognizer.pixels(photos[0]),
     ):
-        with pytest.raises(UsageError, match="closed"):
-            use()
+        assert_refused(use, UsageError, str(recognizer.bundle.path))
 
 
 def test_a_vocabulary_belongs_to_its_bundle(recognizer: Recognizer, copied: Path, photos: list[Path]) -> None:
@@ -197,12 +196,19 @@ def test_labels_in_another_order_score_the_same(recognizer: Recognizer, photos: 
     assert np.abs(scores - backwards[:, ::-1]).max() < TOLERANCE
 
 
-def test_threads_share_a_recognizer(bundle: Path, photos: list[Path]) -> None:
-    recognizer = Recognizer(bundle, cache_dir=False)
-    expected = recognizer.scores(photos, recognizer.vocabulary(["cat", "cup"]))
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_threads_share_a_recognizer(bundle: Path, photos: list[Path], backend: str) -> None:
+    """Each with a vocabulary of its own size, so that a buffer in common would show."""
+    recognizer = Recognizer(bundle, backend=backend, device="cpu", cache_dir=False)
+    jobs = [(photo, [f"label {i}" for i in range(count)]) for count in (3, 60, 17, 33) for photo in photos] * 2
+
+    def scores(job: tuple[Path, list[str]]) -> np.ndarray:
+        return recognizer.scores([job[0]], recognizer.vocabulary(job[1]))
+
+    alone = [scores(job) for job in jobs]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda path: recognizer.scores([path], recognizer.vocabulary(["cat", "cup"])), photos * 3))
-    assert np.abs(np.concatenate(found) - np.tile(expected, (3, 1))).max() < TOLERANCE
+        for one, other in zip(alone, pool.map(scores, jobs), strict=True):
+            assert np.abs(one - other).max() < TOLERANCE
 
 
 def test_a_missing_label_file_and_a_bundle_without_vocabulary(recognizer: Recognizer) -> None:
@@ -293,16 +299,15 @@ print(int(line.split()[1]) / 1024)
 
 def test_labels_may_come_one_by_one(recognizer: Recognizer) -> None:
     assert recognizer.vocabulary(name for name in ("cat", "cup")).labels == ("cat", "cup")
-    for labels, message in (
-        (5, "labels: is an int"),
-        (b"cat", "labels: is a bytes"),
-        ({"cat": 1}, "labels: is a dict"),
-        (["cat", 5], "item 1 is an int"),
-        (["cat\0"], "holds a control character"),
-        ((), "holds no labels"),
+    for labels, fact in (
+        (5, "an int"),
+        (b"cat", "a bytes"),
+        ({"cat": 1}, "a dict"),
+        (["cat", 5], "item 1"),
+        (["cat\0"], "item 0"),
+        ((), "labels: "),
     ):
-        with pytest.raises(LabelError, match=message):
-            recognizer.vocabulary(labels)  # type: ignore[arg-type]
+        assert_refused(lambda labels=labels: recognizer.vocabulary(labels), LabelError, "labels: ", fact)
 
 
 @pytest.mark.parametrize("top", [0, -1, 1.5, None, "5"])
@@ -322,23 +327,21 @@ def test_a_threshold_that_is_no_number(recognizer: Recognizer, photos: list[Path
 
 
 @pytest.mark.parametrize(
-    ("pixels", "message"),
+    ("pixels", "value"),
     [
-        (np.zeros((0, 3, 80, 80), np.float32), "at least one picture"),
-        (np.zeros((1, 3, 80, 81), np.float32), r"expected \[B, 3, 80, 80\]"),
-        (np.zeros((3, 80, 80), np.float32), r"expected \[B, 3, 80, 80\]"),
-        (np.zeros((1, 3, 80, 80)), "float64.*expected float32"),
-        (np.zeros((1, 3, 80, 80), np.float16), "float16.*expected float32"),
-        (np.zeros((1, 3, 80, 80), np.uint8), "this engine does not take uint8"),
-        ([[1.0]], "is a list, expected an array"),
+        (np.zeros((0, 3, 80, 80), np.float32), [0, 3, 80, 80]),
+        (np.zeros((1, 3, 80, 81), np.float32), [1, 3, 80, 81]),
+        (np.zeros((3, 80, 80), np.float32), [3, 80, 80]),
+        (np.zeros((1, 3, 80, 80)), np.float64),
+        (np.zeros((1, 3, 80, 80), np.float16), np.float16),
+        (np.zeros((1, 3, 80, 80), np.uint8), np.uint8),
+        ([[1.0]], None),
     ],
 )
-def test_pixels_that_no_engine_takes(recognizer: Recognizer, pixels: object, message: str) -> None:
+def test_pixels_that_no_engine_takes(recognizer: Recognizer, pixels: object, value: object) -> None:
     vocabulary = recognizer.vocabulary(["cat", "cup"])
     for use in (recognizer.score_pixels, lambda *given: list(recognizer.score_batches([given[0]], given[1]))):
-        with pytest.raises(UsageError, match=message) as raised:
-            use(pixels, vocabulary)  # type: ignore[arg-type]
-        assert raised.value.argument == "pixels"
+        assert refused(lambda use=use: use(pixels, vocabulary)) == ("pixels", value)
     with pytest.raises(ScoreError):
         recognizer.score_pixels(np.full((1, 3, 80, 80), np.nan, np.float32), vocabulary)
 

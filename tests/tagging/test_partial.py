@@ -9,6 +9,7 @@ import pytest
 
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.tagging.partial import check_fresh, name_run, open_partial, partial_path
+from tests.support.refusals import assert_refused
 
 FIRST = '{"path": "a.jpg", "tags": [], "run": "run"}\n'
 FAILED = '{"path": "b.jpg", "error": "is damaged", "run": "run"}\n'
@@ -50,8 +51,7 @@ def test_a_file_that_is_gone_on_with_is_kept_from_others(tmp_path: Path, content
     for source in (out, partial_path(out)):
         source.write_text(content)
         with open_partial(out, "run", **RESUME | {"retry_errors": retry_errors}) as partial:
-            with pytest.raises(UsageError, match="another run is writing"), open_partial(out, "run", **RESUME):
-                pass
+            assert_refused(open_partial(out, "run", **RESUME).__enter__, UsageError, "out: ", source.name)
             partial.stream.write(LAST)
         assert out.read_text().endswith(LAST)
         out.unlink()
@@ -99,8 +99,7 @@ def test_a_file_of_something_else_is_refused_and_left_alone(
     before = (FIRST + line + "\n").encode("latin-1", "backslashreplace")
     file.write_bytes(before)
     how = RESUME | {"retry_errors": retry_errors}
-    with pytest.raises(UsageError, match="line 2"), open_partial(out, "run", **how):
-        pass
+    assert_refused(open_partial(out, "run", **how).__enter__, UsageError, "line 2")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
 
 

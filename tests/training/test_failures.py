@@ -109,6 +109,8 @@ def test_a_run_is_resumed_with_the_same_options_only(tiny_clip: Path, colours: P
         (["--init", "CLIP", "--entropy-weight", "0.3"], "--entropy-weight"),
         (["--init", "CLIP", "--recipe", "single-positive", "--distillation", "1"], "--distillation"),
         (["--init", "CLIP", "--arch", "clip-ft", "--topk", "3"], "--topk"),
+        (["--init", "CLIP", "--arch", "mkt", "--svfr-lr", "1e-3"], "--svfr-lr"),
+        (["--init", "CLIP", "--patience", "3", "--validate", "0"], "--patience"),
         (["--recipe", "contrastive", "--clip-config", "CONFIG"], "folder:DATA"),
     ],
 )

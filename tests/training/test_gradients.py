@@ -24,6 +24,7 @@ def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several tiles and row blocks, the last of them not full, at sizes that a gradient check can afford."""
     monkeypatch.setattr(sigrl, "LABEL_TILE", 2)
     monkeypatch.setattr(sigrl, "PAIR_BUDGET", 1)
+    monkeypatch.setattr(sigrl, "KEPT_BUDGET", 0)
 
 
 def _double(*shape: int, seed: int) -> Tensor:
@@ -51,8 +52,12 @@ def model() -> SigRL:
     return SigRL(ModelConfig(Arch.SIGRL, 16, 5, vision, graph=graph)).double().eval()
 
 
+@pytest.mark.parametrize("kept", [0, 10**9], ids=["recomputed", "kept"])
 @pytest.mark.parametrize("labels", [1, 2, 7])
-def test_every_gradient_equals_the_materialised_form(model: SigRL, labels: int) -> None:
+def test_every_gradient_equals_the_materialised_form(
+    model: SigRL, labels: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sigrl, "KEPT_BUDGET", kept)
     pixels, embedding = _double(3, 3, 32, 32, seed=4), _double(labels, 16, seed=5)
     weight = torch.randn(3, labels, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     wanted = {"pixels": pixels, "T": embedding, **dict(model.named_parameters())}
@@ -83,7 +88,7 @@ def test_dropout_of_the_graph_is_the_same_when_it_is_recomputed(monkeypatch: pyt
         return out.detach(), torch.autograd.grad(out.square().sum(), rows)[0]
 
     recomputed = gradients()
-    monkeypatch.setattr(sigrl, "recomputed", lambda function, *inputs: function(*inputs))
+    monkeypatch.setattr(sigrl, "KEPT_BUDGET", 10**9)
     kept = gradients()
     assert all(torch.equal(a, b) for a, b in zip(recomputed, kept, strict=True))
     assert not torch.equal(recomputed[0], module.eval()(rows))

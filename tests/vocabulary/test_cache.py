@@ -25,6 +25,7 @@ from sigrl_deploy.vocabulary.cache import digest
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 from tests.support.label_encoder import DIM, GRAPH, TEXT, Encoder, assert_right, names
 from tests.support.paths import ROOT
+from tests.support.refusals import assert_refused
 
 
 @pytest.fixture
@@ -296,19 +297,15 @@ def test_vocabularies_that_fail_leave_nothing_behind(folder: Path) -> None:
 
 
 def test_rows_that_mean_nothing_are_not_kept(folder: Path) -> None:
-    for wrong, message in (
-        (np.zeros((1, DIM + 1), np.float32), r"gave rows \[1, 9\], expected \[1, 8\]"),
-        (np.full((1, DIM), np.nan, np.float32), "not finite"),
+    for name, wrong, facts in (
+        ("wide", np.zeros((1, DIM + 1), np.float32), ("[1, 9]", "[1, 8]")),
+        ("not a number", np.full((1, DIM), np.nan, np.float32), ()),
     ):
-        cache = Encoder().cache(folder / message[:8])
-        cache._encode = lambda _, wrong=wrong: wrong
-        with pytest.raises(BundleError, match=message):
-            cache.vocabulary(("cat",))
-        cache = Encoder().cache(folder / message[:8])
-        cache._project = lambda _, wrong=wrong: wrong
-        with pytest.raises(BundleError, match=message):
-            cache.vocabulary(("cat",))
-        assert_right(Encoder().cache(folder / message[:8]).vocabulary(("cat",)), ("cat",))
+        for step in ("_encode", "_project"):
+            cache = Encoder().cache(folder / name)
+            setattr(cache, step, lambda _, wrong=wrong: wrong)
+            assert_refused(lambda cache=cache: cache.vocabulary(("cat",)), BundleError, *facts)
+        assert_right(Encoder().cache(folder / name).vocabulary(("cat",)), ("cat",))
 
 
 def test_processes_share_a_folder(folder: Path) -> None:

@@ -205,7 +205,7 @@ def test_the_runtime_needs_no_torch(tokenizer_path: Path) -> None:
     subprocess.run([sys.executable, "-c", script, str(tokenizer_path)], check=True, cwd=ROOT)
 
 
-def test_a_text_that_is_cut_is_said(tokenizer_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warning_where_a_text_is_cut(tokenizer_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = Tokenizer(tokenizer_path, 8)
     tokenizer(["a b c d e f"])  # eight tokens with both ends
     assert caplog.messages == []
