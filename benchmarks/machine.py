@@ -31,6 +31,11 @@ def cores() -> int:
 
 def describe(device: str) -> dict[str, Any]:
     """Hardware, versions, date, and the measured rates that `floor_ms` takes."""
+    return identity(device) | {"gemm_gflops": gemm_gflops(device), "copy_gb_per_s": copy_gb_per_s(device)}
+
+
+def identity(device: str) -> dict[str, Any]:
+    """Hardware, versions and date."""
     return {
         "cpu": _processor(),
         "cores": cores(),
@@ -39,8 +44,6 @@ def describe(device: str) -> dict[str, Any]:
         "date": datetime.now(timezone.utc).date().isoformat(),
         "versions": {name: found for name in PACKAGES if (found := version_of(name))},
         **({} if device == "cpu" else {"gpu": _gpu()}),
-        "gemm_gflops": gemm_gflops(device),
-        "copy_gb_per_s": copy_gb_per_s(device),
     }
 
 

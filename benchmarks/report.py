@@ -1,7 +1,7 @@
 """Table, plots and pages from the files in `benchmarks/results/`: no figure is typed by hand.
 
-python -m benchmarks.report           # rewrite the README's table, docs/benchmarks.md and docs/benchmarks-*.svg
-python -m benchmarks.report --check   # exit status 1 where README or page differ from the results
+python -m benchmarks.report           # rewrite docs/benchmarks*, and the tables in README and docs/pretrained.md
+python -m benchmarks.report --check   # exit status 1 where a page differs from the results
 """
 
 from __future__ import annotations
@@ -12,18 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_page import GLOSSARY, ordered, sections
+from benchmarks.pretrained_table import pretrained_table
 from benchmarks.readme_table import readme_table
 from benchmarks.stages import STAGES
 from benchmarks.support import support_table
 from benchmarks.tables import CPU_PEERS, GPU_PEERS, Record, caption, name_of, read, result_files, summary, table
 
 ROOT = Path(__file__).resolve().parent.parent
-README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
+README, PAGE, PRETRAINED = ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "pretrained.md"
 BEGIN, END = "<!-- benchmark table, by benchmarks/report.py -->\n", "<!-- end of benchmark table -->\n"
 STAGE_NAMES = ("decode", "preprocess", "tower", "svfr", "match")
 NO_SVFR = (
     "SVFR is left out: it was not timed by itself in these results, only as what tower and match leave of the whole pass, "
     "which takes in all that goes on beside them."
+)
+BEGIN_PRETRAINED, END_PRETRAINED = (
+    "<!-- pretrained table, by benchmarks/report.py -->\n",
+    "<!-- end of pretrained table -->\n",
 )
 BEGIN_SUPPORT, END_SUPPORT = "<!-- support matrix, by benchmarks/report.py -->\n", "<!-- end of support matrix -->\n"
 INTRODUCTION = """# Benchmarks
@@ -52,8 +57,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    readme = README.read_text(encoding="utf-8")
-    wanted = {README: with_tables(readme), PAGE: page()}
+    pretrained = between(PRETRAINED.read_text(encoding="utf-8"), BEGIN_PRETRAINED, pretrained_table(), END_PRETRAINED)
+    wanted = {README: with_tables(README.read_text(encoding="utf-8")), PAGE: page(), PRETRAINED: pretrained}
     if args.check:
         old = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
         for path in old:

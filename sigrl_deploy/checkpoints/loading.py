@@ -11,7 +11,14 @@ from sigrl_deploy.checkpoints.building import add_text_tower, build_model
 from sigrl_deploy.checkpoints.layouts import Checkpoint, load_checkpoint
 from sigrl_deploy.checkpoints.model_config import model_config
 from sigrl_deploy.checkpoints.open_clip_configs import ClipConfig, clip_config
-from sigrl_deploy.checkpoints.open_clip_weights import NAMED, check_source, is_pretrained, load_pretrained, openai_name
+from sigrl_deploy.checkpoints.open_clip_weights import (
+    NAMED,
+    check_source,
+    is_pretrained,
+    listed_preprocess,
+    load_pretrained,
+    openai_name,
+)
 from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.config import Arch, Contract
 from sigrl_deploy.errors import CheckpointError, UsageError, member_of
@@ -56,7 +63,7 @@ def load_model(options: CheckpointOptions, *, with_text: bool = True) -> LoadedC
         add_text_tower(model, text, text_clip)
         _check_tokens(text, model)
     template = options.template or (checkpoint.record.template if checkpoint.record else model.config.arch.default_template)
-    return LoadedCheckpoint(checkpoint, text, model, _preprocess(checkpoint, model, options.preprocess), template)
+    return LoadedCheckpoint(checkpoint, text, model, _preprocess(options, checkpoint, model), template)
 
 
 def _open(source: str | Path, argument: str) -> tuple[Checkpoint, ClipConfig | None]:
@@ -111,8 +118,12 @@ def _check_tokens(text: Checkpoint, model: SigRL) -> None:
         )
 
 
-def _preprocess(checkpoint: Checkpoint, model: SigRL, contract: Contract | None) -> Preprocess:
-    """The preprocessing asked for, or else the one that the checkpoint records, or else the architecture's."""
+def _preprocess(options: CheckpointOptions, checkpoint: Checkpoint, model: SigRL) -> Preprocess:
+    """The preprocessing asked for, or else the one that the checkpoint records, or else the architecture's.
+
+    CLIP's is that of the weights that are named, where open_clip lists them.
+    """
+    contract, size = options.preprocess, model.config.vision.image_size
     if contract is not None:
         contract = member_of(Contract, contract, "preprocess")
     if contract is None and checkpoint.record is not None:
@@ -125,4 +136,6 @@ def _preprocess(checkpoint: Checkpoint, model: SigRL, contract: Contract | None)
                 "if it was trained by that recipe, choose the single-positive preprocessing",
                 checkpoint.path,
             )
-    return Preprocess.for_contract(contract, model.config.vision.image_size)
+    named = str(options.checkpoint) if is_pretrained(options.checkpoint) else options.clip_config
+    listed = listed_preprocess(named, size) if named and contract is Contract.CLIP else None
+    return listed or Preprocess.for_contract(contract, size)

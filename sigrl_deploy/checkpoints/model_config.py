@@ -76,7 +76,7 @@ def _openai_heads(checkpoint: Checkpoint, width: int) -> int:
         choice = f"{names} fit" if names else "none of open_clip's fits: give a .json file"
         raise CheckpointError(
             f"{checkpoint.path}: its tensors (width {width}) do not show the number of heads or the activation; "
-            f"name its open_clip config with `clip_config` ({choice})"
+            f"name the weights as NAME:PRETRAINED with `clip_config`, or their open_clip config ({choice})"
         )
     return width // _HEAD_WIDTH
 

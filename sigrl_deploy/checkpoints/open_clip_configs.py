@@ -32,7 +32,7 @@ class ClipConfig(Checked, frozen=True):
 
 
 def clip_config(value: str) -> ClipConfig | None:
-    """The config that `value` names: one of open_clip's, or a JSON file in open_clip's format.
+    """The config that `value` names: one of open_clip's, that of `NAME:PRETRAINED`, or a JSON file in open_clip's format.
 
     None for "openai", whose convention the tensors' shapes determine. Raises UsageError where there is no such config,
     CheckpointError where it describes anything other than a plain CLIP ViT.
@@ -92,10 +92,17 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _named(name: str) -> dict[str, Any]:
     import open_clip
 
-    if name not in open_clip.list_models():
-        problem = "open_clip has no such config; choose one of open_clip.list_models(), a .json file, or openai"
+    model, _, pretrained = name.partition(":")
+    listed = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else {}
+    if model not in open_clip.list_models() or (pretrained and not listed):
+        problem = (
+            "open_clip has no such config; choose one of open_clip.list_models(), NAME:PRETRAINED of "
+            "open_clip.list_pretrained(), a .json file, or openai"
+        )
         raise UsageError(problem, argument="clip_config", value=name)
-    return dict(open_clip.get_model_config(name))
+    raw = dict(open_clip.get_model_config(model))
+    # open_clip lists OpenAI's weights under ViT-B-16 too, whose config has a different activation from theirs.
+    return raw | {"quick_gelu": raw.get("quick_gelu", False) or listed.get("quick_gelu", False)}
 
 
 def _parse(name: str, raw: dict[str, Any]) -> ClipConfig:

@@ -19,7 +19,9 @@ from msgspec.structs import replace
 from sigrl_deploy.checkpoints.layouts import Checkpoint, load_checkpoint
 from sigrl_deploy.checkpoints.model_config import checkpoint_shapes
 from sigrl_deploy.checkpoints.open_clip_configs import ClipConfig, clip_config
+from sigrl_deploy.config import Contract
 from sigrl_deploy.errors import CheckpointError, UsageError
+from sigrl_deploy.pictures.preprocess import Preprocess
 
 _NAMES = "NAME:PRETRAINED as open_clip lists them (ViT-B-16:openai)"
 NAMED = f"a file, or {_NAMES}"
@@ -57,16 +59,40 @@ def load_pretrained(value: str, argument: str = "checkpoint") -> tuple[Checkpoin
     import open_clip
 
     name, _, pretrained = value.partition(":")
-    clip = clip_config(name) if name in open_clip.list_models() else None
+    listed = _listed(value)
+    clip = clip_config(value if listed else name) if name in open_clip.list_models() else None
     if clip is None:
         problem = f"no such file, and open_clip has no model {name}; expected a file, or NAME:PRETRAINED as in ViT-B-16:openai"
         raise UsageError(problem, argument=argument, value=value)
-    listed = open_clip.get_pretrained_cfg(name, pretrained) or {}
-    # open_clip lists OpenAI's weights under ViT-B-16 too, whose config has a different activation from theirs.
-    quick_gelu = clip.text.quick_gelu or bool(listed.get("quick_gelu", False))
-    clip = replace(clip, vision=replace(clip.vision, quick_gelu=quick_gelu), text=replace(clip.text, quick_gelu=quick_gelu))
     path = Path(pretrained) if not listed and os.path.exists(pretrained) else _download(value, listed, argument)
     return dataclasses.replace(load_checkpoint(path), path=value), clip
+
+
+def listed_preprocess(value: str, image_size: int) -> Preprocess | None:
+    """How open_clip prepares pictures for the weights that it lists as `value`; None where it lists none.
+
+    Nearly all have OpenAI's preprocessing, but ViT-L-14:laion2b_s32b_b82k its own mean, and ViT-H-14:dfn5b no crop.
+    """
+    listed = _listed(value)
+    if not listed:
+        return None
+    squashed = listed["resize_mode"] == "squash"
+    return replace(
+        Preprocess.for_contract(Contract.CLIP, image_size),
+        mean=tuple(listed["mean"]),
+        std=tuple(listed["std"]),
+        interpolation=listed["interpolation"],
+        resize_mode="squash" if squashed else "short-side",
+        finish="tensor-bilinear" if squashed else "center-crop",  # which changes nothing at this size
+    )
+
+
+def _listed(value: str) -> dict[str, Any]:
+    """What open_clip lists of `NAME:PRETRAINED`, or nothing."""
+    import open_clip
+
+    name, _, pretrained = value.partition(":")
+    return open_clip.get_pretrained_cfg(name, pretrained) or {}
 
 
 def openai_name(checkpoint: Checkpoint) -> str | None:
@@ -95,8 +121,8 @@ def openai_name(checkpoint: Checkpoint) -> str | None:
 def _download(value: str, listed: dict[str, Any], argument: str) -> Path:
     import open_clip
 
-    advice = "check the name with open_clip.list_pretrained(), or download the file and give its path"
     if not listed:
+        advice = "choose one of open_clip.list_pretrained(), or give a file"
         raise UsageError(f"open_clip lists no such weights; {advice}", argument=argument, value=value)
     problem = _hub_problem() if listed.get("hf_hub") else ""
     try:
@@ -104,8 +130,21 @@ def _download(value: str, listed: dict[str, Any], argument: str) -> Path:
             return Path(open_clip.download_pretrained(listed))
     except Exception as error:  # network, hub and file errors of several libraries
         reason = problem or next(iter(str(error).strip().splitlines()), type(error).__name__)
-        problem = f"open_clip cannot load these weights: {reason}; {advice}"
+        advice = f"fetch that file by other means, and give its path with `clip_config='{value}'`"
+        problem = f"{_file_of(listed)} cannot be downloaded: {reason}; {advice}"
         raise CheckpointError(problem, argument=argument, value=value) from None
+
+
+def _file_of(listed: dict[str, Any]) -> str:
+    """The file that open_clip would download, and from where."""
+    from open_clip import constants
+
+    if not listed.get("hf_hub"):
+        return str(listed.get("url"))
+    repository, file = os.path.split(listed["hf_hub"])
+    # Either holds the same weights; open_clip asks for the first one first.
+    files = file or f"{constants.HF_SAFE_WEIGHTS_NAME} or {constants.HF_WEIGHTS_NAME}"
+    return f"{files} of https://huggingface.co/{repository}"
 
 
 def _hub_problem() -> str:

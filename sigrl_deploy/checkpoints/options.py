@@ -17,8 +17,9 @@ class CheckpointOptions:
         of the same size.
     arch: how pictures are scored against labels.
     topk: patches that the local match averages.
-    clip_config: an open_clip config (a name, or a `.json` file), which says the number of heads and the activation; None takes
-        what the checkpoint records, the config of what is `NAME:PRETRAINED`, or OpenAI's convention.
+    clip_config: an open_clip config (a name, `NAME:PRETRAINED`, or a `.json` file), which says the number of heads and the
+        activation, and for `NAME:PRETRAINED` how pictures are prepared; None takes what the checkpoint records, the config of a
+        checkpoint that is `NAME:PRETRAINED`, or OpenAI's convention.
     preprocess: how pictures were prepared in training.
     template: the prompt, with `{label}` in it.
     """

@@ -41,8 +41,8 @@ def _values(enum: type[Arch] | type[Precision]) -> click.Choice[str]:
 @click.option("--arch", type=_values(Arch), help="How pictures are scored [default: inferred from the checkpoint's tensors].")
 @click.option(
     "--clip-config",
-    help="open_clip config (a name or a .json file) of a CLIP model that is not OpenAI's [default: openai, or that of "
-    "--text-tower NAME:PRETRAINED].",
+    help="open_clip config (a name, NAME:PRETRAINED or a .json file) of a CLIP model whose file does not say it [default: that "
+    "of CHECKPOINT or --text-tower NAME:PRETRAINED, or OpenAI's convention].",
 )
 @click.option(
     "--precision",

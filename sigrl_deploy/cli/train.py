@@ -27,7 +27,7 @@ _POSITIVE = click.IntRange(min=1, max=10**9)
 @click.option("--init", help="Checkpoint to start from: a CLIP or trained one, or open_clip's NAME:PRETRAINED.")
 @click.option("--arch", type=click.Choice(["sigrl", "mkt", "clip-ft"]), help="[default: sigrl]")
 @click.option("--text-tower", help="CLIP text tower, where --init has none: a file, or NAME:PRETRAINED.")
-@click.option("--clip-config", help="open_clip config (a name or a .json file) of a CLIP that is not OpenAI's.")
+@click.option("--clip-config", help="open_clip config of a CLIP that is not OpenAI's, as for export.")
 @click.option("--template", help="Text prompt with {label} in it [default: the architecture's].")
 @click.option(
     "--preprocess", type=click.Choice(["zero-shot", "single-positive", "clip"]), help="[default: --init's, or the recipe's]"

@@ -13,11 +13,14 @@ import torch
 
 from benchmarks.random_weights import Variant, images, text_shapes, vision_shapes
 from sigrl_deploy.checkpoints.building import add_text_tower, build_model
+from sigrl_deploy.checkpoints.loading import load_model
 from sigrl_deploy.checkpoints.model_config import model_config
 from sigrl_deploy.checkpoints.open_clip_configs import clip_config
 from sigrl_deploy.checkpoints.open_clip_weights import load_pretrained
+from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.errors import CheckpointError, UsageError
 from sigrl_deploy.model.sigrl import SigRL, encode_image
+from sigrl_deploy.pictures.preprocess import CLIP_MEAN
 from tests.support.checkpoints import TINY, TOLERANCE, clip_of, loaded, mkt, saved, text, token_ids
 from tests.support.refusals import assert_refused, refused
 
@@ -116,6 +119,30 @@ def test_pretrained_tag_that_was_trained_with_quick_gelu(
     assert_same_features(model, reference(OPENAI_LIKE))
 
 
+def test_a_file_with_a_listed_name_as_its_config(
+    tmp_path: Path, registered: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the hub holds, fetched by hand: the name says the activation, and how pictures are prepared."""
+    wide = {**OPENAI_LIKE, "quick_gelu": False, "text_cfg": {**OPENAI_LIKE["text_cfg"], "vocab_size": 49408}}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-quick", wide)
+    half = (0.5, 0.5, 0.5)
+    tag = {
+        "hf_hub": "a/b/",
+        "quick_gelu": True,
+        "mean": half,
+        "std": half,
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-quick", {"tag": tag})
+    expected = reference({**wide, "quick_gelu": True})
+    path = saved(tmp_path / "open_clip_pytorch_model.bin", expected.state_dict())
+    found = load_model(CheckpointOptions(path, clip_config="tiny-quick:tag"))
+    assert_same_features(found.model, expected)
+    assert (found.preprocess.mean, found.preprocess.std) == (half, half)
+    assert load_model(CheckpointOptions(path, clip_config="tiny-quick")).preprocess.mean == CLIP_MEAN
+
+
 @pytest.mark.parametrize("value", ["tiny-quick:", "tiny-quick:no-such-tag", "no-such-model:openai", "hf-hub:a/b", "openai:x"])
 def test_pretrained_that_does_not_exist(registered: dict[str, Any], value: str) -> None:
     assert refused(lambda: load_pretrained(value)) == ("checkpoint", value)
@@ -202,7 +229,7 @@ def test_bad_config_file(tmp_path: Path, content: str) -> None:
     assert len(str(caught.value)) < 500 + len(str(path))
 
 
-@pytest.mark.parametrize("name", ["ViT-nowhere", "missing.json", "hf-hub:a/b", ""])
+@pytest.mark.parametrize("name", ["ViT-nowhere", "missing.json", "hf-hub:a/b", "ViT-B-16:no-such-tag", ""])
 def test_no_such_config(name: str) -> None:
     with pytest.raises(UsageError) as caught:
         clip_config(name)

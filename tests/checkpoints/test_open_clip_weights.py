@@ -9,16 +9,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import open_clip
 import pytest
 import torch
 from click.testing import CliRunner
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from safetensors.torch import save_file
 
 from benchmarks.random_weights import VARIANTS, text_shapes, vision_shapes
 from sigrl_deploy.checkpoints.layouts import load_checkpoint
-from sigrl_deploy.checkpoints.open_clip_weights import default_bundle, load_pretrained, openai_name
+from sigrl_deploy.checkpoints.open_clip_weights import default_bundle, listed_preprocess, load_pretrained, openai_name
 from sigrl_deploy.cli.main import main
 from sigrl_deploy.config import Precision
+from sigrl_deploy.pictures.preprocess import CLIP_MEAN
+from sigrl_deploy.pictures.reading import read_image
 from tests.support.checkpoints import State, saved
 from tests.support.paths import ROOT
 
@@ -146,8 +151,36 @@ def test_a_ready_model_is_asked_for_by_its_name_alone(tmp_path: Path) -> None:
     assert default_bundle(tmp_path / "run.best.pth") == tmp_path / "run.best-bundle"
     run = offline(tmp_path, "export", "onnx", "ViT-B-16:openai")
     assert run.returncode == 3
-    assert run.stderr.startswith("error: ViT-B-16:openai: open_clip cannot load these weights: http://127.0.0.1:9 cannot")
+    assert run.stderr.startswith(
+        "error: ViT-B-16:openai: open_clip_model.safetensors or open_clip_pytorch_model.bin of https://huggingface.co/timm/"
+        "vit_base_patch16_clip_224.openai cannot be downloaded: http://127.0.0.1:9 cannot be reached: "
+    )
+    assert run.stderr.endswith("give its path with --clip-config ViT-B-16:openai\n")
     assert run.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "resize"),
+    [
+        ("ViT-B-16:openai", CLIP_MEAN, "short-side"),
+        ("ViT-L-14:laion2b_s32b_b82k", (0.5, 0.5, 0.5), "short-side"),
+        ("ViT-H-14:dfn5b", CLIP_MEAN, "squash"),
+    ],
+)
+def test_pictures_are_prepared_as_open_clip_lists_it(name: str, mean: tuple[float, ...], resize: str) -> None:
+    found = listed_preprocess(name, 224)
+    assert found is not None
+    assert (found.mean, found.resize_mode) == (mean, resize)
+    listed = open_clip.get_pretrained_cfg(*name.split(":"))
+    config = PreprocessCfg(**{key: listed[key] for key in ("mean", "std", "interpolation", "resize_mode")}, size=224)
+    picture = read_image(ROOT / "sigrl_deploy" / "data" / "photos" / "rocket.jpg")
+    expected = image_transform_v2(config, is_train=False)(picture).numpy()
+    assert np.abs(found(picture) - expected).max() < 1e-5
+
+
+def test_open_clip_lists_no_preprocessing_for_what_it_does_not_know() -> None:
+    assert listed_preprocess("ViT-B-16", 224) is None
+    assert listed_preprocess("ViT-B-16:weights.pt", 224) is None
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ from sigrl_deploy.version import __version__
 from tests.support.paths import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("sigrl_deploy/data/**/*.md")])
-README_HEADINGS = ["Install", "Python", "Command line", "Speed", "What has run", "Documents", "Citation and licence"]
+README_HEADINGS = ["Install", "Start from CLIP", "Python", "Speed", "What has run", "Documents", "Citation and licence"]
 MOST_WORDS = 700
-OTHERS = {"--ship"}  # options of other programs
+OTHERS = {"--ship", "--measure"}  # options of other programs
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
