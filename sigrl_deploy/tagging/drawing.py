@@ -59,15 +59,15 @@ def heat(picture: Image.Image, box: Box, prediction: Prediction) -> Image.Image:
     bright: FloatArray = np.asarray(picture, np.float32)
     grey = np.asarray(picture.convert("L"), np.float32)[..., None]
     dark = DIMMED * (grey + COLOUR_LEFT * (bright - grey))
-    pixels: FloatArray = dark + everywhere[..., None] * (bright - dark)
-    inside = pixels[top:bottom, left:right]
-    _draw_outline(inside, strength, max(1.5, max(picture.size) / 250))
+    pixels = (dark + everywhere[..., None] * (bright - dark)).astype(np.float32)
+    if prediction.strength.max() >= OUTLINED:
+        _draw_outline(pixels[top:bottom, left:right], strength, max(1.5, max(picture.size) / 250))
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
 def _draw_outline(pixels: FloatArray, strength: FloatArray, width: float) -> None:
     """Draw, into pixels [H, W, 3], a light line of `width` pixels with dark edges where the strength [H, W] is OUTLINED."""
-    if min(strength.shape) < 2 or strength.max() < OUTLINED:
+    if min(strength.shape) < 2:
         return
     slope = np.hypot(*np.gradient(strength))
     distance = np.abs(strength - OUTLINED) / np.maximum(slope, 1e-6)
@@ -77,13 +77,13 @@ def _draw_outline(pixels: FloatArray, strength: FloatArray, width: float) -> Non
 
 
 def _with_outline(picture: Image.Image, box: Box) -> Image.Image:
-    """The picture with the outline of `box`, if that is not all of it."""
+    """The picture with the outline of `box`, if that is not all of it and has room for lines."""
     left, top, right, bottom = _whole(box, picture.size)
-    if (left, top, right, bottom) == (0, 0, *picture.size):
+    width = max(2, round(max(picture.size) / 200))
+    if (left, top, right, bottom) == (0, 0, *picture.size) or min(right - left, bottom - top) <= 4 * width:
         return picture
     drawn = picture.copy()
     draw = ImageDraw.Draw(drawn)
-    width = max(2, round(max(picture.size) / 200))
     draw.rectangle((left, top, right - 1, bottom - 1), outline=_DARK, width=2 * width)
     inner = width // 2
     draw.rectangle((left + inner, top + inner, right - 1 - inner, bottom - 1 - inner), outline=_LIGHT, width=width)
