@@ -31,7 +31,7 @@ def draw_sheet(
 
     Only the MOST_TAGS first predictions are drawn.
     """
-    picture, box = _scaled(picture, box, MIN_PANEL, MAX_PANEL)
+    picture, box = scaled(picture, box, MIN_PANEL, MAX_PANEL)
     panels = [(_with_outline(picture, box), name, "")]
     panels += [(heat(picture, box, tag), tag.label, f"{tag.score:.2f}") for tag in predictions[:MOST_TAGS]]
     return _arranged(panels, columns)
@@ -39,7 +39,7 @@ def draw_sheet(
 
 def draw_one(picture: Image.Image, box: Box, prediction: Prediction) -> Image.Image:
     """The heat map of one prediction, with a caption."""
-    picture, box = _scaled(picture, box, MIN_SIDE, MAX_SIDE)
+    picture, box = scaled(picture, box, MIN_SIDE, MAX_SIDE)
     return _arranged([(heat(picture, box, prediction), prediction.label, f"{prediction.score:.2f}")], 1)
 
 
@@ -97,7 +97,7 @@ def _whole(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
     return left, top, right, bottom
 
 
-def _scaled(picture: Image.Image, box: Box, least: int, most: int) -> tuple[Image.Image, Box]:
+def scaled(picture: Image.Image, box: Box, least: int, most: int) -> tuple[Image.Image, Box]:
     """The picture with its longer side between `least` and `most` pixels, and the box in it."""
     long = max(picture.size)
     scale = min(max(long, least), most) / long

@@ -50,7 +50,7 @@ def write_heatmaps(record: Record, folder: Path, manifest: Manifest, per_tag: bo
         return nothing
     try:
         picture = read_image(record.path)
-        box = _seen(picture, manifest)
+        box = part_seen(picture, manifest)
     except ImageError as error:
         log.warning("no heat map: %s", error)
         return nothing
@@ -61,7 +61,7 @@ def write_heatmaps(record: Record, folder: Path, manifest: Manifest, per_tag: bo
     return Heatmaps(sheet=_save(sheet, folder, sheet_name(record.path)))
 
 
-def _seen(picture: Image.Image, manifest: Manifest) -> Box:
+def part_seen(picture: Image.Image, manifest: Manifest) -> Box:
     """The part of the picture that the model's patches cover."""
     return manifest.preprocess.source_box(*picture.size, extent=manifest.grid[0] * manifest.patch_size)
 

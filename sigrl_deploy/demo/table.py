@@ -1,0 +1,41 @@
+"""The demo's results on standard output."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sigrl_deploy.datasets.scenes import LABELS
+from sigrl_deploy.demo.marked import MARK, Marked, summary
+
+_LABEL_WIDTH = max(map(len, LABELS)) + len(MARK)
+_WIDTH = 100
+
+
+def table(pictures: Sequence[Marked]) -> str:
+    """Each picture with its tags, right or wrong, and what was drawn but is not among them."""
+    width = max(len("picture"), *(len(Path(picture.record.path).name) for picture in pictures))
+    lines = [f"{'picture':<{width}}  {'tag':<{_LABEL_WIDTH}}  score"]
+    for picture in pictures:
+        name = Path(picture.record.path).name
+        for line in _rows(picture, _WIDTH - width - 2):
+            lines.append(f"{name:<{width}}  {line}")
+            name = ""
+    return "\n".join([*lines, "", f"{summary(pictures)} ({MARK})"])
+
+
+def _rows(picture: Marked, width: int) -> Iterator[str]:
+    if picture.record.error is not None:
+        yield f"error: {picture.record.error}"
+        return
+    for tag in picture.tags:
+        label = _named(tag.prediction.label, tag.unseen)
+        yield f"{label:<{_LABEL_WIDTH}}  {tag.prediction.score:5.2f}  {'right' if tag.right else 'wrong'}"
+    missed = [_named(label.label, label.unseen) for label in picture.drawn if not label.found]
+    if missed:
+        yield from textwrap.wrap(f"missed: {', '.join(missed)}", width, subsequent_indent=" " * len("missed: "))
+
+
+def _named(label: str, unseen: bool) -> str:
+    return label + MARK * unseen
