@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,9 +40,9 @@ class Marked:
     drawn: tuple[Drawn, ...]
 
     @property
-    def right(self) -> int:
-        """How many tags are right."""
-        return sum(tag.right for tag in self.tags)
+    def name(self) -> str:
+        """The file's name."""
+        return os.path.basename(self.record.path)
 
 
 def mark(record: Record, things: Sequence[Thing]) -> Marked:
@@ -56,8 +57,10 @@ def mark(record: Record, things: Sequence[Thing]) -> Marked:
 
 
 def summary(pictures: Sequence[Marked]) -> str:
-    """One line: how many tags are right."""
+    """How many tags are right, and how many combinations were found that are in no training picture."""
     tags = [tag for picture in pictures for tag in picture.tags]
-    right = [tag for tag in tags if tag.right]
-    unseen = sum(tag.unseen for tag in right)
-    return f"{len(right)} of {len(tags)} tags are right; {unseen} of these are in no training picture"
+    unseen = [label for picture in pictures for label in picture.drawn if label.unseen]
+    right, found = sum(tag.right for tag in tags), sum(label.found for label in unseen)
+    return (
+        f"{right} of {len(tags)} tags are right; of {len(unseen)} drawn labels that no training picture has, {found} were found"
+    )

@@ -53,11 +53,10 @@ def _shown(picture: Marked, manifest: Manifest) -> dict[str, object]:
     image, box = scaled(image, part_seen(image, manifest), MIN_PANEL, MAX_PANEL)
     maps = [_data_uri(heat(image, box, tag.prediction)) for tag in picture.tags]
     return {
-        "name": Path(picture.record.path).name,
+        "name": picture.name,
         "image": _data_uri(image),
         "tags": list(zip(picture.tags, maps, strict=True)),
         "drawn": picture.drawn,
-        "right": picture.right,
     }
 
 
