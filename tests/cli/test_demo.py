@@ -12,10 +12,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from benchmarks.demo_checkpoint import baselines
+from sigrl_deploy import Recognizer
 from sigrl_deploy.checkpoints.native import read_record
 from sigrl_deploy.cli.main import main
 from sigrl_deploy.config import Arch
-from sigrl_deploy.datasets.scenes import LABELS, SEEN, Scenes
+from sigrl_deploy.datasets.scenes import LABELS, SEEN, Scenes, labels_of
 from sigrl_deploy.demo import CHECKPOINT, PICTURES
 from sigrl_deploy.demo import LABELS as LABEL_FILE
 from sigrl_deploy.files import sha256_file
@@ -87,6 +88,26 @@ def test_the_int8_engine_keeps_what_it_finds(evaluated: dict[str, list[dict]], l
     difference = evaluated[label_set][3]["difference"]
     assert abs(difference["map"]) < 0.002
     assert difference["top1_agreement"] >= 0.99
+
+
+def test_strength_shows_what_was_drawn_where_it_was_drawn_and_nothing_in_flat_pictures(bundles: Path) -> None:
+    """By the scale that docs/tagging.md describes; half of it is where heat maps have their outline."""
+    test, at_things = Scenes("test"), []
+    colours = ("black", "white", "grey", "red", "green", "blue", "yellow", "pink", "brown", "navy")
+    flat = [Image.new("RGB", (96, 96), colour) for colour in colours]
+    with Recognizer(bundles / "bundle", device="cpu", cache_dir=False) as recognizer:
+        found = recognizer.recognize([test.image(i) for i in range(30)], LABELS, top=4, evidence=True)
+        nothing = recognizer.recognize(flat, LABELS, top=4, evidence=True)
+    for i, tags in enumerate(found):
+        for thing in test.things(i):
+            row, column = (int(place / 96 * 8) for place in (thing.y, thing.x))  # of 8 x 8 patches
+            near = (slice(max(row - 1, 0), row + 2), slice(max(column - 1, 0), column + 2))
+            at_things += [
+                tag.strength[near].max() for tag in tags if tag.strength is not None and tag.label in labels_of(thing)
+            ]
+    assert len(at_things) > 50
+    assert np.mean(np.array(at_things) >= 0.5) > 0.8  # 0.93 were
+    assert max(tag.strength.max() for tags in nothing for tag in tags if tag.strength is not None) < 0.5  # 0.34 was
 
 
 def test_the_demo_replaces_no_bundle_but_its_own(bundle: Path, tmp_path: Path) -> None:
