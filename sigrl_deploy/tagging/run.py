@@ -19,6 +19,7 @@ from sigrl_deploy.errors import UsageError
 from sigrl_deploy.progress import Progress
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.recognizer.predictions import Record
+from sigrl_deploy.tagging.drawing import MOST_TAGS
 from sigrl_deploy.tagging.heatmaps import is_heatmap_name, open_folder, write_heatmaps
 from sigrl_deploy.tagging.output import WRITERS, Heatmaps, RawCsvWriter, choose_format, open_output
 from sigrl_deploy.tagging.partial import Partial, check_fresh, name_run, open_partial
@@ -81,6 +82,8 @@ def run_infer(options: InferOptions) -> int:
             problem = f"a bundle of arch {manifest.arch.value} scores whole pictures and has no evidence by patch; leave it out"
             raise UsageError(problem, argument="heatmaps")
         open_folder(options.heatmaps)
+        if options.top > MOST_TAGS and not options.heatmap_per_tag:
+            log.warning("heat maps show the %d best tags of a picture; `heatmap_per_tag` draws all", MOST_TAGS)
     vocabulary = recognizer.vocabulary(options.labels)
     run = _run_name(options, recognizer, vocabulary)
     asked = _without_heatmaps(options.pictures, options.named)

@@ -297,12 +297,18 @@ def test_a_run_draws_each_picture_and_changes_no_score(bundle: Path, pictures: P
 
 def test_a_run_draws_each_tag_where_it_is_asked_to(bundle: Path, pictures: Path, tmp_path: Path) -> None:
     maps = pictures / "maps"
-    command = [pictures, "--bundle", bundle, "--labels", tmp_path / "labels.txt", "--top", "3", "--format", "json"]
-    command += ["--heatmaps", maps, "--heatmap-per-tag"]
+    command = [pictures, "--bundle", bundle, "--labels", tmp_path / "labels.txt", "--top", "30"]
+    command += ["--format", "json", "--heatmaps", maps]
+    advice = "heat maps show the 23 best tags of a picture; --heatmap-per-tag draws all"
+    assert advice in _infer(*command, status=1).stderr
+    shutil.rmtree(maps)
+    command.append("--heatmap-per-tag")
     for _ in range(2):  # the second finds the maps of the first among the pictures
-        records = json.loads(_infer(*command, status=1).stdout)
+        run = _infer(*command, status=1)
+        assert advice not in run.stderr
+        records = json.loads(run.stdout)
         drawn = {(record["path"], tag["label"]): tag["heatmap"] for record in records for tag in record.get("tags", [])}
-        assert len(drawn) == 6
+        assert len(drawn) == 2 * 4
         assert drawn == {(path, label): str(maps / heatmap_name(path, label)) for path, label in drawn}
         assert _names(maps) == sorted(Path(file).name for file in drawn.values())
         assert not any("heatmap" in record for record in records)
