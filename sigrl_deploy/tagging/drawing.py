@@ -12,7 +12,8 @@ from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.recognizer.predictions import Prediction
 from sigrl_deploy.tagging.captions import PAPER, caption, line_height
 
-Box = tuple[float, float, float, float]  # left, top, right and bottom edge, in pixels of the picture
+# Left, top, right and bottom edge, in pixels of the picture; it may reach beyond the picture.
+Box = tuple[float, float, float, float]
 
 MIN_SIDE, MAX_SIDE = 256, 1024  # of the longer side of a heat map in a file of its own, in pixels
 MIN_PANEL, MAX_PANEL = 320, 512  # of the longer side of each picture of a sheet
@@ -51,17 +52,17 @@ def heat(picture: Image.Image, box: Box, prediction: Prediction) -> Image.Image:
     """
     assert prediction.strength is not None
     left, top, right, bottom = _whole(box, picture.size)
-    size = (right - left, bottom - top)
-    resized = Image.fromarray(prediction.strength).resize(size, Image.Resampling.BICUBIC)
-    strength: FloatArray = np.asarray(resized, np.float32).clip(0, 1)
-    everywhere = np.zeros((picture.height, picture.width), np.float32)
-    everywhere[top:bottom, left:right] = strength
+    resized = Image.fromarray(prediction.strength).resize((right - left, bottom - top), Image.Resampling.BICUBIC)
+    # A part beyond the picture is cut off; a part of the picture beyond the box is 0.
+    whole = resized.crop((-left, -top, picture.width - left, picture.height - top))
+    strength: FloatArray = np.asarray(whole, np.float32).clip(0, 1)
     bright: FloatArray = np.asarray(picture, np.float32)
     grey = np.asarray(picture.convert("L"), np.float32)[..., None]
     dark = DIMMED * (grey + COLOUR_LEFT * (bright - grey))
-    pixels = (dark + everywhere[..., None] * (bright - dark)).astype(np.float32)
+    pixels = (dark + strength[..., None] * (bright - dark)).astype(np.float32)
     if prediction.strength.max() >= OUTLINED:
-        _draw_outline(pixels[top:bottom, left:right], strength, max(1.5, max(picture.size) / 250))
+        seen = (slice(max(top, 0), bottom), slice(max(left, 0), right))
+        _draw_outline(pixels[seen], strength[seen], max(1.5, max(picture.size) / 250))
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
@@ -70,7 +71,8 @@ def _draw_outline(pixels: FloatArray, strength: FloatArray, width: float) -> Non
     if min(strength.shape) < 2:
         return
     slope = np.hypot(*np.gradient(strength))
-    distance = np.abs(strength - OUTLINED) / np.maximum(slope, 1e-6)
+    # A level place has no line, even if it is OUTLINED all over.
+    distance = np.divide(np.abs(strength - OUTLINED), slope, out=np.full_like(strength, np.inf), where=slope > 1e-4)
     for colour, reach in ((_DARK, width), (_LIGHT, width / 2)):
         cover = (reach - distance + 0.5).clip(0, 1)[..., None]
         pixels += cover * (np.array(colour, np.float32) - pixels)
@@ -79,6 +81,7 @@ def _draw_outline(pixels: FloatArray, strength: FloatArray, width: float) -> Non
 def _with_outline(picture: Image.Image, box: Box) -> Image.Image:
     """The picture with the outline of `box`, if that is not all of it and has room for lines."""
     left, top, right, bottom = _whole(box, picture.size)
+    left, top, right, bottom = max(left, 0), max(top, 0), min(right, picture.width), min(bottom, picture.height)
     width = max(2, round(max(picture.size) / 200))
     if (left, top, right, bottom) == (0, 0, *picture.size) or min(right - left, bottom - top) <= 4 * width:
         return picture
@@ -91,10 +94,9 @@ def _with_outline(picture: Image.Image, box: Box) -> Image.Image:
 
 
 def _whole(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The box in whole pixels of a picture of `size`, with at least one of them."""
-    left, top = (min(max(round(edge), 0), side - 1) for edge, side in zip(box[:2], size, strict=True))
-    right, bottom = (min(max(round(edge), low + 1), side) for edge, low, side in zip(box[2:], (left, top), size, strict=True))
-    return left, top, right, bottom
+    """The box in whole pixels, with at least one of a picture of `size`."""
+    left, top = (min(round(edge), side - 1) for edge, side in zip(box[:2], size, strict=True))
+    return left, top, max(round(box[2]), left + 1, 1), max(round(box[3]), top + 1, 1)
 
 
 def scaled(picture: Image.Image, box: Box, least: int, most: int) -> tuple[Image.Image, Box]:

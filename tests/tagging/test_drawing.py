@@ -77,6 +77,8 @@ def test_the_outline_is_light_and_dark_and_runs_where_the_strength_is_half() -> 
         assert line[65:415].max() < 10, "no other edge in the crop"
     weak = _heat(Image.new("RGB", SIZE), _tag(0.49 * strength))
     assert weak.max() == 0
+    level = _heat(Image.new("RGB", SIZE), _tag(np.full(GRID, 0.5)))
+    assert level.max() == 0
 
 
 @pytest.mark.parametrize("grid", [(3, 7), (9, 4), (40, 60)])
@@ -87,6 +89,17 @@ def test_grids_need_not_be_square(grid: tuple[int, int]) -> None:
     y, x = (np.mean(found) + 0.5 for found in np.nonzero(colourful == colourful.max()))
     assert x == pytest.approx(60 + (grid[1] // 2 + 0.5) * 360 / grid[1], abs=2)
     assert y == pytest.approx((grid[0] // 2 + 0.5) * 360 / grid[0], abs=2)
+
+
+def test_a_crop_may_reach_beyond_the_picture() -> None:
+    picture = Image.new("RGB", SIZE, (10, 60, 250))
+    strength = np.zeros((10, 10), np.float32)
+    strength[4, 7] = 1
+    colourful = np.ptp(np.asarray(heat(picture, (-20.0, -120.0, 580.0, 480.0), _tag(strength)), np.float64), axis=2)
+    y, x = (np.mean(found) + 0.5 for found in np.nonzero(colourful == colourful.max()))
+    assert (x, y) == pytest.approx((-20 + 7.5 * 60, -120 + 4.5 * 60), abs=2)
+    own = np.asarray(draw_sheet(picture, (-20.0, -120.0, 580.0, 480.0), "a.jpg", []), np.float64)[15:375, 15:495]
+    assert np.abs(own - (10, 60, 250)).max() <= 1, "all of it was seen"
 
 
 def test_a_sheet_has_the_picture_with_its_crop_and_every_tag() -> None:
