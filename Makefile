@@ -8,7 +8,7 @@ SOURCES := $(shell find sigrl_deploy -type f -not -name '*.pyc')
 
 .PHONY: demo test lint dist bench gpu gpu-rehearsal report demo-checkpoint clean
 
-# Exports the model that ships with the package, tags pictures that it has never seen, and draws where it found what.
+# Exports the model that ships with the package, tags pictures that it has never seen, and writes a page of what it found where.
 demo: $(VENV)/ready
 	$(BIN)/sigrl-deploy demo --out demo
 

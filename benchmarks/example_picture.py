@@ -2,54 +2,37 @@
 
     python -m benchmarks.example_picture
 
-Runs the demo and `sigrl-deploy infer --heatmaps` as a user would, and puts the results side by side into docs/example.jpg.
+Runs the demo as a user would, tags the scene with the bundle that it leaves, and draws one row of heat maps: docs/example.jpg.
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from PIL import Image
-
+from sigrl_deploy import Recognizer
 from sigrl_deploy.demo import PICTURES
+from sigrl_deploy.pictures.reading import read_image
+from sigrl_deploy.tagging.drawing import draw_sheet
+from sigrl_deploy.tagging.heatmaps import part_seen
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "example.jpg"
 SCENE = PICTURES / "scene-5.jpg"
 LABELS = 3
-GAP = 12  # pixels between the panels
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
-        sigrl_deploy("demo", "--out", temporary)
-        bundle, maps = Path(temporary, "bundle"), Path(temporary, "maps")
-        options = ["--bundle", bundle, "--top", LABELS, "--heatmaps", maps, "--format", "json", "--device", "cpu"]
-        (record,) = json.loads(sigrl_deploy("infer", SCENE, *options))
-        drawn = side_by_side(Image.open(SCENE), [Image.open(tag["heatmap"]) for tag in record["tags"]])
+        subprocess.run([sys.executable, "-m", "sigrl_deploy", "demo", "--out", temporary], check=True)
+        with Recognizer(Path(temporary, "bundle"), device="cpu", cache_dir=False) as recognizer:
+            (tags,) = recognizer.recognize([SCENE], top=LABELS, evidence=True)
+            picture = read_image(SCENE)
+            box = part_seen(picture, recognizer.bundle.manifest)
+    drawn = draw_sheet(picture, box, SCENE.name, tags, columns=1 + LABELS)
     drawn.save(OUT, quality=92)
-    print(f"{OUT}: {', '.join(tag['label'] for tag in record['tags'])}; {OUT.stat().st_size / 1000:.0f} kB")
-
-
-def sigrl_deploy(*arguments: Any) -> str:
-    """What a command prints."""
-    command = [sys.executable, "-m", "sigrl_deploy", *map(str, arguments)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout
-
-
-def side_by_side(picture: Image.Image, heatmaps: Sequence[Image.Image]) -> Image.Image:
-    """The picture as wide as its heat maps, which have a caption below, and then those."""
-    width, height = heatmaps[0].size
-    canvas = Image.new("RGB", ((width + GAP) * (1 + len(heatmaps)) - GAP, height), "white")
-    scaled = picture.resize((width, width * picture.height // picture.width), Image.Resampling.BICUBIC)
-    for i, panel in enumerate([scaled, *heatmaps]):
-        canvas.paste(panel, (i * (width + GAP), 0))
-    return canvas
+    print(f"{OUT}: {', '.join(tag.label for tag in tags)}; {OUT.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

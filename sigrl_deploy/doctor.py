@@ -34,7 +34,10 @@ _FAST = {
 }
 # By extra: what needs it, and what it brings.
 _EXTRAS = {
-    "export": ("export and evaluate --checkpoint", ("torch", "torchvision", "open_clip", "onnx", "onnxscript", "safetensors")),
+    "export": (
+        "export, demo and evaluate --checkpoint",
+        ("torch", "torchvision", "open_clip", "onnx", "onnxscript", "safetensors", "jinja2"),
+    ),
     "evaluate": ("evaluate", ("sklearn",)),
     "train": ("train", ("lightning_fabric", "sklearn", "h5py")),
 }

@@ -60,8 +60,9 @@ log = logging.getLogger(__name__)
 @click.option("--resume", is_flag=True, help="Continue an interrupted run of --format jsonl --out FILE.")
 @click.option("--retry-errors", is_flag=True, help="With --resume, try pictures again that could not be read.")
 @click.option(
-    "--heatmaps", type=PATH, metavar="DIR", help="Folder for heat maps, one per tag: where in the picture the label was found."
+    "--heatmaps", type=PATH, metavar="DIR", help="Folder for heat maps, one file per picture: where in it each label was found."
 )
+@click.option("--heatmap-per-tag", is_flag=True, help="With --heatmaps, a file per tag in place of one per picture.")
 @click.option(
     "--batch-size", type=click.IntRange(1, MOST_PICTURES), help="Pictures per batch [default: 1 on a CPU, 16 on a GPU]."
 )

@@ -13,6 +13,12 @@ from sigrl_deploy.errors import ScoreError
 # two cores that costs as much as half of a ViT-B/16. The products here are small enough for one thread.
 _blas = ThreadpoolController()
 
+# In deviations: a match is nothing below the first and full from the second on. With the model that ships and its 104 labels,
+# a label of a thing has 4.7 to 10 at that thing (5th and 95th percentile; median 6.9), and the four best labels have 1.3 to 4.0
+# (2.4) in pictures of one colour and 2.9 to 4.7 (3.9) in noise. With ten labels: 2.2 to 8.8 (5.3), 0.4 to 2.9, and 0.9 to 3.2.
+_NOTHING, _FULL = 3.0, 7.0
+_LABELS_AT_ONCE = 1024
+
 
 def _unit_rows(x: FloatArray) -> FloatArray:
     norm = np.linalg.norm(x, axis=-1, keepdims=True)
@@ -26,6 +32,29 @@ def patch_similarity(local: FloatArray, label_embedding: FloatArray) -> FloatArr
     with _blas.limit(limits=1, user_api="blas"):
         similarity: FloatArray = label_embedding @ local.T
     return similarity
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def strength(local: FloatArray, label_embedding: FloatArray, evidence: FloatArray) -> FloatArray:
+    """Y [P, D], T [C, D] and the evidence [K, P] of K of those labels → [K, P], how clearly each patch shows the label, 0 to 1.
+
+    The evidence is compared with that of all labels: from each patch's evidence its mean over the labels is taken away, and the
+    rest is counted in standard deviations over all labels and patches. 0 is what a picture of nothing reaches as well. 1 is the
+    clearest patch of the K labels, or, in a picture that shows none of them clearly, what a thing usually reaches.
+    """
+    mean = label_embedding.mean(axis=0)
+    with _blas.limit(limits=1, user_api="blas"):
+        # In pieces: all labels at all patches are many numbers, of which only the sum of squares is needed.
+        pieces = (label_embedding[i : i + _LABELS_AT_ONCE] for i in range(0, len(label_embedding), _LABELS_AT_ONCE))
+        squares = sum(float(np.square((piece - mean) @ local.T, dtype=np.float64).sum()) for piece in pieces)
+        above = evidence - local @ mean
+    deviation = np.sqrt(squares / (len(label_embedding) * len(local)))
+    if not deviation > 0:
+        return np.zeros_like(evidence)
+    deviations = above / np.float32(deviation)
+    full = max(_FULL, float(deviations.max(initial=0)))
+    clear: FloatArray = ((deviations - _NOTHING) / (full - _NOTHING)).clip(0, 1).astype(np.float32)
+    return clear
 
 
 def local_match(local: FloatArray, label_embedding: FloatArray, topk: int) -> FloatArray:

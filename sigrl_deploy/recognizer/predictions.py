@@ -20,6 +20,8 @@ class Prediction:
         score: ranks the labels of one picture within one vocabulary. It is not a probability, and it shrinks as the vocabulary
             grows.
         evidence: fp32 [rows, columns], how well each patch of the picture matches the label. None unless it was asked for.
+        strength: fp32 [rows, columns], 0 to 1, how clearly each patch shows the label: its evidence, compared with that of all
+            labels, on one scale for all predictions of a picture. None unless evidence was asked for.
 
     >>> cat = Prediction("cat", 0.31)
     >>> cat.label, cat.score
@@ -29,6 +31,7 @@ class Prediction:
     label: str
     score: float
     evidence: FloatArray | None = field(default=None, repr=False, compare=False)
+    strength: FloatArray | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

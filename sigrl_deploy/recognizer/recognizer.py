@@ -174,7 +174,7 @@ class Recognizer:
             labels: see the class.
             top: at most so many labels per picture.
             threshold: leave out labels that score below it. It holds for one vocabulary only.
-            evidence: give each prediction its match with every patch of the picture.
+            evidence: give each prediction its match with every patch of the picture, as `evidence` and `strength`.
             batch_size: pictures per batch; by default 16 on a GPU and 1 on a CPU.
 
         Raises:
@@ -325,12 +325,12 @@ class Recognizer:
         manifest = self.bundle.manifest
         scores = matching.score(manifest.arch, local, global_feature, vocabulary.label_embedding, manifest.topk)
 
-        def evidence(label: str) -> FloatArray:
-            row = vocabulary.label_embedding[vocabulary.index(label)][None]
-            return matching.patch_similarity(local, row).reshape(manifest.grid)
-
         best = selection.best(scores, vocabulary.labels)
-        return scores, tuple(replace(prediction, evidence=evidence(prediction.label)) for prediction in best)
+        rows = vocabulary.label_embedding[[vocabulary.index(prediction.label) for prediction in best]]
+        evidence = matching.patch_similarity(local, rows)
+        strength = matching.strength(local, vocabulary.label_embedding, evidence)
+        shown = zip(best, evidence.reshape(-1, *manifest.grid), strength.reshape(-1, *manifest.grid), strict=True)
+        return scores, tuple(replace(each, evidence=matches, strength=clear) for each, matches, clear in shown)
 
     def _pixels(self, images: Iterable[ImageSource], batch_size: int) -> Iterator[Pixels]:
         for batch in batches(iter(several(images, "images")), batch_size):

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -20,8 +21,18 @@ from sigrl_deploy.recognizer.predictions import Record
 _PATH_WIDTH = 48
 _ENCODING_ERRORS = "backslashreplace"
 _FORMATS = {".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".txt": "table"}
-Heatmaps = Sequence[str | None]  # the file drawn for each prediction, None where the picture could not be read again
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes text that begins so for a formula
+
+
+@dataclass(frozen=True)
+class Heatmaps:
+    """The files that were drawn for a picture; None in place of one that could not be drawn.
+
+    `tags` has one for each prediction; where it is None, `sheet` is one for all.
+    """
+
+    sheet: str | None = None
+    tags: tuple[str | None, ...] | None = None
 
 
 class Writer:
@@ -40,7 +51,7 @@ class Writer:
     def begin(self) -> None:
         """Write what comes before the first record."""
 
-    def write(self, record: Record, heatmaps: Heatmaps = ()) -> None:
+    def write(self, record: Record, heatmaps: Heatmaps | None = None) -> None:
         """Write one record."""
         raise NotImplementedError
 
@@ -48,19 +59,22 @@ class Writer:
         """Write what comes after the last record."""
 
 
-def as_json(record: Record, labels: Sequence[str], all_scores: bool, heatmaps: Heatmaps = ()) -> dict[str, Any]:
+def as_json(record: Record, labels: Sequence[str], all_scores: bool, heatmaps: Heatmaps | None = None) -> dict[str, Any]:
     """`{"path", "tags": [{"label", "score"}]}`, `{"path", "scores": {label: score}}` or `{"path", "error"}`.
 
-    Where heat maps were drawn, a tag has its file as "heatmap", or null where the picture had vanished.
+    Where heat maps were asked for, a record with tags names their file as "heatmap", or each tag its own: null where there is
+    none, since the picture had vanished or has no tags.
     """
     if record.error is not None or record.scores is None:
         return {"path": record.path, "error": record.error}
     if all_scores:
         return {"path": record.path, "scores": dict(zip(labels, map(_rounded, record.scores.tolist()), strict=True))}
     tags: list[dict[str, Any]] = [{"label": tag.label, "score": _rounded(tag.score)} for tag in record.predictions]
-    for values, heatmap in zip(tags, heatmaps, strict=bool(heatmaps)):
-        values["heatmap"] = heatmap
-    return {"path": record.path, "tags": tags}
+    if heatmaps is None:
+        return {"path": record.path, "tags": tags}
+    if heatmaps.tags is None:
+        return {"path": record.path, "tags": tags, "heatmap": heatmaps.sheet}
+    return {"path": record.path, "tags": [tag | {"heatmap": file} for tag, file in zip(tags, heatmaps.tags, strict=True)]}
 
 
 def _rounded(score: float) -> float:
@@ -71,7 +85,7 @@ def _rounded(score: float) -> float:
 class JsonLinesWriter(Writer):
     """One JSON object per line, written out at once: an interrupted run keeps what it has done."""
 
-    def write(self, record: Record, heatmaps: Heatmaps = ()) -> None:
+    def write(self, record: Record, heatmaps: Heatmaps | None = None) -> None:
         values = as_json(record, self.labels, self.all_scores, heatmaps) | {"run": self.run}
         self.stream.write(json.dumps(values, ensure_ascii=False) + "\n")
         self.stream.flush()
@@ -84,7 +98,7 @@ class JsonWriter(Writer):
         self.stream.write("[")
         self.separator = "\n"
 
-    def write(self, record: Record, heatmaps: Heatmaps = ()) -> None:
+    def write(self, record: Record, heatmaps: Heatmaps | None = None) -> None:
         values = as_json(record, self.labels, self.all_scores, heatmaps)
         self.stream.write(self.separator + json.dumps(values, ensure_ascii=False))
         self.separator = ",\n"
@@ -105,7 +119,7 @@ class CsvWriter(Writer):
         self.csv = csv.writer(self.stream, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         self._row(*(["path", "error", *self.labels] if self.all_scores else ["path", "label", "score", "error"]))
 
-    def write(self, record: Record, heatmaps: Heatmaps = ()) -> None:
+    def write(self, record: Record, heatmaps: Heatmaps | None = None) -> None:
         error = record.error or ""
         if self.all_scores:
             scores = [""] * len(self.labels) if record.scores is None else map(_rounded, record.scores.tolist())
@@ -139,7 +153,7 @@ class TableWriter(Writer):
         self.label_width = min(40, max(5, *(len(printable(label)) for label in self.labels)))
         self._line("picture", "label", "  score")
 
-    def write(self, record: Record, heatmaps: Heatmaps = ()) -> None:
+    def write(self, record: Record, heatmaps: Heatmaps | None = None) -> None:
         name = printable(record.path)
         name = name if len(name) <= _PATH_WIDTH else "…" + name[1 - _PATH_WIDTH :]
         if record.error is not None or record.scores is None:

@@ -13,13 +13,15 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from sigrl_deploy.bundle.manifest import Manifest
 from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.progress import Progress
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.recognizer.predictions import Record
+from sigrl_deploy.tagging.drawing import MOST_TAGS
 from sigrl_deploy.tagging.heatmaps import is_heatmap_name, open_folder, write_heatmaps
-from sigrl_deploy.tagging.output import WRITERS, RawCsvWriter, choose_format, open_output
+from sigrl_deploy.tagging.output import WRITERS, Heatmaps, RawCsvWriter, choose_format, open_output
 from sigrl_deploy.tagging.partial import Partial, check_fresh, name_run, open_partial
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
@@ -38,7 +40,7 @@ class InferOptions:
     out: a file; None is standard output.
     resume: continue the JSON lines of an interrupted run; `retry_errors` then tries pictures again that failed.
     overwrite: replace `out`, and what an interrupted run left of it.
-    heatmaps: the folder for heat maps.
+    heatmaps: the folder for heat maps, one file for each picture; with `heatmap_per_tag` one for each tag.
     raw_csv: no quote before text that a spreadsheet would run as a formula.
 
     The others are those of `Recognizer`, with `engine` for its `options`, and of `Recognizer.stream`.
@@ -62,6 +64,7 @@ class InferOptions:
     retry_errors: bool = False
     raw_csv: bool = False
     named: frozenset[str] = frozenset()
+    heatmap_per_tag: bool = False
 
 
 def run_infer(options: InferOptions) -> int:
@@ -79,6 +82,8 @@ def run_infer(options: InferOptions) -> int:
             problem = f"a bundle of arch {manifest.arch.value} scores whole pictures and has no evidence by patch; leave it out"
             raise UsageError(problem, argument="heatmaps")
         open_folder(options.heatmaps)
+        if options.top > MOST_TAGS and not options.heatmap_per_tag:
+            log.warning("heat maps show the %d best tags of a picture; `heatmap_per_tag` draws all", MOST_TAGS)
     vocabulary = recognizer.vocabulary(options.labels)
     run = _run_name(options, recognizer, vocabulary)
     asked = _without_heatmaps(options.pictures, options.named)
@@ -91,7 +96,7 @@ def run_infer(options: InferOptions) -> int:
             output.stream, vocabulary.labels, options.all_scores, run
         )
         for record in _tagged(options, recognizer, vocabulary, pictures):
-            writer.write(record, write_heatmaps(record, options.heatmaps, manifest) if options.heatmaps else ())
+            writer.write(record, _drawn(options, record, manifest))
             failed += record.error is not None
         writer.end()
     return failed
@@ -114,6 +119,12 @@ def _tagged(options: InferOptions, recognizer: Recognizer, vocabulary: Vocabular
             yield record
             progress.advance()
     log.debug("%d pictures in %.2f s", len(pictures), time.perf_counter() - start)
+
+
+def _drawn(options: InferOptions, record: Record, manifest: Manifest) -> Heatmaps | None:
+    if options.heatmaps is None:
+        return None
+    return write_heatmaps(record, options.heatmaps, manifest, options.heatmap_per_tag)
 
 
 @contextmanager
@@ -143,6 +154,8 @@ def _check_output(options: InferOptions) -> str:
         raise UsageError("is for a run that is continued; add `resume`", argument="retry_errors")
     if options.overwrite and out is None:
         raise UsageError("is for a file; give `out`, or leave it out", argument="overwrite")
+    if options.heatmap_per_tag and options.heatmaps is None:
+        raise UsageError("says how heat maps are drawn; give `heatmaps` too, or leave it out", argument="heatmap_per_tag")
     if options.raw_csv and format_ != "csv":
         raise UsageError("is for `format='csv'`; give that, or leave it out", argument="raw_csv")
     if out is not None and not (options.resume or options.overwrite):
@@ -185,5 +198,6 @@ def _run_name(options: InferOptions, recognizer: Recognizer, vocabulary: Vocabul
     manifest = replace(recognizer.bundle.manifest, engines=(), verified=())
     engine = recognizer.engine
     how = type(engine).__name__, engine.precision.value, options.device_preprocess
-    chosen = options.top, options.threshold, options.all_scores, options.heatmaps and str(options.heatmaps)
+    drawn = options.heatmaps and (str(options.heatmaps), "per tag" if options.heatmap_per_tag else "per picture")
+    chosen = options.top, options.threshold, options.all_scores, drawn
     return name_run(bundle=manifest.to_json(), engine=how, labels=vocabulary.labels, options=chosen)

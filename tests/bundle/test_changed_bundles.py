@@ -244,7 +244,7 @@ def test_features_that_are_no_numbers_are_an_error_record(copied: Path, tmp_path
     run = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert run.returncode == 1, run.stderr
     records = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [sorted(record)[0] for record in records] == ["path", "error", "path"]
+    assert ["error" in record for record in records] == [False, True, False]
     assert "not finite in fp32" in records[1]["error"]
     recognizer = Recognizer(copied, device="cpu", cache_dir=False)
     vocabulary = recognizer.vocabulary(LABELS)

@@ -12,10 +12,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from benchmarks.demo_checkpoint import baselines
+from sigrl_deploy import Recognizer
 from sigrl_deploy.checkpoints.native import read_record
 from sigrl_deploy.cli.main import main
 from sigrl_deploy.config import Arch
-from sigrl_deploy.datasets.scenes import LABELS, SEEN, Scenes
+from sigrl_deploy.datasets.scenes import LABELS, SEEN, Scenes, labels_of
 from sigrl_deploy.demo import CHECKPOINT, PICTURES
 from sigrl_deploy.demo import LABELS as LABEL_FILE
 from sigrl_deploy.files import sha256_file
@@ -89,22 +90,47 @@ def test_the_int8_engine_keeps_what_it_finds(evaluated: dict[str, list[dict]], l
     assert difference["top1_agreement"] >= 0.99
 
 
+def test_strength_shows_what_was_drawn_where_it_was_drawn_and_nothing_in_flat_pictures(bundles: Path) -> None:
+    """By the scale that docs/tagging.md describes; half of it is where heat maps have their outline."""
+    test, at_things = Scenes("test"), []
+    colours = ("black", "white", "grey", "red", "green", "blue", "yellow", "pink", "brown", "navy")
+    flat = [Image.new("RGB", (96, 96), colour) for colour in colours]
+    with Recognizer(bundles / "bundle", device="cpu", cache_dir=False) as recognizer:
+        found = recognizer.recognize([test.image(i) for i in range(30)], LABELS, top=4, evidence=True)
+        nothing = recognizer.recognize(flat, LABELS, top=4, evidence=True)
+    for i, tags in enumerate(found):
+        for thing in test.things(i):
+            row, column = (int(place / 96 * 8) for place in (thing.y, thing.x))  # of 8 x 8 patches
+            near = (slice(max(row - 1, 0), row + 2), slice(max(column - 1, 0), column + 2))
+            at_things += [
+                tag.strength[near].max() for tag in tags if tag.strength is not None and tag.label in labels_of(thing)
+            ]
+    assert len(at_things) > 50
+    assert np.mean(np.array(at_things) >= 0.5) > 0.8  # 0.93 were
+    assert max(tag.strength.max() for tags in nothing for tag in tags if tag.strength is not None) < 0.5  # 0.34 was
+
+
 def test_the_demo_replaces_no_bundle_but_its_own(bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(bundle, tmp_path / "bundle")
     done = CliRunner().invoke(main, ["demo", "--out", str(tmp_path)])
     assert done.exit_code == 2, done.output
     assert "exists already" in done.output
+    assert not (tmp_path / "index.html").exists()
     assert sha256_file(tmp_path / "bundle" / "visual.onnx") == sha256_file(bundle / "visual.onnx")
 
 
-def test_the_demo_tags_its_pictures_and_draws_where(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_demo_tags_its_pictures_and_shows_where(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
     for _ in range(2):  # the second replaces what the first has left
-        done = CliRunner().invoke(main, ["demo", "--out", str(tmp_path / "demo")])
+        done = CliRunner().invoke(main, ["demo", "--out", str(out)])
         assert done.exit_code == 0, done.output
-    assert len(list((tmp_path / "demo" / "heatmaps").glob("*.png"))) == 4 * len(list(PICTURES.glob("*.jpg")))
+    pictures = sorted(PICTURES.glob("*.jpg"))
+    assert len(list((out / "heatmaps").glob("*.png"))) == len(pictures)
+    assert (out / "index.html").read_text(encoding="utf-8").count("<img ") == 5 * len(pictures)
+    assert str(out / "index.html") in done.stdout
     things = Scenes("test").things(0)
-    first = done.output[done.output.index("scene-0.jpg") :].split("scene-1.jpg")[0]
+    first = done.stdout[done.stdout.index("scene-0.jpg") :].split("scene-1.jpg")[0]
     present = {f"{word} {thing.shape}" for thing in things for word in (thing.colour, thing.texture, thing.size) if word}
-    assert any(label in first for label in present)
-    (truth,) = {line for line in caplog.messages if line.startswith("scene-0.jpg  ")}
-    assert set(truth.removeprefix("scene-0.jpg  ").replace("*", "").split(", ")) == present
+    tags = {" ".join(line.split()[-4:-2]): line.split()[-1] for line in first.splitlines()[:4]}
+    assert {label: "right" if label in present else "wrong" for label in tags} == tags
+    assert "right" in tags.values()

@@ -46,6 +46,31 @@ def test_evidence_is_what_the_local_match_averages() -> None:
     assert np.allclose(evidence[:, -4:].mean(1), matching.local_match(local, embedding, 4), atol=1e-4)
 
 
+@pytest.mark.parametrize(("patches", "labels"), [(25, 3), (49, 81), (196, 2500)])
+def test_strength_compares_evidence_with_that_of_all_labels(patches: int, labels: int) -> None:
+    """By its words, in float64 with the whole matrix."""
+    local, _ = features(patches)
+    embedding = label_embeddings(labels, seed=1) + np.float32(0.1)  # what labels share says nothing about any of them
+    embedding[1] += 0.1 * local[3]
+    everything = embedding.astype(np.float64) @ local.T.astype(np.float64)
+    above = everything - everything.mean(axis=0)
+    deviations = (above / above.std())[:3]
+    strength = matching.strength(local, embedding, matching.patch_similarity(local, embedding[:3]))
+    assert strength.dtype == np.float32
+    expected = ((deviations - 3) / (max(deviations.max(), 7) - 3)).clip(0, 1)
+    assert np.abs(strength - expected).max() < 1e-4
+    assert strength.argmax() == patches + 3
+    assert matching.strength(local, embedding, matching.patch_similarity(local, embedding[:0])).shape == (0, patches)
+
+
+@pytest.mark.filterwarnings("error")
+def test_without_a_difference_between_labels_nothing_is_strong() -> None:
+    local, _ = features(25)
+    for embedding, features_ in ((label_embeddings(1, 1), local), (label_embeddings(4, 1), np.zeros_like(local))):
+        evidence = matching.patch_similarity(features_, embedding)
+        assert (matching.strength(features_, embedding, evidence) == 0).all()
+
+
 def test_matching_leaves_no_blas_threads_spinning() -> None:
     """They would take cores from the graph of the next picture; other numpy work keeps its threads."""
     controller = ThreadpoolController()

@@ -70,6 +70,11 @@ from importlib.metadata import files
 print("\\n".join(str(f) for f in files("sigrl-deploy")))
 """
     names = run("-c", script, cwd=tmp_path).stdout.splitlines()
-    for expected in ("sigrl_deploy/py.typed", "sigrl_deploy/data/labels.txt", "sigrl_deploy/data/photos/cat.jpg"):
+    for expected in (
+        "sigrl_deploy/py.typed",
+        "sigrl_deploy/data/labels.txt",
+        "sigrl_deploy/data/photos/cat.jpg",
+        "sigrl_deploy/demo/page.html",
+    ):
         assert expected in names
     assert any(name.endswith("LICENSE") for name in names)

@@ -89,7 +89,16 @@ def test_evidence_shows_the_patches_behind_a_local_score(recognizer: Recognizer,
         assert tag.evidence.shape == (5, 5)
         row = vocabulary.label_embedding[vocabulary.labels.index(tag.label)]
         assert np.allclose(tag.evidence.ravel(), local[0] @ row, atol=1e-3)  # values of several hundred, in fp32
-    assert recognizer.recognize(photos[:1], vocabulary)[0][0].evidence is None
+    everything = vocabulary.label_embedding @ local[0].T
+    deviations = (everything - everything.mean(axis=0)) / (everything - everything.mean(axis=0)).std()
+    shown = [deviations[vocabulary.labels.index(tag.label)] for tag in tags]
+    for tag, found in zip(tags, shown, strict=True):
+        expected = ((found - 3) / (max(7, np.max(shown)) - 3)).clip(0, 1)
+        assert tag.strength is not None
+        assert np.allclose(tag.strength, expected.reshape(5, 5), atol=1e-3)
+    (plain, *_) = recognizer.recognize(photos[:1], vocabulary)[0]
+    assert (plain.evidence, plain.strength) == (None, None)
+    assert recognizer.recognize(photos[:1], vocabulary, threshold=2.0, evidence=True) == [[]]
 
 
 def test_no_picture_and_a_lone_picture(recognizer: Recognizer, photos: list[Path]) -> None:
