@@ -23,6 +23,7 @@ from sigrl_deploy.cli.options import (
     threads_option,
     unfused_option,
 )
+from sigrl_deploy.config import Crop
 from sigrl_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,6 +65,13 @@ log = logging.getLogger(__name__)
 )
 @click.option(
     "--batch-size", type=click.IntRange(1, MOST_PICTURES), help="Pictures per batch [default: 1 on a CPU, 16 on a GPU]."
+)
+@click.option(
+    "--crop",
+    type=click.Choice([crop.value for crop in Crop]),
+    default="centre",
+    show_default=True,
+    help="Of a picture far from square, tag the middle (pad: all of it at once, smaller; tiles: all of it, in squares).",
 )
 @device_option
 @backend_option

@@ -20,6 +20,7 @@ class Prediction:
         score: ranks the labels of one picture within one vocabulary. It is not a probability, and it shrinks as the vocabulary
             grows.
         evidence: fp32 [rows, columns], how well each patch of the picture matches the label. None unless it was asked for.
+            Square, unless the recognizer's `crop` shows more of a picture.
 
     >>> cat = Prediction("cat", 0.31)
     >>> cat.label, cat.score
@@ -40,6 +41,9 @@ class Record:
         predictions: best first.
         scores: fp32 [C], every label's score in the order of the vocabulary; None where there is an error.
         error: None, or one line that says why the picture could not be read or scored.
+        seen: the part of the picture that the model was shown and evidence is about: left, top, right and bottom edge, in
+            pixels of the upright picture. Rows and columns of evidence divide it evenly. With `crop="pad"` it may reach beyond
+            the picture, by less than a patch on each side. None where there is an error.
 
     >>> for record in recognizer.stream(["cat.jpg", "missing.jpg"], ["cat", "cup of coffee", "rocket"]):
     ...     print(record.path, len(record.predictions), "failed" if record.error else "ok")
@@ -51,6 +55,7 @@ class Record:
     predictions: tuple[Prediction, ...] = ()
     scores: FloatArray | None = field(default=None, repr=False, compare=False)
     error: str | None = None
+    seen: tuple[float, float, float, float] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

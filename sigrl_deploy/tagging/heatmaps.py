@@ -57,7 +57,7 @@ def write_heatmaps(record: Record, folder: Path, manifest: Manifest) -> tuple[st
         return ()
     try:
         picture = read_image(record.path)
-        box = manifest.preprocess.source_box(*picture.size, extent=manifest.grid[0] * manifest.patch_size)
+        box = record.seen or manifest.preprocess.source_box(*picture.size, extent=manifest.grid[0] * manifest.patch_size)
     except ImageError as error:
         log.warning("no heat map: %s", error)
         return (None,) * len(record.predictions)

@@ -13,6 +13,7 @@ from typing import Any, TextIO, cast
 
 import numpy as np
 
+from sigrl_deploy.config import Crop
 from sigrl_deploy.errors import UsageError, printable
 from sigrl_deploy.files import replacing
 from sigrl_deploy.recognizer.predictions import Record
@@ -27,14 +28,16 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes text that beg
 class Writer:
     """Writes the records of one run to a text stream, as they come.
 
-    `run` names the bundle, labels and options that make the records, as `name_run` does: only the same can resume it.
+    `run` names the bundle, labels and options that make the records, as `name_run` does: only the same can resume it. `crop` is
+    the recognizer's.
     """
 
-    def __init__(self, stream: TextIO, labels: Sequence[str], all_scores: bool, run: str) -> None:
+    def __init__(self, stream: TextIO, labels: Sequence[str], all_scores: bool, run: str, crop: Crop = Crop.CENTRE) -> None:
         self.stream = stream
         self.labels = labels
         self.all_scores = all_scores
         self.run = run
+        self.crop = crop
         self.begin()
 
     def begin(self) -> None:
@@ -48,19 +51,23 @@ class Writer:
         """Write what comes after the last record."""
 
 
-def as_json(record: Record, labels: Sequence[str], all_scores: bool, heatmaps: Heatmaps = ()) -> dict[str, Any]:
+def as_json(
+    record: Record, labels: Sequence[str], all_scores: bool, heatmaps: Heatmaps = (), crop: Crop = Crop.CENTRE
+) -> dict[str, Any]:
     """`{"path", "tags": [{"label", "score"}]}`, `{"path", "scores": {label: score}}` or `{"path", "error"}`.
 
-    Where heat maps were drawn, a tag has its file as "heatmap", or null where the picture had vanished.
+    Where heat maps were drawn, a tag has its file as "heatmap", or null where the picture had vanished. A "crop" other than the
+    contract's is named behind the path.
     """
     if record.error is not None or record.scores is None:
         return {"path": record.path, "error": record.error}
+    picture = {"path": record.path} | ({} if crop is Crop.CENTRE else {"crop": crop.value})
     if all_scores:
-        return {"path": record.path, "scores": dict(zip(labels, map(_rounded, record.scores.tolist()), strict=True))}
+        return picture | {"scores": dict(zip(labels, map(_rounded, record.scores.tolist()), strict=True))}
     tags: list[dict[str, Any]] = [{"label": tag.label, "score": _rounded(tag.score)} for tag in record.predictions]
     for values, heatmap in zip(tags, heatmaps, strict=bool(heatmaps)):
         values["heatmap"] = heatmap
-    return {"path": record.path, "tags": tags}
+    return picture | {"tags": tags}
 
 
 def _rounded(score: float) -> float:
@@ -72,7 +79,7 @@ class JsonLinesWriter(Writer):
     """One JSON object per line, written out at once: an interrupted run keeps what it has done."""
 
     def write(self, record: Record, heatmaps: Heatmaps = ()) -> None:
-        values = as_json(record, self.labels, self.all_scores, heatmaps) | {"run": self.run}
+        values = as_json(record, self.labels, self.all_scores, heatmaps, self.crop) | {"run": self.run}
         self.stream.write(json.dumps(values, ensure_ascii=False) + "\n")
         self.stream.flush()
 
@@ -85,7 +92,7 @@ class JsonWriter(Writer):
         self.separator = "\n"
 
     def write(self, record: Record, heatmaps: Heatmaps = ()) -> None:
-        values = as_json(record, self.labels, self.all_scores, heatmaps)
+        values = as_json(record, self.labels, self.all_scores, heatmaps, self.crop)
         self.stream.write(self.separator + json.dumps(values, ensure_ascii=False))
         self.separator = ",\n"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from sigrl_deploy.config import Crop
 from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.progress import Progress
@@ -57,7 +58,7 @@ class InferOptions:
     batch_size: int | None
     cache_dir: Path | None
     engine: EngineOptions
-    device_preprocess: bool = False
+    crop: Crop | str = Crop.CENTRE
     overwrite: bool = False
     retry_errors: bool = False
     raw_csv: bool = False
@@ -70,7 +71,7 @@ def run_infer(options: InferOptions) -> int:
     recognizer = Recognizer(
         options.bundle,
         cache_dir=options.cache_dir,
-        device_preprocess=options.device_preprocess,
+        crop=options.crop,
         options=options.engine,
     )
     manifest = recognizer.bundle.manifest
@@ -88,7 +89,7 @@ def run_infer(options: InferOptions) -> int:
         if output.done:
             log.info("resuming: %d pictures are done, %d to go", len(asked) - len(pictures), len(pictures))
         writer = (RawCsvWriter if options.raw_csv else WRITERS[format_])(
-            output.stream, vocabulary.labels, options.all_scores, run
+            output.stream, vocabulary.labels, options.all_scores, run, recognizer.crop
         )
         for record in _tagged(options, recognizer, vocabulary, pictures):
             writer.write(record, write_heatmaps(record, options.heatmaps, manifest) if options.heatmaps else ())
@@ -184,6 +185,7 @@ def _run_name(options: InferOptions, recognizer: Recognizer, vocabulary: Vocabul
     # What was built or measured since changes no record.
     manifest = replace(recognizer.bundle.manifest, engines=(), verified=())
     engine = recognizer.engine
-    how = type(engine).__name__, engine.precision.value, options.device_preprocess
+    crop = () if recognizer.crop is Crop.CENTRE else (recognizer.crop.value,)
+    how = type(engine).__name__, engine.precision.value, options.engine.device_preprocess, *crop
     chosen = options.top, options.threshold, options.all_scores, options.heatmaps and str(options.heatmaps)
     return name_run(bundle=manifest.to_json(), engine=how, labels=vocabulary.labels, options=chosen)
