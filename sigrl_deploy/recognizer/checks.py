@@ -50,9 +50,9 @@ def check_crop(crop: Crop, preprocess: Preprocess, device_preprocess: bool) -> N
         return
     if preprocess.finish != "center-crop":
         problem = f"the bundle's preprocessing, {preprocess.contract.value}, shows the model the whole picture; leave it out"
-        raise UsageError(problem, argument="crop", value=crop)
+        raise UsageError(problem, argument="crop", value=crop.value)
     if device_preprocess:
-        raise UsageError("is made in Pillow only; leave out `device_preprocess`, or this", argument="crop", value=crop)
+        raise UsageError("is made in Pillow only; leave out `device_preprocess`, or this", argument="crop", value=crop.value)
 
 
 def check_pixels(pixels: Pixels, side: int, takes_uint8: bool) -> None:
