@@ -71,7 +71,7 @@ log = logging.getLogger(__name__)
     type=click.Choice([crop.value for crop in Crop]),
     default="centre",
     show_default=True,
-    help="Of a picture far from square, tag the middle (pad: all of it at once, smaller; tiles: all of it, in squares).",
+    help="Pictures far from square: tag what the bundle's preprocessing keeps, or all of it, in one square or in several.",
 )
 @device_option
 @backend_option

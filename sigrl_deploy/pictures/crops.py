@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from sigrl_deploy.arrays import Pixels
@@ -84,8 +85,11 @@ class Views:
         require_rgb(picture)
         if self._crop is Crop.PAD:
             return self._padded(picture)
-        offsets = self._offsets(picture) if self._crop is Crop.TILES else []
-        return self._tiles(picture, offsets) if len(offsets) > 1 else self._contract(picture)
+        if self._crop is Crop.TILES:
+            resized = self._preprocess.resized_size(*picture.size)
+            if resized[0] != resized[1]:
+                return self._tiles(picture, resized)
+        return self._contract(picture)
 
     def _contract(self, picture: Image.Image) -> View:
         pixels = self._prepare(picture)
@@ -122,33 +126,28 @@ class Views:
     def _finished(self, image: Image.Image) -> Pixels:
         return channels_first(image) if self._uint8 else self._preprocess.normalise(image)
 
-    def _offsets(self, picture: Image.Image) -> list[int]:
-        resized = self._preprocess.resized_size(*picture.size)
-        offsets = [0] if resized[0] == resized[1] else tile_offsets(max(resized), self._side, self._patch)
+    def _tiles(self, picture: Image.Image, resized: tuple[int, int]) -> View:
+        offsets = tile_offsets(max(resized), self._side, self._patch)
         if len(offsets) > MOST_TILES:
             raise ImageError(
                 f"picture of {picture.width} x {picture.height} pixels: takes {len(offsets)} tiles, expected {MOST_TILES} at "
                 "most; crop it"
             )
-        return offsets
-
-    def _tiles(self, picture: Image.Image, offsets: list[int]) -> View:
-        resized = self._preprocess.resized_size(*picture.size)
         corner = crop_corner(resized, self._side)
-        wide = resized[0] > resized[1]
-        starts = [(offset, corner[1]) if wide else (corner[0], offset) for offset in offsets]
+        starts = [(offset, corner[1]) if resized[0] > resized[1] else (corner[0], offset) for offset in offsets]
         scaled = self._preprocess.scaled(picture, resized)
-        pixels = np.stack(
-            [self._finished(scaled.crop((left, top, left + self._side, top + self._side))) for left, top in starts]
-        )
-        extent = self._grid * self._patch
-        x, y = picture.width / resized[0], picture.height / resized[1]
+        boxes = [(left, top, left + self._side, top + self._side) for left, top in starts]
+        pixels = np.stack([self._finished(scaled.crop(box)) for box in boxes])
+        return View(pixels, self._joined(starts, (picture.width / resized[0], picture.height / resized[1])))
+
+    def _joined(self, starts: list[tuple[int, int]], scale: tuple[float, float]) -> Layout:
+        """The layout of tiles with these left and top edges in the resized picture, which is `scale` times smaller."""
+        extent, (x, y) = self._grid * self._patch, scale
         (left, top), (right, bottom) = starts[0], starts[-1]
         seen = left * x, top * y, (right + extent) * x, (bottom + extent) * y
-        steps = [offset // self._patch for offset in offsets[:-1]] + [round(offsets[-1] / self._patch)]
-        corners = tuple((0, step) if wide else (step, 0) for step in steps)
+        corners = tuple((round((y0 - top) / self._patch), round((x0 - left) / self._patch)) for x0, y0 in starts)
         shape = corners[-1][0] + self._grid, corners[-1][1] + self._grid
-        return View(pixels, Layout(seen, shape, self._whole, corners))
+        return Layout(seen, shape, self._whole, corners)
 
 
 def fitted_size(width: int, height: int, side: int) -> tuple[int, int]:
@@ -156,7 +155,7 @@ def fitted_size(width: int, height: int, side: int) -> tuple[int, int]:
     return (side, max(1, round(height * side / width))) if width >= height else (max(1, round(width * side / height)), side)
 
 
-def mean_colour(preprocess: Preprocess) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+def mean_colour(preprocess: Preprocess) -> NDArray[np.uint8]:
     """What a contract normalises to nearly 0, as uint8 [3]: its mean times 255, rounded."""
     return np.round(np.array(preprocess.mean) * 255).astype(np.uint8)
 
