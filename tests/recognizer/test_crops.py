@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from sigrl_deploy.config import Crop
 from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import ScoreError
 from sigrl_deploy.pictures.crops import Layout
+from sigrl_deploy.pictures.preprocess import Preprocess
 from sigrl_deploy.pictures.reading import read_image
 from sigrl_deploy.recognizer.tiles import best_scores, joined
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
+from tests.support.changed_bundles import edit_manifest
 from tests.support.picture_files import scene
 from tests.support.refusals import refused
 
@@ -169,9 +172,10 @@ def test_what_stands_at_an_end_is_seen_there_and_nowhere_by_the_centre(recognize
 
 
 def test_a_contract_that_shows_the_whole_picture_and_a_device_that_crops_take_no_other_crop(
-    export_tiny: Callable[..., Path], bundle: Path
+    bundle: Path, tmp_path: Path
 ) -> None:
-    squashed = export_tiny(preprocess="single-positive")
+    squashed = Path(shutil.copytree(bundle, tmp_path / "squashed"))
+    edit_manifest(squashed, preprocess=Preprocess.for_contract("single-positive", 80).to_plain())
     on_device = EngineOptions(device_preprocess=True)
     for crop in ("pad", "tiles"):
         assert refused(lambda crop=crop: Recognizer(squashed, device="cpu", crop=crop)) == ("crop", Crop(crop))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,10 @@ from PIL import Image
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.config import Crop
 from sigrl_deploy.pictures.crops import Views
+from sigrl_deploy.pictures.preprocess import Preprocess
 from sigrl_deploy.recognizer.predictions import Prediction, Record
 from sigrl_deploy.tagging.heatmaps import write_heatmaps
+from tests.support.changed_bundles import edit_manifest
 from tests.support.picture_files import scene
 from tests.support.processes import infer, records
 
@@ -44,9 +46,10 @@ def test_a_record_says_the_crop_and_no_run_goes_on_with_another(model: Arguments
 
 
 def test_a_crop_that_cannot_be_made_is_one_line(
-    export_tiny: Callable[..., Path], model: Arguments, photos: list[Path], labels: Path
+    bundle: Path, model: Arguments, photos: list[Path], labels: Path, tmp_path: Path
 ) -> None:
-    squashed = export_tiny(preprocess="single-positive")
+    squashed = Path(shutil.copytree(bundle, tmp_path / "squashed"))
+    edit_manifest(squashed, preprocess=Preprocess.for_contract("single-positive", 80).to_plain())
     other: Arguments = ["--bundle", squashed, "--labels", labels, "--device", "cpu"]
     for given, said in (
         (
