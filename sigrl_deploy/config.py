@@ -190,6 +190,18 @@ def runs(backend: Backend, precision: Precision | None = None, device: Device = 
     return any(held if precision is None else precision in held for held in found)
 
 
+class Crop(str, Enum):
+    """How much a model is shown of a picture that is far from square.
+
+    `centre` is what the bundle's preprocessing contract does, mostly a square from the middle; `pad` the whole picture, scaled
+    to fit into the square, with the mean colour around it; `tiles` squares that cover the picture along its long side.
+    """
+
+    CENTRE = "centre"
+    PAD = "pad"
+    TILES = "tiles"
+
+
 class Contract(str, Enum):
     """The preprocessing recipes that can be asked for by name."""
 

@@ -23,6 +23,7 @@ from sigrl_deploy.cli.options import (
     threads_option,
     unfused_option,
 )
+from sigrl_deploy.config import Crop
 from sigrl_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -65,6 +66,13 @@ log = logging.getLogger(__name__)
 @click.option("--heatmap-per-tag", is_flag=True, help="With --heatmaps, a file per tag in place of one per picture.")
 @click.option(
     "--batch-size", type=click.IntRange(1, MOST_PICTURES), help="Pictures per batch [default: 1 on a CPU, 16 on a GPU]."
+)
+@click.option(
+    "--crop",
+    type=click.Choice([crop.value for crop in Crop]),
+    default="centre",
+    show_default=True,
+    help="Pictures far from square: tag what the bundle's preprocessing keeps, or all of it, in one square or in several.",
 )
 @device_option
 @backend_option

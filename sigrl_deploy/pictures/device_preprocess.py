@@ -19,8 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from sigrl_deploy.arrays import FloatArray
-from sigrl_deploy.errors import ImageError
-from sigrl_deploy.pictures.preprocess import Preprocess, bilinear_taps, crop_corner
+from sigrl_deploy.pictures.preprocess import Preprocess, bilinear_taps, crop_corner, require_rgb
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +47,7 @@ class DevicePreprocess:
     def _run(
         self, step: Callable[[Preprocess, Tensor], Tensor], pillow: Callable[[Image.Image], Any], image: Image.Image
     ) -> Any:
-        if image.mode != "RGB" or 0 in image.size:
-            raise ImageError(f"picture of mode {image.mode} and size {image.size}: expected RGB pixels; use read_image")
+        require_rgb(image)
         try:
             with torch.inference_mode(), torch.cuda.stream(self._stream):
                 return step(self._preprocess, torch.from_numpy(np.array(image)).to(self._device)).cpu().numpy()

@@ -96,8 +96,8 @@ class Preprocess(Checked, frozen=True):
         Raises ImageError for a picture of another mode, of size 0, or too elongated to resize.
         """
         if self.ends_in_uint8:
-            return self._normalise(self._crop(image))
-        return _resize_bilinear(self._normalise(self._resize(image)), self.image_size)
+            return self.normalise(self._crop(image))
+        return _resize_bilinear(self.normalise(self._resize(image)), self.image_size)
 
     @property
     def ends_in_uint8(self) -> bool:
@@ -106,7 +106,7 @@ class Preprocess(Checked, frozen=True):
 
     def uint8(self, image: Image.Image) -> NDArray[np.uint8]:
         """As `__call__`, without the normalisation: pixels [3, S, S] uint8. Only where `ends_in_uint8`."""
-        return np.asarray(self._crop(image)).transpose(2, 0, 1).copy()
+        return channels_first(self._crop(image))
 
     def _crop(self, image: Image.Image) -> Image.Image:
         resized = self._resize(image)
@@ -114,9 +114,12 @@ class Preprocess(Checked, frozen=True):
         return resized.crop((left, top, left + self.image_size, top + self.image_size))
 
     def _resize(self, image: Image.Image) -> Image.Image:
-        if image.mode != "RGB" or 0 in image.size:
-            raise ImageError(f"picture of mode {image.mode} and size {image.size}: expected RGB pixels; use read_image")
-        return image.resize(self.resized_size(*image.size), _RESAMPLING[self.interpolation])
+        require_rgb(image)
+        return self.scaled(image, self.resized_size(*image.size))
+
+    def scaled(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """The picture at another width and height, by the contract's interpolation."""
+        return image.resize(size, _RESAMPLING[self.interpolation])
 
     def source_box(self, width: int, height: int, extent: int) -> tuple[float, float, float, float]:
         """The part of a picture of width x height pixels that the upper left extent x extent of the S x S pixels come from.
@@ -142,13 +145,25 @@ class Preprocess(Checked, frozen=True):
             raise ImageError(f"picture of {width} x {height} pixels: expected an aspect ratio of {ratio} at most; crop it")
         return (self.resize_size, resized_long) if width <= height else (resized_long, self.resize_size)
 
-    def _normalise(self, image: Image.Image) -> FloatArray:
+    def normalise(self, image: Image.Image) -> FloatArray:
+        """An RGB picture → normalised pixels [3, H, W] float32 of the same size."""
         # Single precision and true divisions, in this order: anything else differs from training in the last bit.
         pixels = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
         pixels /= np.float32(255)
         pixels -= np.array(self.mean, np.float32)[:, None, None]
         pixels /= np.array(self.std, np.float32)[:, None, None]
         return pixels
+
+
+def require_rgb(image: Image.Image) -> None:
+    """Raise ImageError for a picture of another mode, or of size 0."""
+    if image.mode != "RGB" or 0 in image.size:
+        raise ImageError(f"picture of mode {image.mode} and size {image.size}: expected RGB pixels; use read_image")
+
+
+def channels_first(image: Image.Image) -> NDArray[np.uint8]:
+    """An RGB picture → [3, H, W] uint8, a copy."""
+    return np.asarray(image).transpose(2, 0, 1).copy()
 
 
 def crop_corner(resized: tuple[int, int], size: int) -> tuple[int, int]:

@@ -10,7 +10,9 @@ import numpy as np
 from PIL import Image
 
 from sigrl_deploy.arrays import Pixels
+from sigrl_deploy.config import Crop
 from sigrl_deploy.errors import UsageError, kind_of
+from sigrl_deploy.pictures.preprocess import Preprocess
 from sigrl_deploy.pictures.reading import name_of
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
@@ -40,6 +42,17 @@ def check_batch_size(batch_size: int) -> None:
     """Raise UsageError unless a batch of that size holds a picture."""
     if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
         raise UsageError("expected a whole number above 0", argument="batch_size", value=batch_size)
+
+
+def check_crop(crop: Crop, preprocess: Preprocess, device_preprocess: bool) -> None:
+    """Raise UsageError for `pad` and `tiles` where the contract does not crop, or pictures are prepared on the device."""
+    if crop is Crop.CENTRE:
+        return
+    if preprocess.finish != "center-crop":
+        problem = f"the bundle's preprocessing, {preprocess.contract.value}, shows the model the whole picture; leave it out"
+        raise UsageError(problem, argument="crop", value=crop.value)
+    if device_preprocess:
+        raise UsageError("is made in Pillow only; leave out `device_preprocess`, or this", argument="crop", value=crop.value)
 
 
 def check_pixels(pixels: Pixels, side: int, takes_uint8: bool) -> None:

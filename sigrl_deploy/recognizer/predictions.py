@@ -20,6 +20,7 @@ class Prediction:
         score: ranks the labels of one picture within one vocabulary. It is not a probability, and it shrinks as the vocabulary
             grows.
         evidence: fp32 [rows, columns], how well each patch of the picture matches the label. None unless it was asked for.
+            Square, unless the recognizer's `crop` shows more of a picture.
         strength: fp32 [rows, columns], 0 to 1, how clearly each patch shows the label: its evidence, compared with that of all
             labels, on one scale for all predictions of a picture. None unless evidence was asked for.
 
@@ -43,6 +44,9 @@ class Record:
         predictions: best first.
         scores: fp32 [C], every label's score in the order of the vocabulary; None where there is an error.
         error: None, or one line that says why the picture could not be read or scored.
+        seen: the part of the picture that the model was shown and evidence is about: left, top, right and bottom edge, in
+            pixels of the upright picture. Rows and columns of evidence divide it evenly. With `crop="pad"` it may reach beyond
+            the picture, by less than a patch on each side. None where there is an error.
 
     >>> for record in recognizer.stream(["cat.jpg", "missing.jpg"], ["cat", "cup of coffee", "rocket"]):
     ...     print(record.path, len(record.predictions), "failed" if record.error else "ok")
@@ -54,6 +58,7 @@ class Record:
     predictions: tuple[Prediction, ...] = ()
     scores: FloatArray | None = field(default=None, repr=False, compare=False)
     error: str | None = None
+    seen: tuple[float, float, float, float] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

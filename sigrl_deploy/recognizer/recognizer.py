@@ -4,37 +4,41 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from sigrl_deploy.arrays import FloatArray, Pixels
 from sigrl_deploy.bundle.bundle import Bundle
-from sigrl_deploy.config import Arch, Backend, Device, Precision
+from sigrl_deploy.config import Arch, Backend, Crop, Device, Precision
 from sigrl_deploy.engines.engine import Engine
 from sigrl_deploy.engines.opening import open_engine
 from sigrl_deploy.engines.options import EngineOptions
-from sigrl_deploy.errors import ImageError, LabelError, ScoreError, UsageError
+from sigrl_deploy.errors import ImageError, LabelError, ScoreError, UsageError, member_of
 from sigrl_deploy.machine import cpus
 from sigrl_deploy.machine.cache_folder import default_cache_dir, require_private
 from sigrl_deploy.model import matching
+from sigrl_deploy.pictures.crops import Layout, View, Views
 from sigrl_deploy.pictures.reading import ImageSource, name_of, read_image
 from sigrl_deploy.pictures.reading_ahead import batches
-from sigrl_deploy.recognizer.checks import check_batch_size, check_pixels, check_vocabulary, several
+from sigrl_deploy.recognizer.checks import check_batch_size, check_crop, check_pixels, check_vocabulary, several
 from sigrl_deploy.recognizer.predictions import Prediction, Record, Selection
 from sigrl_deploy.recognizer.streaming import enough_memory, stream_records
+from sigrl_deploy.recognizer.tiles import best_scores, by_picture, joined
 from sigrl_deploy.recognizer.vocabularies import Vocabularies
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
 Labels: TypeAlias = "Iterable[str] | str | os.PathLike[str] | Vocabulary | None"
+
+Prepared = TypeVar("Prepared")
 
 _FEW_LABELS = 10
 _BATCH_SIZE = {"cpu": 1, "cuda": 16}
@@ -47,6 +51,7 @@ class _Opened:
     engine: Engine
     vocabularies: Vocabularies
     prepare: Callable[[Image.Image], Pixels]
+    view: Views
 
 
 class Recognizer:
@@ -70,14 +75,14 @@ class Recognizer:
             this process. PyTorch on a CPU has one number for the whole process, which is set to `threads` if that is given.
         cache_dir: where label embeddings are kept between runs. None means $SIGRL_DEPLOY_CACHE or the user's cache folder,
             False means memory only. Compiled kernels are kept there too, so nobody else may be able to write to it.
-        device_preprocess: resize pictures on the device instead of in Pillow (PyTorch only). The log says by how much that
-            changes scores, as export measured it.
+        crop: how much is shown to the model of pictures far from square, see `Crop`; by default what the bundle's preprocessing
+            contract does. `pixels` and `score_pixels` stay with the contract.
         options: further options for the engine. The arguments above, where given, replace the same fields in it.
 
     Raises:
         BundleError: the bundle is damaged, has another format version, or holds no file that the device can run.
         UsageError: an argument cannot be used: the backend is not installed, the device is not there or has no
-            preprocessing, others can write to the cache folder.
+            preprocessing, others can write to the cache folder, the contract shows the whole picture anyway.
     """
 
     def __init__(
@@ -89,28 +94,30 @@ class Recognizer:
         precision: Precision | str | None = None,
         threads: int | None = None,
         cache_dir: str | os.PathLike[str] | bool | None = None,
-        device_preprocess: bool = False,
+        crop: Crop | str = Crop.CENTRE,
         options: EngineOptions | None = None,
     ) -> None:
+        self.crop = member_of(Crop, crop, "crop")
         given = {"backend": backend, "device": device, "precision": precision, "threads": threads}
         chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         options = replace(options or EngineOptions(), **chosen)
         self.threads = options.threads or cpus.threads()
         self.bundle = Bundle(Path(bundle))
+        manifest = self.bundle.manifest
+        check_crop(self.crop, manifest.preprocess, options.device_preprocess)
         folder = _cache_folder(cache_dir)
         if folder is not None:
             require_private(folder)
             options = replace(options, cache_folder=options.cache_folder or folder / "kernels")
         engine = open_engine(self.bundle, options)
         log.info("engine: %s", engine.description)
-        prepare = engine.preprocess() if device_preprocess else self.bundle.manifest.preprocess
-        if device_preprocess:
+        contract = engine.preprocess() if options.device_preprocess else manifest.preprocess
+        if options.device_preprocess:
             log.info("preprocessing on %s: %s", engine.device, self._drift(engine))
-        self._opened: _Opened | None = _Opened(
-            engine,
-            Vocabularies(self.bundle, engine, folder, options.unfused),
-            prepare.uint8 if engine.takes_uint8 else prepare,
-        )
+        prepare = contract.uint8 if engine.takes_uint8 else contract
+        vocabularies = Vocabularies(self.bundle, engine, folder, options.unfused)
+        view = Views(manifest.preprocess, manifest.patch_size, self.crop, prepare, uint8=engine.takes_uint8)
+        self._opened: _Opened | None = _Opened(engine, vocabularies, prepare, view)
 
     def _drift(self, engine: Engine) -> str:
         drift = self.bundle.manifest.variants[engine.precision].parity.get("device_preprocess_drift")
@@ -175,7 +182,7 @@ class Recognizer:
             top: at most so many labels per picture.
             threshold: leave out labels that score below it. It holds for one vocabulary only.
             evidence: give each prediction its match with every patch of the picture, as `evidence` and `strength`.
-            batch_size: pictures per batch; by default 16 on a GPU and 1 on a CPU.
+            batch_size: pictures per batch; by default 16 on a GPU and 1 on a CPU. No more tiles than that are run at once.
 
         Raises:
             ImageError: a picture cannot be read. `stream` goes on with the others.
@@ -188,7 +195,7 @@ class Recognizer:
         size = self._batch_size(batch_size)
         found: list[list[Prediction]] = []
         with enough_memory(size):
-            for batch in self._predict(self._pixels(images, size), vocabulary, selection):
+            for batch in self._predict(self._views_of(images, size), vocabulary, selection, size):
                 for scores, predictions in batch:
                     self._require_finite(scores, len(found))
                     found.append(list(predictions))
@@ -220,12 +227,12 @@ class Recognizer:
         Raises LabelError and UsageError as `recognize` does.
         """
         selection = self._selection(top, threshold, evidence)
-        vocabulary = self._advised(labels)
+        vocabulary, size = self._advised(labels), self._batch_size(batch_size)
         return stream_records(
             several(paths, "paths"),
-            self.pixels,
-            partial(self._predict, vocabulary=vocabulary, selection=selection),
-            batch_size=self._batch_size(batch_size),
+            self._view,
+            partial(self._predict, vocabulary=vocabulary, selection=selection, size=size),
+            batch_size=size,
             threads=self.threads,
             not_finite=matching.not_finite(self.engine.precision.value),
         )
@@ -242,7 +249,7 @@ class Recognizer:
         vocabulary, size = self.vocabulary(labels), self._batch_size(batch_size)
         rows: list[FloatArray] = []
         with enough_memory(size):
-            for batch in self.score_batches(self._pixels(images, size), vocabulary):
+            for batch in self._scores(self._views_of(images, size), vocabulary, size):
                 for scores in batch:
                     self._require_finite(scores, len(rows))
                     rows.append(scores)
@@ -276,9 +283,15 @@ class Recognizer:
 
         Raises ImageError where the picture cannot be read.
         """
+        return self._prepared(image, self._open.prepare)
+
+    def _view(self, image: ImageSource) -> View:
+        return self._prepared(image, self._open.view)
+
+    def _prepared(self, image: ImageSource, prepare: Callable[[Image.Image], Prepared]) -> Prepared:
         picture = read_image(image)
         try:
-            return self._open.prepare(picture)
+            return prepare(picture)
         except ImageError as error:
             raise ImageError(f"{name_of(image)}: {error}") from None
 
@@ -305,36 +318,45 @@ class Recognizer:
         return self.engine.score_batches(checked(), vocabulary)
 
     def _predict(
-        self, batches: Iterable[Pixels], vocabulary: Vocabulary, selection: Selection
+        self, batches: Iterable[Sequence[View]], vocabulary: Vocabulary, selection: Selection, size: int
     ) -> Iterator[list[tuple[FloatArray, tuple[Prediction, ...]]]]:
         """Scores [C] and predictions of each picture of each batch, in order. The scores may not be finite."""
         if not selection.evidence:
-            for batch in self.score_batches(batches, vocabulary):
+            for batch in self._scores(batches, vocabulary, size):
                 yield [(scores, selection.best(scores, vocabulary.labels)) for scores in batch]
             return
+        for pictures in by_picture(batches, size, partial(self._features, vocabulary=vocabulary)):
+            yield [self._with_evidence(layout, tiles, vocabulary, selection) for layout, tiles in pictures]
+
+    def _scores(self, batches: Iterable[Sequence[View]], vocabulary: Vocabulary, size: int) -> Iterator[list[FloatArray]]:
+        """Scores [C] of each picture of each batch, in order, at most `size` tiles at once. They may not be finite."""
+        for pictures in by_picture(batches, size, partial(self.score_batches, vocabulary=vocabulary)):
+            yield [best_scores(tiles) for _, tiles in pictures]
+
+    def _features(self, batches: Iterable[Pixels], vocabulary: Vocabulary) -> Iterator[Iterable[tuple[FloatArray, FloatArray]]]:
         for pixels in batches:
             local, global_feature = self.engine.encode(pixels, vocabulary)
             assert local is not None
-            yield [
-                self._with_evidence(*features, vocabulary, selection) for features in zip(local, global_feature, strict=True)
-            ]
+            yield zip(local, global_feature, strict=True)
 
     def _with_evidence(
-        self, local: FloatArray, global_feature: FloatArray, vocabulary: Vocabulary, selection: Selection
+        self, layout: Layout, tiles: Sequence[tuple[FloatArray, FloatArray]], vocabulary: Vocabulary, selection: Selection
     ) -> tuple[FloatArray, tuple[Prediction, ...]]:
         manifest = self.bundle.manifest
-        scores = matching.score(manifest.arch, local, global_feature, vocabulary.label_embedding, manifest.topk)
-
+        embedding = vocabulary.label_embedding
+        scores = best_scores([matching.score(manifest.arch, *features, embedding, manifest.topk) for features in tiles])
         best = selection.best(scores, vocabulary.labels)
-        rows = vocabulary.label_embedding[[vocabulary.index(prediction.label) for prediction in best]]
-        evidence = matching.patch_similarity(local, rows)
-        strength = matching.strength(local, vocabulary.label_embedding, evidence)
-        shown = zip(best, evidence.reshape(-1, *manifest.grid), strength.reshape(-1, *manifest.grid), strict=True)
+        windows = np.stack([patches.reshape(*manifest.grid, -1)[layout.window] for patches, _ in tiles])
+        local = windows.reshape(-1, windows.shape[-1])
+        evidence = matching.patch_similarity(local, embedding[[vocabulary.index(prediction.label) for prediction in best]])
+        strength = matching.strength(local, embedding, evidence)
+        grids = (values.reshape(len(best), *windows.shape[:-1]) for values in (evidence, strength))
+        shown = zip(best, *([joined(layout, label) for label in grid] for grid in grids), strict=True)
         return scores, tuple(replace(each, evidence=matches, strength=clear) for each, matches, clear in shown)
 
-    def _pixels(self, images: Iterable[ImageSource], batch_size: int) -> Iterator[Pixels]:
+    def _views_of(self, images: Iterable[ImageSource], batch_size: int) -> Iterator[list[View]]:
         for batch in batches(iter(several(images, "images")), batch_size):
-            yield np.stack([self.pixels(image) for image in batch])
+            yield [self._view(image) for image in batch]
 
     def _selection(self, top: int, threshold: float | None, evidence: bool) -> Selection:
         selection = Selection(top, threshold, evidence)

@@ -10,19 +10,20 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from sigrl_deploy.arrays import FloatArray, Pixels
+from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.errors import ImageError, UsageError, kind_of, printable
+from sigrl_deploy.pictures.crops import View
 from sigrl_deploy.pictures.reading_ahead import batches, read_ahead
 from sigrl_deploy.recognizer.predictions import Prediction, Record
 
 log = logging.getLogger(__name__)
 
-Predict = Callable[[Iterable[Pixels]], Iterator[list[tuple[FloatArray, tuple[Prediction, ...]]]]]
+Predict = Callable[[Iterable[list[View]]], Iterator[list[tuple[FloatArray, tuple[Prediction, ...]]]]]
 
 
 def stream_records(
     paths: Iterable[str | os.PathLike[str]],
-    read: Callable[[str], Pixels],
+    read: Callable[[str], View],
     predict: Predict,
     *,
     batch_size: int,
@@ -33,14 +34,14 @@ def stream_records(
 
     Args:
         paths: the pictures.
-        read: one path → pixels [3, H, W]; raises ImageError. Called from several threads.
-        predict: batches of pixels [B, 3, H, W] → scores [C] and predictions of each picture of each batch.
+        read: one path → its view; raises ImageError. Called from several threads.
+        predict: batches of views → scores [C] and predictions of each picture of each batch.
         batch_size: pictures per batch.
         threads: how many may decode.
         not_finite: the error of a picture whose scores are not finite.
     """
 
-    def pixels_or_error(path: str) -> Pixels | str:
+    def view_or_error(path: str) -> View | str:
         # Only the message is kept: the exception's traceback would keep the half-decoded picture in memory.
         try:
             return read(path)
@@ -48,20 +49,20 @@ def stream_records(
             log.debug("%s: %r", printable(path), error.__context__ or error)
             return str(error).removeprefix(f"{printable(path)}: ")
 
-    decoded = read_ahead(pixels_or_error, map(_as_text, paths), ahead=2 * batch_size, threads=threads)
+    decoded = read_ahead(view_or_error, map(_as_text, paths), ahead=2 * batch_size, threads=threads)
     with enough_memory(batch_size):
         # A GPU gets the next batch before the predictions of one come back.
         ahead, behind = itertools.tee(batches(decoded, batch_size))
         predicted = predict(_readable(ahead))
         for batch in behind:
-            found = iter(next(predicted) if any(not isinstance(pixels, str) for _, pixels in batch) else [])
-            for path, pixels in batch:
-                if isinstance(pixels, str):
-                    yield Record(path, error=pixels)
+            found = iter(next(predicted) if any(not isinstance(view, str) for _, view in batch) else [])
+            for path, view in batch:
+                if isinstance(view, str):
+                    yield Record(path, error=view)
                     continue
                 scores, predictions = next(found)
                 if np.isfinite(scores).all():
-                    yield Record(path, predictions, scores)
+                    yield Record(path, predictions, scores, seen=view.layout.seen)
                 else:
                     yield Record(path, error=not_finite)
 
@@ -72,12 +73,12 @@ def _as_text(path: object) -> str:
     return os.fsdecode(path)
 
 
-def _readable(decoded: Iterable[list[tuple[str, Pixels | str]]]) -> Iterator[Pixels]:
-    """The pictures [B, 3, H, W] of each batch that has some."""
+def _readable(decoded: Iterable[list[tuple[str, View | str]]]) -> Iterator[list[View]]:
+    """The pictures of each batch that has some."""
     for batch in decoded:
-        pictures = [pixels for _, pixels in batch if not isinstance(pixels, str)]
-        if pictures:
-            yield np.stack(pictures)
+        views = [view for _, view in batch if not isinstance(view, str)]
+        if views:
+            yield views
 
 
 @contextmanager

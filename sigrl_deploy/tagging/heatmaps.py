@@ -50,7 +50,7 @@ def write_heatmaps(record: Record, folder: Path, manifest: Manifest, per_tag: bo
         return nothing
     try:
         picture = read_image(record.path)
-        box = part_seen(picture, manifest)
+        box = record.seen or part_seen(picture, manifest)
     except ImageError as error:
         log.warning("no heat map: %s", error)
         return nothing

@@ -14,6 +14,7 @@ from typing import Any, TextIO, cast
 
 import numpy as np
 
+from sigrl_deploy.config import Crop
 from sigrl_deploy.errors import UsageError, printable
 from sigrl_deploy.files import replacing
 from sigrl_deploy.recognizer.predictions import Record
@@ -38,14 +39,16 @@ class Heatmaps:
 class Writer:
     """Writes the records of one run to a text stream, as they come.
 
-    `run` names the bundle, labels and options that make the records, as `name_run` does: only the same can resume it.
+    `run` names the bundle, labels and options that make the records, as `name_run` does: only the same can resume it. `crop` is
+    the recognizer's.
     """
 
-    def __init__(self, stream: TextIO, labels: Sequence[str], all_scores: bool, run: str) -> None:
+    def __init__(self, stream: TextIO, labels: Sequence[str], all_scores: bool, run: str, crop: Crop = Crop.CENTRE) -> None:
         self.stream = stream
         self.labels = labels
         self.all_scores = all_scores
         self.run = run
+        self.crop = crop
         self.begin()
 
     def begin(self) -> None:
@@ -59,22 +62,25 @@ class Writer:
         """Write what comes after the last record."""
 
 
-def as_json(record: Record, labels: Sequence[str], all_scores: bool, heatmaps: Heatmaps | None = None) -> dict[str, Any]:
+def as_json(
+    record: Record, labels: Sequence[str], all_scores: bool, heatmaps: Heatmaps | None = None, crop: Crop = Crop.CENTRE
+) -> dict[str, Any]:
     """`{"path", "tags": [{"label", "score"}]}`, `{"path", "scores": {label: score}}` or `{"path", "error"}`.
 
     Where heat maps were asked for, a record with tags names their file as "heatmap", or each tag its own: null where there is
-    none, since the picture had vanished or has no tags.
+    none, since the picture had vanished or has no tags. A "crop" other than the contract's is named behind the path.
     """
     if record.error is not None or record.scores is None:
         return {"path": record.path, "error": record.error}
+    picture = {"path": record.path} | ({} if crop is Crop.CENTRE else {"crop": crop.value})
     if all_scores:
-        return {"path": record.path, "scores": dict(zip(labels, map(_rounded, record.scores.tolist()), strict=True))}
+        return picture | {"scores": dict(zip(labels, map(_rounded, record.scores.tolist()), strict=True))}
     tags: list[dict[str, Any]] = [{"label": tag.label, "score": _rounded(tag.score)} for tag in record.predictions]
     if heatmaps is None:
-        return {"path": record.path, "tags": tags}
+        return picture | {"tags": tags}
     if heatmaps.tags is None:
-        return {"path": record.path, "tags": tags, "heatmap": heatmaps.sheet}
-    return {"path": record.path, "tags": [tag | {"heatmap": file} for tag, file in zip(tags, heatmaps.tags, strict=True)]}
+        return picture | {"tags": tags, "heatmap": heatmaps.sheet}
+    return picture | {"tags": [tag | {"heatmap": file} for tag, file in zip(tags, heatmaps.tags, strict=True)]}
 
 
 def _rounded(score: float) -> float:
@@ -86,7 +92,7 @@ class JsonLinesWriter(Writer):
     """One JSON object per line, written out at once: an interrupted run keeps what it has done."""
 
     def write(self, record: Record, heatmaps: Heatmaps | None = None) -> None:
-        values = as_json(record, self.labels, self.all_scores, heatmaps) | {"run": self.run}
+        values = as_json(record, self.labels, self.all_scores, heatmaps, self.crop) | {"run": self.run}
         self.stream.write(json.dumps(values, ensure_ascii=False) + "\n")
         self.stream.flush()
 
@@ -99,7 +105,7 @@ class JsonWriter(Writer):
         self.separator = "\n"
 
     def write(self, record: Record, heatmaps: Heatmaps | None = None) -> None:
-        values = as_json(record, self.labels, self.all_scores, heatmaps)
+        values = as_json(record, self.labels, self.all_scores, heatmaps, self.crop)
         self.stream.write(self.separator + json.dumps(values, ensure_ascii=False))
         self.separator = ",\n"
 

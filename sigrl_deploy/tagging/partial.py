@@ -23,7 +23,7 @@ except ImportError:  # Windows: nothing keeps two processes apart
 
 _DIFFERENCES = {
     "bundle": "another bundle",
-    "engine": "another backend, precision or preprocessing",
+    "engine": "another backend, precision, preprocessing or crop",
     "labels": "other labels",
     "options": "other options (top, threshold, scores or heatmaps)",
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from sigrl_deploy.bundle.manifest import Manifest
+from sigrl_deploy.config import Crop
 from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.progress import Progress
@@ -59,7 +60,7 @@ class InferOptions:
     batch_size: int | None
     cache_dir: Path | None
     engine: EngineOptions
-    device_preprocess: bool = False
+    crop: Crop | str = Crop.CENTRE
     overwrite: bool = False
     retry_errors: bool = False
     raw_csv: bool = False
@@ -73,7 +74,7 @@ def run_infer(options: InferOptions) -> int:
     recognizer = Recognizer(
         options.bundle,
         cache_dir=options.cache_dir,
-        device_preprocess=options.device_preprocess,
+        crop=options.crop,
         options=options.engine,
     )
     manifest = recognizer.bundle.manifest
@@ -93,7 +94,7 @@ def run_infer(options: InferOptions) -> int:
         if output.done:
             log.info("resuming: %d pictures are done, %d to go", len(asked) - len(pictures), len(pictures))
         writer = (RawCsvWriter if options.raw_csv else WRITERS[format_])(
-            output.stream, vocabulary.labels, options.all_scores, run
+            output.stream, vocabulary.labels, options.all_scores, run, recognizer.crop
         )
         for record in _tagged(options, recognizer, vocabulary, pictures):
             writer.write(record, _drawn(options, record, manifest))
@@ -197,7 +198,8 @@ def _run_name(options: InferOptions, recognizer: Recognizer, vocabulary: Vocabul
     # What was built or measured since changes no record.
     manifest = replace(recognizer.bundle.manifest, engines=(), verified=())
     engine = recognizer.engine
-    how = type(engine).__name__, engine.precision.value, options.device_preprocess
+    crop = () if recognizer.crop is Crop.CENTRE else (recognizer.crop.value,)
+    how = type(engine).__name__, engine.precision.value, options.engine.device_preprocess, *crop
     drawn = options.heatmaps and (str(options.heatmaps), "per tag" if options.heatmap_per_tag else "per picture")
     chosen = options.top, options.threshold, options.all_scores, drawn
     return name_run(bundle=manifest.to_json(), engine=how, labels=vocabulary.labels, options=chosen)

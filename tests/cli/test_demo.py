@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from sklearn.metrics import average_precision_score
 
 from benchmarks.demo_checkpoint import baselines
 from sigrl_deploy import Recognizer
@@ -117,6 +118,22 @@ def test_the_demo_replaces_no_bundle_but_its_own(bundle: Path, tmp_path: Path) -
     assert "exists already" in done.output
     assert not (tmp_path / "index.html").exists()
     assert sha256_file(tmp_path / "bundle" / "visual.onnx") == sha256_file(bundle / "visual.onnx")
+
+
+def test_tiles_find_what_a_centre_crop_leaves_out(bundles: Path) -> None:
+    """Two scenes side by side, of which the centre crop shows a half each: every label of either counts."""
+    scenes, count = Scenes("test"), 60
+    pictures, present = [], np.zeros((count, len(LABELS)), bool)
+    for i in range(count):
+        pictures.append(Image.fromarray(np.hstack([np.asarray(scenes.image(2 * i + side)) for side in (0, 1)])))
+        present[i] = (scenes.targets(2 * i) > 0) | (scenes.targets(2 * i + 1) > 0)
+    precision = {}
+    for crop in ("centre", "tiles"):
+        with Recognizer(bundles / "bundle", device="cpu", cache_dir=False, crop=crop) as recognizer:
+            scores = recognizer.scores(pictures, LABELS)
+        precision[crop] = np.mean([average_precision_score(*pair) for pair in zip(present, scores, strict=True)])
+    # On 240 pictures 0.37 and 0.54.
+    assert precision["tiles"] > precision["centre"] + 0.1
 
 
 def test_the_demo_tags_its_pictures_and_shows_where(tmp_path: Path) -> None:

@@ -181,7 +181,9 @@ def test_preprocessing_on_the_device_logs_its_drift(
     with_weights: Path, bundle: Path, photos: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        ours = Recognizer(with_weights, backend="torch", device="cpu", cache_dir=False, device_preprocess=True)
+        ours = Recognizer(
+            with_weights, backend="torch", device="cpu", cache_dir=False, options=EngineOptions(device_preprocess=True)
+        )
     (variant,) = ours.bundle.manifest.variants.values()
     drift = variant.parity["device_preprocess_drift"]
     assert f"within {drift:.1e} of those with Pillow" in caplog.text

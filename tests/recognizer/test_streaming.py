@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sigrl_deploy import Recognizer
+from sigrl_deploy.pictures.crops import View
 from tests.support.refusals import refused
 
 
@@ -50,7 +51,8 @@ def test_a_stream_refuses_at_once_what_it_cannot_do(recognizer: Recognizer, phot
 def test_memory_that_does_not_hold_a_batch_is_one_error_that_names_it(
     recognizer: Recognizer, photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picture = np.broadcast_to(np.float32(0), (3, 2**22, 2**22))  # takes no memory, and a batch all there is
-    monkeypatch.setattr(recognizer, "pixels", lambda path: picture)
+    pixels = np.broadcast_to(np.float32(0), (1, 3, 2**22, 2**22))  # takes no memory, and a batch all there is
+    view = View(pixels, recognizer._view(photos[0]).layout)
+    monkeypatch.setattr(recognizer, "_view", lambda path: view)
     for use in (recognizer.stream, recognizer.recognize):
         assert refused(lambda use=use: list(use(photos, ["cat", "dog"], batch_size=4))) == ("batch_size", 4)

@@ -108,7 +108,7 @@ def test_a_file_of_something_else_is_refused_and_left_alone(
     [
         ({"bundle": "other"}, "another bundle"),
         ({"labels": ("cat",)}, "other labels"),
-        ({"engine": "torch", "options": 7}, "another backend, precision or preprocessing and other options"),
+        ({"engine": "torch", "options": 7}, "another backend, precision, preprocessing or crop and other options"),
     ],
 )
 def test_the_error_names_what_differs_from_the_run_that_is_resumed(
