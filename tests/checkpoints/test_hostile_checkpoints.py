@@ -58,23 +58,36 @@ def test_pipes_devices_and_files_without_an_end(tmp_path: Path) -> None:
         assert record["megabytes"] < MEGABYTES, record
 
 
-@pytest.mark.parametrize("option", ["--clip-config", "--text-tower", "--labels", "--label-embeddings", ""])
-def test_a_pipe_in_the_place_of_a_file_does_not_hang_an_export(option: str, weights: Path, tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe.json"
+# Exports in one process, since each would import torch anew; their arguments are lines of JSON.
+EXPORTS = """
+import json, sys
+from click.testing import CliRunner
+from sigrl_deploy.cli.main import main
+for line in sys.stdin:
+    done = CliRunner().invoke(main, json.loads(line))
+    print(json.dumps([done.exit_code, done.stderr]), flush=True)
+"""
+
+
+def test_a_pipe_in_the_place_of_a_file_does_not_hang_an_export(weights: Path, tmp_path: Path) -> None:
+    pipe, folder, labels, out = (tmp_path / name for name in ("pipe.json", "folder", "labels.txt", "out"))
     os.mkfifo(pipe)
-    (tmp_path / "labels.txt").write_text("cat\n")
-    options = {"": [], "--label-embeddings": ["--labels", tmp_path / "labels.txt"]}.get(
-        option, ["--text-tower", weights / "text.pth"] if option != "--text-tower" else []
-    )
-    given = [option, pipe] if option else []
-    command = ["-m", "sigrl_deploy", "export", "onnx", weights / "sigrl.pth" if option else pipe, *given, *options]
-    if option == "--labels":
-        os.unlink(pipe)  # a label file may be a pipe; a folder may not
-        pipe.mkdir()
-    run = subprocess.run(
-        [sys.executable, *map(str, command), "--out", tmp_path / "out"], capture_output=True, text=True, timeout=120
-    )
-    assert run.returncode in (2, 3), run.stderr
-    assert [line.startswith("error: ") for line in run.stderr.splitlines()].count(True) == 1, run.stderr
-    assert "Traceback" not in run.stderr
-    assert str(pipe) in run.stderr
+    folder.mkdir()
+    labels.write_text("cat\n")
+    checkpoint, tower = weights / "sigrl.pth", ["--text-tower", weights / "text.pth"]
+    cases: list[tuple[Path, list[str | Path]]] = [
+        (pipe, [checkpoint, "--clip-config", pipe, *tower]),
+        (pipe, [checkpoint, "--text-tower", pipe]),
+        (folder, [checkpoint, "--labels", folder, *tower]),  # a label file may be a pipe
+        (pipe, [checkpoint, "--label-embeddings", pipe, "--labels", labels]),
+        (pipe, [pipe]),
+    ]
+    lines = [json.dumps(["export", "onnx", *map(str, given), "--out", str(out)]) for _, given in cases]
+    command = [sys.executable, "-c", EXPORTS]
+    run = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True, timeout=120, check=True)
+    found = [json.loads(line) for line in run.stdout.splitlines()]
+    for (named, _), (status, error) in zip(cases, found, strict=True):
+        assert status in (2, 3), error
+        assert [line.startswith("error: ") for line in error.splitlines()].count(True) == 1, error
+        assert "Traceback" not in error
+        assert str(named) in error

@@ -151,7 +151,9 @@ def test_a_bundle_that_is_broken_is_one_finding_among_others(bundle: Path, tmp_p
     assert "visual.onnx: differs from the manifest's sha256" in found["bundle"]["found"]
     assert found["onnxruntime"]["fine"]
     for path in (tmp_path, tmp_path / "nowhere"):
-        assert examine(path, code=3)["bundle"]["found"].startswith(f"{path}: ")
+        (finding,) = (finding for finding in _bundle(path, None) if finding.about == "bundle")
+        assert not finding.fine
+        assert finding.found.startswith(f"{path}: ")
     done = CliRunner().invoke(main, ["doctor", str(own)])
     assert done.exit_code == 3
     assert done.output.count(str(own)) == 1

@@ -106,10 +106,10 @@ def test_norms_and_softmax_inputs_stay_in_fp32_in_mixed_precision() -> None:
     assert all(a.equal(b) for a, b in zip(exact, mixed, strict=True))
 
 
-def test_a_training_step_at_925_labels_fits_into_8_gb() -> None:
-    """ViT-B/16, batch 2, on the CPU: the materialised form needs more than 20 GB."""
+def test_a_training_step_at_925_labels_fits_into_4_gb() -> None:
+    """ViT-B/16, one picture, on the CPU: the materialised form needs more than 10 GB."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.training_memory", "--batch-size", "2"],
+        [sys.executable, "-m", "benchmarks.training_memory", "--batch-size", "1"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -118,4 +118,4 @@ def test_a_training_step_at_925_labels_fits_into_8_gb() -> None:
     assert done.returncode == 0, done.stderr
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     assert "loss" in done.stdout
-    assert peak < 8e9, done.stdout
+    assert peak < 4e9, done.stdout
