@@ -2,6 +2,7 @@
 
 python -m benchmarks.demo_checkpoint RUNS                 # goes on where it was interrupted
 python -m benchmarks.demo_checkpoint RUNS --seeds 1       # seed 0 alone
+python -m benchmarks.demo_checkpoint RUNS --clip FILE     # from that CLIP, such as the kept one
 python -m benchmarks.demo_checkpoint RUNS --ship          # and put seed 0's SigRL model into the package
 
 A CLIP is trained from captions (`--recipe contrastive`), then from that CLIP, for each seed, CLIP-FT, MKT and SigRL on the seen
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from open_clip.tokenizer import SimpleTokenizer
 
 from benchmarks.demo_results import baselines, command, evaluate_engines, evaluate_models
 from benchmarks.head_statistics import head_statistics
@@ -31,9 +33,12 @@ from sigrl_deploy.checkpoints.native import HEAD, read_record, write_trained
 from sigrl_deploy.checkpoints.weights import read_weights
 from sigrl_deploy.datasets.scenes import LABELS, Scenes
 from sigrl_deploy.files import replacing
+from sigrl_deploy.training.contrastive import PROMPTS
 from sigrl_deploy.training.recipes import RecipeName, TrainOptions
 
-DATA = Path(__file__).resolve().parent.parent / "sigrl_deploy" / "data"
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "sigrl_deploy" / "data"
+KEPT_CLIP = ROOT / "benchmarks" / "checkpoints" / "scenes-clip.safetensors"  # what the heads start from
 PICTURES = 8  # the first of the test split, none chosen
 LABEL_FILE = DATA / "scenes-labels.txt"
 SHIPPED = DATA / "scenes-sigrl.safetensors"
@@ -71,31 +76,46 @@ def train_heads(folder: Path, clip: Path, seed: int, steps: int, threads: int) -
         train(folder / name, threads, steps, *HEADS, *options, "--init", str(clip), "--seed", str(seed))
 
 
-def ship(folder: Path) -> None:
-    """Put a SigRL model into the package, in fp16, without the scale of its loss."""
-    path = folder / "sigrl" / "model.safetensors"
-    record = read_record(path)
+def write_small(source: Path, target: Path) -> None:
+    """A trained model in fp16, without the scale of its loss, and with zeros for the tokens that no caption has.
+
+    Nothing was learned of those, and zeros compress: nine tenths of a model this small are token embeddings.
+    """
+    record = read_record(source)
     assert record is not None
-    tensors = {name: tensor.read().half() for name, tensor in read_weights(path).items() if not name.startswith(HEAD)}
-    write_trained(SHIPPED, record, tensors)
+    tensors = {name: tensor.read().half() for name, tensor in read_weights(source).items() if not name.startswith(HEAD)}
+    embedding = tensors["text.token_embedding.weight"]
+    known = SimpleTokenizer()([prompt.format(words) for prompt in PROMPTS for words in (*LABELS, "shape")]).unique()
+    tensors["text.token_embedding.weight"] = torch.zeros_like(embedding).index_copy(0, known, embedding[known])
+    target.parent.mkdir(exist_ok=True)
+    write_trained(target, record, tensors)
+    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
+
+
+def ship(trained: Path) -> None:
+    """Put a SigRL model and what the demo shows into the package."""
+    write_small(trained, SHIPPED)
     LABEL_FILE.write_text("\n".join(LABELS) + "\n", encoding="utf-8")
     for i in range(PICTURES):
         Scenes("test").image(i).save(DATA / "scenes" / f"scene-{i}.jpg", quality=95, subsampling=0)
-    print(f"{SHIPPED}: {SHIPPED.stat().st_size / 1e6:.1f} MB")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--clip", type=Path, help="start the heads from this CLIP; without it, one is trained")
     parser.add_argument("--clip-steps", type=int, default=CLIP_STEPS)
     parser.add_argument("--head-steps", type=int, default=HEAD_STEPS)
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--ship", action="store_true")
     args = parser.parse_args()
     runs, cores = args.runs.resolve(), os.cpu_count() or 1
-    clip = runs / "clip" / "model.safetensors"
-    train(clip.parent, cores, args.clip_steps, *CLIP, "--save-every", str(max(1, args.clip_steps // 15)))
+    clip = args.clip
+    if clip is None:
+        train(runs / "clip", cores, args.clip_steps, *CLIP, "--save-every", str(max(1, args.clip_steps // 15)))
+        clip = KEPT_CLIP
+        write_small(runs / "clip" / "model.safetensors", clip)
     records = baselines(args.pictures)
     folders = [runs / f"seed{seed}" for seed in range(args.seeds)]
     # Models this small gain little from several threads, so seeds share the cores instead.
@@ -110,7 +130,7 @@ def main() -> None:
             records += found
     trained = folders[0] / "sigrl" / "model.safetensors"
     if args.ship:
-        ship(folders[0])
+        ship(trained)
     results = {
         "date": date.today().isoformat(),
         "pictures": args.pictures,

@@ -24,7 +24,7 @@ from sigrl_deploy.training.data import Purpose
 from sigrl_deploy.training.losses import caption_loss
 from sigrl_deploy.training.tasks import Scale, Task
 
-_PROMPTS = ("There is a {} in the scene", "a picture of a {}", "a {}")
+PROMPTS = ("There is a {} in the scene", "a picture of a {}", "a {}")
 _ATTRIBUTES = (SIZES, TEXTURES, COLOURS, SHAPES)  # in the order of English adjectives
 _ANY = -1
 
@@ -58,7 +58,7 @@ def _caption(rng: np.random.Generator, code: NDArray[np.int64]) -> tuple[str, ND
     wanted[kept] = code[kept]
     words = [names[code] for names, code in zip(_ATTRIBUTES, wanted, strict=True) if code != _ANY]
     phrase = " ".join(words if wanted[-1] != _ANY else [*words, "shape"])
-    return _PROMPTS[rng.integers(len(_PROMPTS))].format(phrase), wanted
+    return PROMPTS[rng.integers(len(PROMPTS))].format(phrase), wanted
 
 
 def _codes(thing: Thing) -> list[int]:
