@@ -61,7 +61,7 @@ def train(out: Path, threads: int, steps: int, *options: str) -> None:
     state = out / "state.pt"
     if state.exists():
         progress = torch.load(state, weights_only=True)["progress"]
-        if progress["step"] == steps or progress["worse"] >= PATIENCE:
+        if progress["step"] == steps or ("--patience" in options and progress["worse"] >= PATIENCE):
             return
     out.parent.mkdir(parents=True, exist_ok=True)
     with (out.parent / f"{out.name}.txt").open("a") as messages:
@@ -134,7 +134,8 @@ def main() -> None:
     results = {
         "date": date.today().isoformat(),
         "pictures": args.pictures,
-        "clip_steps": args.clip_steps,
+        "shipped": args.ship,
+        "clip_steps": steps_of(clip),
         "best_steps": {str(seed): best_steps(folder) for seed, folder in enumerate(folders)},
         "machine": {"processor": platform.machine(), "cores": cores, "torch": version("torch")},
         "records": records,
@@ -144,6 +145,12 @@ def main() -> None:
     with replacing(RESULTS) as temporary:
         temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     write_card(results)
+
+
+def steps_of(clip: Path) -> Any:
+    record = read_record(clip)
+    assert record is not None
+    return record.training["settings"]["steps"]
 
 
 def best_steps(folder: Path) -> dict[str, Any]:

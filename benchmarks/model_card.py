@@ -72,11 +72,14 @@ def heads_table(heads: dict[str, Any]) -> str:
 
 
 def write_card(results: dict[str, Any]) -> None:
+    if "heads" not in results:
+        raise SystemExit(f"error: {RESULTS}: is of an older recipe; run python -m benchmarks.demo_checkpoint")
     text = CARD.read_text(encoding="utf-8")
     before, rest = text.split(MARKERS[0])
     _, after = rest.split(MARKERS[1])
     seeds = sorted({r["seed"] for r in results["records"] if r["model"] == "sigrl"})
     best = [results["best_steps"][str(seed)]["sigrl"] for seed in seeds]
+    subject = "The checkpoint that ships" if results["shipped"] else "SigRL of seed 0"
     tables = (
         f"{models_table(results['records'])}\n\n"
         f"Percent, on {results['pictures']} test pictures, {results['date']}: mean and standard deviation over the seeds "
@@ -86,7 +89,7 @@ def write_card(results: dict[str, Any]) -> None:
         "SVFR and GMC of seed 0, before training and after: the standard deviation of each matrix, how far it moved "
         "(‖after − before‖ / ‖before‖), and the standard deviation of the energies over the patches of a picture.\n\n"
         f"{engines_table(results['engines'])}\n\n"
-        "The checkpoint that ships, exported, against itself in PyTorch, on the same test pictures."
+        f"{subject}, exported, against itself in PyTorch, on the same test pictures."
     )
     with replacing(CARD) as temporary:
         temporary.write_text(f"{before}{MARKERS[0]}\n{tables}\n{MARKERS[1]}{after}", encoding="utf-8")

@@ -71,7 +71,7 @@ class EagerModel:
     def rules(self) -> dict[str, object]:
         """By name, everything besides the weights that scores depend on."""
         config = self.model.config
-        preprocess = self.preprocess.contract.value
+        preprocess = self.preprocess.description
         return {"arch": config.arch.value, "topk": config.topk, "template": self.template, "preprocess": preprocess}
 
     def pixels(self, image: ImageSource) -> FloatArray:

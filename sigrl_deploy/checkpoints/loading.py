@@ -126,8 +126,9 @@ def _preprocess(options: CheckpointOptions, checkpoint: Checkpoint, model: SigRL
     contract, size = options.preprocess, model.config.vision.image_size
     if contract is not None:
         contract = member_of(Contract, contract, "preprocess")
-    if contract is None and checkpoint.record is not None:
-        return checkpoint.record.preprocess
+    record = checkpoint.record
+    if record is not None and contract in (None, record.preprocess.contract):
+        return record.preprocess
     if contract is None:
         contract = Contract.CLIP if model.config.arch is Arch.CLIP else Contract.ZERO_SHOT
         if "feature_extractor" in checkpoint.prefix:

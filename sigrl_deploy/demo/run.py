@@ -41,9 +41,12 @@ def run_demo(out: Path) -> int:
     with Recognizer(out / "bundle", device=Device.CPU, cache_dir=out / "cache") as recognizer:
         pictures = _tagged(recognizer, out / "heatmaps")
         read = [picture for picture in pictures if picture.record.error is None]
-        write_page(page, read, recognizer.bundle.manifest, len(recognizer.vocabulary()))
+        if read:
+            write_page(page, read, recognizer.bundle.manifest, len(recognizer.vocabulary()))
     with open_output("table", None) as stream:
-        stream.write(f"{table(pictures)}\n\nthe same with heat maps, for a browser: {page.resolve()}\n")
+        stream.write(f"{table(pictures)}\n")
+        if read:
+            stream.write(f"\nthe same with heat maps, for a browser: {page.resolve()}\n")
     log.info("what the model can and cannot do: MODEL_CARD.md beside %s", CHECKPOINT)
     return len(pictures) - len(read)
 

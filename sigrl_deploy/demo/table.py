@@ -14,7 +14,7 @@ _WIDTH = 84  # of what is beside the names
 
 def table(pictures: Sequence[Marked]) -> str:
     """Each picture with its tags, right or wrong, and what was drawn but is not among them."""
-    width = max(len("picture"), *(len(picture.name) for picture in pictures))
+    width = max([len("picture"), *(len(picture.name) for picture in pictures)])
     lines = [f"{'picture':<{width}}  {'tag':<{_LABEL_WIDTH}}  score"]
     for picture in pictures:
         name = picture.name

@@ -261,9 +261,9 @@ def _checkpoint(checkpoint: CheckpointOptions, device: str, manifest: Manifest) 
         arch=manifest.arch,
         topk=manifest.topk,
         template=manifest.template,
-        preprocess=manifest.preprocess.contract,
     )
-    eager = load_eager(as_exported, device=device)
+    # The manifest's own fields: those of its contract's name may be others, as for weights that open_clip lists so.
+    eager = dataclasses.replace(load_eager(as_exported, device=device), preprocess=manifest.preprocess)
     log.info("engine: %s", eager.description)
     path = Path(checkpoint.checkpoint)
     return Model(path, f"checkpoint, {eager.description}", manifest.arch, Precision.FP32, eager.device, eager)

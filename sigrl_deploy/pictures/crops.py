@@ -51,10 +51,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class View:
-    """A picture as a model is shown it: `pixels` [T, 3, S, S] of its tiles, in the order of `layout`."""
+    """A picture of `size`, width and height, as a model is shown it: `pixels` [T, 3, S, S] of its tiles, as in `layout`."""
 
     pixels: Pixels
     layout: Layout
+    size: tuple[int, int]
 
 
 class Views:
@@ -94,7 +95,7 @@ class Views:
     def _contract(self, picture: Image.Image) -> View:
         pixels = self._prepare(picture)
         seen = self._preprocess.source_box(*picture.size, extent=self._grid * self._patch)
-        return View(pixels[None], Layout(seen, (self._grid, self._grid), self._whole, ((0, 0),)))
+        return View(pixels[None], Layout(seen, (self._grid, self._grid), self._whole, ((0, 0),)), picture.size)
 
     def _padded(self, picture: Image.Image) -> View:
         size = fitted_size(*picture.size, self._side)
@@ -110,7 +111,7 @@ class Views:
         )
         shape = rows.stop - rows.start, columns.stop - columns.start
         scaled = self._preprocess.scaled(picture, size)
-        return View(self._on_mean(scaled, left, top)[None], Layout(seen, shape, (rows, columns), ((0, 0),)))
+        return View(self._on_mean(scaled, left, top)[None], Layout(seen, shape, (rows, columns), ((0, 0),)), picture.size)
 
     def _patches(self, start: int, length: int) -> slice:
         """The patches that `length` pixels from `start` on lie on, at least in part."""
@@ -138,7 +139,8 @@ class Views:
         scaled = self._preprocess.scaled(picture, resized)
         boxes = [(left, top, left + self._side, top + self._side) for left, top in starts]
         pixels = np.stack([self._finished(scaled.crop(box)) for box in boxes])
-        return View(pixels, self._joined(starts, (picture.width / resized[0], picture.height / resized[1])))
+        scale = picture.width / resized[0], picture.height / resized[1]
+        return View(pixels, self._joined(starts, scale), picture.size)
 
     def _joined(self, starts: list[tuple[int, int]], scale: tuple[float, float]) -> Layout:
         """The layout of tiles with these left and top edges in the resized picture, which is `scale` times smaller."""

@@ -100,6 +100,14 @@ class Preprocess(Checked, frozen=True):
         return _resize_bilinear(self.normalise(self._resize(image)), self.image_size)
 
     @property
+    def description(self) -> str:
+        """The contract's name, and what differs from it."""
+        usual = type(self).for_contract(self.contract, self.image_size)
+        fields = ((name, getattr(self, name)) for name in self.__struct_fields__)
+        other = [f"{name} {value}" for name, value in fields if value != getattr(usual, name)]
+        return f"{self.contract.value} with {', '.join(other)}" if other else self.contract.value
+
+    @property
     def ends_in_uint8(self) -> bool:
         """Whether normalisation is the last step, so that uint8, a quarter of the bytes, can be normalised elsewhere."""
         return self.finish == "center-crop"

@@ -47,6 +47,7 @@ class Record:
         seen: the part of the picture that the model was shown and evidence is about: left, top, right and bottom edge, in
             pixels of the upright picture. Rows and columns of evidence divide it evenly. With `crop="pad"` it may reach beyond
             the picture, by less than a patch on each side. None where there is an error.
+        size: width and height of the upright picture in pixels; None where there is an error.
 
     >>> for record in recognizer.stream(["cat.jpg", "missing.jpg"], ["cat", "cup of coffee", "rocket"]):
     ...     print(record.path, len(record.predictions), "failed" if record.error else "ok")
@@ -59,6 +60,7 @@ class Record:
     scores: FloatArray | None = field(default=None, repr=False, compare=False)
     error: str | None = None
     seen: tuple[float, float, float, float] | None = field(default=None, repr=False, compare=False)
+    size: tuple[int, int] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

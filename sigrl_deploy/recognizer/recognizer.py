@@ -156,7 +156,7 @@ class Recognizer:
     def rules(self) -> dict[str, object]:
         """By name, everything except weights that scores depend on."""
         manifest = self.bundle.manifest
-        preprocess = manifest.preprocess.contract.value
+        preprocess = manifest.preprocess.description
         return {"arch": manifest.arch.value, "topk": manifest.topk, "template": manifest.template, "preprocess": preprocess}
 
     def recognize(

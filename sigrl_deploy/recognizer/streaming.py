@@ -62,7 +62,7 @@ def stream_records(
                     continue
                 scores, predictions = next(found)
                 if np.isfinite(scores).all():
-                    yield Record(path, predictions, scores, seen=view.layout.seen)
+                    yield Record(path, predictions, scores, seen=view.layout.seen, size=view.size)
                 else:
                     yield Record(path, error=not_finite)
 

@@ -30,7 +30,7 @@ def by_picture(
         for views in batches:
             waiting.append([view.layout for view in views])
             pixels = np.concatenate([view.pixels for view in views])
-            del views  # or every picture would be in memory twice
+            del views  # or pictures that nobody else keeps would be in memory twice
             for start in range(0, len(pixels), most):
                 yield pixels[start : start + most]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from sigrl_deploy.bundle.manifest import Manifest
-from sigrl_deploy.errors import ImageError, UsageError
+from sigrl_deploy.errors import ImageError, UsageError, printable
 from sigrl_deploy.files import replacing
 from sigrl_deploy.pictures.reading import read_image
 from sigrl_deploy.recognizer.predictions import Record
@@ -40,9 +40,9 @@ def open_folder(folder: Path) -> None:
 def write_heatmaps(record: Record, folder: Path, manifest: Manifest, per_tag: bool = False) -> Heatmaps:
     """Draw the record's predictions, which carry their strength: all in one file, or each in a file of its own.
 
-    The picture is read again, so that none is kept in memory while others are scored. Where it has vanished since, or changed
-    so that it cannot be read, the log has a warning, and nothing is drawn; nor is it for a record without predictions. Raises
-    UsageError where the folder can no longer be written to.
+    The picture is read again, so that none is kept in memory while others are scored. Where it has vanished since, has another
+    size or can no longer be read, the log has a warning, and nothing is drawn; nor is it for a record without predictions.
+    Raises UsageError where the folder can no longer be written to.
     """
     tags = record.predictions
     nothing = Heatmaps(tags=(None,) * len(tags)) if per_tag else Heatmaps()
@@ -53,6 +53,9 @@ def write_heatmaps(record: Record, folder: Path, manifest: Manifest, per_tag: bo
         box = record.seen or part_seen(picture, manifest)
     except ImageError as error:
         log.warning("no heat map: %s", error)
+        return nothing
+    if record.size not in (None, picture.size):
+        log.warning("no heat map: %s: has changed since it was tagged", printable(record.path))
         return nothing
     if per_tag:
         named = ((heatmap_name(record.path, tag.label), draw_one(picture, box, tag)) for tag in tags)

@@ -122,7 +122,7 @@ class Run:
         start, schedule, is_first = self.reached.step, self._schedule, self._fabric.is_global_zero
         if start > self.reached.validated:  # killed between an update and its validation
             self._keep_best()
-        if start and is_first:
+        if start and is_first and not self._is_over():
             log.info("continuing from update %d of %d", start, schedule.steps)
         try:
             with Progress(schedule.steps, "update", done=start, hidden=not is_first) as progress:
@@ -150,7 +150,11 @@ class Run:
             if saves:
                 self._checkpoint()
         if reached.step < schedule.steps and self._fabric.is_global_zero:
-            log.info("update %d: no better for %d validations, so the run ends (`patience`)", reached.step, reached.worse)
+            log.info(
+                "update %d: no better for %d validations, so the run ends; more `patience` continues it",
+                reached.step,
+                reached.worse,
+            )
 
     def _is_over(self) -> bool:
         return self._schedule.patience is not None and self.reached.worse >= self._schedule.patience
@@ -215,7 +219,8 @@ class Run:
     def _keep_best(self) -> None:
         """Validate, and save the model where it is the best so far or nothing can be validated."""
         reached = self.reached
-        metrics = self._metrics() if self._validate else {}
+        # Those of one device, or a last digit could end the run on some devices only.
+        metrics = self._fabric.broadcast(self._metrics()) if self._validate else {}
         better = not metrics or metrics["map"] > reached.best
         if metrics:
             self._folder.log(self._fabric, metrics, reached.step)

@@ -220,6 +220,8 @@ def _check(options: TrainOptions) -> None:
             raise UsageError(f"applies to the {recipe.value} recipe only; leave it out", argument=name)
     if options.svfr_lr is not None and options.arch not in (None, Arch.SIGRL):
         raise UsageError(f"{options.arch.value} has no SVFR; leave it out", argument="svfr_lr")
+    if options.patience is not None and options.patience < 1:
+        raise UsageError("expected a whole number above 0", argument="patience", value=options.patience)
     if options.patience is not None and not options.validate:
         raise UsageError("counts validations; give `validate` more than 0, or leave it out", argument="patience")
     if options.arch is Arch.CLIP_FT and options.topk is not None:

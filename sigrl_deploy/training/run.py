@@ -224,6 +224,8 @@ def _schedule(options: TrainOptions, recipe: Recipe, pictures: int) -> Schedule:
     warmup = options.warmup
     if warmup is None:
         warmup = steps * published.warmup_epochs // published.epochs  # the published fraction of the run
+    if warmup >= steps:
+        raise UsageError(f"expected fewer than the run's {steps} updates", argument="warmup", value=warmup)
     return Schedule(
         steps=steps,
         warmup=warmup,

@@ -23,7 +23,9 @@ from sigrl_deploy.training.tasks import Task
 
 log = logging.getLogger(__name__)
 
-_LENGTH = {"steps", "epochs", "recipe.epochs"}  # only the first counts; the others are ways to set it
+# Of the first three only the first counts; the others are ways to set it.
+_LENGTH = {"steps", "epochs", "recipe.epochs", "patience"}
+_ADDED = {"svfr_lr", "warmup"}  # an older version has not recorded them
 _FOLLOWS = {"pictures", "labels"}  # may differ as a consequence of an option
 
 
@@ -114,7 +116,7 @@ class RunFolder:
 
     def _check_settings(self, before: dict[str, Any]) -> None:
         """Raise UsageError unless the settings are the same as before, or the run becomes longer."""
-        names = before.keys() - _LENGTH  # an older version may not have recorded all of them
+        names = (before.keys() | _ADDED) - _LENGTH
         changed = [name for name in names if before.get(name) != self.settings.get(name)]
         if not changed and self.settings["steps"] < before["steps"]:
             changed = ["steps"]
@@ -122,7 +124,7 @@ class RunFolder:
             name = min(changed, key=lambda name: (name in _FOLLOWS, name))
             raise UsageError(
                 f"its run has {name} = {before.get(name)!r}, and now it is {self.settings.get(name)!r}; resume with the same "
-                "options (only more `steps` or `epochs`), or choose another folder",
+                "options (only more `steps`, `epochs` or `patience`), or choose another folder",
                 argument="out",
                 value=self.path,
             )

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -27,9 +28,10 @@ from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import LabelError, UsageError
 from sigrl_deploy.evaluation.run import EvaluateOptions, choose_label_sets, evaluate, run_evaluate
 from sigrl_deploy.evaluation.scoring import Model
+from sigrl_deploy.pictures.preprocess import Preprocess
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
-from tests.support.changed_bundles import change_graph, nan_for_dark_pictures
+from tests.support.changed_bundles import change_graph, edit_manifest, nan_for_dark_pictures
 from tests.support.processes import interruptible
 from tests.support.refusals import assert_refused, refused
 
@@ -159,6 +161,17 @@ def test_a_warning_where_models_are_not_one_model(
     assert f"{bundle} has arch sigrl, but {checkpoint.checkpoint} has mkt" in warnings
     assert f"{bundle} has topk 16, but {checkpoint.checkpoint} has 18" in warnings
     assert len(warnings) == 2
+
+
+def test_a_warning_where_pictures_are_prepared_otherwise_under_the_same_name(
+    bundle: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = Path(shutil.copytree(bundle, tmp_path / "other"))
+    listed = msgspec.structs.replace(Preprocess.for_contract("zero-shot", 80), mean=(0.1, 0.2, 0.3))
+    edit_manifest(other, preprocess=listed.to_plain())
+    run_evaluate(_options(data, bundles=(bundle, other), limit=1))
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning == f"{other} has preprocess zero-shot with mean (0.1, 0.2, 0.3), but {bundle} has zero-shot"
 
 
 def test_a_bundle_is_no_different_from_its_copy(bundle: Path, data: Path, tmp_path: Path) -> None:

@@ -8,18 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from sigrl_deploy import Recognizer
 from sigrl_deploy.cli.main import main
-from sigrl_deploy.config import Arch, Precision
+from sigrl_deploy.config import Arch, Contract, Precision
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.evaluation.scoring import Model
 from sigrl_deploy.evaluation.verify import Comparison, Verification, VerifyOptions, compare
 from sigrl_deploy.evaluation.verify import verify as run_verify
 from sigrl_deploy.evaluation.verify_table import table
+from sigrl_deploy.pictures.preprocess import Preprocess
+from tests.support.changed_bundles import edit_manifest
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,17 @@ def test_the_checkpoint_against_everything_that_runs(own: Path, weights: Path, p
     assert "not run: tensorrt fp32" in done.output
     assert "4 pictures, 100 labels" in done.output
     assert all(len(line) <= 100 for line in done.stdout.splitlines() if not line.startswith("not run: "))
+
+
+def test_the_checkpoint_s_pictures_are_prepared_as_the_bundle_s(
+    own: Path, weights: Path, photos: list[Path], label_file: Path
+) -> None:
+    """By the fields in the manifest, which may be others than those of its contract's name."""
+    listed = msgspec.structs.replace(Preprocess.for_contract(Contract.ZERO_SHOT, 80), mean=(0.1, 0.2, 0.3))
+    edit_manifest(own, preprocess=listed.to_plain())
+    arguments = [own, photos[0], "--labels", label_file, "--checkpoint", weights / "sigrl.pth", "--backend", "onnxruntime"]
+    done = verify(*arguments, "--text-tower", weights / "text.pth")
+    assert done.exit_code == 0, done.output
 
 
 def test_a_second_run_takes_the_place_of_the_first(own: Path, photos: list[Path], label_file: Path) -> None:

@@ -242,6 +242,20 @@ def test_a_picture_that_vanishes_before_it_is_drawn_is_a_log_line(
     assert _names(tmp_path) == []
 
 
+def test_a_picture_that_has_become_another_is_not_drawn(
+    bundle: Path, photos: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The part that the model saw could be a thousand times as large as a smaller picture in its place."""
+    recognizer = Recognizer(bundle, device="cpu")
+    picture = Path(shutil.copy(photos[0], tmp_path / "a.jpg"))
+    (record,) = recognizer.stream([picture], ["cat", "dog", "cup"], top=2, evidence=True)
+    Image.new("RGB", (2, 1)).save(picture)
+    caplog.clear()
+    assert write_heatmaps(record, tmp_path, recognizer.bundle.manifest).sheet is None
+    assert caplog.messages == [f"no heat map: {picture}: has changed since it was tagged"]
+    assert _names(tmp_path) == ["a.jpg"]
+
+
 @pytest.fixture
 def pictures(photos: list[Path], tmp_path: Path) -> Path:
     """Two pictures of one name in different folders, and a broken one between them."""

@@ -111,6 +111,7 @@ def test_a_run_is_resumed_with_the_same_options_only(tiny_clip: Path, colours: P
         (["--init", "CLIP", "--arch", "clip-ft", "--topk", "3"], "--topk"),
         (["--init", "CLIP", "--arch", "mkt", "--svfr-lr", "1e-3"], "--svfr-lr"),
         (["--init", "CLIP", "--patience", "3", "--validate", "0"], "--patience"),
+        (["--init", "CLIP", "--steps", "5", "--warmup", "5", "--topk", "4"], "--warmup 5"),
         (["--recipe", "contrastive", "--clip-config", "CONFIG"], "folder:DATA"),
     ],
 )

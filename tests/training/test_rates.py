@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.support.training_runs import QUICK, TOPK, rows, train, weights
+from tests.support.training_runs import QUICK, TOPK, refusal, rows, train, weights
 
 
 def test_svfr_and_gmc_have_a_rate_of_their_own(tiny_clip: Path, colours: Path, tmp_path: Path) -> None:
@@ -35,3 +36,17 @@ def test_a_run_ends_when_validations_get_no_better(tiny_clip: Path, colours: Pat
     said = "trained 6 updates; kept the model of update 2"
     assert said in train(f"folder:{colours}", "--init", tiny_clip, *options)
     assert said in train(f"folder:{colours}", "--init", tiny_clip, *options, "--resume")
+    more = train(f"folder:{colours}", "--init", tiny_clip, *options, "--resume", "--patience", "3")
+    assert "trained 8 updates; kept the model of update 2" in more
+
+
+def test_a_run_of_a_version_without_these_options_keeps_its_rates(tiny_clip: Path, colours: Path, tmp_path: Path) -> None:
+    run, command = tmp_path / "run", [f"folder:{colours}", "--init", tiny_clip, *QUICK, *TOPK]
+    train(*command, "--out", run)
+    state = torch.load(run / "state.pt", weights_only=True)
+    settings = json.loads(state["settings"])
+    older = {name: value for name, value in settings.items() if name not in ("warmup", "svfr_lr", "patience", "recipe.svfr_lr")}
+    torch.save(state | {"settings": json.dumps(older)}, run / "state.pt")
+    longer = [*command, "--out", run, "--steps", "12", "--resume"]
+    assert "its run has warmup = None" in refusal(*longer, "--warmup", "2")
+    assert "trained 12 updates" in train(*longer)
