@@ -40,7 +40,7 @@ gpu-rehearsal: $(VENV)/ready
 report: $(VENV)/ready
 	$(BIN)/python -m benchmarks.report
 
-# About two hours on two cores, three seeds side by side; goes on where it was interrupted.
+# Several hours on two cores; goes on where it was interrupted.
 demo-checkpoint: $(VENV)/ready
 	$(BIN)/python -m benchmarks.demo_checkpoint runs --ship
 
