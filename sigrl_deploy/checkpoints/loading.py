@@ -50,6 +50,9 @@ def load_model(options: CheckpointOptions, *, with_text: bool = True) -> LoadedC
     """
     check_source(options.checkpoint)
     checkpoint, clip = _open(options.checkpoint, "checkpoint")
+    if options.clip_config and checkpoint.record is not None:
+        problem = f"{options.checkpoint} has its config in its header; leave it out"
+        raise UsageError(problem, argument="clip_config", value=options.clip_config)
     clip = clip_config(options.clip_config) if options.clip_config else clip
     text = text_clip = None
     if with_text:

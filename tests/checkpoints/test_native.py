@@ -94,6 +94,11 @@ def test_sigrl_cannot_be_had_from_a_checkpoint_without_its_parts(model: SigRL, r
     assert_refused(lambda: load_model(CheckpointOptions(path, arch=Arch.SIGRL)), CheckpointError, "mkt.safetensors", "SVFR")
 
 
+def test_a_config_beside_its_own_is_refused(path: Path) -> None:
+    options = CheckpointOptions(path, clip_config="ViT-B-16:openai")
+    assert refused(lambda: load_model(options)) == ("clip_config", "ViT-B-16:openai")
+
+
 def test_half_precision_weights_are_read_as_fp32(model: SigRL, record: TrainedRecord, tmp_path: Path) -> None:
     path = tmp_path / "half.safetensors"
     write_trained(path, record, {name: value.half() for name, value in model.state_dict().items()})
