@@ -300,7 +300,7 @@ def test_another_patch_size_is_found_at_the_first_picture(copied: Path, photos: 
     path.write_text(json.dumps(json.loads(path.read_text()) | {"patch_size": 64}))
     recognizer = Recognizer(copied, device="cpu", cache_dir=False)
     vocabulary = recognizer.vocabulary(LABELS)
-    recognizing = lambda: recognizer.recognize(photos[:1], vocabulary, evidence=True)  # noqa: E731
+    recognizing = partial(recognizer.recognize, photos[:1], vocabulary, evidence=True)
     assert_refused(recognizing, BundleError, "visual.onnx", "local_feature", "(1, 25, 512)", "(1, 1, 512)")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -125,14 +126,14 @@ def test_what_cannot_be_is_refused_and_names_the_option(
     [(BF16, {}), (INT8, {"backend": "openvino"}), (INT8, {"device": "cuda"}), (INT8, {"backend": "tensorrt"})],
 )
 def test_a_bundle_of_which_nothing_runs_is_refused(held: Precision, asked: dict[str, str]) -> None:
-    choosing = lambda: chosen(Held(held, weights=False), LAPTOP if held is BF16 else SERVER, **asked)  # noqa: E731
+    choosing = partial(chosen, Held(held, weights=False), LAPTOP if held is BF16 else SERVER, **asked)
     assert_refused(choosing, BundleError, "held: ", held.value, "`backend='o")
 
 
 def test_advice_names_a_backend_that_does_run_it() -> None:
-    on_laptop = lambda: chosen(Held(BF16), LAPTOP, "onnxruntime", "cpu", precision=BF16)  # noqa: E731
+    on_laptop = partial(chosen, Held(BF16), LAPTOP, "onnxruntime", "cpu", precision=BF16)
     assert_refused(on_laptop, UsageError, "`backend='torch'` or `backend='openvino'`")
-    on_server = lambda: chosen(Held(INT8), SERVER, "torch", "cuda", precision=INT8)  # noqa: E731
+    on_server = partial(chosen, Held(INT8), SERVER, "torch", "cuda", precision=INT8)
     assert_refused(on_server, UsageError, "`backend='onnxruntime'` with `device='cpu'`")
 
 

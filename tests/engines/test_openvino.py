@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -155,7 +156,7 @@ def test_what_it_cannot_run_is_refused_in_one_line(bundle: Path, exported: Calla
         assert_refused(lambda changed=changed: openvino(changed), BundleError, "visual.onnx: ")
     int8 = exported(Precision.INT8)
     assert_refused(lambda: openvino(int8), BundleError, "int8", "OpenVINO")
-    asked = lambda: Recognizer(int8, backend="openvino", precision="int8")  # noqa: E731
+    asked = partial(Recognizer, int8, backend="openvino", precision="int8")
     assert_refused(asked, UsageError, "precision='int8'", "`backend='onnxruntime'`")
     assert refused(lambda: Recognizer(bundle, backend="openvino", device="cuda")) == ("device", "cuda")
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -293,7 +294,7 @@ def test_a_score_that_is_not_finite_ends_the_run_and_names_picture_and_model(bun
     (tmp_path / "labels.csv").write_text("path,labels\n" + "\n".join(f"{i}.png,cat;dog" for i in range(3)))
     model = _model(copied, Recognizer(copied, device="cpu", cache_dir=False))
     dataset = open_dataset(str(tmp_path), "test")
-    evaluating = lambda: evaluate(dataset, [model], {"all": ("cat", "dog")}, batch_size=3)  # noqa: E731
+    evaluating = partial(evaluate, dataset, [model], {"all": ("cat", "dog")}, batch_size=3)
     assert_refused(evaluating, UsageError, str(copied), "2.png", "fp32")
 
 

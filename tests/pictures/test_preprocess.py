@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -217,7 +218,7 @@ def test_an_unknown_key_is_refused() -> None:
 
 
 def test_an_unknown_contract_lists_the_known_ones() -> None:
-    unknown = lambda: Preprocess.for_contract("imagenet", 224)  # noqa: E731
+    unknown = partial(Preprocess.for_contract, "imagenet", 224)
     assert refused(unknown) == ("contract", "imagenet")
     assert_refused(unknown, UsageError, *(contract.value for contract in Contract))
 

@@ -223,16 +223,21 @@ def test_batches_carry_the_evidence_that_single_pictures_have(bundle: Path, phot
     assert [tag.evidence for tag in plain.predictions] == [None, None]
 
 
+def _tagged(bundle: Path, photo: Path, copy: Path) -> Record:
+    """The record of a copy of a photo, with what heat maps are drawn of."""
+    (record,) = Recognizer(bundle, device="cpu").stream([shutil.copy(photo, copy)], ["cat", "dog", "cup"], top=2, evidence=True)
+    return record
+
+
 def test_a_picture_that_vanishes_before_it_is_drawn_is_a_log_line(
-    bundle: Path, photos: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    bundle: Path, manifest: Manifest, photos: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recognizer = Recognizer(bundle, device="cpu")
-    picture = Path(shutil.copy(photos[0], tmp_path / "a.jpg"))
-    (record,) = recognizer.stream([picture], ["cat", "dog", "cup"], top=2, evidence=True)
+    record = _tagged(bundle, photos[0], tmp_path / "a.jpg")
+    picture = Path(record.path)
     picture.unlink()
     caplog.clear()
     for per_tag in (False, True):
-        drawn = write_heatmaps(record, tmp_path, recognizer.bundle.manifest, per_tag)
+        drawn = write_heatmaps(record, tmp_path, manifest, per_tag)
         written = as_json(record, [], False, drawn)
         files = [tag["heatmap"] for tag in written["tags"]] if per_tag else [written["heatmap"]]
         assert files == [None] * len(files)
@@ -243,15 +248,14 @@ def test_a_picture_that_vanishes_before_it_is_drawn_is_a_log_line(
 
 
 def test_a_picture_that_has_become_another_is_not_drawn(
-    bundle: Path, photos: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    bundle: Path, manifest: Manifest, photos: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The part that the model saw could be a thousand times as large as a smaller picture in its place."""
-    recognizer = Recognizer(bundle, device="cpu")
-    picture = Path(shutil.copy(photos[0], tmp_path / "a.jpg"))
-    (record,) = recognizer.stream([picture], ["cat", "dog", "cup"], top=2, evidence=True)
+    record = _tagged(bundle, photos[0], tmp_path / "a.jpg")
+    picture = Path(record.path)
     Image.new("RGB", (2, 1)).save(picture)
     caplog.clear()
-    assert write_heatmaps(record, tmp_path, recognizer.bundle.manifest).sheet is None
+    assert write_heatmaps(record, tmp_path, manifest).sheet is None
     assert caplog.messages == [f"no heat map: {picture}: has changed since it was tagged"]
     assert _names(tmp_path) == ["a.jpg"]
 
