@@ -71,9 +71,19 @@ def train(out: Path, threads: int, steps: int, *options: str) -> None:
         command(*arguments, env=env, stdout=messages, stderr=subprocess.STDOUT)
 
 
-def train_heads(folder: Path, clip: Path, seed: int, steps: int, threads: int) -> None:
-    for name, options in RUNS.items():
-        train(folder / name, threads, steps, *HEADS, *options, "--init", str(clip), "--seed", str(seed))
+def train_heads(folders: list[Path], clip: Path, steps: int) -> None:
+    """Every head of every seed, as many at a time as there are cores, the longest first."""
+    cores = os.cpu_count() or 1
+    jobs = [(seed, folder, name) for name in ("sigrl", "mkt", "clip-ft") for seed, folder in enumerate(folders)]
+    # Models this small gain little from several threads, so heads share the cores instead.
+    threads = max(1, cores // len(jobs))
+
+    def train_one(job: tuple[int, Path, str]) -> None:
+        seed, folder, name = job
+        train(folder / name, threads, steps, *HEADS, *RUNS[name], "--init", str(clip), "--seed", str(seed))
+
+    with ThreadPoolExecutor(cores) as pool:
+        list(pool.map(train_one, jobs))
 
 
 def write_small(source: Path, target: Path) -> None:
@@ -118,12 +128,7 @@ def main() -> None:
         write_small(runs / "clip" / "model.safetensors", clip)
     records = baselines(args.pictures)
     folders = [runs / f"seed{seed}" for seed in range(args.seeds)]
-    # Models this small gain little from several threads, so seeds share the cores instead.
-    threads = max(1, cores // args.seeds)
-    with ThreadPoolExecutor(cores) as pool:
-        heads = [pool.submit(train_heads, f, clip, seed, args.head_steps, threads) for seed, f in enumerate(folders)]
-        for head in heads:
-            head.result()
+    train_heads(folders, clip, args.head_steps)
     with ProcessPoolExecutor(cores, get_context("spawn")) as processes:
         every = [{"clip": clip} | {name: folder / name / "model.safetensors" for name in RUNS} for folder in folders]
         for found in processes.map(evaluate_models, every, range(args.seeds), [args.pictures] * args.seeds):
