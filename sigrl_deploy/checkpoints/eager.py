@@ -19,7 +19,7 @@ from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.pictures.preprocess import Preprocess
 from sigrl_deploy.pictures.reading import ImageSource, read_image
 from sigrl_deploy.vocabulary.cache import LABELS_PER_BATCH
-from sigrl_deploy.vocabulary.label_files import check_labels, read_labels
+from sigrl_deploy.labels.names import check_labels, read_labels
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 

@@ -19,7 +19,7 @@ from sigrl_deploy.datasets.reading import check_size, find_files, picture_path, 
 from sigrl_deploy.errors import DatasetError, UsageError
 from sigrl_deploy.extras import require
 from sigrl_deploy.progress import Progress
-from sigrl_deploy.vocabulary.label_files import read_labels
+from sigrl_deploy.labels.names import read_labels
 
 SEEN, UNSEEN = 925, 81
 _LARGEST_CHUNK = 1 << 16  # numbers that are decompressed at once

@@ -15,7 +15,7 @@ from typing import TextIO
 
 from sigrl_deploy.errors import DatasetError, LabelError
 from sigrl_deploy.files import open_regular
-from sigrl_deploy.vocabulary.label_files import check_labels
+from sigrl_deploy.labels.names import check_labels
 
 MAX_PICTURES = 10_000_000  # of a split
 MAX_LABELS = 100_000

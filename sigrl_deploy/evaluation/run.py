@@ -20,7 +20,7 @@ from sigrl_deploy.errors import LabelError, UsageError, errors_about, printable
 from sigrl_deploy.evaluation.metrics import Difference, Metrics, difference, evaluate_scores, require_scikit_learn
 from sigrl_deploy.evaluation.scoring import Model, score_pictures
 from sigrl_deploy.extras import require
-from sigrl_deploy.vocabulary.label_files import read_labels
+from sigrl_deploy.labels.names import read_labels
 
 log = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ from sigrl_deploy.extras import require
 from sigrl_deploy.pictures.finding import find_pictures
 from sigrl_deploy.pictures.reading import read_image
 from sigrl_deploy.recognizer import Recognizer
-from sigrl_deploy.vocabulary.label_files import read_labels
+from sigrl_deploy.labels.names import read_labels
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.model.towers import typed
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.version import tool_versions
-from sigrl_deploy.vocabulary.label_files import check_labels, read_labels
+from sigrl_deploy.labels.names import check_labels, read_labels
 from sigrl_deploy.vocabulary.tokenizer import write_clip_tokenizer
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 

@@ -16,7 +16,7 @@ from sigrl_deploy.engines.engine import Engine
 from sigrl_deploy.errors import BundleError, LabelError
 from sigrl_deploy.files import DamagedFileError
 from sigrl_deploy.vocabulary.cache import VocabularyCache, digest
-from sigrl_deploy.vocabulary.label_files import check_labels, read_labels
+from sigrl_deploy.labels.names import check_labels, read_labels
 from sigrl_deploy.vocabulary.tokenizer import Tokenizer
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 

@@ -21,7 +21,7 @@ from sigrl_deploy.datasets.scenes import LABELS, SEEN, Scenes, labels_of
 from sigrl_deploy.demo import CHECKPOINT, PICTURES
 from sigrl_deploy.demo import LABELS as LABEL_FILE
 from sigrl_deploy.files import sha256_file
-from sigrl_deploy.vocabulary.label_files import read_labels
+from sigrl_deploy.labels.names import read_labels
 
 COUNT = 100  # test pictures
 PRECISIONS = ("fp32", "fp16", "int8")

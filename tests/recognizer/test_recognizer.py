@@ -27,7 +27,7 @@ from sigrl_deploy.export.parity import LABELS
 from sigrl_deploy.export.run import ExportOptions, export_bundle
 from sigrl_deploy.model import materialised
 from sigrl_deploy.recognizer.recognizer import _advise_more_labels
-from sigrl_deploy.vocabulary.label_files import read_labels
+from sigrl_deploy.labels.names import read_labels
 from tests.support.changed_bundles import edit_manifest
 from tests.support.refusals import assert_refused, refused
 

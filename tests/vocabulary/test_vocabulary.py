@@ -9,7 +9,7 @@ import pytest
 
 from sigrl_deploy.errors import LabelError
 from sigrl_deploy.files import DamagedFileError, write_arrays
-from sigrl_deploy.vocabulary.label_files import MAX_LABEL_LENGTH, check_labels, read_labels
+from sigrl_deploy.labels.names import MAX_LABEL_LENGTH, check_labels, read_labels
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 from tests.support.refusals import assert_refused, refused
 

@@ -1,0 +1,206 @@
+"""Label sets: labels with their wordings, parents and thresholds, and what else is scored beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
+from graphlib import CycleError, TopologicalSorter
+from typing import Literal
+
+import msgspec
+
+from sigrl_deploy.errors import LabelError, kind_of
+from sigrl_deploy.labels.names import check_labels, in_order, text_problem
+from sigrl_deploy.structs import Checked
+
+MOST_WORDINGS = 1_000_000  # of a label set: texts to encode
+SLOT = "{label}"
+
+Place = Callable[[int], str]  # where a label stands: its number in the set → what a message calls it
+
+
+class Match(str, Enum):
+    """How several wordings of a label become its score.
+
+    `mean` takes the mean of their embeddings: best for wordings of one meaning. `any` scores each name and synonym by itself and
+    takes the best: for words that look unlike, such as the two meanings of "crane".
+
+    >>> Label("crane", synonyms=("crane bird", "tower crane"), match=Match.ANY).match.value
+    'any'
+    """
+
+    MEAN = "mean"
+    ANY = "any"
+
+
+class Label(Checked):
+    """One label of a set.
+
+    >>> Label("sofa", synonyms=("couch", "settee"), parents=("furniture",)).name
+    'sofa'
+
+    Attributes:
+        name: what pictures are tagged with.
+        synonyms: other words for it, which are looked for too.
+        templates: in place of the set's, each with {label} in it once.
+        parents: names of what every such thing also is. A picture that gets this label gets them as well.
+        threshold: leave the label out where it scores below; None leaves that to the run.
+        emit: False for a label that is scored beside the others and is no tag itself.
+        match: how name and synonyms become one score.
+    """
+
+    name: str
+    synonyms: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
+    threshold: float | None = None
+    emit: bool = True
+    match: Match = Match.MEAN
+
+
+class LabelSet(Checked):
+    """Labels that pictures are scored against together. A score holds for one label set only.
+
+    >>> labels = LabelSet((Label("sofa", synonyms=("couch",)), Label("chair"), Label("lamp")), background="common")
+    >>> labels.names
+    ('sofa', 'chair', 'lamp')
+
+    Attributes:
+        labels: in the order of the file.
+        version: of the schema of label files.
+        templates: what each label is put into; by default the bundle's one template. Of several, the mean is taken.
+        background: labels that are scored beside these and are never tags: "bundle", those that the bundle was exported with,
+            "common", some 300 everyday labels, or the path of another label file.
+    """
+
+    labels: tuple[Label, ...]
+    version: Literal[1] = 1
+    templates: tuple[str, ...] = ()
+    background: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The labels that may become tags."""
+        return tuple(label.name for label in self.labels if label.emit)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a list of names and nothing more."""
+        return self == LabelSet(tuple(Label(label.name) for label in self.labels))
+
+    def only(self, names: Collection[str]) -> LabelSet:
+        """The set without the other labels that may become tags. What is never one stays."""
+        kept = tuple(label for label in self.labels if label.name in names or not label.emit)
+        return msgspec.structs.replace(self, labels=kept)
+
+
+def label_set(labels: Iterable[str | Label] | LabelSet) -> LabelSet:
+    """Labels from code, checked: names, `Label`s or both.
+
+    Raises LabelError for a set, no labels, a label without a name, and for what `check_label_set` refuses.
+    """
+    if isinstance(labels, LabelSet):
+        return _checked_types(labels)
+    items = list(in_order(labels))
+    if all(isinstance(item, str) for item in items):
+        return LabelSet(tuple(map(Label, check_labels(item for item in items if isinstance(item, str)))))
+    found = []
+    for i, item in enumerate(items):
+        if not isinstance(item, (str, Label)):
+            raise LabelError(f"item {i} is {kind_of(item)}, expected text or a Label", argument="labels")
+        found.append(Label(item) if isinstance(item, str) else item)
+    return _checked_types(LabelSet(tuple(found)))
+
+
+def _checked_types(labels: LabelSet) -> LabelSet:
+    def error(problem: str) -> LabelError:
+        return LabelError(problem, argument="labels")
+
+    try:
+        return check_label_set(labels.checked(), lambda i: f"labels[{i}]", error)
+    except ValueError as problem:
+        raise error(str(problem)) from None
+
+
+def check_label_set(labels: LabelSet, place: Place, error: Callable[[str], LabelError]) -> LabelSet:
+    """The set with its texts stripped. `error` makes an exception of a problem, which is raised for:
+
+    an empty, overlong or odd text, a name or wording that two labels share, a parent that is a synonym, a circle of parents, a
+    template without its slot, a threshold that is not finite, a set without a label that may become a tag.
+    """
+    stripped = msgspec.structs.replace(labels, labels=tuple(map(_stripped, labels.labels)))
+    if not any(label.emit for label in stripped.labels):
+        raise error("holds no labels that may become tags; expected at least one")
+    for template in stripped.templates:
+        if problem := template_problem(template):
+            raise error(f"templates: {problem}")
+    owners: dict[str, str] = {}
+    for i, label in enumerate(stripped.labels):
+        for field, text in _texts(label):
+            if problem := text_problem(text):
+                raise error(f"{place(i)}, {field}: {problem}")
+        for field, text in _texts(label):
+            if field != "parents" and text in owners:
+                raise error(f"{place(i)}, {field}: {text!r} repeats {owners[text]}; remove one of the two")
+            if field != "parents":
+                owners[text] = f"{place(i)}, {field}"
+        for template in label.templates:
+            if problem := template_problem(template):
+                raise error(f"{place(i)}, templates: {problem}")
+        if label.threshold is not None and not math.isfinite(label.threshold):
+            raise error(f"{place(i)}, threshold: {label.threshold}, expected a finite number")
+    texts = sum((1 + len(label.synonyms)) * max(1, len(label.templates or stripped.templates)) for label in stripped.labels)
+    if texts > MOST_WORDINGS:
+        raise error(f"holds {texts:,} texts, synonyms times templates, expected {MOST_WORDINGS:,} at most; use fewer templates")
+    _check_parents(stripped, place, error)
+    return stripped
+
+
+def _texts(label: Label) -> Iterator[tuple[str, str]]:
+    yield "name", label.name
+    for field in ("synonyms", "parents"):
+        for text in getattr(label, field):
+            yield field, text
+
+
+def _stripped(label: Label) -> Label:
+    texts = {field: tuple(text.strip() for text in getattr(label, field)) for field in ("synonyms", "parents")}
+    return msgspec.structs.replace(label, name=label.name.strip(), **texts)
+
+
+def template_problem(template: str) -> str:
+    """What is wrong with a template; "" where nothing is."""
+    if template.count(SLOT) != 1 or not template.isprintable():
+        return f"{template[:100]!r}, expected one line of text with {SLOT} in it, once"
+    return text_problem(template)
+
+
+def _check_parents(labels: LabelSet, place: Place, error: Callable[[str], LabelError]) -> None:
+    of_synonym = {text: label.name for label in labels.labels for text in label.synonyms}
+    for i, label in enumerate(labels.labels):
+        for parent in label.parents:
+            if parent in of_synonym:
+                problem = f"{parent!r} is a synonym of {of_synonym[parent]!r}; name the parent {of_synonym[parent]!r}"
+                raise error(f"{place(i)}, parents: {problem}")
+    try:
+        TopologicalSorter(parents_of(labels)).prepare()
+    except CycleError as found:
+        circle: list[str] = found.args[1]
+        i = next(i for i, label in enumerate(labels.labels) if label.name == circle[0])
+        raise error(f"{place(i)}, parents: {' → '.join(circle)} is a circle; remove one of these parents") from None
+
+
+def parents_of(labels: LabelSet) -> dict[str, tuple[str, ...]]:
+    """The parents of each label of a set, by its name."""
+    return {label.name: label.parents for label in labels.labels}
+
+
+def ancestors(name: str, parents: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Parents of a label, their parents, and so on, each once, the nearest first. There may be no circle among them."""
+    found: dict[str, None] = {}
+    level = [name]
+    while level:
+        level = [parent for child in level for parent in parents.get(child, ()) if parent not in found]
+        found.update(dict.fromkeys(level))
+    return tuple(found)
