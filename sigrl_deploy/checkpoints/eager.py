@@ -14,12 +14,12 @@ from sigrl_deploy.checkpoints.loading import load_model
 from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.config import Arch, Device
 from sigrl_deploy.errors import UsageError, member_of
+from sigrl_deploy.labels.names import check_labels, read_labels
 from sigrl_deploy.model.matching import require_finite
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.pictures.preprocess import Preprocess
 from sigrl_deploy.pictures.reading import ImageSource, read_image
 from sigrl_deploy.vocabulary.cache import LABELS_PER_BATCH
-from sigrl_deploy.labels.names import check_labels, read_labels
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 

@@ -18,8 +18,8 @@ from sigrl_deploy.datasets.picture_files import PictureFiles
 from sigrl_deploy.datasets.reading import check_size, find_files, picture_path, shown
 from sigrl_deploy.errors import DatasetError, UsageError
 from sigrl_deploy.extras import require
-from sigrl_deploy.progress import Progress
 from sigrl_deploy.labels.names import read_labels
+from sigrl_deploy.progress import Progress
 
 SEEN, UNSEEN = 925, 81
 _LARGEST_CHUNK = 1 << 16  # numbers that are decompressed at once

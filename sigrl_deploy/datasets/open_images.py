@@ -24,8 +24,8 @@ from tqdm import tqdm
 from sigrl_deploy.datasets.dataset import NEGATIVE, POSITIVE, UNKNOWN
 from sigrl_deploy.datasets.reading import find_files, read_csv, unique_labels
 from sigrl_deploy.errors import DatasetError
-from sigrl_deploy.pictures.reading import read_image
 from sigrl_deploy.labels.names import read_labels
+from sigrl_deploy.pictures.reading import read_image
 
 UNSEEN_CLASSES = "classes-unseen.txt"
 _LARGEST = 1 << 34  # bytes of the annotation file

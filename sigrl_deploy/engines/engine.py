@@ -54,7 +54,7 @@ class Engine(Protocol):
         """pixels [B, 3, H, W] → local features [B, P, D] (None where patches are not matched), global feature [B, D]."""
 
     def score(self, pixels: Pixels, vocabulary: Vocabulary) -> FloatArray:
-        """pixels [B, 3, H, W] → scores [B, C] by the bundle's rule (see `Arch`)."""
+        """pixels [B, 3, H, W] → scores [B, R] of the vocabulary's rows by the bundle's rule (see `Arch`)."""
 
     def score_batches(self, batches: Iterable[Pixels], vocabulary: Vocabulary) -> Iterator[FloatArray]:
         """`score` of each batch, in order. On a GPU a batch is copied there while the one before it runs."""

@@ -304,7 +304,7 @@ class GpuEngine(ABC):
     def on_device(self, vocabulary: Vocabulary) -> GpuVocabulary:
         """A vocabulary on the device, copied there once."""
         if vocabulary not in self._on_device:
-            labels = len(vocabulary)
+            labels = len(vocabulary.label_embedding)
             rows = self._padded_count(labels)
             if self.device == "cuda":
                 self._check_room(labels, rows)

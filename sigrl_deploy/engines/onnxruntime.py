@@ -87,10 +87,9 @@ class OnnxRuntimeEngine(OnnxEngine):
         """See `Engine.encode`. With TensorRT larger batches than its engine takes are split, and more labels are refused."""
         if not self._tensorrt:
             return super().encode(pixels, vocabulary)
-        if len(vocabulary) > MOST_LABELS and self._bundle.manifest.arch.has_graph:
-            problem = (
-                f"ONNX Runtime's TensorRT engine takes {MOST_LABELS}, and there are {len(vocabulary)}; use another `backend`"
-            )
+        rows = len(vocabulary.label_embedding)
+        if rows > MOST_LABELS and self._bundle.manifest.arch.has_graph:
+            problem = f"ONNX Runtime's TensorRT engine takes {MOST_LABELS}, and there are {rows}; use another `backend`"
             raise UsageError(problem, argument="labels")
         most = DEFAULT_BATCH.most
         parts = [super(OnnxRuntimeEngine, self).encode(pixels[i : i + most], vocabulary) for i in range(0, len(pixels), most)]

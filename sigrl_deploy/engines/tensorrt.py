@@ -113,7 +113,7 @@ class TensorRtEngine(GpuEngine):
     def on_device(self, vocabulary: Vocabulary) -> GpuVocabulary:
         """See `GpuEngine.on_device`. Raises UsageError for more labels than the engine takes."""
         if self.sizes.arch.has_graph and self.key.ops is not Ops.FUSED:
-            check_range(self.bundle.path, "labels", len(vocabulary), self.key)
+            check_range(self.bundle.path, "labels", len(vocabulary.label_embedding), self.key)
         return super().on_device(vocabulary)
 
     @cached_property

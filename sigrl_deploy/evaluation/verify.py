@@ -30,10 +30,10 @@ from sigrl_deploy.errors import ExportError, LabelError, SigRLError, UsageError
 from sigrl_deploy.evaluation.metrics import evaluate_scores, require_scikit_learn
 from sigrl_deploy.evaluation.scoring import Model, score_pictures
 from sigrl_deploy.extras import require
+from sigrl_deploy.labels.names import read_labels
 from sigrl_deploy.pictures.finding import find_pictures
 from sigrl_deploy.pictures.reading import read_image
 from sigrl_deploy.recognizer import Recognizer
-from sigrl_deploy.labels.names import read_labels
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)

@@ -27,11 +27,11 @@ from sigrl_deploy.export.onnx import DATA, export_text, export_visual
 from sigrl_deploy.export.out_folder import check_out, replaced_folder
 from sigrl_deploy.export.parity import LABELS, EagerScorer, Parity, Reference, measure
 from sigrl_deploy.files import sha256_file
+from sigrl_deploy.labels.names import check_labels, read_labels
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.model.towers import typed
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.version import tool_versions
-from sigrl_deploy.labels.names import check_labels, read_labels
 from sigrl_deploy.vocabulary.tokenizer import write_clip_tokenizer
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 

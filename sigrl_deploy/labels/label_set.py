@@ -23,8 +23,8 @@ Place = Callable[[int], str]  # where a label stands: its number in the set → 
 class Match(str, Enum):
     """How several wordings of a label become its score.
 
-    `mean` takes the mean of their embeddings: best for wordings of one meaning. `any` scores each name and synonym by itself and
-    takes the best: for words that look unlike, such as the two meanings of "crane".
+    `mean` takes the mean of their embeddings: best for wordings of one meaning. `any` scores the name and each synonym alone
+    and takes the best: for words that look unlike, such as the two meanings of "crane".
 
     >>> Label("crane", synonyms=("crane bird", "tower crane"), match=Match.ANY).match.value
     'any'
@@ -34,7 +34,7 @@ class Match(str, Enum):
     ANY = "any"
 
 
-class Label(Checked):
+class Label(Checked, frozen=True):
     """One label of a set.
 
     >>> Label("sofa", synonyms=("couch", "settee"), parents=("furniture",)).name
@@ -59,7 +59,7 @@ class Label(Checked):
     match: Match = Match.MEAN
 
 
-class LabelSet(Checked):
+class LabelSet(Checked, frozen=True):
     """Labels that pictures are scored against together. A score holds for one label set only.
 
     >>> labels = LabelSet((Label("sofa", synonyms=("couch",)), Label("chair"), Label("lamp")), background="common")

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from sigrl_deploy.arrays import FloatArray
-from sigrl_deploy.config import Arch
-from sigrl_deploy.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -23,6 +19,9 @@ class Prediction:
             Square, unless the recognizer's `crop` shows more of a picture.
         strength: fp32 [rows, columns], 0 to 1, how clearly each patch shows the label: its evidence, compared with that of all
             labels, on one scale for all predictions of a picture. None unless evidence was asked for.
+        threshold: what the score had to reach; None where there was no threshold.
+        probability: that the picture has the label, where a file of thresholds has a curve for it.
+        child: for a parent that a label below it brought with it, that label: score, threshold and evidence are the child's.
 
     >>> cat = Prediction("cat", 0.31)
     >>> cat.label, cat.score
@@ -33,6 +32,9 @@ class Prediction:
     score: float
     evidence: FloatArray | None = field(default=None, repr=False, compare=False)
     strength: FloatArray | None = field(default=None, repr=False, compare=False)
+    threshold: float | None = None
+    probability: float | None = None
+    child: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,31 +63,3 @@ class Record:
     error: str | None = None
     seen: tuple[float, float, float, float] | None = field(default=None, repr=False, compare=False)
     size: tuple[int, int] | None = field(default=None, repr=False, compare=False)
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which labels of a picture become predictions: the `top` best, of those that score at least `threshold`."""
-
-    top: int
-    threshold: float | None
-    evidence: bool
-
-    def check(self, arch: Arch) -> None:
-        """Raise UsageError for values that mean nothing, and for evidence where the architecture matches no patches."""
-        if not isinstance(self.top, (int, np.integer)) or self.top < 1:
-            raise UsageError("expected a whole number above 0", argument="top", value=self.top)
-        number = isinstance(self.threshold, (int, float, np.number)) and np.isfinite(self.threshold)
-        if self.threshold is not None and not number:
-            raise UsageError("expected a finite number or None", argument="threshold", value=self.threshold)
-        if self.evidence and not arch.has_local:
-            raise UsageError(
-                f"a bundle of arch {arch.value} scores whole pictures and has no evidence by patch; leave it out",
-                argument="evidence",
-            )
-
-    def best(self, scores: FloatArray, labels: tuple[str, ...]) -> tuple[Prediction, ...]:
-        """scores [C] → predictions without evidence, best first, ties in the order of the labels."""
-        order = np.argsort(-scores, kind="stable")[: self.top]
-        chosen = (i for i in order if self.threshold is None or scores[i] >= self.threshold)
-        return tuple(Prediction(labels[i], float(scores[i])) for i in chosen)

@@ -21,22 +21,26 @@ from sigrl_deploy.engines.engine import Engine
 from sigrl_deploy.engines.opening import open_engine
 from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import ImageError, LabelError, ScoreError, UsageError, member_of
+from sigrl_deploy.labels.label_set import Label, LabelSet
 from sigrl_deploy.machine import cpus
 from sigrl_deploy.machine.cache_folder import default_cache_dir, require_private
 from sigrl_deploy.model import matching
-from sigrl_deploy.pictures.crops import Layout, View, Views
+from sigrl_deploy.pictures.crops import View, Views
 from sigrl_deploy.pictures.reading import ImageSource, name_of, read_image
 from sigrl_deploy.pictures.reading_ahead import batches
 from sigrl_deploy.recognizer.checks import check_batch_size, check_crop, check_pixels, check_vocabulary, several
-from sigrl_deploy.recognizer.predictions import Prediction, Record, Selection
+from sigrl_deploy.recognizer.evidence import with_evidence
+from sigrl_deploy.recognizer.predictions import Prediction, Record
+from sigrl_deploy.recognizer.selection import Selection
 from sigrl_deploy.recognizer.streaming import enough_memory, stream_records
-from sigrl_deploy.recognizer.tiles import best_scores, by_picture, joined
+from sigrl_deploy.recognizer.thresholds import Scope, Thresholds
+from sigrl_deploy.recognizer.tiles import best_scores, by_picture
 from sigrl_deploy.recognizer.vocabularies import Vocabularies
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
-Labels: TypeAlias = "Iterable[str] | str | os.PathLike[str] | Vocabulary | None"
+Labels: TypeAlias = "Iterable[str | Label] | LabelSet | str | os.PathLike[str] | Vocabulary | None"
 
 Prepared = TypeVar("Prepared")
 
@@ -63,8 +67,9 @@ class Recognizer:
     2 True
     2 True
 
-    `labels` may be, in every method: a list of labels; the path of a label file, one label per line; a `Vocabulary`; or None,
-    the vocabulary that the bundle was exported with. Label embeddings are cached, so the same labels are encoded only once.
+    `labels` may be, in every method: a list of labels, each a text or a `Label`; a `LabelSet`; the path of a label file; a
+    `Vocabulary`; or None, the vocabulary that the bundle was exported with. Label embeddings are cached, so the same labels are
+    encoded only once.
 
     Args:
         bundle: the folder that export wrote. Its hashes are checked.
@@ -164,8 +169,9 @@ class Recognizer:
         images: Iterable[ImageSource],
         labels: Labels = None,
         *,
-        top: int = 5,
+        top: int | None = None,
         threshold: float | None = None,
+        thresholds: str | os.PathLike[str] | Thresholds | None = None,
         evidence: bool = False,
         batch_size: int | None = None,
     ) -> list[list[Prediction]]:
@@ -179,8 +185,9 @@ class Recognizer:
         Args:
             images: each a path, a PIL image, an array [H, W, 3] of uint8, or the bytes of a picture file.
             labels: see the class.
-            top: at most so many labels per picture.
-            threshold: leave out labels that score below it. It holds for one vocabulary only.
+            top: at most so many labels per picture, besides their parents; by default 5, or any number with `thresholds`.
+            threshold: leave out labels that score below it. It holds for one vocabulary only. A label's own goes before it.
+            thresholds: a file that `sigrl-deploy calibrate` wrote for these labels: one for each of them.
             evidence: give each prediction its match with every patch of the picture, as `evidence` and `strength`.
             batch_size: pictures per batch; by default 16 on a GPU and 1 on a CPU. No more tiles than that are run at once.
 
@@ -190,9 +197,8 @@ class Recognizer:
             LabelError: the labels cannot be used; see `vocabulary`.
             UsageError: an argument cannot be used, or the architecture matches no patches and has no evidence.
         """
-        selection = self._selection(top, threshold, evidence)
-        vocabulary = self._advised(labels)
-        size = self._batch_size(batch_size)
+        vocabulary, size = self._advised(labels), self._batch_size(batch_size)
+        selection = self._selection(vocabulary, top, threshold, thresholds, evidence)
         found: list[list[Prediction]] = []
         with enough_memory(size):
             for batch in self._predict(self._views_of(images, size), vocabulary, selection, size):
@@ -206,8 +212,9 @@ class Recognizer:
         paths: Iterable[str | os.PathLike[str]],
         labels: Labels = None,
         *,
-        top: int = 5,
+        top: int | None = None,
         threshold: float | None = None,
+        thresholds: str | os.PathLike[str] | Thresholds | None = None,
         evidence: bool = False,
         batch_size: int | None = None,
     ) -> Iterator[Record]:
@@ -226,8 +233,8 @@ class Recognizer:
 
         Raises LabelError and UsageError as `recognize` does.
         """
-        selection = self._selection(top, threshold, evidence)
         vocabulary, size = self._advised(labels), self._batch_size(batch_size)
+        selection = self._selection(vocabulary, top, threshold, thresholds, evidence)
         return stream_records(
             several(paths, "paths"),
             self._view,
@@ -301,7 +308,7 @@ class Recognizer:
         check_vocabulary(vocabulary, self._open.vocabularies.origin)
         scores = self.engine.score(pixels, vocabulary)
         matching.require_finite(scores, self.engine.precision.value)
-        return scores
+        return vocabulary.scores(scores)
 
     def score_batches(self, batches: Iterable[Pixels], vocabulary: Vocabulary) -> Iterator[FloatArray]:
         """The scores of each batch, in order, as `score_pixels` gives them, without the check that they are finite.
@@ -315,7 +322,7 @@ class Recognizer:
                 check_pixels(pixels, self.bundle.manifest.image_size, self.engine.takes_uint8)
                 yield pixels
 
-        return self.engine.score_batches(checked(), vocabulary)
+        return map(vocabulary.scores, self.engine.score_batches(checked(), vocabulary))
 
     def _predict(
         self, batches: Iterable[Sequence[View]], vocabulary: Vocabulary, selection: Selection, size: int
@@ -323,10 +330,10 @@ class Recognizer:
         """Scores [C] and predictions of each picture of each batch, in order. The scores may not be finite."""
         if not selection.evidence:
             for batch in self._scores(batches, vocabulary, size):
-                yield [(scores, selection.best(scores, vocabulary.labels)) for scores in batch]
+                yield [(scores, selection.best(scores, vocabulary)) for scores in batch]
             return
         for pictures in by_picture(batches, size, partial(self._features, vocabulary=vocabulary)):
-            yield [self._with_evidence(layout, tiles, vocabulary, selection) for layout, tiles in pictures]
+            yield [with_evidence(self.bundle.manifest, layout, tiles, vocabulary, selection) for layout, tiles in pictures]
 
     def _scores(self, batches: Iterable[Sequence[View]], vocabulary: Vocabulary, size: int) -> Iterator[list[FloatArray]]:
         """Scores [C] of each picture of each batch, in order, at most `size` tiles at once. They may not be finite."""
@@ -339,29 +346,18 @@ class Recognizer:
             assert local is not None
             yield zip(local, global_feature, strict=True)
 
-    def _with_evidence(
-        self, layout: Layout, tiles: Sequence[tuple[FloatArray, FloatArray]], vocabulary: Vocabulary, selection: Selection
-    ) -> tuple[FloatArray, tuple[Prediction, ...]]:
-        manifest = self.bundle.manifest
-        embedding = vocabulary.label_embedding
-        scores = best_scores([matching.score(manifest.arch, *features, embedding, manifest.topk) for features in tiles])
-        best = selection.best(scores, vocabulary.labels)
-        windows = np.stack([patches.reshape(*manifest.grid, -1)[layout.window] for patches, _ in tiles])
-        local = windows.reshape(-1, windows.shape[-1])
-        evidence = matching.patch_similarity(local, embedding[[vocabulary.index(prediction.label) for prediction in best]])
-        strength = matching.strength(local, embedding, evidence)
-        grids = (values.reshape(len(best), *windows.shape[:-1]) for values in (evidence, strength))
-        shown = zip(best, *([joined(layout, label) for label in grid] for grid in grids), strict=True)
-        return scores, tuple(replace(each, evidence=matches, strength=clear) for each, matches, clear in shown)
-
     def _views_of(self, images: Iterable[ImageSource], batch_size: int) -> Iterator[list[View]]:
         for batch in batches(iter(several(images, "images")), batch_size):
             yield [self._view(image) for image in batch]
 
-    def _selection(self, top: int, threshold: float | None, evidence: bool) -> Selection:
-        selection = Selection(top, threshold, evidence)
+    def _selection(self, vocabulary: Vocabulary, *chosen: Any) -> Selection:
+        selection = Selection.of(lambda: self.scope(vocabulary), vocabulary, *chosen)
         selection.check(self.bundle.manifest.arch)
         return selection
+
+    def scope(self, vocabulary: Vocabulary) -> Scope:
+        """What thresholds for this vocabulary hold for."""
+        return Scope.of(self.bundle.manifest, self.engine.precision, self.crop, vocabulary)
 
     def _batch_size(self, asked: int | None) -> int:
         if asked is None:
@@ -371,7 +367,7 @@ class Recognizer:
 
     def _advised(self, labels: Labels) -> Vocabulary:
         vocabulary = self.vocabulary(labels)
-        if len(vocabulary) < _FEW_LABELS and self.bundle.manifest.arch is not Arch.CLIP:
+        if len(vocabulary.label_embedding) < _FEW_LABELS and self.bundle.manifest.arch is not Arch.CLIP:
             _advise_more_labels(len(vocabulary))
         return vocabulary
 
@@ -390,8 +386,9 @@ def _cache_folder(asked: str | os.PathLike[str] | bool | None) -> Path | None:
 @cache  # once is enough
 def _advise_more_labels(labels: int) -> None:
     log.warning(
-        "%d label%s: scores compare the labels of one picture, and with so few even a wrong one may score high; "
-        "add labels of other things that may be in the pictures, ten or more in all",
+        "%d label%s: scores compare the labels of one picture, and with so few even a wrong one may score high; add labels "
+        "of other things that may be in the pictures, or `background='common'`, everyday things that are compared and never "
+        "tags",
         labels,
         "" if labels == 1 else "s",
     )

@@ -15,10 +15,15 @@ from sigrl_deploy.bundle.manifest import TOKENIZER, VOCABULARY
 from sigrl_deploy.engines.engine import Engine
 from sigrl_deploy.errors import BundleError, LabelError
 from sigrl_deploy.files import DamagedFileError
+from sigrl_deploy.labels.background import with_background
+from sigrl_deploy.labels.label_set import Label, LabelSet, label_set
+from sigrl_deploy.labels.names import check_labels
+from sigrl_deploy.labels.reading import read_label_set
 from sigrl_deploy.vocabulary.cache import VocabularyCache, digest
-from sigrl_deploy.labels.names import check_labels, read_labels
+from sigrl_deploy.vocabulary.readout import Readout
 from sigrl_deploy.vocabulary.tokenizer import Tokenizer
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
+from sigrl_deploy.vocabulary.wordings import has_template, in_template
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +37,7 @@ class Vocabularies:
     def __init__(self, bundle: Bundle, engine: Engine, folder: Path | None, unfused: Collection[str]) -> None:
         manifest = bundle.manifest
         self._encoder = _LabelEncoder(bundle, engine)
+        self._template = manifest.template
         rows = manifest.files[TOKENIZER if manifest.context_length else VOCABULARY]
         # Hashes of the files, not what the manifest says about them: two bundles that differ must never share a row.
         text_key = digest(*engine.text_digests, rows, manifest.template, str(manifest.context_length))
@@ -50,12 +56,21 @@ class Vocabularies:
         """Names the text tower, template and label graph; see `Vocabulary`."""
         return self._cache.origin
 
-    def of(self, labels: str | Path | Iterable[str]) -> Vocabulary:
+    def of(self, labels: str | Path | Iterable[str | Label] | LabelSet) -> Vocabulary:
         """Labels, or a label file, with everything that scoring needs. Raises LabelError."""
         start = time.perf_counter()
-        found = self._cache.vocabulary(read_labels(labels) if isinstance(labels, (str, Path)) else check_labels(labels))
+        given = read_label_set(labels) if isinstance(labels, (str, Path)) else label_set(labels)
+        asked = with_background(given, self._bundled_names)
+        if asked.is_plain:
+            found = self._cache.vocabulary(asked.names)
+        else:
+            readout = Readout.of(asked, self._template)
+            found = replace(self._cache.vocabulary(readout.rows), labels=asked.names, readout=readout)
         log.debug("%d labels ready in %.2f s", len(found), time.perf_counter() - start)
         return found
+
+    def _bundled_names(self) -> tuple[str, ...] | None:
+        return self.bundled.labels if self.bundled else None
 
     @cached_property
     def bundled(self) -> Vocabulary | None:
@@ -71,10 +86,9 @@ class _LabelEncoder:
         self._bundle = bundle
         self._engine = engine
 
-    def encode(self, labels: Sequence[str]) -> FloatArray:
-        """A batch of labels → T [N, D], by the text tower."""
-        template = self._bundle.manifest.template
-        token_ids = self._tokenizer([template.replace("{label}", label) for label in labels])
+    def encode(self, wordings: Sequence[str]) -> FloatArray:
+        """A batch of wordings → T [N, D], by the text tower."""
+        token_ids = self._tokenizer([in_template(wording, self._bundle.manifest.template) for wording in wordings])
         # Columns behind the last end-of-text token, the highest id, change nothing and cost most of the time.
         return self._engine.encode_labels(token_ids[:, : int(token_ids.argmax(axis=1).max()) + 1])
 
@@ -84,12 +98,17 @@ class _LabelEncoder:
         assert length is not None
         return Tokenizer(self._bundle.file(TOKENIZER), length)
 
-    def look_up(self, labels: Sequence[str]) -> FloatArray:
-        """A batch of labels → T [N, D], from the bundle's own vocabulary."""
+    def look_up(self, wordings: Sequence[str]) -> FloatArray:
+        """A batch of wordings → T [N, D], from the bundle's own vocabulary."""
         own = self.bundled
         assert own is not None
+        if any(map(has_template, wordings)):
+            problem = (
+                "the bundle has no text tower, so it has no use for templates; leave them out, or export with `text_tower`"
+            )
+            raise LabelError(problem, argument="labels")
         row = {label: i for i, label in enumerate(own.labels)}
-        unknown = [label for label in labels if label not in row]
+        unknown = [wording for wording in wordings if wording not in row]
         if unknown:
             raise LabelError(
                 f"the bundle has no text tower and knows only its own {len(own)} labels; leave this label out, or export "
@@ -97,7 +116,7 @@ class _LabelEncoder:
                 argument="labels",
                 value=unknown[0],
             )
-        return own.label_embedding[[row[label] for label in labels]]
+        return own.label_embedding[[row[wording] for wording in wordings]]
 
     @cached_property
     def bundled(self) -> Vocabulary | None:

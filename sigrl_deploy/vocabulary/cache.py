@@ -1,8 +1,10 @@
 """The vocabulary cache: two tiers, each in memory and on disk.
 
-1. A label's text embedding, by (text tower, template, label): packs of labels, one file per encoded batch.
-2. A whole vocabulary's embeddings and graph projection, by its set of labels and the GMC weights. GMC's rows move with their
+1. A wording's text embedding, by (text tower, template, wording): packs of wordings, one file per encoded batch.
+2. A whole vocabulary's embeddings and graph projection, by its set of rows and the GMC weights. GMC's rows move with their
    labels, so one file serves every order of them.
+
+Rows and wordings are texts, see `wordings`; those of a label that is only a name are that name.
 
 Many processes may share the folder: a file is written under a temporary name and renamed, and two processes that compute the
 same thing write the same thing. Damaged files are reported and rebuilt.
@@ -28,6 +30,7 @@ from sigrl_deploy.files import DamagedFileError, replacing
 from sigrl_deploy.machine.cache_folder import ABOUT, PRIVATE, entries, make_private
 from sigrl_deploy.progress import Progress
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
+from sigrl_deploy.vocabulary.wordings import combined, wordings_of
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +47,10 @@ def digest(*parts: str) -> str:
 class VocabularyCache:
     """The cache of one text side: a text tower with a template, and a label graph where there is one.
 
-    `encode` maps a batch of labels to T [N, D], `project` maps T [C, D] to G Wbᵀ [C, D] or None. `text_key` and `graph_key` are
-    `digest`s of what those two depend on; `graph_key` is empty without a label graph. `width` is D, and `about` describes the
-    text side to people. With `folder` None it stays in memory. Threads may share it: the one that encodes lets others in after
-    every batch.
+    `encode` maps a batch of wordings to T [N, D], `project` maps T [R, D] to G Wbᵀ [R, D] or None. `text_key` and `graph_key`
+    are `digest`s of what those two depend on; `graph_key` is empty without a label graph. `width` is D, and `about` describes
+    the text side to people. With `folder` None it stays in memory. Threads may share it: the one that encodes lets others in
+    after every batch.
     """
 
     labels_per_batch = LABELS_PER_BATCH
@@ -70,7 +73,7 @@ class VocabularyCache:
         self._project = project
         self._width = width
         self._about = about
-        self._rows: dict[str, FloatArray] = {}
+        self._embeddings: dict[str, FloatArray] = {}
         self._vocabularies: OrderedDict[str, Vocabulary] = OrderedDict()
         self._packs_read = False
         self._writable = True
@@ -78,12 +81,12 @@ class VocabularyCache:
         self._next, self._encoding = Lock(), Lock()  # held by the thread that encodes next, and while a batch is encoded
         self._building: defaultdict[str, Lock] = defaultdict(Lock)  # held while one vocabulary is built
 
-    def vocabulary(self, labels: tuple[str, ...]) -> Vocabulary:
-        """The vocabulary of these labels in this order, from the fastest tier that has it.
+    def vocabulary(self, rows: tuple[str, ...]) -> Vocabulary:
+        """The vocabulary of these rows in this order, from the fastest tier that has it. Its labels are the rows.
 
         Raises BundleError where the text graph gives rows of another width, or rows that are not finite.
         """
-        ordered = tuple(sorted(labels))
+        ordered = tuple(sorted(rows))
         name = self._vocabulary_name(ordered)
         found = self._remembered(name)
         if found is None:
@@ -96,7 +99,7 @@ class VocabularyCache:
                     self._remember(name, found)
             finally:
                 self._building.pop(name, None)
-        return _reordered(found, labels, self.origin)
+        return _reordered(found, rows, self.origin)
 
     def _remembered(self, name: str) -> Vocabulary | None:
         with self._in_memory:
@@ -118,27 +121,29 @@ class VocabularyCache:
     def _pack_name(self, labels: Sequence[str]) -> str:
         return f"labels-{digest(self._text_key, *labels)}.npz"
 
-    def _build(self, labels: tuple[str, ...]) -> Vocabulary:
+    def _build(self, rows: tuple[str, ...]) -> Vocabulary:
+        wordings = list(dict.fromkeys(itertools.chain.from_iterable(map(wordings_of, rows))))
         with self._turn_to_encode():
             self._read_packs()
-            missing = [label for label in labels if label not in self._rows]
-        log.debug("encoding %d of %d labels, which are not in the cache", len(missing), len(labels))
+            missing = [wording for wording in wordings if wording not in self._embeddings]
+        log.debug("encoding %d of %d texts, which are not in the cache", len(missing), len(wordings))
         with Progress(len(missing), "label") as progress:
             while encoded := self._encode_some(missing):
                 progress.advance(encoded)
-        embedding = np.stack([self._rows[label] for label in labels])
-        vocabulary = Vocabulary(labels, embedding, self._checked_projection(embedding))
-        self._write(self._vocabulary_name(labels), vocabulary)
+        embedding = np.stack([combined(np.stack([self._embeddings[w] for w in wordings_of(row)])) for row in rows])
+        vocabulary = Vocabulary(rows, embedding, self._checked_projection(embedding))
+        self._write(self._vocabulary_name(rows), vocabulary)
         return vocabulary
 
-    def _encode_some(self, labels: Sequence[str]) -> int:
-        """Encode a batch of the labels that have no row yet. Returns how many there were."""
+    def _encode_some(self, wordings: Sequence[str]) -> int:
+        """Encode a batch of the wordings that have no embedding yet. Returns how many there were."""
         with self._turn_to_encode():
-            batch = tuple(itertools.islice((label for label in labels if label not in self._rows), self.labels_per_batch))
+            waiting = (wording for wording in wordings if wording not in self._embeddings)
+            batch = tuple(itertools.islice(waiting, self.labels_per_batch))
             if batch:
-                rows = _checked(self._encode(batch), (len(batch), self._width))
-                self._rows.update(zip(batch, rows, strict=True))
-                self._write(self._pack_name(batch), Vocabulary(batch, rows))
+                embeddings = _checked(self._encode(batch), (len(batch), self._width))
+                self._embeddings.update(zip(batch, embeddings, strict=True))
+                self._write(self._pack_name(batch), Vocabulary(batch, embeddings))
             return len(batch)
 
     @contextmanager
@@ -166,7 +171,7 @@ class VocabularyCache:
                 continue
             pack = self._read(path.name, self._pack_name, graph=False)
             if pack is not None:
-                self._rows.update(zip(pack.labels, pack.label_embedding, strict=True))
+                self._embeddings.update(zip(pack.labels, pack.label_embedding, strict=True))
 
     def _read(self, name: str, name_of: Callable[[Sequence[str]], str], graph: bool) -> Vocabulary | None:
         """A file, if its labels are those that its name stands for. A damaged one is reported and removed."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,27 +14,30 @@ from numpy.typing import NDArray
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.errors import LabelError
 from sigrl_deploy.files import DamagedFileError, read_arrays, write_arrays
+from sigrl_deploy.vocabulary.readout import Readout
 
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """Labels with their embeddings, in one order. A score holds for one vocabulary only: it depends on all its labels.
+    """Labels with their embeddings, in one order. A score holds for one vocabulary only: it depends on all its rows.
 
     >>> vocabulary = recognizer.vocabulary(["cat", "cup of coffee", "rocket"])
     >>> len(vocabulary), vocabulary.index("rocket")
     (3, 2)
 
     Attributes:
-        labels: C labels.
-        label_embedding: T, fp32 [C, D].
-        graph_projection: G Wbᵀ, fp32 [C, D]; None without a label graph.
+        labels: C labels, in the order of scores.
+        label_embedding: T, fp32 [R, D], a row for each label, unless `readout` says otherwise.
+        graph_projection: G Wbᵀ, fp32 [R, D]; None without a label graph.
         origin: names the text tower, template and label graph that made the arrays; "" for arrays of your own.
+        readout: how R rows become C labels, where labels have several rows, or there are rows that are no labels.
     """
 
     labels: tuple[str, ...]
     label_embedding: FloatArray = field(repr=False)
     graph_projection: FloatArray | None = field(default=None, repr=False)
     origin: str = field(default="", repr=False)
+    readout: Readout | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -43,6 +48,16 @@ class Vocabulary:
             return self.labels.index(label)
         except ValueError:
             raise LabelError(f"not in the vocabulary of {len(self)} labels", argument="label", value=label) from None
+
+    @property
+    def digest(self) -> str:
+        """A short name for everything about the labels that scores depend on, except their order."""
+        rows = self.labels if self.readout is None else self.readout.rows
+        return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()[:32]
+
+    def scores(self, of_rows: FloatArray) -> FloatArray:
+        """Scores [..., R] of the rows → [..., C] of the labels."""
+        return of_rows if self.readout is None else self.readout.scores(of_rows)
 
     def write(self, path: Path, mode: int = 0o666) -> None:
         """Write the vocabulary as a file of arrays, whole or not at all; for `mode` see `replacing`."""

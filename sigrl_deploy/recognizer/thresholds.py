@@ -1,0 +1,147 @@
+"""Thresholds that `sigrl-deploy calibrate` found, and the check that they are used with what they were found for.
+
+Scores are normalised over all rows of a vocabulary, so a threshold holds for one label set, one model and one precision.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from sigrl_deploy.arrays import FloatArray
+from sigrl_deploy.bundle.manifest import Manifest
+from sigrl_deploy.config import Crop, Precision
+from sigrl_deploy.errors import UsageError
+from sigrl_deploy.files import read_bounded, replacing
+from sigrl_deploy.recognizer.probabilities import Curve
+from sigrl_deploy.structs import Checked
+from sigrl_deploy.vocabulary.cache import digest
+from sigrl_deploy.vocabulary.vocabulary import Vocabulary
+
+_MOST_BYTES = 1 << 28
+_WEIGHTS = ("checkpoint", "text_tower", "label_embeddings")  # of what a manifest says about an export's sources
+_Finite: TypeAlias = Annotated[float, Meta(ge=-1e6, le=1e6)]
+
+
+class Scope(Checked, frozen=True):
+    """What thresholds hold for. Two that are equal may share a file of thresholds.
+
+    `labels` is the vocabulary's digest and `rows` how many rows it has, `model` names the weights and everything else that
+    scores depend on, `precision` and `crop` are how they run.
+    """
+
+    labels: str
+    rows: Annotated[int, Meta(ge=1)]
+    model: str
+    precision: Precision
+    crop: Crop
+
+    @classmethod
+    def of(cls, manifest: Manifest, precision: Precision, crop: Crop, vocabulary: Vocabulary) -> Scope:
+        """Exports of the same checkpoint have the same `model`, whatever precisions they hold."""
+        rules = manifest.arch.value, str(manifest.topk), manifest.template, str(manifest.preprocess.description)
+        made_of = {name: source for name, source in manifest.source.items() if name in _WEIGHTS and isinstance(source, dict)}
+        weights = [f"{name} {source.get('sha256') or source.get('file')}" for name, source in sorted(made_of.items())]
+        return cls(vocabulary.digest, len(vocabulary.label_embedding), digest(*rules, *weights), precision, crop)
+
+
+class ThresholdFile(Checked, frozen=True):
+    """What a file of thresholds holds.
+
+    `thresholds` are by label, `global_threshold` is for labels that it does not name. `metric` is what they were chosen by, and
+    `calibration` what is known of that: pictures, date, figures by cross-validation. `probabilities` turns scores into them.
+    """
+
+    scope: Scope
+    metric: str
+    global_threshold: _Finite
+    thresholds: dict[str, _Finite]
+    version: Literal[1] = 1
+    probabilities: Curve | None = None
+    calibration: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all. Raises OSError."""
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(self.to_plain(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """A file of thresholds to use.
+
+    >>> thresholds = Thresholds.read("thresholds.json")
+    >>> thresholds.file.metric
+    'f1'
+
+    Attributes:
+        path: the file.
+        file: what it holds.
+        rescale: whether it may be used with other labels and another precision than it was made for. Scores shrink with the
+            square root of the number of rows, and thresholds are made to follow. They are worse than calibrated ones.
+    """
+
+    path: Path
+    file: ThresholdFile
+    rescale: bool = False
+
+    @classmethod
+    def read(cls, path: str | Path, *, rescale: bool = False) -> Thresholds:
+        """Read a file that `sigrl-deploy calibrate` wrote. Raises UsageError where it cannot be read."""
+        try:
+            values = json.loads(read_bounded(Path(path), _MOST_BYTES))
+        except (OSError, ValueError, RecursionError) as error:
+            reason = getattr(error, "strerror", None) or error
+            problem = f"cannot be read ({reason}); expected a file that sigrl-deploy calibrate wrote"
+            raise UsageError(problem, argument="thresholds", value=path) from None
+        version = values.get("version") if isinstance(values, dict) else None
+        try:
+            if version != 1:
+                raise ValueError(f"version: {str(version)[:20]}, this release reads 1")
+            return cls(Path(path), ThresholdFile.from_plain(values), rescale)
+        except ValueError as error:
+            problem = f"is no file of thresholds ({error}); run sigrl-deploy calibrate again"
+            raise UsageError(problem, argument="thresholds", value=path) from None
+
+    def limits(self, scope: Scope, labels: Sequence[str]) -> FloatArray:
+        """fp32 [C], the threshold of each label. Raises UsageError where the file was made for something else."""
+        self._check(scope)
+        values = [self.file.thresholds.get(label, self.file.global_threshold) for label in labels]
+        return np.array(values, np.float32) * np.float32(self._factor(scope))
+
+    def probabilities(self, scope: Scope) -> Curve | None:
+        """The curve of probabilities, where the file has one and is used with what it was made for."""
+        return None if scope != self.file.scope else self.file.probabilities
+
+    def _factor(self, scope: Scope) -> float:
+        """Within a picture, the spread of scores times √R is about the same for any vocabulary of R rows."""
+        return 1.0 if scope.labels == self.file.scope.labels else math.sqrt(self.file.scope.rows / scope.rows)
+
+    def _check(self, scope: Scope) -> None:
+        own = self.file.scope
+        if scope.model != own.model:
+            problem = "was made for another bundle; calibrate this one"
+        elif scope.crop is not own.crop:
+            problem = f"was made with `crop='{own.crop.value}'`; use that, or calibrate again"
+        elif self.rescale:
+            return
+        elif scope.labels != own.labels:
+            problem = (
+                f"was made for other labels ({own.rows} rows, here are {scope.rows}), and each score depends on all of them; "
+                "calibrate again, or use `rescale_thresholds`, which is less exact"
+            )
+        elif scope.precision is not own.precision:
+            problem = (
+                f"was made with `precision='{own.precision.value}'`; use that, calibrate again, or use `rescale_thresholds`"
+            )
+        else:
+            return
+        raise UsageError(problem, argument="thresholds", value=self.path)
