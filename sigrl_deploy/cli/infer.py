@@ -14,11 +14,13 @@ from sigrl_deploy.cli.options import (
     MOST_PICTURES,
     PATH,
     backend_option,
+    background_option,
     build_option,
     bundle_option,
     cache_option,
     device_option,
     engine_options,
+    labels_option,
     precision_option,
     threads_option,
     unfused_option,
@@ -38,9 +40,16 @@ log = logging.getLogger(__name__)
     "-0", "--null", is_flag=True, help="Names in the list on standard input end with a null byte, as find -print0 writes them."
 )
 @bundle_option
-@click.option("--labels", type=PATH, help="Label file, one label per line [default: the vocabulary in the bundle].")
-@click.option("--top", type=click.IntRange(min=1), help="At most N labels per picture [default: 5].", metavar="N")
+@labels_option
+@background_option
+@click.option(
+    "--top", type=click.IntRange(min=1), help="At most N labels per picture [default: 5, any with --thresholds].", metavar="N"
+)
 @click.option("--threshold", type=float, help="Leave out labels that score below this. It is only valid for one label file.")
+@click.option("--thresholds", type=PATH, help="File that calibrate wrote for these labels: a threshold for each of them.")
+@click.option(
+    "--rescale-thresholds", is_flag=True, help="Take --thresholds for other labels too, and scale them. Less exact."
+)
 @click.option(
     "--scores",
     type=click.Choice(["top", "all"]),
@@ -91,8 +100,9 @@ def infer(pictures: tuple[str, ...], null: bool, scores: str, **options: Any) ->
     from sigrl_deploy.pictures.finding import STDIN, find_pictures
     from sigrl_deploy.tagging.run import InferOptions, run_infer
 
-    if scores == "all" and (options["top"] is not None or options["threshold"] is not None):
-        raise UsageError("gives every label, so leave out `top` and `threshold`", argument="scores", value=scores)
+    if scores == "all" and any(options[name] is not None for name in ("top", "threshold", "thresholds")):
+        problem = "gives every label, so leave out `top`, `threshold` and `thresholds`"
+        raise UsageError(problem, argument="scores", value=scores)
     if scores == "all" and options["heatmaps"] is not None:
         problem = "heat maps are drawn for the best labels only; leave out `heatmaps` or `scores='all'`"
         raise UsageError(problem, argument="scores", value=scores)
@@ -101,7 +111,6 @@ def infer(pictures: tuple[str, ...], null: bool, scores: str, **options: Any) ->
     if null and STDIN not in pictures:
         raise UsageError("is for a list on standard input; give - in place of PICTURES, or leave it out", argument="null")
     found = find_pictures(pictures, sys.stdin.buffer if sys.stdin else io.BytesIO(), null_separated=null)
-    options["top"] = options["top"] or 5
     chosen = InferOptions(
         found.paths, named=frozenset(pictures), all_scores=scores == "all", engine=engine_options(options), **options
     )

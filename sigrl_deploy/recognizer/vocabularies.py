@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+
+import msgspec
 
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.bundle.bundle import Bundle
@@ -60,7 +62,8 @@ class Vocabularies:
         """Labels, or a label file, with everything that scoring needs. Raises LabelError."""
         start = time.perf_counter()
         given = read_label_set(labels) if isinstance(labels, (str, Path)) else label_set(labels)
-        asked = with_background(given, self._bundled_names)
+        own = self.bundled if given.background == "bundle" else None
+        asked = with_background(given, own and own.labels)
         if asked.is_plain:
             found = self._cache.vocabulary(asked.names)
         else:
@@ -69,14 +72,22 @@ class Vocabularies:
         log.debug("%d labels ready in %.2f s", len(found), time.perf_counter() - start)
         return found
 
-    def _bundled_names(self) -> tuple[str, ...] | None:
-        return self.bundled.labels if self.bundled else None
-
     @cached_property
     def bundled(self) -> Vocabulary | None:
         """The vocabulary that the bundle was exported with, or None. Raises BundleError where it is damaged."""
         own = self._encoder.bundled
         return own and replace(own, origin=self.origin)
+
+
+def asked_labels(labels: LabelSet | None, background: str | None, own: Callable[[], Vocabulary]) -> LabelSet | None:
+    """A label set, or a bundle's `own` vocabulary where there is none, with another background where that is given.
+
+    Raises LabelError where the bundle has no vocabulary.
+    """
+    if background is None:
+        return labels
+    chosen = labels or LabelSet(tuple(map(Label, own().labels)))
+    return msgspec.structs.replace(chosen, background=background)
 
 
 class _LabelEncoder:

@@ -17,7 +17,7 @@ import numpy as np
 from sigrl_deploy.config import Crop
 from sigrl_deploy.errors import UsageError, printable
 from sigrl_deploy.files import replacing
-from sigrl_deploy.recognizer.predictions import Record
+from sigrl_deploy.recognizer.predictions import Prediction, Record
 
 _PATH_WIDTH = 48
 _ENCODING_ERRORS = "backslashreplace"
@@ -36,19 +36,33 @@ class Heatmaps:
     tags: tuple[str | None, ...] | None = None
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What the records of a run say besides paths, labels and scores.
+
+    labels: of the vocabulary; with `all_scores` a record has the score of each of them in place of tags.
+    crop: the recognizer's.
+    of_tags: which of a prediction's `threshold`, `probability` and `child` a tag has.
+    thresholds: the file that decided, by name.
+    """
+
+    labels: Sequence[str]
+    all_scores: bool = False
+    crop: Crop = Crop.CENTRE
+    of_tags: Sequence[str] = ()
+    thresholds: str | None = None
+
+
 class Writer:
     """Writes the records of one run to a text stream, as they come.
 
-    `run` names the bundle, labels and options that make the records, as `name_run` does: only the same can resume it. `crop` is
-    the recognizer's.
+    `run` names the bundle, labels and options that make the records, as `name_run` does: only the same can resume it.
     """
 
-    def __init__(self, stream: TextIO, labels: Sequence[str], all_scores: bool, run: str, crop: Crop = Crop.CENTRE) -> None:
+    def __init__(self, stream: TextIO, shown: Shown, run: str) -> None:
         self.stream = stream
-        self.labels = labels
-        self.all_scores = all_scores
+        self.shown = shown
         self.run = run
-        self.crop = crop
         self.begin()
 
     def begin(self) -> None:
@@ -62,25 +76,35 @@ class Writer:
         """Write what comes after the last record."""
 
 
-def as_json(
-    record: Record, labels: Sequence[str], all_scores: bool, heatmaps: Heatmaps | None = None, crop: Crop = Crop.CENTRE
-) -> dict[str, Any]:
+def as_json(record: Record, shown: Shown, heatmaps: Heatmaps | None = None) -> dict[str, Any]:
     """`{"path", "tags": [{"label", "score"}]}`, `{"path", "scores": {label: score}}` or `{"path", "error"}`.
 
     Where heat maps were asked for, a record with tags names their file as "heatmap", or each tag its own: null where there is
-    none, since the picture had vanished or has no tags. A "crop" other than the contract's is named behind the path.
+    none, since the picture had vanished or has no tags. A "crop" other than the contract's is named behind the path, and the
+    file of "thresholds" where one decided. Tags have their "threshold" and "probability" where there is one, and parents the
+    "child" that brought them.
     """
     if record.error is not None or record.scores is None:
         return {"path": record.path, "error": record.error}
-    picture = {"path": record.path} | ({} if crop is Crop.CENTRE else {"crop": crop.value})
-    if all_scores:
-        return picture | {"scores": dict(zip(labels, map(_rounded, record.scores.tolist()), strict=True))}
-    tags: list[dict[str, Any]] = [{"label": tag.label, "score": _rounded(tag.score)} for tag in record.predictions]
+    picture = {"path": record.path} | ({} if shown.crop is Crop.CENTRE else {"crop": shown.crop.value})
+    if shown.all_scores:
+        return picture | {"scores": dict(zip(shown.labels, map(_rounded, record.scores.tolist()), strict=True))}
+    picture |= {} if shown.thresholds is None else {"thresholds": shown.thresholds}
+    tags = [_tag(prediction, shown.of_tags) for prediction in record.predictions]
     if heatmaps is None:
         return picture | {"tags": tags}
     if heatmaps.tags is None:
         return picture | {"tags": tags, "heatmap": heatmaps.sheet}
     return picture | {"tags": [tag | {"heatmap": file} for tag, file in zip(tags, heatmaps.tags, strict=True)]}
+
+
+def _tag(prediction: Prediction, more: Sequence[str]) -> dict[str, Any]:
+    values = {"label": prediction.label, "score": _rounded(prediction.score)}
+    for name in more:
+        value = getattr(prediction, name)
+        if value is not None:
+            values[name] = _rounded(value) if isinstance(value, float) else value
+    return values
 
 
 def _rounded(score: float) -> float:
@@ -92,7 +116,7 @@ class JsonLinesWriter(Writer):
     """One JSON object per line, written out at once: an interrupted run keeps what it has done."""
 
     def write(self, record: Record, heatmaps: Heatmaps | None = None) -> None:
-        values = as_json(record, self.labels, self.all_scores, heatmaps, self.crop) | {"run": self.run}
+        values = as_json(record, self.shown, heatmaps) | {"run": self.run}
         self.stream.write(json.dumps(values, ensure_ascii=False) + "\n")
         self.stream.flush()
 
@@ -105,7 +129,7 @@ class JsonWriter(Writer):
         self.separator = "\n"
 
     def write(self, record: Record, heatmaps: Heatmaps | None = None) -> None:
-        values = as_json(record, self.labels, self.all_scores, heatmaps, self.crop)
+        values = as_json(record, self.shown, heatmaps)
         self.stream.write(self.separator + json.dumps(values, ensure_ascii=False))
         self.separator = ",\n"
 
@@ -116,6 +140,7 @@ class JsonWriter(Writer):
 class CsvWriter(Writer):
     """One row per tag: path, label, score, error. A picture without tags has a row with neither label nor error.
 
+    Where tags have a threshold, a probability or a child, they are columns behind the score; the file of thresholds is the last.
     With all scores, one row per picture: path, error, then one column per label. Text that a spreadsheet would run as a formula
     begins with a single quote.
     """
@@ -123,18 +148,23 @@ class CsvWriter(Writer):
     def begin(self) -> None:
         # Text is always quoted: before Python 3.13 the writer leaves a carriage return in a file name bare.
         self.csv = csv.writer(self.stream, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-        self._row(*(["path", "error", *self.labels] if self.all_scores else ["path", "label", "score", "error"]))
+        shown = self.shown
+        self.decided = [] if shown.thresholds is None else [shown.thresholds]
+        columns = ["path", "label", "score", *shown.of_tags, "error", *["thresholds"] * len(self.decided)]
+        self._row(*(["path", "error", *shown.labels] if shown.all_scores else columns))
 
     def write(self, record: Record, heatmaps: Heatmaps | None = None) -> None:
-        error = record.error or ""
-        if self.all_scores:
-            scores = [""] * len(self.labels) if record.scores is None else map(_rounded, record.scores.tolist())
+        error, shown = record.error or "", self.shown
+        if shown.all_scores:
+            scores = [""] * len(shown.labels) if record.scores is None else map(_rounded, record.scores.tolist())
             self._row(record.path, error, *scores)
         elif record.predictions:
-            for tag in record.predictions:
-                self._row(record.path, tag.label, _rounded(tag.score), "")
+            for prediction in record.predictions:
+                tag = _tag(prediction, shown.of_tags)
+                cells = [tag.get(name, "") for name in ("label", "score", *shown.of_tags)]
+                self._row(record.path, *cells, "", *self.decided)
         else:
-            self._row(record.path, "", "", error)
+            self._row(record.path, "", "", *[""] * len(shown.of_tags), error, *self.decided)
 
     def _row(self, *cells: str | float) -> None:
         self.csv.writerow([self.text(cell) if isinstance(cell, str) else cell for cell in cells])
@@ -156,7 +186,7 @@ class TableWriter(Writer):
     """Columns for people: picture, label, score."""
 
     def begin(self) -> None:
-        self.label_width = min(40, max(5, *(len(printable(label)) for label in self.labels)))
+        self.label_width = min(40, max(5, *(len(printable(label)) for label in self.shown.labels)))
         self._line("picture", "label", "  score")
 
     def write(self, record: Record, heatmaps: Heatmaps | None = None) -> None:
@@ -166,8 +196,8 @@ class TableWriter(Writer):
             self._line(name, "error", record.error or "")
             return
         tags = (
-            zip(self.labels, record.scores.tolist(), strict=True)
-            if self.all_scores
+            zip(self.shown.labels, record.scores.tolist(), strict=True)
+            if self.shown.all_scores
             else ((t.label, t.score) for t in record.predictions)
         )
         for label, score in tags:

@@ -17,12 +17,16 @@ from sigrl_deploy.bundle.manifest import Manifest
 from sigrl_deploy.config import Crop
 from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import UsageError
+from sigrl_deploy.labels.reading import read_label_set
 from sigrl_deploy.progress import Progress
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.recognizer.predictions import Record
+from sigrl_deploy.recognizer.selection import DEFAULT_TOP
+from sigrl_deploy.recognizer.thresholds import Thresholds
+from sigrl_deploy.recognizer.vocabularies import asked_labels
 from sigrl_deploy.tagging.drawing import MOST_TAGS
 from sigrl_deploy.tagging.heatmaps import is_heatmap_name, open_folder, write_heatmaps
-from sigrl_deploy.tagging.output import WRITERS, Heatmaps, RawCsvWriter, choose_format, open_output
+from sigrl_deploy.tagging.output import WRITERS, Heatmaps, RawCsvWriter, Shown, choose_format, open_output
 from sigrl_deploy.tagging.partial import Partial, check_fresh, name_run, open_partial
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
@@ -36,6 +40,8 @@ class InferOptions:
     pictures: paths; `find_pictures` makes them of folders and globs.
     named: those of them that were named one by one, and are tagged even where they look like heat maps.
     labels: a label file; None is the bundle's own vocabulary.
+    background: in place of what the label file says, see `LabelSet`.
+    thresholds: a file of thresholds; `rescale_thresholds` lets it be one for other labels.
     all_scores: every label's score in place of the best labels.
     format: "table", "json", "jsonl" or "csv"; None goes by the ending of `out`.
     out: a file; None is standard output.
@@ -50,7 +56,7 @@ class InferOptions:
     pictures: list[str]
     bundle: Path
     labels: Path | None
-    top: int
+    top: int | None
     threshold: float | None
     all_scores: bool
     format: str | None
@@ -66,11 +72,16 @@ class InferOptions:
     raw_csv: bool = False
     named: frozenset[str] = frozenset()
     heatmap_per_tag: bool = False
+    background: str | None = None
+    thresholds: Path | None = None
+    rescale_thresholds: bool = False
 
 
 def run_infer(options: InferOptions) -> int:
     """Tag the pictures and write the records and heat maps. Returns how many pictures of the output could not be read."""
     format_ = _check_output(options)
+    thresholds = _thresholds(options)
+    labels = None if options.labels is None else read_label_set(options.labels)
     recognizer = Recognizer(
         options.bundle,
         cache_dir=options.cache_dir,
@@ -83,27 +94,53 @@ def run_infer(options: InferOptions) -> int:
             problem = f"a bundle of arch {manifest.arch.value} scores whole pictures and has no evidence by patch; leave it out"
             raise UsageError(problem, argument="heatmaps")
         open_folder(options.heatmaps)
-        if options.top > MOST_TAGS and not options.heatmap_per_tag:
+        if (options.top or 0) > MOST_TAGS and not options.heatmap_per_tag:
             log.warning("heat maps show the %d best tags of a picture; `heatmap_per_tag` draws all", MOST_TAGS)
-    vocabulary = recognizer.vocabulary(options.labels)
-    run = _run_name(options, recognizer, vocabulary)
+    vocabulary = recognizer.vocabulary(asked_labels(labels, options.background, recognizer.vocabulary))
+    run = _run_name(options, recognizer, vocabulary, thresholds)
+    shown = Shown(
+        vocabulary.labels,
+        options.all_scores,
+        recognizer.crop,
+        _of_tags(vocabulary, thresholds),
+        None if thresholds is None else thresholds.path.name,
+    )
     asked = _without_heatmaps(options.pictures, options.named)
     with _opened(options, format_, run) as output:
         failed = sum(output.done.values())
         pictures = [path for path in asked if path not in output.done]
         if output.done:
             log.info("resuming: %d pictures are done, %d to go", len(asked) - len(pictures), len(pictures))
-        writer = (RawCsvWriter if options.raw_csv else WRITERS[format_])(
-            output.stream, vocabulary.labels, options.all_scores, run, recognizer.crop
-        )
-        for record in _tagged(options, recognizer, vocabulary, pictures):
+        writer = (RawCsvWriter if options.raw_csv else WRITERS[format_])(output.stream, shown, run)
+        for record in _tagged(options, recognizer, vocabulary, thresholds, pictures):
             writer.write(record, _drawn(options, record, manifest))
             failed += record.error is not None
         writer.end()
     return failed
 
 
-def _tagged(options: InferOptions, recognizer: Recognizer, vocabulary: Vocabulary, pictures: list[str]) -> Iterator[Record]:
+def _thresholds(options: InferOptions) -> Thresholds | None:
+    if options.thresholds is None:
+        if options.rescale_thresholds:
+            raise UsageError("is for a file of thresholds; give `thresholds`, or leave it out", argument="rescale_thresholds")
+        return None
+    return Thresholds.read(options.thresholds, rescale=options.rescale_thresholds)
+
+
+def _of_tags(vocabulary: Vocabulary, thresholds: Thresholds | None) -> list[str]:
+    """What tags say besides label and score. A threshold that is the same for all goes without saying."""
+    readout = vocabulary.readout
+    said = {
+        "threshold": thresholds is not None or (readout is not None and readout.thresholds is not None),
+        "probability": thresholds is not None and thresholds.file.probabilities is not None,
+        "child": readout is not None and any(readout.ancestors),
+    }
+    return [name for name, is_said in said.items() if is_said]
+
+
+def _tagged(
+    options: InferOptions, recognizer: Recognizer, vocabulary: Vocabulary, thresholds: Thresholds | None, pictures: list[str]
+) -> Iterator[Record]:
     """The records, with progress shown beside."""
     records = recognizer.stream(
         pictures,
@@ -111,6 +148,7 @@ def _tagged(options: InferOptions, recognizer: Recognizer, vocabulary: Vocabular
         batch_size=options.batch_size,
         top=len(vocabulary) if options.all_scores else options.top,
         threshold=options.threshold,
+        thresholds=thresholds,
         evidence=options.heatmaps is not None,
     )
     start = time.perf_counter()
@@ -193,7 +231,9 @@ def _same_file(path: str | Path, out: Path) -> bool:
         return False
 
 
-def _run_name(options: InferOptions, recognizer: Recognizer, vocabulary: Vocabulary) -> str:
+def _run_name(
+    options: InferOptions, recognizer: Recognizer, vocabulary: Vocabulary, thresholds: Thresholds | None
+) -> str:
     """Names everything that a record depends on except its picture."""
     # What was built or measured since changes no record.
     manifest = replace(recognizer.bundle.manifest, engines=(), verified=())
@@ -201,5 +241,15 @@ def _run_name(options: InferOptions, recognizer: Recognizer, vocabulary: Vocabul
     crop = () if recognizer.crop is Crop.CENTRE else (recognizer.crop.value,)
     how = type(engine).__name__, engine.precision.value, options.engine.device_preprocess, *crop
     drawn = options.heatmaps and (str(options.heatmaps), "per tag" if options.heatmap_per_tag else "per picture")
-    chosen = options.top, options.threshold, options.all_scores, drawn
-    return name_run(bundle=manifest.to_json(), engine=how, labels=vocabulary.labels, options=chosen)
+    top = options.top or (DEFAULT_TOP if thresholds is None else None)
+    chosen = top, options.threshold, options.all_scores, drawn, *([] if thresholds is None else [thresholds.file])
+    return name_run(bundle=manifest.to_json(), engine=how, labels=_names(vocabulary), options=chosen)
+
+
+def _names(vocabulary: Vocabulary) -> tuple[object, ...]:
+    """Everything about the labels that a record depends on; of a list of names, the names."""
+    if vocabulary.readout is None:
+        return vocabulary.labels
+    readout = vocabulary.readout
+    limits = None if readout.thresholds is None else readout.thresholds.tolist()
+    return (*vocabulary.labels, readout.rows, readout.ancestors, limits)
