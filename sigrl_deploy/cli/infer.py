@@ -47,9 +47,7 @@ log = logging.getLogger(__name__)
 )
 @click.option("--threshold", type=float, help="Leave out labels that score below this. It is only valid for one label file.")
 @click.option("--thresholds", type=PATH, help="File that calibrate wrote for these labels: a threshold for each of them.")
-@click.option(
-    "--rescale-thresholds", is_flag=True, help="Take --thresholds for other labels too, and scale them. Less exact."
-)
+@click.option("--rescale-thresholds", is_flag=True, help="Take --thresholds for other labels too, and scale them. Less exact.")
 @click.option(
     "--scores",
     type=click.Choice(["top", "all"]),

@@ -16,14 +16,15 @@ from sigrl_deploy.structs import Checked
 
 MOST_WORDINGS = 1_000_000  # of a label set: texts to encode
 SLOT = "{label}"
+_SHOWN = 60  # characters of a name in a message
 
-Place = Callable[[int], str]  # where a label stands: its number in the set → what a message calls it
+Place = Callable[[int, str], str]  # the number of a label in the set, and a field → what a message calls it
 
 
 class Match(str, Enum):
     """How several wordings of a label become its score.
 
-    `mean` takes the mean of their embeddings: best for wordings of one meaning. `any` scores the name and each synonym alone
+    `mean` takes the mean of their embeddings: best for wordings of one meaning. `any` scores the name and each synonym apart
     and takes the best: for words that look unlike, such as the two meanings of "crane".
 
     >>> Label("crane", synonyms=("crane bird", "tower crane"), match=Match.ANY).match.value
@@ -118,9 +119,19 @@ def _checked_types(labels: LabelSet) -> LabelSet:
         return LabelError(problem, argument="labels")
 
     try:
-        return check_label_set(labels.checked(), lambda i: f"labels[{i}]", error)
+        return check_label_set(labels.checked(), key_of(labels), error)
     except ValueError as problem:
         raise error(str(problem)) from None
+
+
+def key_of(labels: LabelSet) -> Place:
+    """Names fields of a set's labels as `labels[3].threshold of 'sofa'`."""
+
+    def place(i: int, field: str) -> str:
+        key, name = f"labels[{i}].{field}", labels.labels[i].name
+        return key if field == "name" else f"{key} of {name[:_SHOWN]!r}"
+
+    return place
 
 
 def check_label_set(labels: LabelSet, place: Place, error: Callable[[str], LabelError]) -> LabelSet:
@@ -139,22 +150,26 @@ def check_label_set(labels: LabelSet, place: Place, error: Callable[[str], Label
     for i, label in enumerate(stripped.labels):
         for field, text in _texts(label):
             if problem := text_problem(text):
-                raise error(f"{place(i)}, {field}: {problem}")
+                raise error(f"{place(i, field)}: {problem}")
         for field, text in _texts(label):
             if field != "parents" and text in owners:
-                raise error(f"{place(i)}, {field}: {text!r} repeats {owners[text]}; remove one of the two")
+                raise error(f"{place(i, field)}: {text!r} repeats {owners[text]}; remove one of the two")
             if field != "parents":
-                owners[text] = f"{place(i)}, {field}"
+                owners[text] = place(i, field)
         for template in label.templates:
             if problem := template_problem(template):
-                raise error(f"{place(i)}, templates: {problem}")
+                raise error(f"{place(i, 'templates')}: {problem}")
         if label.threshold is not None and not math.isfinite(label.threshold):
-            raise error(f"{place(i)}, threshold: {label.threshold}, expected a finite number")
-    texts = sum((1 + len(label.synonyms)) * max(1, len(label.templates or stripped.templates)) for label in stripped.labels)
-    if texts > MOST_WORDINGS:
+            raise error(f"{place(i, 'threshold')}: is {label.threshold}, expected a finite number, such as 0.25")
+    if (texts := count_texts(stripped)) > MOST_WORDINGS:
         raise error(f"holds {texts:,} texts, synonyms times templates, expected {MOST_WORDINGS:,} at most; use fewer templates")
     _check_parents(stripped, place, error)
     return stripped
+
+
+def count_texts(labels: LabelSet) -> int:
+    """The texts that a set has encoded: of each label, its name and synonyms times its templates."""
+    return sum((1 + len(label.synonyms)) * max(1, len(label.templates or labels.templates)) for label in labels.labels)
 
 
 def _texts(label: Label) -> Iterator[tuple[str, str]]:
@@ -182,13 +197,13 @@ def _check_parents(labels: LabelSet, place: Place, error: Callable[[str], LabelE
         for parent in label.parents:
             if parent in of_synonym:
                 problem = f"{parent!r} is a synonym of {of_synonym[parent]!r}; name the parent {of_synonym[parent]!r}"
-                raise error(f"{place(i)}, parents: {problem}")
+                raise error(f"{place(i, 'parents')}: {problem}")
     try:
         TopologicalSorter(parents_of(labels)).prepare()
     except CycleError as found:
         circle: list[str] = found.args[1]
         i = next(i for i, label in enumerate(labels.labels) if label.name == circle[0])
-        raise error(f"{place(i)}, parents: {' → '.join(circle)} is a circle; remove one of these parents") from None
+        raise error(f"{place(i, 'parents')}: {' → '.join(circle)} is a circle; remove one of these parents") from None
 
 
 def parents_of(labels: LabelSet) -> dict[str, tuple[str, ...]]:

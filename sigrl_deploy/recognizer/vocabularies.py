@@ -63,7 +63,7 @@ class Vocabularies:
         start = time.perf_counter()
         given = read_label_set(labels) if isinstance(labels, (str, Path)) else label_set(labels)
         own = self.bundled if given.background == "bundle" else None
-        asked = with_background(given, own and own.labels)
+        asked = with_background(given, None if own is None else own.labels)
         if asked.is_plain:
             found = self._cache.vocabulary(asked.names)
         else:

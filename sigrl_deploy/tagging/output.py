@@ -140,9 +140,9 @@ class JsonWriter(Writer):
 class CsvWriter(Writer):
     """One row per tag: path, label, score, error. A picture without tags has a row with neither label nor error.
 
-    Where tags have a threshold, a probability or a child, they are columns behind the score; the file of thresholds is the last.
-    With all scores, one row per picture: path, error, then one column per label. Text that a spreadsheet would run as a formula
-    begins with a single quote.
+    Where tags have a threshold, a probability or a child, they are columns behind the score; the file of thresholds is the last
+    column. With all scores, one row per picture: path, error, then one column per label. Text that a spreadsheet would run as a
+    formula begins with a single quote.
     """
 
     def begin(self) -> None:

@@ -231,9 +231,7 @@ def _same_file(path: str | Path, out: Path) -> bool:
         return False
 
 
-def _run_name(
-    options: InferOptions, recognizer: Recognizer, vocabulary: Vocabulary, thresholds: Thresholds | None
-) -> str:
+def _run_name(options: InferOptions, recognizer: Recognizer, vocabulary: Vocabulary, thresholds: Thresholds | None) -> str:
     """Names everything that a record depends on except its picture."""
     # What was built or measured since changes no record.
     manifest = replace(recognizer.bundle.manifest, engines=(), verified=())
