@@ -71,10 +71,12 @@ def overlap(expected: FloatArray, found: FloatArray, k: int) -> float:
     return float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in pairs]))
 
 
-def flips(expected: FloatArray, found: FloatArray, threshold: float) -> float:
-    """expected, found [N, C] → the share (0 to 1) of scores that lie on different sides of the threshold."""
-    differing = sum(np.count_nonzero((a >= threshold) != (b >= threshold)) for a, b in _blocks(expected, found))
-    return float(differing / expected.size)
+def flips(expected: FloatArray, found: FloatArray, threshold: float | FloatArray) -> NDArray[np.intp]:
+    """expected, found [N, C], threshold one or [C] → [C], how many scores of each label lie on different sides of it."""
+    differing = np.zeros(expected.shape[1], np.intp)
+    for a, b in _blocks(expected, found):
+        differing += np.count_nonzero((a >= threshold) != (b >= threshold), axis=0)
+    return differing
 
 
 def _blocks(*scores: FloatArray) -> Iterator[tuple[FloatArray, ...]]:

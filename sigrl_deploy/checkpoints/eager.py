@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,22 +16,26 @@ from sigrl_deploy.checkpoints.loading import load_model
 from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.config import Arch, Device
 from sigrl_deploy.errors import UsageError, member_of
-from sigrl_deploy.labels.names import check_labels, read_labels
+from sigrl_deploy.labels.background import with_background
+from sigrl_deploy.labels.label_set import Label, LabelSet, label_set
+from sigrl_deploy.labels.reading import read_label_set
 from sigrl_deploy.model.matching import require_finite
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.pictures.preprocess import Preprocess
 from sigrl_deploy.pictures.reading import ImageSource, read_image
 from sigrl_deploy.vocabulary.cache import LABELS_PER_BATCH
+from sigrl_deploy.vocabulary.readout import Readout
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
+from sigrl_deploy.vocabulary.wordings import combined, in_template, wordings_of
 
 
 def tokenize(model: SigRL, template: str, labels: Sequence[str]) -> Tensor:
-    """Labels, each in the prompt `template`, to token ids [N, context] int64, by open_clip's own tokenizer."""
+    """Labels or wordings, in the prompt `template` or their own, to token ids [N, context] int64, by open_clip's tokenizer."""
     from open_clip.tokenizer import SimpleTokenizer
 
     assert model.config.text is not None
     tokenizer = SimpleTokenizer(context_length=model.config.text.context_length)
-    ids: Tensor = tokenizer([template.replace("{label}", label) for label in labels])
+    ids: Tensor = tokenizer([in_template(label, template) for label in labels])
     return ids
 
 
@@ -79,13 +85,18 @@ class EagerModel:
         return self.preprocess(read_image(image))
 
     @torch.inference_mode()
-    def vocabulary(self, labels: str | Path | Sequence[str]) -> Vocabulary:
-        """Labels, or a label file, encoded: T [C, D] and G Wbᵀ [C, D]. Raises LabelError for labels that cannot be used."""
-        names = read_labels(labels) if isinstance(labels, (str, Path)) else check_labels(labels)
-        label_embedding = embed_labels(self.model, self.template, names)
-        graph_projection = self.model.graph_projection(label_embedding)
+    def vocabulary(self, labels: str | Path | Sequence[str | Label] | LabelSet) -> Vocabulary:
+        """Labels, or a label file, encoded: T [R, D] and G Wbᵀ [R, D]. Raises LabelError for labels that cannot be used."""
+        given = read_label_set(labels) if isinstance(labels, (str, Path)) else label_set(labels)
+        asked = with_background(given, None)
+        readout = None if asked.is_plain else Readout.of(asked, self.template)
+        rows = [wordings_of(row) for row in (readout.rows if readout else asked.names)]
+        wordings = list(dict.fromkeys(chain.from_iterable(rows)))
+        embeddings = dict(zip(wordings, embed_labels(self.model, self.template, wordings).cpu().numpy(), strict=True))
+        label_embedding = np.stack([combined(np.stack([embeddings[wording] for wording in row])) for row in rows])
+        projection = self.model.graph_projection(torch.from_numpy(label_embedding).to(self.device))
         return Vocabulary(
-            names, label_embedding.cpu().numpy(), None if graph_projection is None else graph_projection.cpu().numpy()
+            asked.names, label_embedding, None if projection is None else projection.cpu().numpy(), readout=readout
         )
 
     @torch.inference_mode()
@@ -95,7 +106,7 @@ class EagerModel:
         inputs = [None if values is None else torch.from_numpy(values).to(self.device) for values in (pixels, *rows)]
         scores: FloatArray = self.model(*inputs).cpu().numpy()
         require_finite(scores, "fp32")
-        return scores
+        return vocabulary.scores(scores)
 
 
 def load_eager(options: CheckpointOptions, *, device: Device | str = Device.AUTO) -> EagerModel:

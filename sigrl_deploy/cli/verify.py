@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 @click.option(
     "--labels",
     type=PATH,
-    help="Label file, one label per line [default: the labels of labels.csv, or the vocabulary in the bundle].",
+    help="Label file, as for infer [default: the labels of labels.csv, or the vocabulary in the bundle].",
 )
 @click.option("--checkpoint", type=PATH, help="The checkpoint that the bundle was exported from; it becomes the reference.")
 @click.option("--text-tower", help="The checkpoint's, as for export.")
@@ -59,6 +59,9 @@ log = logging.getLogger(__name__)
 @click.option(
     "--threshold", type=float, help="Count scores that move across it [default: one that about five labels per picture pass]."
 )
+@click.option(
+    "--thresholds", type=PATH, help="File that calibrate wrote: count scores that move across each label's own threshold."
+)
 @click.option("--batch-size", type=click.IntRange(1, MOST_PICTURES), default=1, show_default=True, help="Pictures per batch.")
 @device_option
 @cache_option
@@ -81,6 +84,8 @@ def verify(bundle: Path, pictures: tuple[str, ...], **options: Any) -> None:
     for name in ("tolerance", "threshold"):
         if options[name] is not None and not math.isfinite(options[name]):
             raise UsageError("expected a finite number, such as 0.02", argument=name, value=options[name])
+    if options["threshold"] is not None and options["thresholds"] is not None:
+        raise UsageError("`thresholds` has one for every label; leave out one of the two", argument="threshold")
     options["precisions"] = tuple(map(Precision, options["precisions"]))
     message = partial(error_line, verb=click.get_current_context().command)
     try:

@@ -39,6 +39,21 @@ class TopK:
 
 
 @dataclass(frozen=True)
+class AtThresholds:
+    """Each label that reaches its threshold taken as a prediction. Unknown targets are left out.
+
+    `precision`, `recall` and `f1` are over all pictures and labels together; `macro_f1` is the mean of each label's F1, a label
+    without a positive counting 0. `tags` is how many labels a picture has on average, among those that are known.
+    """
+
+    precision: float
+    recall: float
+    f1: float
+    macro_f1: float
+    tags: float
+
+
+@dataclass(frozen=True)
 class Metrics:
     """What one model reaches on one label set.
 
@@ -92,6 +107,21 @@ def evaluate_scores(scores: FloatArray, targets: Targets) -> Metrics:
         average_precision=average_precision,
         positives=tuple(np.count_nonzero(targets == POSITIVE, axis=0).tolist()),
         top_k={k: _top_k(best[:, :k], targets) for k in TOP_K},
+    )
+
+
+def evaluate_decisions(scores: FloatArray, targets: Targets, thresholds: FloatArray) -> AtThresholds:
+    """scores [N, C], targets [N, C] int8, thresholds [C] → metrics. What `evaluate_scores` refuses is not checked again."""
+    known = targets != UNKNOWN
+    chosen = ~(scores < thresholds) & known
+    positive = targets == POSITIVE
+    hits, predicted, positives = (np.count_nonzero(cells, axis=0) for cells in (chosen & positive, chosen, positive))
+    return AtThresholds(
+        precision=float(hits.sum() / max(1, predicted.sum())),
+        recall=float(hits.sum() / max(1, positives.sum())),
+        f1=float(2 * hits.sum() / max(1, predicted.sum() + positives.sum())),
+        macro_f1=float(_f1(hits, predicted, positives).mean()),
+        tags=float(predicted.sum() / len(scores)),
     )
 
 

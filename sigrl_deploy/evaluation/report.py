@@ -13,6 +13,7 @@ from sigrl_deploy.evaluation.run import EvaluateOptions, Evaluation, LabelSetRes
 from sigrl_deploy.version import tool_versions
 
 _PATH_WIDTH = 40
+_DECIDED = ["F1", "macro-F1", "precision", "recall", "tags"]  # at thresholds
 _PACKAGES = ("numpy", "pillow", "scikit-learn")  # a model's description names the version of its backend
 
 
@@ -31,17 +32,22 @@ def table(evaluation: Evaluation) -> str:
         "macro-F1@3",
     ]
     head += ["pictures", "labels"]
+    head += _DECIDED if _decides(evaluation) else []
     if len(evaluation.models) > 1:
         head += ["mAP diff", "top-1 same", "top-3 same", "score diff"]
     rows = [head]
     for found in evaluation.label_sets:
-        rows += [_row(found, result, sparse, several) for result in found.results]
+        rows += [_row(found, result, sparse, several, _decides(evaluation)) for result in found.results]
     widths = [max(len(row[i]) if i < len(row) else 0 for row in rows) for i in range(len(head))]
     lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
     return "\n".join([*lines, "", *_notes(evaluation, sparse)]) + "\n"
 
 
-def _row(found: LabelSetResult, result: ModelResult, sparse: bool, several: bool) -> list[str]:
+def _decides(evaluation: Evaluation) -> bool:
+    return any(result.decisions is not None for found in evaluation.label_sets for result in found.results)
+
+
+def _row(found: LabelSetResult, result: ModelResult, sparse: bool, several: bool, decides: bool) -> list[str]:
     metrics, difference = result.metrics, result.difference
     path = printable(str(result.model.path))
     row = [found.name, path if len(path) <= _PATH_WIDTH else "…" + path[1 - _PATH_WIDTH :]]
@@ -50,6 +56,11 @@ def _row(found: LabelSetResult, result: ModelResult, sparse: bool, several: bool
         row.append("-" if metrics.map_present is None else _percent(metrics.map_present))
     row += [*(_percent(metrics.top_k[k].f1) for k in TOP_K), _percent(metrics.top_k[3].sample_f1)]
     row += [_percent(metrics.top_k[3].macro_f1), str(found.pictures), str(len(found.labels))]
+    if decides and result.decisions is None:
+        row += ["-"] * len(_DECIDED)
+    elif decides and result.decisions is not None:
+        at = result.decisions
+        row += [*map(_percent, (at.f1, at.macro_f1, at.precision, at.recall)), f"{at.tags:.2f}"]
     if difference is not None:
         agreement = [_percent(difference.top1_agreement), _percent(difference.top3_agreement)]
         row += [f"{100 * difference.map:+.2f}", *agreement, f"{difference.largest_score:.1e}"]
@@ -68,6 +79,8 @@ def _aligned(row: list[str], widths: list[int]) -> Iterator[str]:
 
 def _notes(evaluation: Evaluation, sparse: bool) -> Iterator[str]:
     yield "mAP and F1 in percent; F1@K is micro, over each picture's K best labels."
+    if _decides(evaluation):
+        yield "F1, macro-F1, precision and recall are at the thresholds; tags is how many labels a picture then has."
     if sparse:
         for found in evaluation.label_sets:
             absent = found.results[0].metrics.average_precision.count(None)
@@ -113,7 +126,11 @@ def _label_set(found: LabelSetResult) -> dict[str, Any]:
     for result in found.results:
         metrics = asdict(result.metrics)
         del metrics["positives"]  # the same for every model
-        results.append(metrics | {"difference": result.difference and asdict(result.difference)})
+        results.append(
+            metrics
+            | {"difference": result.difference and asdict(result.difference)}
+            | ({} if result.decisions is None else {"at_thresholds": asdict(result.decisions)})
+        )
     return {
         "name": found.name,
         "labels": list(found.labels),

@@ -9,22 +9,35 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.config import Precision
 from sigrl_deploy.datasets.dataset import Dataset
 from sigrl_deploy.datasets.opening import folder_identity, has_splits, open_dataset
 from sigrl_deploy.engines.options import EngineOptions
-from sigrl_deploy.errors import LabelError, UsageError, errors_about, printable
-from sigrl_deploy.evaluation.metrics import Difference, Metrics, difference, evaluate_scores, require_scikit_learn
+from sigrl_deploy.errors import UsageError, errors_about, printable
+from sigrl_deploy.evaluation.label_sets import bundled, choose_label_sets, limits_of
+from sigrl_deploy.evaluation.metrics import (
+    AtThresholds,
+    Difference,
+    Metrics,
+    difference,
+    evaluate_decisions,
+    evaluate_scores,
+    require_scikit_learn,
+)
 from sigrl_deploy.evaluation.scoring import Model, score_pictures
 from sigrl_deploy.extras import require
-from sigrl_deploy.labels.names import read_labels
+from sigrl_deploy.labels.background import with_background
+from sigrl_deploy.labels.label_set import LabelSet
+from sigrl_deploy.recognizer import Recognizer
+from sigrl_deploy.recognizer.thresholds import read_thresholds
 
 log = logging.getLogger(__name__)
 
-DEFAULT_LABEL_SETS = ("unseen", "seen", "all")
 _SHOWN_ERRORS = 5
 
 
@@ -46,15 +59,22 @@ class EvaluateOptions:
     precisions: tuple[Precision, ...] = ()  # of each bundle; none is its first that the device can run
     validation_share: float | None = None
     overwrite: bool = False  # `out`
+    background: str | None = None  # in place of the label file's
+    thresholds: Path | None = None  # of the bundles
+    rescale_thresholds: bool = False
 
 
 @dataclass(frozen=True)
 class ModelResult:
-    """One model on one label set; `difference` is from the first model, and None for that one."""
+    """One model on one label set.
+
+    `difference` is from the first model, and None for that one; `decisions` are at thresholds, where there are some for it.
+    """
 
     model: Model
     metrics: Metrics
     difference: Difference | None
+    decisions: AtThresholds | None = None
 
 
 @dataclass(frozen=True)
@@ -81,11 +101,14 @@ def run_evaluate(options: EvaluateOptions) -> Evaluation:
     require_scikit_learn()
     _check_options(options)
     dataset = open_dataset(options.data, options.split, options.validation_share)
-    label_sets = choose_label_sets(dataset, options.label_sets, options.labels)
+    thresholds = read_thresholds(options.thresholds, options.rescale_thresholds)
+    label_sets = choose_label_sets(dataset, options.label_sets, options.labels, options.background)
     models = open_models(options)
+    label_sets = {name: with_background(labels, bundled(labels, models)) for name, labels in label_sets.items()}
+    limits = {} if thresholds is None else limits_of(thresholds, models, label_sets)
     _warn_of_training_pictures(options, models)
     batch_size = options.batch_size or (16 if any(model.device == "cuda" for model in models) else 1)
-    return evaluate(dataset, models, label_sets, limit=options.limit, batch_size=batch_size)
+    return evaluate(dataset, models, label_sets, limit=options.limit, batch_size=batch_size, limits=limits)
 
 
 def _check_options(options: EvaluateOptions) -> None:
@@ -128,8 +151,6 @@ def open_models(options: EvaluateOptions) -> list[Model]:
         arch, device = eager.model.config.arch, eager.model.visual.proj.device.type
         models.append(Model(Path(options.checkpoint.checkpoint), eager.description, arch, Precision.FP32, device, eager))
     if options.bundles:
-        from sigrl_deploy.recognizer import Recognizer
-
         for path, precision in itertools.product(options.bundles, options.precisions or (None,)):
             with errors_about(bundle="bundles", precision="precisions"):
                 recognizer = Recognizer(path, precision=precision, cache_dir=options.cache_dir, options=options.engine)
@@ -175,8 +196,6 @@ def _warn_of_training_pictures(options: EvaluateOptions, models: Sequence[Model]
 
 def _training_of(model: Model) -> dict[str, Any]:
     """The record of a model's training; empty where there is none."""
-    from sigrl_deploy.recognizer import Recognizer
-
     if isinstance(model.scorer, Recognizer):
         training = model.scorer.bundle.manifest.source.get("training")
         return training if isinstance(training, dict) else {}
@@ -186,58 +205,25 @@ def _training_of(model: Model) -> dict[str, Any]:
     return record.training if record else {}
 
 
-def choose_label_sets(dataset: Dataset, names: Sequence[str], labels: Path | None) -> dict[str, tuple[str, ...]]:
-    """The label sets to evaluate, each restricted to the labels of a file where one is given; none of them is empty.
-
-    No `names` means those of unseen, seen and all that the data set has. Raises UsageError for a name that it does not have,
-    LabelError for a label in the file without annotations, or where no label of a label set that was asked for is left.
-    """
-    missing = [name for name in names if name not in dataset.label_sets]
-    if missing:
-        problem = f"this data set does not have it; expected one of {', '.join(dataset.label_sets)}"
-        raise UsageError(problem, argument="label_sets", value=missing[0])
-    chosen = dict.fromkeys(names or [name for name in DEFAULT_LABEL_SETS if name in dataset.label_sets])
-    if labels is None:
-        return {name: dataset.label_sets[name] for name in chosen}
-    wanted = set(_annotated(labels, dataset))
-    kept = {name: tuple(label for label in dataset.label_sets[name] if label in wanted) for name in chosen}
-    for name, rest in kept.items():
-        if names and not rest:
-            problem = f"holds no label of the label set {name}; add one, or leave out `label_sets=('{name}',)`"
-            raise LabelError(problem, argument="labels", value=labels)
-        left_out = len(dataset.label_sets[name]) - len(rest)
-        log.info("%s: %d of %d labels are not in %s and are left out", name, left_out, len(rest) + left_out, labels)
-    return {name: rest for name, rest in kept.items() if rest}
-
-
-def _annotated(path: Path, dataset: Dataset) -> tuple[str, ...]:
-    labels, known = read_labels(path), set(dataset.labels)
-    unknown = [label for label in labels if label not in known]
-    if unknown:
-        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        problem = f"the data set has no annotations of {unknown[0]!r}{more}; leave it out, or spell it as the data set does"
-        raise LabelError(problem, argument="labels", value=path)
-    return labels
-
-
 def evaluate(
     dataset: Dataset,
     models: Sequence[Model],
-    label_sets: Mapping[str, tuple[str, ...]],
+    label_sets: Mapping[str, LabelSet],
     *,
     limit: int | None = None,
     batch_size: int = 1,
+    limits: Mapping[tuple[str, int], FloatArray] = MappingProxyType({}),
 ) -> Evaluation:
     """Evaluate models on the first `limit` pictures (None: all). The others are compared with the first model.
 
     Each label set is a pass of its own, since scores depend on the vocabulary. A picture that cannot be read is left out for
-    all models. Raises UsageError where no picture is left.
+    all models. `limits` are thresholds [C] by label set and number of the model. Raises UsageError where no picture is left.
     """
     pictures = list(range(min(len(dataset), len(dataset) if limit is None else limit)))
     unreadable: dict[int, str] = {}
     results = []
     for name, labels in label_sets.items():
-        log.info("%s: %d labels, %d pictures", name, len(labels), len(pictures) - len(unreadable))
+        log.info("%s: %d labels, %d pictures", name, len(labels.names), len(pictures) - len(unreadable))
         scored = score_pictures(dataset, [i for i in pictures if i not in unreadable], labels, models, batch_size)
         _report(dataset, scored.unreadable)
         unreadable |= scored.unreadable
@@ -248,8 +234,12 @@ def evaluate(
             difference(scores, scored.scores[0], its.map, metrics[0].map)
             for scores, its in zip(scored.scores[1:], metrics[1:], strict=True)
         ]
-        rows = zip(models, metrics, [None, *differences], strict=True)
-        results.append(LabelSetResult(name, labels, len(scored.targets), tuple(ModelResult(*row) for row in rows)))
+        decisions = [
+            evaluate_decisions(scores, scored.targets, limits[name, i]) if (name, i) in limits else None
+            for i, scores in enumerate(scored.scores)
+        ]
+        rows = zip(models, metrics, [None, *differences], decisions, strict=True)
+        results.append(LabelSetResult(name, labels.names, len(scored.targets), tuple(ModelResult(*row) for row in rows)))
     return Evaluation(tuple(models), tuple(results), tuple((dataset.name(i), unreadable[i]) for i in sorted(unreadable)))
 
 

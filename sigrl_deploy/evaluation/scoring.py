@@ -14,6 +14,7 @@ from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.datasets.dataset import Dataset
 from sigrl_deploy.errors import ImageError, ScoreError, UsageError, printable
+from sigrl_deploy.labels.label_set import LabelSet
 from sigrl_deploy.pictures.reading import ImageSource, name_of
 from sigrl_deploy.pictures.reading_ahead import batches, read_ahead
 from sigrl_deploy.progress import Progress
@@ -32,7 +33,7 @@ class Scorer(Protocol):
     def pixels(self, image: ImageSource) -> Pixels:
         """One picture → [3, H, W]. Raises ImageError where it cannot be prepared. Called from several threads."""
 
-    def vocabulary(self, labels: Sequence[str]) -> Vocabulary:
+    def vocabulary(self, labels: Sequence[str] | LabelSet) -> Vocabulary:
         """Labels with what scoring needs. Raises LabelError for labels that cannot be used."""
 
     def score_pixels(self, pixels: Pixels, vocabulary: Vocabulary) -> FloatArray:
@@ -61,9 +62,9 @@ class Pass:
 
 
 def score_pictures(
-    dataset: Dataset, pictures: Sequence[int], labels: Sequence[str], models: Sequence[Model], batch_size: int
+    dataset: Dataset, pictures: Sequence[int], labels: Sequence[str] | LabelSet, models: Sequence[Model], batch_size: int
 ) -> Pass:
-    """Score the pictures with these indices against `labels`, which are C of the data set's.
+    """Score the pictures with these indices against `labels`: C of the data set's, and what a label set has beside them.
 
     A picture is decoded once for all models, while they work; one that cannot be read is left out for all of them. Memory: 5
     bytes per picture and label, and 4 more for each further model.
@@ -72,9 +73,9 @@ def score_pictures(
     """
     vocabularies = [model.scorer.vocabulary(labels) for model in models]
     column = {label: i for i, label in enumerate(dataset.labels)}
-    columns = [column[label] for label in labels]
-    scores = [np.empty((len(pictures), len(labels)), np.float32) for _ in models]
-    targets = np.empty((len(pictures), len(labels)), np.int8)
+    columns = [column[label] for label in (labels.names if isinstance(labels, LabelSet) else labels)]
+    scores = [np.empty((len(pictures), len(columns)), np.float32) for _ in models]
+    targets = np.empty((len(pictures), len(columns)), np.int8)
     unreadable: dict[int, str] = {}
     end = 0
     for batch in batches(_read(dataset, pictures, models, ahead=2 * batch_size), batch_size):

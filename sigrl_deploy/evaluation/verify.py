@@ -7,15 +7,14 @@ import io
 import logging
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
-from PIL import Image
 
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.bundle.bundle import Bundle
@@ -29,16 +28,20 @@ from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import ExportError, LabelError, SigRLError, UsageError
 from sigrl_deploy.evaluation.metrics import evaluate_scores, require_scikit_learn
 from sigrl_deploy.evaluation.scoring import Model, score_pictures
+from sigrl_deploy.evaluation.sources import PictureList, Restricted
 from sigrl_deploy.extras import require
-from sigrl_deploy.labels.names import read_labels
+from sigrl_deploy.labels.background import with_background
+from sigrl_deploy.labels.label_set import LabelSet, label_set
+from sigrl_deploy.labels.reading import read_label_set
 from sigrl_deploy.pictures.finding import find_pictures
-from sigrl_deploy.pictures.reading import read_image
 from sigrl_deploy.recognizer import Recognizer
+from sigrl_deploy.recognizer.thresholds import Thresholds
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
 _IN_PARENTHESES = re.compile(r" \([^)]*\)")
+_SHOWN_LABELS = 10  # that flip most
 TAGS = 5  # per picture that pass the default threshold
 
 
@@ -57,6 +60,7 @@ class VerifyOptions:
     device: str = "auto"
     tolerance: float | None = None
     threshold: float | None = None
+    thresholds: Path | None = None
     batch_size: int = 1
     cache_dir: Path | None = None
 
@@ -67,7 +71,8 @@ class Comparison:
 
     `cosine` is the lowest of any picture's scores, `top1_agreement` the share of pictures with the same best label,
     `top5_overlap` the share of the five best labels that are the same, `flips` the share of scores on the other side of the
-    threshold, and `map` the mean average precision where the pictures' labels are known.
+    threshold, `flipping` in how many pictures each label is there, the most first, and `map` the mean average precision where
+    the pictures' labels are known.
     """
 
     description: str
@@ -80,6 +85,7 @@ class Comparison:
     top5_overlap: float
     flips: float
     map: float | None
+    flipping: dict[str, int] = field(default_factory=dict)
 
     @property
     def within(self) -> bool:
@@ -94,7 +100,7 @@ class Verification:
     reference_map: float | None
     comparisons: tuple[Comparison, ...]
     not_run: dict[str, SigRLError]
-    threshold: float
+    threshold: float | str
     pictures: int
     labels: int
     unreadable: dict[str, str]
@@ -108,27 +114,6 @@ class NothingToCompareError(UsageError):
         self.not_run = not_run
 
 
-class PictureList:
-    """Pictures by path, without known labels; see `Dataset`."""
-
-    def __init__(self, paths: Sequence[str], labels: tuple[str, ...]) -> None:
-        self._paths = paths
-        self.labels = labels
-        self.label_sets: Mapping[str, tuple[str, ...]] = {"all": labels}
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def name(self, index: int) -> str:
-        return self._paths[index]
-
-    def image(self, index: int) -> Image.Image:
-        return read_image(self._paths[index])
-
-    def targets(self, index: int) -> NDArray[np.int8]:
-        return np.full(len(self.labels), UNKNOWN, np.int8)
-
-
 def verify(options: VerifyOptions) -> Verification:
     """Score the pictures with every model, compare, and write the result into the bundle's manifest.
 
@@ -137,7 +122,8 @@ def verify(options: VerifyOptions) -> Verification:
     models run.
     """
     bundle = Bundle(options.bundle)
-    dataset = _dataset(options, bundle)
+    labels = _asked(options, bundle)
+    dataset = _dataset(options, bundle, labels)
     models, not_run = _models(options, bundle)
     if len(models) < 2:
         only = f"only {short_name(models[0].description)} runs here" if models else "nothing runs here"
@@ -146,7 +132,9 @@ def verify(options: VerifyOptions) -> Verification:
         advice += [f"leave out {' and '.join(limited)}"] * bool(limited)
         advice = advice or ["repair one of the others"]
         raise NothingToCompareError(f"{only}, so there is nothing to compare; {', or '.join(advice)}", options.bundle, not_run)
-    scored = score_pictures(dataset, range(len(dataset)), dataset.labels, models, options.batch_size)
+    labels = labels or label_set(dataset.labels)
+    limits = None if options.thresholds is None else _limits(options.thresholds, labels, models)
+    scored = score_pictures(dataset, range(len(dataset)), labels, models, options.batch_size)
     unreadable = {dataset.name(i): reason for i, reason in scored.unreadable.items()}
     if len(scored.targets) == 0:
         raise UsageError(f"no picture to compare: {len(unreadable)} cannot be read, such as {next(iter(unreadable))}")
@@ -154,11 +142,12 @@ def verify(options: VerifyOptions) -> Verification:
     maps = [_map(scores, scored.targets) if known else None for scores in scored.scores]
     threshold = _threshold(exact) if options.threshold is None else options.threshold
     comparisons = tuple(
-        compare(exact, scores, model, options.tolerance, threshold, its_map)
+        compare(exact, scores, model, labels.names, options.tolerance, threshold if limits is None else limits, its_map)
         for model, scores, its_map in list(zip(models, scored.scores, maps, strict=True))[1:]
     )
+    across = threshold if options.thresholds is None else options.thresholds.name
     found = Verification(
-        models[0].description, maps[0], comparisons, not_run, threshold, len(exact), len(dataset.labels), unreadable
+        models[0].description, maps[0], comparisons, not_run, across, len(exact), len(labels.names), unreadable
     )
     _record(options.bundle, found)
     return found
@@ -169,44 +158,33 @@ def short_name(description: str) -> str:
     return _IN_PARENTHESES.sub("", description)
 
 
-def _dataset(options: VerifyOptions, bundle: Bundle) -> Dataset:
+def _asked(options: VerifyOptions, bundle: Bundle) -> LabelSet | None:
+    """The label set of the file, with its background, or None."""
+    if options.labels is None:
+        return None
+    given = read_label_set(options.labels)
+    return with_background(given, _own_labels(bundle) if given.background == "bundle" else None)
+
+
+def _limits(path: Path, labels: LabelSet, models: Sequence[Model]) -> FloatArray:
+    """Thresholds [C]. Raises UsageError where the file is for other labels or another bundle; any precision may try them."""
+    thresholds = Thresholds.read(path)
+    recognizer = next(model.scorer for model in models if isinstance(model.scorer, Recognizer))
+    scope = replace(recognizer.scope(recognizer.vocabulary(labels)), precision=thresholds.file.scope.precision)
+    return thresholds.limits(scope, labels.names)
+
+
+def _dataset(options: VerifyOptions, bundle: Bundle, labels: LabelSet | None) -> Dataset:
     first = Path(options.pictures[0])
     labelled = len(options.pictures) == 1 and (first.suffix.lower() == ".csv" or (first / LABELS_CSV).is_file())
     if labelled:
         known = read_folder(first)
-        if options.labels is None:
-            return known
-        return _Restricted(known, read_labels(options.labels))
-    labels = read_labels(options.labels) if options.labels else _own_labels(bundle)
+        return known if labels is None else Restricted(known, labels.names)
+    names = _own_labels(bundle) if labels is None else labels.names
     found = find_pictures(options.pictures, sys.stdin.buffer if sys.stdin else io.BytesIO())
     if found.skipped_line:
         log.warning(found.skipped_line)
-    return PictureList(found.paths, labels)
-
-
-class _Restricted:
-    """A labelled folder with labels of the user's choice: those that it does not know are unknown for every picture."""
-
-    def __init__(self, known: Dataset, labels: tuple[str, ...]) -> None:
-        self._known, self.labels = known, labels
-        self.label_sets: Mapping[str, tuple[str, ...]] = {"all": labels}
-        column = {label: i for i, label in enumerate(known.labels)}
-        self._columns = [(i, column[label]) for i, label in enumerate(labels) if label in column]
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def name(self, index: int) -> str:
-        return self._known.name(index)
-
-    def image(self, index: int) -> Image.Image:
-        return self._known.image(index)
-
-    def targets(self, index: int) -> NDArray[np.int8]:
-        found, theirs = np.full(len(self.labels), UNKNOWN, np.int8), self._known.targets(index)
-        for own, other in self._columns:
-            found[own] = theirs[other]
-        return found
+    return PictureList(found.paths, names)
 
 
 def _own_labels(bundle: Bundle) -> tuple[str, ...]:
@@ -270,10 +248,18 @@ def _checkpoint(checkpoint: CheckpointOptions, device: str, manifest: Manifest) 
 
 
 def compare(
-    exact: FloatArray, scores: FloatArray, model: Model, tolerance: float | None, threshold: float, its_map: float | None
+    exact: FloatArray,
+    scores: FloatArray,
+    model: Model,
+    labels: Sequence[str],
+    tolerance: float | None,
+    threshold: float | FloatArray,
+    its_map: float | None,
 ) -> Comparison:
-    """exact, scores [N, C] fp32 of the same pictures and labels → how they differ."""
+    """exact, scores [N, C] fp32 of the same pictures and labels, threshold one or [C] → how they differ."""
     errors = score_errors(exact, scores)
+    flipped = flips(exact, scores, threshold)
+    most = [int(i) for i in np.argsort(-flipped, kind="stable")[:_SHOWN_LABELS] if flipped[i]]
     return Comparison(
         description=model.description,
         precision=model.precision.value,
@@ -283,8 +269,9 @@ def compare(
         cosine=lowest_cosine(exact, scores),
         top1_agreement=agreement(exact, scores, 1),
         top5_overlap=overlap(exact, scores, 5),
-        flips=flips(exact, scores, threshold),
+        flips=float(flipped.sum() / exact.size),
         map=its_map,
+        flipping={labels[i]: int(flipped[i]) for i in most},
     )
 
 

@@ -29,9 +29,25 @@ def table(found: Verification, message: Callable[[SigRLError], str] = str) -> st
         "",
         f"Reference: {printable(found.reference)}.",
         f"{pictures}, {labels}. Errors of scores, ! where too large; lowest cosine of a picture.",
-        f"In percent: same best label, same five best labels, scores across the threshold {found.threshold:.4g}.",
+        f"In percent: same best label, same five best labels, scores across {_across(found.threshold)}.",
+        *_flipping(found),
     ]
     return "\n".join([*lines, *not_run_lines(found.not_run, message)]) + "\n"
+
+
+def _across(threshold: float | str) -> str:
+    return f"the thresholds of {printable(threshold)}" if isinstance(threshold, str) else f"the threshold {threshold:.4g}"
+
+
+def _flipping(found: Verification) -> list[str]:
+    """The labels that cross a threshold of their own most often, by engine."""
+    if not isinstance(found.threshold, str):
+        return []
+    return [
+        f"Across in {_name(one)}: " + ", ".join(f"{printable(label)} {count}×" for label, count in one.flipping.items())
+        for one in found.comparisons
+        if one.flipping
+    ]
 
 
 def _row(one: Comparison) -> list[str]:

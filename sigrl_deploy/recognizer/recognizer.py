@@ -283,6 +283,12 @@ class Recognizer:
         check_vocabulary(labels, vocabularies.origin)
         return labels
 
+    @property
+    def own_labels(self) -> tuple[str, ...] | None:
+        """The labels that the bundle was exported with, None where it has no vocabulary."""
+        own = self._open.vocabularies.bundled
+        return None if own is None else own.labels
+
     def pixels(self, image: ImageSource) -> Pixels:
         """One picture → [3, H, W], prepared by the bundle's preprocessing contract.
 

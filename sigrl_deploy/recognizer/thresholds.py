@@ -145,3 +145,12 @@ class Thresholds:
         else:
             return
         raise UsageError(problem, argument="thresholds", value=self.path)
+
+
+def read_thresholds(path: Path | None, rescale: bool) -> Thresholds | None:
+    """What the options `thresholds` and `rescale_thresholds` ask for. Raises UsageError as `Thresholds.read` does."""
+    if path is not None:
+        return Thresholds.read(path, rescale=rescale)
+    if rescale:
+        raise UsageError("is for a file of thresholds; give `thresholds`, or leave it out", argument="rescale_thresholds")
+    return None

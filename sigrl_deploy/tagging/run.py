@@ -22,7 +22,7 @@ from sigrl_deploy.progress import Progress
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.recognizer.predictions import Record
 from sigrl_deploy.recognizer.selection import DEFAULT_TOP
-from sigrl_deploy.recognizer.thresholds import Thresholds
+from sigrl_deploy.recognizer.thresholds import Thresholds, read_thresholds
 from sigrl_deploy.recognizer.vocabularies import asked_labels
 from sigrl_deploy.tagging.drawing import MOST_TAGS
 from sigrl_deploy.tagging.heatmaps import is_heatmap_name, open_folder, write_heatmaps
@@ -80,7 +80,7 @@ class InferOptions:
 def run_infer(options: InferOptions) -> int:
     """Tag the pictures and write the records and heat maps. Returns how many pictures of the output could not be read."""
     format_ = _check_output(options)
-    thresholds = _thresholds(options)
+    thresholds = read_thresholds(options.thresholds, options.rescale_thresholds)
     labels = None if options.labels is None else read_label_set(options.labels)
     recognizer = Recognizer(
         options.bundle,
@@ -117,14 +117,6 @@ def run_infer(options: InferOptions) -> int:
             failed += record.error is not None
         writer.end()
     return failed
-
-
-def _thresholds(options: InferOptions) -> Thresholds | None:
-    if options.thresholds is None:
-        if options.rescale_thresholds:
-            raise UsageError("is for a file of thresholds; give `thresholds`, or leave it out", argument="rescale_thresholds")
-        return None
-    return Thresholds.read(options.thresholds, rescale=options.rescale_thresholds)
 
 
 def _of_tags(vocabulary: Vocabulary, thresholds: Thresholds | None) -> list[str]:

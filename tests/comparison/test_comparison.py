@@ -64,7 +64,8 @@ def test_ties_go_to_the_label_that_stands_first() -> None:
 def test_a_score_on_the_threshold_passes_it(pair: tuple[np.ndarray, np.ndarray]) -> None:
     expected = np.array([[3, 4, 0], [0, 0, 2]], np.float32)
     found = np.array([[4, 3, 0], [0, 0, 2]], np.float32)
-    assert flips(expected, found, 3.5) == pytest.approx(2 / 6)
-    assert flips(expected, found, 3) == 0
+    assert flips(expected, found, 3.5).tolist() == [1, 1, 0]
+    assert flips(expected, found, np.array([3, 3.5, 0], np.float32)).tolist() == [0, 1, 0]
+    assert not flips(expected, found, 3).any()
     sides = [[value >= 0.3 for value in scores.ravel().tolist()] for scores in pair]
-    assert flips(*pair, 0.3) == sum(a != b for a, b in zip(*sides, strict=True)) / len(sides[0])
+    assert flips(*pair, 0.3).sum() == sum(a != b for a, b in zip(*sides, strict=True))

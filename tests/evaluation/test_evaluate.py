@@ -27,7 +27,8 @@ from sigrl_deploy.config import Arch, Device, Precision
 from sigrl_deploy.datasets.opening import open_dataset
 from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import LabelError, UsageError
-from sigrl_deploy.evaluation.run import EvaluateOptions, choose_label_sets, evaluate, run_evaluate
+from sigrl_deploy.evaluation.label_sets import choose_label_sets
+from sigrl_deploy.evaluation.run import EvaluateOptions, evaluate, run_evaluate
 from sigrl_deploy.evaluation.scoring import Model
 from sigrl_deploy.pictures.preprocess import Preprocess
 from sigrl_deploy.recognizer import Recognizer
@@ -269,14 +270,16 @@ def test_each_label_set_is_scored_with_its_own_vocabulary(bundle: Path, data: Pa
 
 def test_label_sets_and_labels_can_be_chosen(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     dataset, file = ZeroShot(data), tmp_path / "labels.txt"
-    assert choose_label_sets(dataset, ["rare", "all", "rare"], None) == {"rare": LABELS[3:], "all": LABELS}
+    chosen = choose_label_sets(dataset, ["rare", "all", "rare"], None)
+    assert {name: labels.names for name, labels in chosen.items()} == {"rare": LABELS[3:], "all": LABELS}
     file.write_text("rocket\nperson\n")
     with caplog.at_level("INFO"):
-        assert choose_label_sets(dataset, [], file) == {
-            "unseen": ("rocket",),
-            "seen": ("person",),
-            "all": ("person", "rocket"),
-        }
+        chosen = choose_label_sets(dataset, [], file)
+    assert {name: labels.names for name, labels in chosen.items()} == {
+        "unseen": ("rocket",),
+        "seen": ("person",),
+        "all": ("person", "rocket"),
+    }
     assert "all: 4 of 6 labels are not in" in caplog.text
     file.write_text("rocket\n")
     assert [*choose_label_sets(dataset, [], file)] == ["unseen", "all"]
@@ -294,7 +297,7 @@ def test_a_score_that_is_not_finite_ends_the_run_and_names_picture_and_model(bun
     (tmp_path / "labels.csv").write_text("path,labels\n" + "\n".join(f"{i}.png,cat;dog" for i in range(3)))
     model = _model(copied, Recognizer(copied, device="cpu", cache_dir=False))
     dataset = open_dataset(str(tmp_path), "test")
-    evaluating = partial(evaluate, dataset, [model], {"all": ("cat", "dog")}, batch_size=3)
+    evaluating = partial(evaluate, dataset, [model], {"all": label_set(("cat", "dog"))}, batch_size=3)
     assert_refused(evaluating, UsageError, str(copied), "2.png", "fp32")
 
 

@@ -181,12 +181,13 @@ def test_the_numbers() -> None:
     model = Model(Path("x"), "x", Arch.SIGRL, Precision.FP16, "cpu", None)  # type: ignore[arg-type]
     exact = np.array([[3, 4, 0], [0, 0, 2]], np.float32)
     scores = np.array([[4, 3, 0], [0, 0, 2]], np.float32)
-    found = compare(exact, scores, model, None, 3.5, None)
+    found = compare(exact, scores, model, ["cat", "cup", "dog"], None, 3.5, None)
     assert (found.largest_error, found.tolerance, found.within) == (1.0, 5e-3, False)
     assert found.mean_error == pytest.approx(2 / 6)
     assert found.cosine == pytest.approx(24 / 25)
     assert (found.top1_agreement, found.top5_overlap) == (0.5, 1.0)
     assert found.flips == pytest.approx(2 / 6)
+    assert found.flipping == {"cat": 1, "cup": 1}
 
 
 def test_the_table_fits_a_terminal_whatever_an_engine_is_called() -> None:
