@@ -1,4 +1,4 @@
-"""`sigrl-deploy labels`: the vocabulary cache."""
+"""`sigrl-deploy labels`: label files and the vocabulary cache."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import click
 from sigrl_deploy.cli.options import (
     PATH,
     backend_option,
+    background_option,
     bundle_option,
     cache_option,
     device_option,
@@ -24,7 +25,28 @@ from sigrl_deploy.cli.options import (
 
 @click.group()
 def labels() -> None:
-    """Build, list and clear cached label embeddings."""
+    """Show label files; build, list and clear cached label embeddings."""
+
+
+@labels.command()
+@click.argument("labels", metavar="LABEL_FILE", type=PATH)
+@background_option
+@click.option("--json", "as_json", is_flag=True, help="Print the labels as a label file in JSON.")
+def show(labels: Path, background: str | None, as_json: bool) -> None:
+    """Show how LABEL_FILE is understood: labels, wordings, parents, thresholds, background. Needs no bundle."""
+    import json
+
+    from msgspec.structs import replace
+
+    from sigrl_deploy.labels.reading import NAMED, read_label_set
+    from sigrl_deploy.labels.schema import plain_of
+    from sigrl_deploy.labels.shown import report
+
+    found = read_label_set(labels)
+    if background is not None:
+        found = replace(found, background=background if background in NAMED else os.path.abspath(background))
+    shown = report(found)  # which reads the background, so that JSON does not name one that cannot be used
+    click.echo(json.dumps(plain_of(found), ensure_ascii=False, indent=2) if as_json else shown)
 
 
 @labels.command()

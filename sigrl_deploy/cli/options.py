@@ -63,6 +63,13 @@ cache_option = click.option(
     help="Folder where label embeddings are kept [default: $SIGRL_DEPLOY_CACHE or the user's cache folder].",
 )
 
+background_option = click.option(
+    "--background",
+    metavar="bundle|common|FILE",
+    help="Labels that are scored beside the others and are never tags: the bundle's, some 300 everyday ones, or those of a label "
+    "file [default: what the label file says].",
+)
+
 
 def _set_threads(ctx: click.Context, _: click.Parameter, count: int | None) -> None:
     """Before numpy, PyTorch and the runtimes are imported, which read the variable then."""

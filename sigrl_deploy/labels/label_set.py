@@ -146,16 +146,16 @@ def check_label_set(labels: LabelSet, place: Place, error: Callable[[str], Label
     for template in stripped.templates:
         if problem := template_problem(template):
             raise error(f"templates: {problem}")
-    owners: dict[str, str] = {}
+    owners: dict[str, tuple[int, str]] = {}
     for i, label in enumerate(stripped.labels):
         for field, text in _texts(label):
             if problem := text_problem(text):
                 raise error(f"{place(i, field)}: {problem}")
         for field, text in _texts(label):
             if field != "parents" and text in owners:
-                raise error(f"{place(i, field)}: {text!r} repeats {owners[text]}; remove one of the two")
+                raise error(f"{place(i, field)}: {text!r} repeats {place(*owners[text])}; remove one of the two")
             if field != "parents":
-                owners[text] = place(i, field)
+                owners[text] = (i, field)
         for template in label.templates:
             if problem := template_problem(template):
                 raise error(f"{place(i, 'templates')}: {problem}")
@@ -165,6 +165,11 @@ def check_label_set(labels: LabelSet, place: Place, error: Callable[[str], Label
         raise error(f"holds {texts:,} texts, synonyms times templates, expected {MOST_WORDINGS:,} at most; use fewer templates")
     _check_parents(stripped, place, error)
     return stripped
+
+
+def count_rows(labels: LabelSet) -> int:
+    """The rows that a set's pictures are scored against: one a label, or one a wording where the best of them counts."""
+    return sum(1 + (len(label.synonyms) if label.match is Match.ANY else 0) for label in labels.labels)
 
 
 def count_texts(labels: LabelSet) -> int:
