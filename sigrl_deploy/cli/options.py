@@ -63,11 +63,22 @@ cache_option = click.option(
     help="Folder where label embeddings are kept [default: $SIGRL_DEPLOY_CACHE or the user's cache folder].",
 )
 
+labels_option = click.option(
+    "--labels",
+    type=PATH,
+    help="Label file: .txt with one label per line, .toml, .json or .csv [default: the bundle's own labels].",
+)
 background_option = click.option(
     "--background",
     metavar="bundle|common|FILE",
     help="Labels that are scored beside the others and are never tags: the bundle's, some 300 everyday ones, or those of a label "
     "file [default: what the label file says].",
+)
+thresholds_option = click.option(
+    "--thresholds", type=PATH, help="File that calibrate wrote for these labels: a threshold for each of them."
+)
+rescale_option = click.option(
+    "--rescale-thresholds", is_flag=True, help="Take --thresholds for other labels too, and scale them. Less exact."
 )
 
 
