@@ -13,11 +13,14 @@ from sigrl_deploy.cli.options import (
     MOST_PICTURES,
     PATH,
     backend_option,
+    background_option,
     cache_option,
     checkpoint_options,
     device_option,
     engine_options,
+    rescale_option,
     threads_option,
+    thresholds_option,
     unfused_option,
 )
 from sigrl_deploy.config import Arch, Precision
@@ -53,7 +56,10 @@ log = logging.getLogger(__name__)
     multiple=True,
     help="unseen (zero-shot), seen or all (generalised zero-shot); repeatable [default: those that DATA has].",
 )
-@click.option("--labels", type=PATH, help="Label file, one label per line: evaluate only these labels of DATA.")
+@click.option("--labels", type=PATH, help="Label file: evaluate only these labels of DATA.")
+@background_option
+@thresholds_option
+@rescale_option
 @click.option("--limit", type=click.IntRange(min=1), help="Evaluate only the first N pictures.", metavar="N")
 @click.option(
     "--batch-size", type=click.IntRange(1, MOST_PICTURES), help="Pictures per batch [default: 1 on a CPU, 16 on a GPU]."

@@ -22,7 +22,9 @@ from sigrl_deploy.cli.options import (
     engine_options,
     labels_option,
     precision_option,
+    rescale_option,
     threads_option,
+    thresholds_option,
     unfused_option,
 )
 from sigrl_deploy.config import Crop
@@ -46,8 +48,8 @@ log = logging.getLogger(__name__)
     "--top", type=click.IntRange(min=1), help="At most N labels per picture [default: 5, any with --thresholds].", metavar="N"
 )
 @click.option("--threshold", type=float, help="Leave out labels that score below this. It is only valid for one label file.")
-@click.option("--thresholds", type=PATH, help="File that calibrate wrote for these labels: a threshold for each of them.")
-@click.option("--rescale-thresholds", is_flag=True, help="Take --thresholds for other labels too, and scale them. Less exact.")
+@thresholds_option
+@rescale_option
 @click.option(
     "--scores",
     type=click.Choice(["top", "all"]),

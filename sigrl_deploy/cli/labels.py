@@ -51,6 +51,7 @@ def show(labels: Path, background: str | None, as_json: bool) -> None:
 
 @labels.command()
 @click.argument("labels", metavar="LABEL_FILE", type=PATH)
+@background_option
 @bundle_option
 @device_option
 @backend_option
@@ -58,14 +59,19 @@ def show(labels: Path, background: str | None, as_json: bool) -> None:
 @unfused_option
 @cache_option
 @threads_option
-def build(labels: Path, bundle: Path, cache_dir: Path | None, **options: Any) -> None:
+def build(labels: Path, background: str | None, bundle: Path, cache_dir: Path | None, **options: Any) -> None:
     """Encode LABEL_FILE for a bundle and cache it, so that later runs need not."""
+    from sigrl_deploy.labels.reading import read_label_set
     from sigrl_deploy.machine.cache_folder import default_cache_dir, require_writable
     from sigrl_deploy.recognizer import Recognizer
+    from sigrl_deploy.recognizer.vocabularies import asked_labels
 
+    given = read_label_set(labels)
     require_writable(cache_dir or default_cache_dir())
     with Recognizer(bundle, cache_dir=cache_dir, options=engine_options(options)) as recognizer:
-        click.echo(f"{len(recognizer.vocabulary(labels))} labels ready")
+        vocabulary = recognizer.vocabulary(asked_labels(given, background, recognizer.vocabulary))
+        rows = len(vocabulary.label_embedding)
+        click.echo(f"{len(vocabulary)} labels ready" + ("" if rows == len(vocabulary) else f", {rows} rows with all others"))
 
 
 @labels.command("list")

@@ -71,8 +71,8 @@ labels_option = click.option(
 background_option = click.option(
     "--background",
     metavar="bundle|common|FILE",
-    help="Labels that are scored beside the others and are never tags: the bundle's, some 300 everyday ones, or those of a label "
-    "file [default: what the label file says].",
+    help="Labels that are scored beside the others and are never tags: the bundle's, some 300 everyday ones, or those of a "
+    "label file [default: what the label file says].",
 )
 thresholds_option = click.option(
     "--thresholds", type=PATH, help="File that calibrate wrote for these labels: a threshold for each of them."
