@@ -66,8 +66,8 @@ cache_option = click.option(
 background_option = click.option(
     "--background",
     metavar="bundle|common|FILE",
-    help="Labels that are scored beside the others and are never tags: the bundle's, some 300 everyday ones, or those of a label "
-    "file [default: what the label file says].",
+    help="Labels that are scored beside the others and are never tags: the bundle's, some 300 everyday ones, or those of a "
+    "label file [default: what the label file says].",
 )
 
 
