@@ -17,6 +17,7 @@ from sigrl_deploy.structs import Checked
 MOST_WORDINGS = 1_000_000  # of a label set: texts to encode
 SLOT = "{label}"
 _SHOWN = 60  # characters of a name in a message
+_MOST_OF_CIRCLE = 8  # names in a message
 
 Place = Callable[[int, str], str]  # the number of a label in the set, and a field → what a message calls it
 
@@ -206,9 +207,10 @@ def _check_parents(labels: LabelSet, place: Place, error: Callable[[str], LabelE
     try:
         TopologicalSorter(parents_of(labels)).prepare()
     except CycleError as found:
-        circle: list[str] = found.args[1]
+        circle: list[str] = found.args[1][::-1]  # from child to parent
+        shown = " → ".join(name[:_SHOWN] for name in circle[:_MOST_OF_CIRCLE]) + " …" * (len(circle) > _MOST_OF_CIRCLE)
         i = next(i for i, label in enumerate(labels.labels) if label.name == circle[0])
-        raise error(f"{place(i, 'parents')}: {' → '.join(circle)} is a circle; remove one of these parents") from None
+        raise error(f"{place(i, 'parents')}: {shown} is a circle; remove one of these parents") from None
 
 
 def parents_of(labels: LabelSet) -> dict[str, tuple[str, ...]]:

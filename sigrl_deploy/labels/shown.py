@@ -53,7 +53,7 @@ def _row(label: Label) -> list[list[str]]:
     threshold = "" if label.threshold is None else f"{label.threshold:g}"
     cells = [[label.name], wordings, [", ".join(label.parents)], [threshold], ["yes" if label.emit else "no"]]
     return [
-        [line for text in texts for line in textwrap.wrap(printable(text), width)] or [""]
+        [line for text in texts for line in textwrap.wrap(printable(text), width, break_on_hyphens=False)] or [""]
         for texts, width in zip(cells, _WIDTHS, strict=True)
     ]
 

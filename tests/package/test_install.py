@@ -72,6 +72,7 @@ print("\\n".join(str(f) for f in files("sigrl-deploy")))
     names = run("-c", script, cwd=tmp_path).stdout.splitlines()
     for expected in (
         "sigrl_deploy/py.typed",
+        "sigrl_deploy/data/common-labels.txt",
         "sigrl_deploy/data/labels.txt",
         "sigrl_deploy/data/photos/cat.jpg",
         "sigrl_deploy/demo/page.html",
