@@ -7,4 +7,4 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
 Pixels = NDArray[np.float32 | np.uint8]  # [B, 3, H, W] or [3, H, W]: normalised, or uint8 where an engine normalises
-Targets = NDArray[np.int8]  # [N, C] of a data set: 1 shown, 0 not shown, UNKNOWN (-1) not annotated
+Targets = NDArray[np.int8]  # [N, C] of a data set: 1 shown, -1 not shown, 0 not annotated (`datasets/dataset.py`)

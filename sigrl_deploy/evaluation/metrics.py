@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from sigrl_deploy.arrays import FloatArray, Targets
 from sigrl_deploy.comparison import agreement, best_labels, score_errors
-from sigrl_deploy.datasets.dataset import NEGATIVE, POSITIVE, UNKNOWN
-from sigrl_deploy.errors import UsageError
+from sigrl_deploy.datasets.dataset import POSITIVE, UNKNOWN
+from sigrl_deploy.datasets.scored import check_scored
 from sigrl_deploy.extras import require
 
 TOP_K = (3, 5)
@@ -97,7 +97,7 @@ def evaluate_scores(scores: FloatArray, targets: Targets) -> Metrics:
     finite, or a target is none of the three values.
     """
     require_scikit_learn()
-    _check(scores, targets)
+    check_scored(scores, targets)
     average_precision = tuple(_average_precision(scores[:, c], targets[:, c]) for c in range(scores.shape[1]))
     present = [value for value in average_precision if value is not None]
     best = best_labels(scores, max(TOP_K))
@@ -128,22 +128,6 @@ def evaluate_decisions(scores: FloatArray, targets: Targets, thresholds: FloatAr
 def require_scikit_learn() -> None:
     """Raise UsageError where it is not installed: metrics need it."""
     require("sklearn", extra="evaluate")
-
-
-def _check(scores: FloatArray, targets: Targets) -> None:
-    if scores.ndim != 2 or scores.shape != targets.shape:
-        raise UsageError(f"scores {[*scores.shape]}, targets {[*targets.shape]}: expected the same [pictures, labels] of both")
-    if 0 in scores.shape:
-        raise UsageError(f"scores {[*scores.shape]}: expected at least one picture and one label to evaluate")
-    finite = np.isfinite(scores)
-    if not finite.all():
-        row, column = np.argwhere(~finite)[0]
-        raise UsageError(f"scores: {scores[row, column]} for picture {row}, label {column}; expected finite numbers")
-    lowest, highest = int(targets.min()), int(targets.max())
-    if targets.dtype.kind != "i" or lowest < NEGATIVE or highest > POSITIVE:
-        raise UsageError(
-            f"targets: {targets.dtype} from {lowest} to {highest}; expected int8 {POSITIVE}, {NEGATIVE} or {UNKNOWN} (unknown)"
-        )
 
 
 def _average_precision(scores: FloatArray, targets: Targets) -> float | None:
