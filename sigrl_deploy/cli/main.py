@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from sigrl_deploy.cli.calibrate import calibrate
 from sigrl_deploy.cli.demo import demo
 from sigrl_deploy.cli.doctor import doctor
 from sigrl_deploy.cli.error_lines import LogLines, error_line
@@ -115,7 +116,7 @@ def _complete(command: click.Command) -> None:
     command.callback = explained
 
 
-for verb in (demo, infer, labels, evaluate, train, export, doctor, verify):
+for verb in (demo, infer, labels, calibrate, evaluate, train, export, doctor, verify):
     _complete(verb)
     main.add_command(verb)
 

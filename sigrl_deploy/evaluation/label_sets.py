@@ -86,7 +86,8 @@ def limits_of(
         for i, model in enumerate(models):
             if isinstance(model.scorer, Recognizer):
                 try:
-                    found[name, i] = thresholds.limits(model.scorer.scope(model.scorer.vocabulary(labels)), labels.names)
+                    vocabulary = model.scorer.vocabulary(labels)
+                    found[name, i] = thresholds.limits(model.scorer.scope(vocabulary), vocabulary)
                 except UsageError as error:
                     refused = error
     if not found:

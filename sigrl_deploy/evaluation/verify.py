@@ -170,8 +170,9 @@ def _limits(path: Path, labels: LabelSet, models: Sequence[Model]) -> FloatArray
     """Thresholds [C]. Raises UsageError where the file is for other labels or another bundle; any precision may try them."""
     thresholds = Thresholds.read(path)
     recognizer = next(model.scorer for model in models if isinstance(model.scorer, Recognizer))
-    scope = replace(recognizer.scope(recognizer.vocabulary(labels)), precision=thresholds.file.scope.precision)
-    return thresholds.limits(scope, labels.names)
+    vocabulary = recognizer.vocabulary(labels)
+    scope = replace(recognizer.scope(vocabulary), precision=thresholds.file.scope.precision)
+    return thresholds.limits(scope, vocabulary)
 
 
 def _dataset(options: VerifyOptions, bundle: Bundle, labels: LabelSet | None) -> Dataset:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sigrl_deploy.arrays import FloatArray
+from sigrl_deploy.calibration.probabilities import Curve
 from sigrl_deploy.config import Arch
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.recognizer.predictions import Prediction
-from sigrl_deploy.recognizer.probabilities import Curve
 from sigrl_deploy.recognizer.thresholds import Scope, Thresholds
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
@@ -23,8 +23,8 @@ DEFAULT_TOP = 5
 class Selection:
     """The `top` best labels (None: all) of those that reach their threshold, and the parents that they bring with them.
 
-    `threshold` holds for every label that has none of its own. `limits` fp32 [C] are those of a file of thresholds, which go
-    before all others, and `probabilities` is its curve.
+    `threshold` holds for every label that has none of its own. `limits` fp32 [C] are those of a file of thresholds and of the
+    labels themselves, and `probabilities` is the file's curve.
     """
 
     top: int | None
@@ -48,7 +48,7 @@ class Selection:
             return cls(DEFAULT_TOP if top is None else top, threshold, evidence)
         file = thresholds if isinstance(thresholds, Thresholds) else Thresholds.read(os.fsdecode(thresholds))
         here = scope()
-        return cls(top, threshold, evidence, file.limits(here, vocabulary.labels), file.probabilities(here))
+        return cls(top, threshold, evidence, file.limits(here, vocabulary), file.probabilities(here))
 
     def check(self, arch: Arch) -> None:
         """Raise UsageError for values that mean nothing, and for evidence where the architecture matches no patches."""
@@ -86,7 +86,7 @@ class Selection:
             label,
             float(score),
             threshold=None if limit is None or np.isnan(limit) else float(limit),
-            probability=None if self.probabilities is None else float(self.probabilities.at(np.asarray(score))),
+            probability=None if self.probabilities is None else float(self.probabilities(np.asarray(score))),
         )
 
     def _limits(self, vocabulary: Vocabulary) -> FloatArray | None:

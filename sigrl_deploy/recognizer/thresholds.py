@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -18,10 +17,10 @@ from msgspec import Meta
 
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.bundle.manifest import Manifest
+from sigrl_deploy.calibration.probabilities import Curve
 from sigrl_deploy.config import Crop, Precision
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.files import read_bounded, replacing
-from sigrl_deploy.recognizer.probabilities import Curve
 from sigrl_deploy.structs import Checked
 from sigrl_deploy.vocabulary.cache import digest
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
@@ -111,11 +110,16 @@ class Thresholds:
             problem = f"is no file of thresholds ({error}); run sigrl-deploy calibrate again"
             raise UsageError(problem, argument="thresholds", value=path) from None
 
-    def limits(self, scope: Scope, labels: Sequence[str]) -> FloatArray:
-        """fp32 [C], the threshold of each label. Raises UsageError where the file was made for something else."""
+    def limits(self, scope: Scope, vocabulary: Vocabulary) -> FloatArray:
+        """fp32 [C], the threshold of each label: its own from the label set, or the file's.
+
+        Raises UsageError where the file was made for something else.
+        """
         self._check(scope)
-        values = [self.file.thresholds.get(label, self.file.global_threshold) for label in labels]
-        return np.array(values, np.float32) * np.float32(self._factor(scope))
+        values = [self.file.thresholds.get(label, self.file.global_threshold) for label in vocabulary.labels]
+        limits: FloatArray = np.array(values, np.float32) * np.float32(self._factor(scope))
+        own = None if vocabulary.readout is None else vocabulary.readout.thresholds
+        return limits if own is None else np.where(np.isnan(own), limits, own)
 
     def probabilities(self, scope: Scope) -> Curve | None:
         """The curve of probabilities, where the file has one and is used with what it was made for."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -224,6 +225,27 @@ def choose_format(name: str | None, out: Path | None) -> str:
         known = ", ".join(_FORMATS)
         raise UsageError(f"no format has this ending; expected {known} (a table), or give `format`", argument="out", value=out)
     return _FORMATS[out.suffix.lower()]
+
+
+def check_place(out: Path, read: Sequence[str | Path], argument: str = "out") -> None:
+    """Raise UsageError where a file cannot be written in its place, or is one of those to read; `argument` named it."""
+    if not os.path.isdir(out.parent):
+        problem = f"the folder {out.parent} does not exist; create it, or choose another place"
+        raise UsageError(problem, argument=argument, value=out)
+    # A file is written beside and renamed, which would put a regular file in the place of a device or a pipe.
+    if os.path.exists(out) and not os.path.isfile(out):
+        problem = "is a folder, device or pipe, expected a file; leave it out to redirect standard output"
+        raise UsageError(problem, argument=argument, value=out)
+    if any(_same_file(path, out) for path in read):
+        problem = "is one of the files to read and would be lost; choose another place"
+        raise UsageError(problem, argument=argument, value=out)
+
+
+def _same_file(path: str | Path, out: Path) -> bool:
+    try:
+        return os.path.samefile(path, out)
+    except (OSError, ValueError):
+        return False
 
 
 @contextmanager

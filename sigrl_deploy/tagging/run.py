@@ -26,7 +26,7 @@ from sigrl_deploy.recognizer.thresholds import Thresholds, read_thresholds
 from sigrl_deploy.recognizer.vocabularies import asked_labels
 from sigrl_deploy.tagging.drawing import MOST_TAGS
 from sigrl_deploy.tagging.heatmaps import is_heatmap_name, open_folder, write_heatmaps
-from sigrl_deploy.tagging.output import WRITERS, Heatmaps, RawCsvWriter, Shown, choose_format, open_output
+from sigrl_deploy.tagging.output import WRITERS, Heatmaps, RawCsvWriter, Shown, check_place, choose_format, open_output
 from sigrl_deploy.tagging.partial import Partial, check_fresh, name_run, open_partial
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
@@ -173,7 +173,7 @@ def _check_output(options: InferOptions) -> str:
     """The format. Raises UsageError where options contradict each other, or `out` cannot be written or would lose something."""
     out = options.out
     if out is not None:
-        _check_place(out, [*options.pictures, options.labels or ""])
+        check_place(out, [*options.pictures, options.labels or ""])
     elif sys.stdout is None:
         raise UsageError("standard output is closed; open it, or give `out`")
     format_ = choose_format(options.format, out)
@@ -194,19 +194,6 @@ def _check_output(options: InferOptions) -> str:
     return format_
 
 
-def _check_place(out: Path, read: list[str | Path]) -> None:
-    if not os.path.isdir(out.parent):
-        problem = f"the folder {out.parent} does not exist; create it, or choose another place"
-        raise UsageError(problem, argument="out", value=out)
-    # A file is written beside and renamed, which would put a regular file in the place of a device or a pipe.
-    if os.path.exists(out) and not os.path.isfile(out):
-        problem = "is a folder, device or pipe, expected a file; leave it out to redirect standard output"
-        raise UsageError(problem, argument="out", value=out)
-    if any(_same_file(path, out) for path in read):
-        problem = "is one of the files to read and would be lost; choose another place"
-        raise UsageError(problem, argument="out", value=out)
-
-
 def _without_heatmaps(pictures: list[str], named: frozenset[str]) -> list[str]:
     """Heat maps that an earlier run drew into a folder of pictures are no pictures to tag."""
     kept = [path for path in pictures if path in named or not is_heatmap_name(os.path.basename(path))]
@@ -214,13 +201,6 @@ def _without_heatmaps(pictures: list[str], named: frozenset[str]) -> list[str]:
         count = len(pictures) - len(kept)
         log.info("%d heat map%s of an earlier run %s left out", count, *(("", "is") if count == 1 else ("s", "are")))
     return kept
-
-
-def _same_file(path: str | Path, out: Path) -> bool:
-    try:
-        return os.path.samefile(path, out)
-    except (OSError, ValueError):
-        return False
 
 
 def _run_name(options: InferOptions, recognizer: Recognizer, vocabulary: Vocabulary, thresholds: Thresholds | None) -> str:

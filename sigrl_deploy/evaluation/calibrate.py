@@ -1,0 +1,221 @@
+"""One run of `sigrl-deploy calibrate`: thresholds for a label set, from pictures with truth or without."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from sigrl_deploy.arrays import FloatArray, Targets
+from sigrl_deploy.calibration.fitting import fit_quantiles, fit_thresholds
+from sigrl_deploy.calibration.goals import parse_goal
+from sigrl_deploy.calibration.plots import ENDINGS, draw_precision_recall, draw_reliability
+from sigrl_deploy.calibration.probabilities import fit_probabilities, held_out_probabilities, reliability
+from sigrl_deploy.calibration.validation import Validation, cross_validate
+from sigrl_deploy.datasets.dataset import UNKNOWN, Dataset
+from sigrl_deploy.datasets.labelled_folder import LABELS_CSV
+from sigrl_deploy.datasets.opening import has_splits, open_dataset, parse
+from sigrl_deploy.engines.options import EngineOptions
+from sigrl_deploy.errors import DatasetError, LabelError, UsageError, printable
+from sigrl_deploy.evaluation.metrics import require_scikit_learn
+from sigrl_deploy.evaluation.scoring import Model, Pass, score_pictures
+from sigrl_deploy.evaluation.sources import PictureList, Restricted
+from sigrl_deploy.extras import require
+from sigrl_deploy.labels.label_set import LabelSet, label_set
+from sigrl_deploy.labels.reading import read_label_set
+from sigrl_deploy.pictures.finding import find_pictures
+from sigrl_deploy.recognizer import Recognizer
+from sigrl_deploy.recognizer.thresholds import ThresholdFile
+from sigrl_deploy.recognizer.vocabularies import asked_labels
+from sigrl_deploy.tagging.output import check_place, output_errors
+from sigrl_deploy.version import tool_versions
+
+log = logging.getLogger(__name__)
+
+COMPARED = ("fitted", "one_threshold", "top_k")  # ways to decide, fields of a `Validation`
+
+
+@dataclass(frozen=True)
+class CalibrateOptions:
+    """What to calibrate on, for which labels, and where the thresholds go. None means the default.
+
+    source: a data set, as `open_dataset` takes it; with `tags_per_picture` also a folder or glob of pictures without truth.
+    split: of a data set; by default "val", or all pictures of a folder without splits.
+    metric: what thresholds are chosen by: f1, precision@P or recall@R.
+    tags_per_picture: use no truth, and let so many labels pass on average.
+    probabilities: fit a curve from scores to probabilities too.
+    plot_precision, plot_reliability: .png or .svg files to draw.
+
+    The others are those of `infer`.
+    """
+
+    source: str
+    bundle: Path
+    out: Path
+    labels: Path | None = None
+    background: str | None = None
+    split: str | None = None
+    metric: str = "f1"
+    tags_per_picture: float | None = None
+    probabilities: bool = False
+    plot_precision: Path | None = None
+    plot_reliability: Path | None = None
+    limit: int | None = None
+    batch_size: int | None = None
+    cache_dir: Path | None = None
+    engine: EngineOptions = EngineOptions()
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a run found. C labels.
+
+    `validation` and `calibration_error`, that of the probabilities, are by cross-validation, and None without truth or without
+    probabilities. `unknown` are labels of which no picture's truth is known, `unreadable` the pictures left out and why.
+    """
+
+    file: ThresholdFile
+    labels: tuple[str, ...]
+    pictures: int
+    validation: Validation | None
+    unknown: tuple[str, ...]
+    calibration_error: float | None
+    unreadable: tuple[tuple[str, str], ...]
+
+
+def run_calibrate(options: CalibrateOptions) -> Calibration:
+    """Score the pictures, choose thresholds, write the file and the plots.
+
+    Raises UsageError and LabelError for options that cannot be used, DatasetError where the pictures show none of the labels.
+    """
+    goal = parse_goal(options.metric)
+    _check_options(options)
+    given = None if options.labels is None else read_label_set(options.labels)
+    recognizer = Recognizer(options.bundle, cache_dir=options.cache_dir, options=options.engine)
+    asked = asked_labels(given, options.background, recognizer.vocabulary) or label_set(recognizer.vocabulary().labels)
+    dataset = _pictures(options, asked.names)
+    scored = _scored(options, recognizer, dataset, asked)
+    scores, targets = scored.scores[0], scored.targets
+    validation, error, curve = None, None, None
+    if options.tags_per_picture is not None:
+        thresholds = fit_quantiles(scores, options.tags_per_picture)
+        shared, metric = float(thresholds[0]), f"tags-per-picture@{options.tags_per_picture:g}"
+    else:
+        fitted, validation = fit_thresholds(scores, targets, goal), cross_validate(scores, targets, goal)
+        shared, thresholds, metric = fitted.global_threshold, fitted.thresholds, str(goal)
+    if options.probabilities:
+        curve = fit_probabilities(scores, targets)
+        error = _probabilities_error(options, scores, targets)
+    if options.plot_precision is not None:
+        draw_precision_recall(scores, targets, asked.names, options.plot_precision)
+    file = ThresholdFile(
+        recognizer.scope(recognizer.vocabulary(asked)),
+        metric,
+        shared,
+        dict(zip(asked.names, thresholds.tolist(), strict=True)),
+        probabilities=curve,
+        calibration=_facts(options, recognizer, validation, error, len(scores)),
+    )
+    with output_errors(options.out):
+        file.write(options.out)
+    known = (targets != UNKNOWN).any(axis=0) | (options.tags_per_picture is not None)
+    return Calibration(
+        file,
+        asked.names,
+        len(scores),
+        validation,
+        tuple(name for name, has_truth in zip(asked.names, known, strict=True) if not has_truth),
+        error,
+        tuple((dataset.name(i), reason) for i, reason in sorted(scored.unreadable.items())),
+    )
+
+
+def _check_options(options: CalibrateOptions) -> None:
+    """Raise UsageError where options contradict each other, or a file cannot be written, before anything that takes long."""
+    truth = "needs the truth about the pictures, and `tags_per_picture` does without"
+    if options.tags_per_picture is None:
+        require_scikit_learn()
+    else:
+        for name in ("probabilities", "plot_precision"):
+            if getattr(options, name):
+                raise UsageError(f"{truth}; leave out one of the two", argument=name)
+        if options.metric != "f1":
+            raise UsageError(f"{truth}; leave out one of the two", argument="metric", value=options.metric)
+    if options.plot_reliability and not options.probabilities:
+        raise UsageError("is about probabilities; add `probabilities`, or leave it out", argument="plot_reliability")
+    if options.out.suffix.lower() != ".json":
+        raise UsageError("thresholds are JSON; expected a name that ends in .json", argument="out", value=options.out)
+    for name in ("out", "plot_precision", "plot_reliability"):
+        path = getattr(options, name)
+        if path is None:
+            continue
+        if name != "out" and path.suffix.lower() not in ENDINGS:
+            raise UsageError(f"no plot has this ending; expected {' or '.join(ENDINGS)}", argument=name, value=path)
+        check_place(path, [options.source, options.labels or ""], argument=name)
+        if not options.overwrite and os.path.exists(path) and os.path.getsize(path):
+            raise UsageError("exists already; replace it with `overwrite`, or choose another name", argument=name, value=path)
+    if options.plot_precision or options.plot_reliability:
+        require("matplotlib", extra="plots")
+
+
+def _pictures(options: CalibrateOptions, names: tuple[str, ...]) -> Dataset:
+    """The pictures, with the truth about these labels where there is some."""
+    kind, place = parse(options.source)
+    labelled = kind != "folder" or place.lower().endswith(".csv") or os.path.isfile(os.path.join(place, LABELS_CSV))
+    if not labelled:
+        if options.tags_per_picture is None:
+            problem = f"holds no {LABELS_CSV} with the truth; add one, or choose by `tags_per_picture`, which needs none"
+            raise DatasetError(problem, argument="source", value=options.source)
+        if options.split is not None:
+            raise UsageError("is for a data set; leave it out", argument="split", value=options.split)
+        return PictureList(find_pictures([options.source], io.BytesIO()).paths, names)
+    dataset = open_dataset(options.source, options.split or ("val" if has_splits(options.source) else "test"))
+    if options.tags_per_picture is None and not set(names) & set(dataset.labels):
+        problem = (
+            f"{options.source} knows none of these {len(names)} labels, such as {printable(names[0])!r}; spell them as it does"
+        )
+        raise LabelError(problem, argument="labels", value=options.labels)
+    return Restricted(dataset, names)
+
+
+def _scored(options: CalibrateOptions, recognizer: Recognizer, dataset: Dataset, labels: LabelSet) -> Pass:
+    engine, arch = recognizer.engine, recognizer.bundle.manifest.arch
+    model = Model(options.bundle, engine.description, arch, engine.precision, engine.device, recognizer)
+    pictures = range(min(len(dataset), options.limit or len(dataset)))
+    log.info("%d labels, %d pictures", len(labels.names), len(pictures))
+    scored = score_pictures(dataset, pictures, labels, [model], options.batch_size or (16 if engine.device == "cuda" else 1))
+    if not len(scored.targets):
+        raise UsageError(f"no picture to calibrate on: there are {len(pictures)}, and {len(scored.unreadable)} cannot be read")
+    return scored
+
+
+def _probabilities_error(options: CalibrateOptions, scores: FloatArray, targets: Targets) -> float:
+    """The calibration error of the probabilities, each picture's by a curve that was fitted without it; draws their plot."""
+    found = reliability(held_out_probabilities(scores, targets), targets)
+    if options.plot_reliability is not None:
+        draw_reliability(found, options.plot_reliability)
+    return found.error
+
+
+def _facts(
+    options: CalibrateOptions, recognizer: Recognizer, validation: Validation | None, error: float | None, pictures: int
+) -> dict[str, Any]:
+    """What is known of a calibration besides its thresholds, as JSON has it."""
+    measured = (
+        {} if validation is None else {name: asdict(getattr(validation, name)) for name in COMPARED} | {"k": validation.k}
+    )
+    return {
+        "source": options.source,
+        "split": options.split,
+        "pictures": pictures,
+        "engine": recognizer.engine.description,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": tool_versions("numpy", "scikit-learn"),
+        "cross_validation": measured,
+        "calibration_error": error,
+    }
