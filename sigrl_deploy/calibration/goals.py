@@ -61,31 +61,27 @@ def best_threshold(scores: NDArray[np.float64], positive: NDArray[np.bool_], goa
 
     precision, recall, lowest = precision_recall_curve(positive, scores)
     # The last precision and recall are no threshold's.
-    return float(_midway(lowest)[_best(precision[:-1], recall[:-1], goal)])
+    place = _best(precision[:-1], recall[:-1], goal)
+    return float(lowest[max(0, place - 1)] + lowest[place]) / 2
 
 
-def _best(precision: NDArray[np.float64], recall: NDArray[np.float64], goal: Goal) -> np.intp:
+def _best(precision: NDArray[np.float64], recall: NDArray[np.float64], goal: Goal) -> int:
     """The place of the best among thresholds in rising order."""
     if goal.measure is Measure.PRECISION:
-        return np.argmax(precision >= min(goal.level, precision.max()))
+        return int(np.argmax(precision >= min(goal.level, precision.max())))
     worth = recall >= goal.level
     if goal.measure is Measure.F1:
         f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(np.float64).tiny)
         # Equal values of F1 differ by rounding.
         worth = f1 >= f1.max() - 1e-12
-    return np.flatnonzero(worth)[-1]
-
-
-def _midway(rising: NDArray[np.float64]) -> NDArray[np.float64]:
-    """rising [M], in rising order → [M] thresholds, of which number i passes all from number i on and none of a lower value."""
-    return (rising + np.concatenate([rising[:1], rising[:-1]])) / 2
+    return int(np.flatnonzero(worth)[-1])
 
 
 def passing(scores: NDArray[np.floating], count: int) -> float:
-    """scores [M] → the threshold that `count` of them pass, midway to the next lower score; 1 ≤ count ≤ M.
+    """scores [M] → the threshold that `count` of them pass, 1 ≤ count ≤ M, midway between the last of these and the next one.
 
-    Where the scores on both sides of it are equal, all that equal them pass too.
+    Where those two are equal, all that equal them pass.
     """
     place = len(scores) - count
-    ordered = np.partition(scores, [max(0, place - 1), place])
-    return float(_midway(ordered[max(0, place - 1) : place + 1].astype(np.float64))[-1])
+    around = [max(0, place - 1), place]
+    return float(np.partition(scores, around)[around].astype(np.float64).mean())

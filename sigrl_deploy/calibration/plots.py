@@ -32,9 +32,9 @@ _RECALL = np.linspace(0, 1, 101)
 def draw_precision_recall(scores: FloatArray, targets: Targets, labels: Sequence[str], path: Path) -> None:
     """scores [N, C] fp32, targets [N, C] int8, C labels → a plot of precision against recall.
 
-    Up to NAMED labels have a name and their average precision. Where there are more, these are the best and the worst ones; the
-    others are grey. Labels with fewer than FEWEST_POSITIVES positives are left out, unless all have. The black line is all labels
-    together. A line shows the highest precision at this recall or more, which is what a threshold can reach.
+    Up to NAMED labels have a name and their average precision. Where there are more, these are the best and the worst ones, and
+    the others are grey. Labels with fewer than FEWEST_POSITIVES positives are left out, unless all have. The black line is all
+    labels together. A line shows the highest precision at this recall or more, which is what a threshold can reach.
 
     Raises UsageError where matplotlib or scikit-learn is not installed, `path` ends in neither .png nor .svg, or `check_scored`
     does; DatasetError where no label has a positive; OSError where `path` cannot be written.

@@ -82,7 +82,7 @@ Curve = Platt | Isotonic
 class Reliability:
     """Probabilities against what is there, in bins of equal width; those without a probability are left out.
 
-    `predicted` [B] is the mean probability of a bin, `observed` [B] the share of positives in it, `count` [B] how many there are.
+    `predicted` [B] is the mean probability of a bin, `observed` [B] the share of positives, and `count` [B] its size.
     `error` is the expected calibration error: the mean of |predicted − observed|, weighted by `count`.
     """
 

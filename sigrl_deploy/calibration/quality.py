@@ -70,8 +70,8 @@ def label_quality(decided: NDArray[np.bool_], targets: Targets) -> LabelQuality:
 def quality(decided: NDArray[np.bool_], targets: Targets) -> Quality:
     """decided [N, C] bool, targets [N, C] int8 → the figures over all labels.
 
-    RESAMPLES times, N pictures are drawn with replacement, the same ones in every call with N pictures. So the intervals say how
-    far other pictures of the same kind would move the figures, with thresholds taken as given. Memory: 24 kB a label, and 30 MB.
+    RESAMPLES times, N pictures are drawn with replacement, the same ones in every call with N pictures. The intervals say how
+    far other pictures of the same kind would move the figures, if the thresholds stayed. Memory: 24 kB a label, and 30 MB.
     """
     hits, decisions, positives = (events.sum(axis=0, keepdims=True) for events in _events(decided, targets))
     resampled = _resampled(decided, targets)

@@ -27,8 +27,8 @@ class Validation:
     """How decisions on pictures that nothing was fitted on compare with the truth.
 
     `fitted` is what `fit_thresholds` gives, `one_threshold` its global threshold for all labels, `top_k` each picture's k best
-    labels; `k` is the one chosen from all pictures. `labels` has the figures of `fitted` for each label; `too_few` are the columns
-    of labels with fewer than FEWEST_POSITIVES positives, whose figures say little.
+    labels; `k` is the one chosen from all pictures. `labels` has the figures of `fitted` for each label; `too_few` lists the
+    columns of labels with fewer than FEWEST_POSITIVES positives, whose figures say little.
     """
 
     fitted: Quality
