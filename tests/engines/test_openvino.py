@@ -26,8 +26,8 @@ from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.errors import BundleError, UsageError
 from sigrl_deploy.export.parity import LABELS
 from sigrl_deploy.files import sha256_file
-from sigrl_deploy.model import materialised
 from sigrl_deploy.labels.names import read_labels
+from sigrl_deploy.model import materialised
 from tests.support.refusals import assert_refused, refused
 
 pytest.importorskip("openvino", reason="openvino is not installed")

@@ -30,15 +30,16 @@ from sigrl_deploy.errors import LabelError, UsageError
 from sigrl_deploy.evaluation.label_sets import choose_label_sets
 from sigrl_deploy.evaluation.run import EvaluateOptions, evaluate, run_evaluate
 from sigrl_deploy.evaluation.scoring import Model
+from sigrl_deploy.labels.label_set import label_set
 from sigrl_deploy.pictures.preprocess import Preprocess
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
+from tests.evaluation.conftest import LABELS
 from tests.support.changed_bundles import change_graph, edit_manifest, nan_for_dark_pictures
 from tests.support.processes import interruptible
 from tests.support.refusals import assert_refused, refused
 
 COMMAND = [sys.executable, "-m", "sigrl_deploy", "evaluate"]
-LABELS = ("cat", "cup of coffee", "night sky", "person", "rocket", "unicorn")
 # The same few float64 operations in another order.
 TOLERANCE = 1e-12
 
@@ -46,28 +47,6 @@ TOLERANCE = 1e-12
 @pytest.fixture(scope="session")
 def fp16_bundle(export_tiny: Callable[..., Path]) -> Path:
     return export_tiny(Precision.FP16)
-
-
-@pytest.fixture(scope="session")
-def targets() -> NDArray[np.int8]:
-    """Of the thirteen pictures of `data`: three kinds; the last label has no positive."""
-    targets = np.random.default_rng(5).choice(np.array([1, -1, 0], np.int8), (13, len(LABELS)), p=[0.4, 0.4, 0.2])
-    targets[:, -1] = np.minimum(targets[:, -1], 0)
-    return targets
-
-
-@pytest.fixture
-def data(photos: list[Path], targets: NDArray[np.int8], tmp_path: Path) -> Path:
-    """A folder of thirteen crops of the photos with labels.csv."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    lines = [",".join(["path", *LABELS])]
-    for i, row in enumerate(targets.tolist()):
-        with Image.open(photos[i % len(photos)]) as photo:
-            photo.crop((i, 2 * i, 150 + i, 130 + 3 * i)).save(folder / f"{i:02}.png")
-        lines.append(",".join([f"{i:02}.png", *({1: "1", -1: "-1", 0: ""}[target] for target in row)]))
-    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
-    return folder
 
 
 def _evaluate(*arguments: object, status: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
