@@ -70,6 +70,8 @@ def read_label_set(path: str | Path, argument: str = "labels") -> LabelSet:
         values = _PARSERS[ending](_read_text(path, error), error)
     except RecursionError:
         raise error("lists or objects are nested too deeply; expected labels with lists of texts") from None
+    except ValueError:  # int() has a limit
+        raise error("a number has thousands of digits; expected numbers such as 0.25") from None
     return _with_absolute_background(label_set_from_plain(values, error), Path(path).parent, error)
 
 
@@ -83,19 +85,18 @@ def _parse_toml(text: str, error: _Error) -> object:
         raise error(f"the key {long[0][:40]!r}… has more than {_MOST_KEY_PARTS} parts; expected names without dots")
     try:
         return tomllib.loads(text)
-    except ValueError as problem:  # also of a number that is too long
+    except tomllib.TOMLDecodeError as problem:
         found = _TOML_PLACE.fullmatch(str(problem))
-        place = found[2].replace("end of document", "end of the file") if found else ""
-        raise _syntax_error(found[1] if found else str(problem), place, "TOML", error) from None
+        place = f"{found[2].replace('end of document', 'end of the file')}: " if found else ""
+        raise error(f"{place}{found[1] if found else problem}; expected TOML") from None
 
 
 def _parse_json(text: str, error: _Error) -> object:
     try:
         return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as problem:
-        raise _syntax_error(problem.msg, f"line {problem.lineno}, column {problem.colno}", "JSON", error) from None
-    except ValueError as problem:  # of a number that is too long
-        raise _syntax_error(str(problem), "", "JSON", error) from None
+        place = f"line {problem.lineno}, column {problem.colno}"
+        raise error(f"{place}: {problem.msg}; expected JSON") from None
 
 
 _PARSERS: dict[str, Callable[[str, _Error], object]] = {".toml": _parse_toml, ".json": _parse_json}
@@ -107,11 +108,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         return values
     counts = Counter(key for key, _ in pairs)
     return Repeated(values, counts.most_common(1)[0][0])
-
-
-def _syntax_error(problem: str, place: str, language: str, error: _Error) -> LabelError:
-    problem = problem.partition(";")[0]  # what Python's own advice is about, no label file has
-    return error(f"{place}: {problem}; expected {language}" if place else f"{problem}; expected {language}")
 
 
 def _with_absolute_background(labels: LabelSet, folder: Path, error: _Error) -> LabelSet:

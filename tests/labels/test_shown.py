@@ -110,13 +110,13 @@ def test_labels_that_differ_by_little_are_named(tmp_path: Path) -> None:
 
 
 def test_long_cells_and_odd_texts_stay_in_their_columns(tmp_path: Path) -> None:
-    synonyms = [f"word {i}" for i in range(30)]
+    synonyms = [f"word-{i}" for i in range(30)]
     labels = ["x" * 100, "犬\u202e", {"name": "cat", "synonyms": synonyms}]
     (tmp_path / "a.json").write_text(json.dumps({"labels": labels}))
     lines = shown(tmp_path / "a.json")
     assert max(map(len, lines[: lines.index("")])) <= 110
     words = " ".join(" ".join(lines).split())
-    assert all(f"{word}," in words for word in synonyms[1:-1])
+    assert all(f"{word}," in words for word in synonyms[:-1])
     assert "\u202e" not in words
 
 

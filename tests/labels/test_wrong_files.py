@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sigrl_deploy.errors import LabelError
 from sigrl_deploy.labels import label_set, names
@@ -13,6 +17,8 @@ from tests.support.refusals import assert_refused
 
 DEEP = 100_000  # levels, a hundred times what Python's stack holds
 DIGITS = "9" * 5000
+FIELDS = label_set.Label.__struct_fields__
+SET_FIELDS = label_set.LabelSet.__struct_fields__
 
 TOML = {
     "empty": ("", ("labels: is missing", "expected a list")),
@@ -29,7 +35,7 @@ TOML = {
     "nan": ('labels = [{name = "sofa", threshold = nan}]', ("labels[0].threshold of 'sofa': is nan", "finite number")),
     "inf": ('labels = [{name = "sofa", threshold = -inf}]', ("labels[0].threshold of 'sofa': is -inf", "finite number")),
     "large": (f'labels = [{{name = "sofa", threshold = {DIGITS[:400]}}}]', ("labels[0].threshold of 'sofa'", "too large")),
-    "larger": (f"threshold = {DIGITS}", ("4300 digits",)),
+    "larger": (f"threshold = {DIGITS}", ("a number has thousands of digits",)),
     "emit": ('labels = [{name = "sofa", emit = "no"}]', ("labels[0].emit of 'sofa'", "expected true or false")),
     "match": ('labels = [{name = "sofa", match = "best"}]', ("labels[0].match of 'sofa'", '"mean" or "any"')),
     "template": ('labels = ["a"]\ntemplates = ["a photo"]', ("templates: 'a photo'", "{label}")),
@@ -91,7 +97,7 @@ JSON = {
         ("labels[0].threshold of 'sofa': is -inf", "finite"),
     ),
     "overflow": ('{"labels": [{"name": "sofa", "threshold": 1e999}]}', ("labels[0].threshold of 'sofa': is inf", "finite")),
-    "large": (f'{{"labels": [{DIGITS}]}}', ("4300 digits", "expected JSON")),
+    "large": (f'{{"labels": [{DIGITS}]}}', ("a number has thousands of digits",)),
     "a boolean": ('{"labels": [{"name": "sofa", "threshold": true}]}', ("labels[0].threshold of 'sofa': is true",)),
     "surrogate": ('{"labels": ["\\ud800"]}', ("labels[0].name", "plain text")),
     "NUL": ('{"labels": ["a\0"]}', ("line 1, column 15", "expected JSON")),
@@ -173,3 +179,47 @@ def test_too_many_wordings_are_refused(tmp_path: Path) -> None:
     assert_refused(
         lambda: read_label_set(path), LabelError, "a.toml", "1,001,000 texts", f"{label_set.MOST_WORDINGS:,} at most"
     )
+
+
+VALID = {
+    "a.toml": b'background = "common"\n[[labels]]\nname = "sofa"\nsynonyms = ["couch"]\nthreshold = 0.25\nemit = true\n',
+    "a.json": b'{"version": 1, "labels": ["cat", {"name": "sofa", "parents": ["thing"], "threshold": 1e-2, "match": "any"}]}',
+    "a.csv": b'label;synonyms;threshold\r\nsofa;"couch;""settee""";0,25\r\ncat;;\r\n',
+}
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=5), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+def read_or_refuse(name: str, content: bytes) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(content)
+        refusal = None
+        try:
+            assert read_label_set(path).names
+        except LabelError as error:
+            refusal = error
+        assert refusal is None or refusal.value == path
+        assert "\n" not in str(refusal)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(VALID)), st.data())
+def test_damaged_files_are_read_or_refused(name: str, data: st.DataObject) -> None:
+    content = bytearray(VALID[name])
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(content)))
+        end = data.draw(st.integers(start, min(len(content), start + 3)))
+        content[start:end] = data.draw(st.binary(max_size=3) | st.sampled_from([b'"', b"[", b"}", b"\n", b".", b"1", b";"]))
+    read_or_refuse(name, bytes(content))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(PLAIN, max_size=3), st.dictionaries(st.sampled_from(SET_FIELDS), PLAIN))
+def test_any_json_is_read_or_refused(labels: list[object], others: dict[str, object]) -> None:
+    read_or_refuse("a.json", json.dumps({"labels": labels} | others).encode())
