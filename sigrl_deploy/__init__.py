@@ -18,19 +18,24 @@ from sigrl_deploy.version import __version__
 if TYPE_CHECKING:
     from sigrl_deploy.config import Backend, Device, Precision
     from sigrl_deploy.errors import ImageError, SigRLError
+    from sigrl_deploy.labels.label_set import Label, LabelSet
     from sigrl_deploy.recognizer import Recognizer
     from sigrl_deploy.recognizer.predictions import Prediction, Record
+    from sigrl_deploy.recognizer.thresholds import Thresholds
     from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 __all__ = [
     "Backend",
     "Device",
     "ImageError",
+    "Label",
+    "LabelSet",
     "Precision",
     "Prediction",
     "Recognizer",
     "Record",
     "SigRLError",
+    "Thresholds",
     "Vocabulary",
     "__version__",
 ]
@@ -39,11 +44,14 @@ _HOME = {
     "Backend": "config",
     "Device": "config",
     "ImageError": "errors",
+    "Label": "labels.label_set",
+    "LabelSet": "labels.label_set",
     "Precision": "config",
     "Prediction": "recognizer.predictions",
     "Recognizer": "recognizer",
     "Record": "recognizer.predictions",
     "SigRLError": "errors",
+    "Thresholds": "recognizer.thresholds",
     "Vocabulary": "vocabulary.vocabulary",
 }
 

@@ -28,6 +28,7 @@ from sigrl_deploy.export.out_folder import check_out, replaced_folder
 from sigrl_deploy.export.parity import LABELS, EagerScorer, Parity, Reference, measure
 from sigrl_deploy.files import sha256_file
 from sigrl_deploy.labels.names import check_labels, read_labels
+from sigrl_deploy.labels.reading import read_names
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.model.towers import typed
 from sigrl_deploy.recognizer import Recognizer
@@ -70,7 +71,7 @@ def export_bundle(options: ExportOptions) -> list[Parity]:
     nothing is left behind.
     """
     _check_options(options)
-    given = read_labels(options.labels) if options.labels else ()
+    given = read_names(options.labels) if options.labels else ()
     loaded = load_model(options, with_text=options.label_embeddings is None)
     model, record = loaded.model, loaded.checkpoint.record
     if Precision.INT8 in options.precisions and model.svfr is None:

@@ -75,6 +75,18 @@ def read_label_set(path: str | Path, argument: str = "labels") -> LabelSet:
     return _with_absolute_background(label_set_from_plain(values, error), Path(path).parent, error)
 
 
+def read_names(path: str | Path, argument: str = "labels") -> tuple[str, ...]:
+    """The labels of a file of any format that says no more than names.
+
+    Raises LabelError as `read_label_set` does, and where the file says more, which would be lost.
+    """
+    found = read_label_set(path, argument)
+    if not found.is_plain:
+        problem = "says more than names, and nothing but names is kept here; write the names into a .txt file, one a line"
+        raise LabelError(problem, argument=argument, value=path)
+    return found.names
+
+
 def _read_text(path: str | Path, error: _Error) -> str:
     lines = read_bytes(path, error).splitlines(keepends=True)
     return "".join(decoded(line, number, error) for number, line in enumerate(lines, start=1))

@@ -155,7 +155,10 @@ main()
     [
         (["--threshold", "nan"], "--threshold nan: expected a finite number"),
         (["--threshold", "inf"], "--threshold inf: expected a finite number"),
-        (["--scores", "all", "--top", "3"], "--scores all: gives every label, so leave out --top and --threshold"),
+        (
+            ["--scores", "all", "--top", "3"],
+            "--scores all: gives every label, so leave out --top, --threshold and --thresholds",
+        ),
         (["--resume"], "--resume: only a run with --format jsonl and --out can be resumed"),
         (["--resume", "--out", "a.csv"], "--resume: only a run with --format jsonl and --out"),
         (["--resume", "--overwrite", "--out", "a.jsonl"], "--resume: continues a file, and --overwrite starts it again"),

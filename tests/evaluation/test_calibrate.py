@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,12 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 from sigrl_deploy import Recognizer
 from sigrl_deploy.calibration.fitting import fit_thresholds
 from sigrl_deploy.calibration.goals import parse_goal
+from sigrl_deploy.config import Precision
 from sigrl_deploy.datasets.opening import open_dataset
 from sigrl_deploy.errors import DatasetError, LabelError, UsageError
 from sigrl_deploy.evaluation.calibrate import CalibrateOptions, run_calibrate
 from sigrl_deploy.evaluation.calibration_report import report
-from sigrl_deploy.recognizer.thresholds import Thresholds
+from sigrl_deploy.recognizer.thresholds import ThresholdFile, Thresholds
 from tests.evaluation.conftest import LABELS
 from tests.support.refusals import assert_refused, refused
 
@@ -108,16 +111,24 @@ def test_from_a_folder_to_decisions(data: Path, bundle: Path, labels: Path, tmp_
     assert f"{100 * found['f1']:.2f}" in table
 
 
-def test_which_labels_flip(data: Path, export_tiny: Any, labels: Path, tmp_path: Path) -> None:
-    from sigrl_deploy.config import Precision
-
-    both = export_tiny(Precision.FP32, Precision.BF16)
+def test_which_labels_flip(data: Path, export_tiny: Callable[..., Path], labels: Path, tmp_path: Path) -> None:
+    """Each label's threshold is put where the score of one picture crosses it by the rounding of fp16."""
+    bundle = Path(shutil.copytree(export_tiny(Precision.FP32, Precision.FP16), tmp_path / "bundle"))  # verify writes into it
+    exact, rounded = (Recognizer(bundle, device="cpu", precision=p) for p in ("fp32", "fp16"))
+    pictures = sorted(data.glob("*.png"))
+    a, b = (recognizer.scores(pictures, labels) for recognizer in (exact, rounded))
+    names = exact.vocabulary(labels).labels
+    thresholds = np.maximum(a, b)[np.abs(a - b).argmax(axis=0), range(len(names))]
+    scope = exact.scope(exact.vocabulary(labels))
     out = tmp_path / "thresholds.json"
-    run_calibrate(CalibrateOptions(str(data), both, out, labels))
-    verified = tmp_path / "bundle"
-    subprocess.run(["cp", "-r", both, verified], check=True)
-    shown = run("verify", verified, data, "--labels", labels, "--thresholds", out, "--backend", "onnxruntime").stdout
+    ThresholdFile(scope, "f1", 0.0, dict(zip(names, thresholds.tolist(), strict=True))).write(out)
+    shown = run("verify", bundle, *pictures, "--labels", labels, "--thresholds", out, "--backend", "onnxruntime").stdout
     assert "scores across the thresholds of thresholds.json" in shown
+    line = next(line for line in shown.splitlines() if line.startswith("Across in fp16 ONNX Runtime"))
+    flipped = np.count_nonzero((a >= thresholds) != (b >= thresholds), axis=0)
+    assert flipped.all()
+    for name, count in zip(names, flipped, strict=True):
+        assert f"{name} {count}×" in line
 
 
 def test_without_truth_so_many_labels_pass(photos: list[Path], bundle: Path, tmp_path: Path) -> None:

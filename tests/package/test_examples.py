@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 import sigrl_deploy
-from sigrl_deploy import Recognizer
+from sigrl_deploy import Precision, Recognizer
+from sigrl_deploy.config import Crop
+from sigrl_deploy.recognizer.thresholds import Scope, ThresholdFile
 from tests.support.paths import ROOT
 
 NAMES = [name for name in sigrl_deploy.__all__ if name != "__version__"]
@@ -47,7 +49,7 @@ def run(bundle: Path, pictures: list[Path]) -> dict[str, float]:
 
 
 def test_public_names_are_few_and_listed() -> None:
-    assert len(sigrl_deploy.__all__) <= 10
+    assert len(sigrl_deploy.__all__) <= 13
     assert dir(sigrl_deploy) == sorted(sigrl_deploy.__all__)
 
 
@@ -57,6 +59,8 @@ def test_examples_run(name: str, bundle: Path, photos: list[Path], tmp_path: Pat
     for photo, copy in zip(photos, ("cat.jpg", "cup.jpg"), strict=False):
         shutil.copy(photo, tmp_path / copy)
     (tmp_path / "labels.txt").write_text("cat\ncup of coffee\nrocket\n", encoding="utf-8")
+    scope = Scope("labels", 3, "model", Precision.FP32, Crop.CENTRE)
+    ThresholdFile(scope, "f1", 0.1, {"cat": 0.2}).write(tmp_path / "thresholds.json")
     monkeypatch.chdir(tmp_path)
     public = getattr(sigrl_deploy, name)
     names = {known: getattr(sigrl_deploy, known) for known in NAMES} | {"recognizer": Recognizer("bundle", device="cpu")}
