@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ class CalibrateOptions:
     limit: int | None = None
     batch_size: int | None = None
     cache_dir: Path | None = None
-    engine: EngineOptions = EngineOptions()
+    engine: EngineOptions = field(default_factory=EngineOptions)
     overwrite: bool = False
 
 
