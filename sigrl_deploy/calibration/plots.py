@@ -45,7 +45,7 @@ def draw_precision_recall(scores: FloatArray, targets: Targets, labels: Sequence
     positives = np.count_nonzero(targets == POSITIVE, axis=0)
     if not positives.any():
         raise DatasetError("no picture shows any of the labels; expected pictures whose truth has some, to draw precision of")
-    enough = np.flatnonzero(positives >= min(FEWEST_POSITIVES, positives.max()))
+    enough = np.flatnonzero(positives >= (FEWEST_POSITIVES if positives.max() >= FEWEST_POSITIVES else 1))
     curves = {c: _precision(*known(scores[:, c], targets[:, c])) for c in enough.tolist()}
     ranked = sorted(curves, key=lambda c: -curves[c][1])
     named = ranked if len(ranked) <= NAMED else ranked[: NAMED // 2] + ranked[-(NAMED // 2) :]

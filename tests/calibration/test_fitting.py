@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from sigrl_deploy.calibration import pooling
 from sigrl_deploy.calibration.fitting import fit_quantiles, fit_thresholds
 from sigrl_deploy.calibration.goals import best_threshold, parse_goal, passing
 from sigrl_deploy.errors import DatasetError, UsageError
@@ -89,6 +90,15 @@ def test_unknown_targets_change_nothing() -> None:
     other = np.where(targets == 0, np.float32(9), scores)
     found, same = fit_thresholds(scores, targets, F1), fit_thresholds(other, targets, F1)
     assert found.thresholds.tolist() == same.thresholds.tolist()
+
+
+def test_of_very_many_scores_the_global_threshold_is_that_of_every_so_many_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, targets = made(101, 5)
+    third = fit_thresholds(scores[::3], targets[::3], F1)
+    monkeypatch.setattr(pooling, "MOST_POOLED", 200)
+    found = fit_thresholds(scores, targets, F1)
+    assert found.global_threshold == third.global_threshold
+    assert found.positives.tolist() == (targets == 1).sum(axis=0).tolist()
 
 
 def test_thresholds_stand_clear_of_scores_that_are_a_little_off() -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from sigrl_deploy.calibration.plots import NAMED, draw_precision_recall, draw_reliability
+from sigrl_deploy.calibration.plots import _RECALL, NAMED, _precision, draw_precision_recall, draw_reliability
 from sigrl_deploy.calibration.probabilities import reliability
 from sigrl_deploy.errors import DatasetError, UsageError
 from tests.calibration.made import made
@@ -52,8 +52,21 @@ def test_of_many_labels_the_best_and_the_worst_are_named(tmp_path: Path) -> None
 
 def test_few_positives_everywhere_are_drawn_as_well(tmp_path: Path) -> None:
     scores, targets = made(9, 4)
-    draw_precision_recall(scores, targets, list("abcd"), tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").exists()
+    targets[:, 3] = -1
+    targets[0, 3] = 1
+    draw_precision_recall(scores, targets, ["first", "second", "third", "of one picture"], tmp_path / "plot.svg")
+    assert any("of one picture" in text for text in _comments(tmp_path / "plot.svg"))
+
+
+@pytest.mark.parametrize("count", [1, 7, 203])
+def test_a_line_shows_the_precision_that_thresholds_reach(count: int) -> None:
+    scores, targets = made(count, 1, ties=True)
+    targets[0] = 1
+    values, positive = scores[:, 0].astype(np.float64), targets[:, 0] == 1
+    found, _ = _precision(values, positive)
+    reached = [((values >= t) & positive).sum() / np.array([positive.sum(), (values >= t).sum()]) for t in values]
+    for recall, precision in zip(_RECALL, found, strict=True):
+        assert precision == max(precision for at, precision in reached if at >= recall)
 
 
 @pytest.mark.parametrize("ending", [".png", ".SVG"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from functools import partial
 
 import msgspec
@@ -86,6 +88,17 @@ def test_a_stored_curve_gives_the_same_probabilities(pictures: int) -> None:
     assert probabilities.min() >= 0
     assert probabilities.max() <= 1
     assert (read(scores) == probabilities).all()
+
+
+def test_a_stored_curve_needs_numpy_alone() -> None:
+    program = (
+        "import sys, numpy as np\n"
+        "from sigrl_deploy.calibration.probabilities import Isotonic, Platt\n"
+        "scores = np.zeros((2, 3), np.float32)\n"
+        "Platt(a=1.0, b=0.0)(scores), Isotonic(x=(0.0, 1.0), y=(0.0, 1.0))(scores)\n"
+        "assert not {'sklearn', 'scipy', 'matplotlib', 'torch'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_scores_of_any_size_have_a_probability() -> None:
