@@ -112,7 +112,8 @@ def run_calibrate(options: CalibrateOptions) -> Calibration:
         curve = fit_probabilities(scores, targets)
         error = _probabilities_error(options, scores, targets)
     if options.plot_precision is not None:
-        draw_precision_recall(scores, targets, asked.names, options.plot_precision)
+        with output_errors(options.plot_precision, "plot_precision"):
+            draw_precision_recall(scores, targets, asked.names, options.plot_precision)
     file = ThresholdFile(
         recognizer.scope(recognizer.vocabulary(asked)),
         metric,
@@ -198,7 +199,8 @@ def _probabilities_error(options: CalibrateOptions, scores: FloatArray, targets:
     """The calibration error of the probabilities, each picture's by a curve that was fitted without it; draws their plot."""
     found = reliability(held_out_probabilities(scores, targets), targets)
     if options.plot_reliability is not None:
-        draw_reliability(found, options.plot_reliability)
+        with output_errors(options.plot_reliability, "plot_reliability"):
+            draw_reliability(found, options.plot_reliability)
     return found.error
 
 
