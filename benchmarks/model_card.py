@@ -16,6 +16,7 @@ from sigrl_deploy.files import replacing
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "scenes.json"
 CARD = ROOT / "sigrl_deploy" / "data" / "MODEL_CARD.md"
+FIGURES = ROOT / "sigrl_deploy" / "data" / "scenes-figures.json"  # which the demo's page shows
 MARKERS = "<!-- results, by benchmarks/model_card.py -->", "<!-- end of results -->"
 NAMES = {
     "chance": "chance",
@@ -91,6 +92,10 @@ def write_card(results: dict[str, Any]) -> None:
         f"{engines_table(results['engines'])}\n\n"
         f"{subject}, exported, against itself in PyTorch, on the same test pictures."
     )
+    maps = {r["label_set"]: r["map"] for r in results["records"] if (r["model"], r["seed"]) == ("sigrl", 0)}
+    if results["shipped"]:
+        with replacing(FIGURES) as temporary:
+            temporary.write_text(json.dumps({"pictures": results["pictures"], "map": maps}, indent=1) + "\n", encoding="utf-8")
     with replacing(CARD) as temporary:
         temporary.write_text(f"{before}{MARKERS[0]}\n{tables}\n{MARKERS[1]}{after}", encoding="utf-8")
 

@@ -38,7 +38,8 @@ _EXTRAS = {
         "export, demo and evaluate --checkpoint",
         ("torch", "torchvision", "open_clip", "onnx", "onnxscript", "safetensors", "jinja2"),
     ),
-    "evaluate": ("evaluate", ("sklearn",)),
+    "evaluate": ("evaluate and calibrate", ("sklearn",)),
+    "plots": ("calibrate --plot-precision and --plot-reliability", ("matplotlib",)),
     "train": ("train", ("lightning_fabric", "sklearn", "h5py")),
 }
 _TENSORRT = f"{install_command('tensorrt-rtx')}  # or the extra tensorrt, where pip finds NVIDIA's index"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,16 +22,17 @@ from sigrl_deploy.tagging.heatmaps import part_seen
 from sigrl_deploy.tagging.output import output_errors
 
 _TEMPLATE = Path(__file__).parent / "page.html"
+_FIGURES = Path(__file__).parents[1] / "data" / "scenes-figures.json"
 _OURS = b'<meta name="generator" content="sigrl-deploy demo">'
 _MOST_BYTES = 2**26
 
 
-def check_replaceable(path: Path) -> None:
-    """Raise UsageError where `path` is a file that the demo has not written."""
+def check_replaceable(path: Path, mark: bytes = _OURS) -> None:
+    """Raise UsageError where `path` is a file that the demo has not written: its files have `mark` in them."""
     if not os.path.lexists(path):
         return
     try:
-        ours = _OURS in read_bounded(path, _MOST_BYTES)
+        ours = mark in read_bounded(path, _MOST_BYTES)
     except (OSError, ValueError):
         ours = False
     if not ours:
@@ -42,7 +44,8 @@ def write_page(path: Path, pictures: Sequence[Marked], manifest: Manifest, label
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     shown = [_shown(picture, manifest) for picture in pictures]
-    page = template.render(pictures=shown, labels=labels, summary=summary(pictures))
+    figures = json.loads(_FIGURES.read_text(encoding="utf-8"))
+    page = template.render(pictures=shown, labels=labels, summary=summary(pictures), figures=figures)
     with output_errors(path), replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 

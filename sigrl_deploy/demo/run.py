@@ -14,6 +14,7 @@ from sigrl_deploy.demo.page import check_replaceable, write_page
 from sigrl_deploy.demo.table import table
 from sigrl_deploy.errors import BundleError
 from sigrl_deploy.export.run import ExportOptions, export_bundle
+from sigrl_deploy.files import replacing
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.tagging.heatmaps import open_folder, write_heatmaps
 from sigrl_deploy.tagging.output import open_output
@@ -24,6 +25,7 @@ DATA = Path(__file__).parents[1] / "data"
 CHECKPOINT = DATA / "scenes-sigrl.safetensors"
 LABELS = DATA / "scenes-labels.txt"
 PICTURES = DATA / "scenes"
+CARD = DATA / "MODEL_CARD.md"
 _TAGS = 4  # for each picture
 
 
@@ -31,11 +33,12 @@ def run_demo(out: Path) -> int:
     """Export to `out`/bundle, tag the package's scenes, and show what was found.
 
     Prints the tags, marked right and wrong, draws heat maps into `out`/heatmaps, and writes both into the page
-    `out`/index.html. An existing bundle or page is replaced if the demo made it. Returns how many pictures could not be read.
-    Raises what export and infer raise.
+    `out`/index.html, with the model's card beside it. An existing bundle, page or card is replaced if the demo made it. Returns
+    how many pictures could not be read. Raises what export and infer raise.
     """
     page = out / "index.html"
     check_replaceable(page)
+    check_replaceable(out / CARD.name, CARD.read_bytes().partition(b"\n")[0])
     log.info("exporting %s to %s", CHECKPOINT.name, out / "bundle")
     export_bundle(ExportOptions(CHECKPOINT, out / "bundle", labels=LABELS, force=_is_ours(out / "bundle")))
     with Recognizer(out / "bundle", device=Device.CPU, cache_dir=out / "cache") as recognizer:
@@ -43,11 +46,13 @@ def run_demo(out: Path) -> int:
         read = [picture for picture in pictures if picture.record.error is None]
         if read:
             write_page(page, read, recognizer.bundle.manifest, len(recognizer.vocabulary()))
+            with replacing(out / CARD.name) as copy:  # the page links to it
+                copy.write_bytes(CARD.read_bytes())
     with open_output("table", None) as stream:
         stream.write(f"{table(pictures)}\n")
         if read:
             stream.write(f"\nthe same with heat maps, for a browser: {page.resolve()}\n")
-    log.info("what the model can and cannot do: MODEL_CARD.md beside %s", CHECKPOINT)
+            stream.write(f"what the model can and cannot do: {(out / CARD.name).resolve()}\n")
     return len(pictures) - len(read)
 
 

@@ -145,6 +145,8 @@ def test_the_demo_tags_its_pictures_and_shows_where(tmp_path: Path) -> None:
     assert len(list((out / "heatmaps").glob("*.png"))) == len(pictures)
     assert (out / "index.html").read_text(encoding="utf-8").count("<img ") == 5 * len(pictures)
     assert str(out / "index.html") in done.stdout
+    assert 'href="MODEL_CARD.md"' in (out / "index.html").read_text(encoding="utf-8")
+    assert (out / "MODEL_CARD.md").read_bytes() == (CHECKPOINT.parent / "MODEL_CARD.md").read_bytes()
     things = Scenes("test").things(0)
     first = done.stdout[done.stdout.index("scene-0.jpg") :].split("scene-1.jpg")[0]
     present = {f"{word} {thing.shape}" for thing in things for word in (thing.colour, thing.texture, thing.size) if word}
