@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -29,12 +29,11 @@ from sigrl_deploy.pictures.crops import View, Views
 from sigrl_deploy.pictures.reading import ImageSource, name_of, read_image
 from sigrl_deploy.pictures.reading_ahead import batches
 from sigrl_deploy.recognizer.checks import check_batch_size, check_crop, check_pixels, check_vocabulary, several
-from sigrl_deploy.recognizer.evidence import with_evidence
+from sigrl_deploy.recognizer.pipeline import Pipeline
 from sigrl_deploy.recognizer.predictions import Prediction, Record
 from sigrl_deploy.recognizer.selection import Selection
 from sigrl_deploy.recognizer.streaming import enough_memory, stream_records
 from sigrl_deploy.recognizer.thresholds import Scope, Thresholds
-from sigrl_deploy.recognizer.tiles import best_scores, by_picture
 from sigrl_deploy.recognizer.vocabularies import Vocabularies
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
@@ -52,7 +51,7 @@ _BATCH_SIZE = {"cpu": 1, "cuda": 16}
 class _Opened:
     """What `close` releases."""
 
-    engine: Engine
+    pipeline: Pipeline
     vocabularies: Vocabularies
     prepare: Callable[[Image.Image], Pixels]
     view: Views
@@ -122,7 +121,7 @@ class Recognizer:
         prepare = contract.uint8 if engine.takes_uint8 else contract
         vocabularies = Vocabularies(self.bundle, engine, folder, options.unfused)
         view = Views(manifest.preprocess, manifest.patch_size, self.crop, prepare, uint8=engine.takes_uint8)
-        self._opened: _Opened | None = _Opened(engine, vocabularies, prepare, view)
+        self._opened: _Opened | None = _Opened(Pipeline(manifest, engine), vocabularies, prepare, view)
 
     def _drift(self, engine: Engine) -> str:
         drift = self.bundle.manifest.variants[engine.precision].parity.get("device_preprocess_drift")
@@ -155,7 +154,12 @@ class Recognizer:
     @property
     def engine(self) -> Engine:
         """What runs the bundle, with its description, device and precision."""
-        return self._open.engine
+        return self._open.pipeline.engine
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """What runs views of pictures through the engine; `recognize` and `stream` are made of it."""
+        return self._open.pipeline
 
     @property
     def rules(self) -> dict[str, object]:
@@ -198,10 +202,10 @@ class Recognizer:
             UsageError: an argument cannot be used, or the architecture matches no patches and has no evidence.
         """
         vocabulary, size = self._advised(labels), self._batch_size(batch_size)
-        selection = self._selection(vocabulary, top, threshold, thresholds, evidence)
+        selection = self.selection(vocabulary, top, threshold, thresholds, evidence)
         found: list[list[Prediction]] = []
         with enough_memory(size):
-            for batch in self._predict(self._views_of(images, size), vocabulary, selection, size):
+            for batch in self.pipeline.predictions(self._views_of(images, size), vocabulary, selection, size):
                 for scores, predictions in batch:
                     self._require_finite(scores, len(found))
                     found.append(list(predictions))
@@ -234,11 +238,11 @@ class Recognizer:
         Raises LabelError and UsageError as `recognize` does.
         """
         vocabulary, size = self._advised(labels), self._batch_size(batch_size)
-        selection = self._selection(vocabulary, top, threshold, thresholds, evidence)
+        selection = self.selection(vocabulary, top, threshold, thresholds, evidence)
         return stream_records(
             several(paths, "paths"),
-            self._view,
-            partial(self._predict, vocabulary=vocabulary, selection=selection, size=size),
+            self.view,
+            partial(self.pipeline.predictions, vocabulary=vocabulary, selection=selection, size=size),
             batch_size=size,
             threads=self.threads,
             not_finite=matching.not_finite(self.engine.precision.value),
@@ -256,7 +260,7 @@ class Recognizer:
         vocabulary, size = self.vocabulary(labels), self._batch_size(batch_size)
         rows: list[FloatArray] = []
         with enough_memory(size):
-            for batch in self._scores(self._views_of(images, size), vocabulary, size):
+            for batch in self.pipeline.scores(self._views_of(images, size), vocabulary, size):
                 for scores in batch:
                     self._require_finite(scores, len(rows))
                     rows.append(scores)
@@ -298,7 +302,8 @@ class Recognizer:
         """
         return self._prepared(image, self._open.prepare)
 
-    def _view(self, image: ImageSource) -> View:
+    def view(self, image: ImageSource) -> View:
+        """One picture → what the model is shown of it, for `pipeline`. Raises ImageError where the picture cannot be read."""
         return self._prepared(image, self._open.view)
 
     def _prepared(self, image: ImageSource, prepare: Callable[[Image.Image], Prepared]) -> Prepared:
@@ -322,44 +327,24 @@ class Recognizer:
         A GPU gets a batch while the one before it runs: the scores of one come when the next was taken from `batches`.
         """
         check_vocabulary(vocabulary, self._open.vocabularies.origin)
-
-        def checked() -> Iterator[Pixels]:
-            for pixels in batches:
-                check_pixels(pixels, self.bundle.manifest.image_size, self.engine.takes_uint8)
-                yield pixels
-
-        return map(vocabulary.scores, self.engine.score_batches(checked(), vocabulary))
-
-    def _predict(
-        self, batches: Iterable[Sequence[View]], vocabulary: Vocabulary, selection: Selection, size: int
-    ) -> Iterator[list[tuple[FloatArray, tuple[Prediction, ...]]]]:
-        """Scores [C] and predictions of each picture of each batch, in order. The scores may not be finite."""
-        if not selection.evidence:
-            for batch in self._scores(batches, vocabulary, size):
-                yield [(scores, selection.best(scores, vocabulary)) for scores in batch]
-            return
-        for pictures in by_picture(batches, size, partial(self._features, vocabulary=vocabulary)):
-            yield [with_evidence(self.bundle.manifest, layout, tiles, vocabulary, selection) for layout, tiles in pictures]
-
-    def _scores(self, batches: Iterable[Sequence[View]], vocabulary: Vocabulary, size: int) -> Iterator[list[FloatArray]]:
-        """Scores [C] of each picture of each batch, in order, at most `size` tiles at once. They may not be finite."""
-        for pictures in by_picture(batches, size, partial(self.score_batches, vocabulary=vocabulary)):
-            yield [best_scores(tiles) for _, tiles in pictures]
-
-    def _features(self, batches: Iterable[Pixels], vocabulary: Vocabulary) -> Iterator[Iterable[tuple[FloatArray, FloatArray]]]:
-        for pixels in batches:
-            local, global_feature = self.engine.encode(pixels, vocabulary)
-            assert local is not None
-            yield zip(local, global_feature, strict=True)
+        return self.pipeline.score_batches(batches, vocabulary)
 
     def _views_of(self, images: Iterable[ImageSource], batch_size: int) -> Iterator[list[View]]:
         for batch in batches(iter(several(images, "images")), batch_size):
-            yield [self._view(image) for image in batch]
+            yield [self.view(image) for image in batch]
 
-    def _selection(self, vocabulary: Vocabulary, *chosen: Any) -> Selection:
-        selection = Selection.of(lambda: self.scope(vocabulary), vocabulary, *chosen)
-        selection.check(self.bundle.manifest.arch)
-        return selection
+    def selection(
+        self,
+        vocabulary: Vocabulary,
+        top: int | None = None,
+        threshold: float | None = None,
+        thresholds: str | os.PathLike[str] | Thresholds | None = None,
+        evidence: bool = False,
+    ) -> Selection:
+        """Which labels of a picture become predictions, by the arguments of `recognize`. Raises UsageError as that does."""
+        chosen = Selection.of(lambda: self.scope(vocabulary), vocabulary, top, threshold, thresholds, evidence)
+        chosen.check(self.bundle.manifest.arch)
+        return chosen
 
     def scope(self, vocabulary: Vocabulary) -> Scope:
         """What thresholds for this vocabulary hold for."""
