@@ -82,8 +82,11 @@ def _refused(code: str, line: str) -> RequestError:
     return RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, code, line)
 
 
-def hugging_face(values: Any) -> tuple[str, LabelSet]:
-    """The picture in base64 and the labels of a request for `zero-shot-image-classification`. Raises RequestError."""
+def hugging_face(values: Any, most: int) -> tuple[str, LabelSet]:
+    """The picture in base64 and the labels, `most` at most, of a request for `zero-shot-image-classification`.
+
+    Raises RequestError and LabelError.
+    """
     try:
         asked = msgspec.convert(values, _ZeroShot)
     except msgspec.ValidationError as error:
@@ -93,7 +96,7 @@ def hugging_face(values: Any) -> tuple[str, LabelSet]:
     template = asked.parameters.hypothesis_template
     if template is not None:
         labels["templates"] = [template.replace("{}", "{label}")]
-    return asked.inputs, label_set_from_plain(labels, lambda problem: LabelError(problem, argument="candidate_labels"))
+    return asked.inputs, labels_of(labels, most)
 
 
 class _Parameters(msgspec.Struct):
