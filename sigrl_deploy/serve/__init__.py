@@ -1,0 +1,1 @@
+"""The service: a bundle that tags pictures which come over HTTP."""
