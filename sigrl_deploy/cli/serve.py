@@ -30,7 +30,9 @@ from sigrl_deploy.errors import UsageError
     metavar="NAME=FILE",
     help="A vocabulary from a label file; repeatable, the first is the default [default: the bundle's own labels, as bundle].",
 )
-@click.option("--thresholds", multiple=True, metavar="NAME=FILE", help="Thresholds, from calibrate, for a vocabulary; repeatable.")
+@click.option(
+    "--thresholds", multiple=True, metavar="NAME=FILE", help="Thresholds, from calibrate, for a vocabulary; repeatable."
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 lets the network in.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 takes a free one.")
 @click.option("--api-key-file", type=PATH, help="File whose first line is a key that requests must bring as a bearer token.")
@@ -39,7 +41,11 @@ from sigrl_deploy.errors import UsageError
 @click.option("--in-flight-mb", type=click.FloatRange(0.001), default=256, show_default=True, help="Largest sum of all bodies.")
 @click.option("--queue", type=click.IntRange(1, 100_000), default=256, show_default=True, help="Most pictures that wait.")
 @click.option(
-    "--answer-seconds", type=click.FloatRange(0.01, 3600), default=30, show_default=True, help="Give up on a picture after so long."
+    "--answer-seconds",
+    type=click.FloatRange(0.01, 3600),
+    default=30,
+    show_default=True,
+    help="Give up on a picture after so long.",
 )
 @device_option
 @backend_option

@@ -6,7 +6,7 @@ from typing import Any
 
 from sigrl_deploy.recognizer.predictions import Prediction
 from sigrl_deploy.serve.tagger import Answer
-from sigrl_deploy.tagging.drawing import MAX_PANEL, MIN_PANEL, data_uri, heat, scaled
+from sigrl_deploy.tagging.drawing import data_uri, heat
 from sigrl_deploy.tagging.output import rounded
 
 MOST_HEATMAPS = 23  # of a picture
@@ -17,12 +17,13 @@ def as_json(answer: Answer, vocabulary: str | None) -> dict[str, Any]:
     found: dict[str, Any] = {"vocabulary": vocabulary, "size": list(answer.size)}
     maps: list[str] = []
     if answer.picture is not None:
+        assert answer.box is not None
         found["seen"] = [round(edge, 2) for edge in answer.seen]
-        picture, box = scaled(answer.picture, answer.seen, MIN_PANEL, MAX_PANEL)
-        maps = [data_uri(heat(picture, box, prediction)) for prediction in answer.predictions[:MOST_HEATMAPS]]
+        drawn = answer.predictions[:MOST_HEATMAPS]
+        maps = [data_uri(heat(answer.picture, answer.box, prediction)) for prediction in drawn]
     tags = [_tag(prediction) for prediction in answer.predictions]
-    for tag, drawn in zip(tags, maps, strict=False):
-        tag["heatmap"] = drawn
+    for tag, uri in zip(tags, maps, strict=False):
+        tag["heatmap"] = uri
     return found | {"tags": tags}
 
 

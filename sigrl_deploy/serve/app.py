@@ -21,16 +21,16 @@ from sigrl_deploy.recognizer.selection import Selection
 from sigrl_deploy.serve import options as asked
 from sigrl_deploy.serve.answers import as_json
 from sigrl_deploy.serve.bodies import Admission, Body, from_base64, parsed, read_body, read_raw
+from sigrl_deploy.serve.errors import StoppedError
 from sigrl_deploy.serve.guard import Guard
 from sigrl_deploy.serve.limits import Limits
-from sigrl_deploy.serve.metrics import Metrics
+from sigrl_deploy.serve.metrics import PrometheusObserver
 from sigrl_deploy.serve.options import TagOptions
 from sigrl_deploy.serve.problems import RequestError, as_request_error, plain, response
-from sigrl_deploy.serve.tagger import Answer, StoppedError, Tagger
+from sigrl_deploy.serve.tagger import Tagger
 from sigrl_deploy.serve.vocabularies import Served, ServedVocabularies
 from sigrl_deploy.tagging.output import rounded
 from sigrl_deploy.version import __version__
-from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 PAGE = Path(__file__).parent / "page"
 Result = TypeVar("Result")
@@ -43,7 +43,7 @@ class Service:
     tagger: Tagger
     vocabularies: ServedVocabularies
     limits: Limits
-    metrics: Metrics
+    metrics: PrometheusObserver
     admission: Admission
     info: dict[str, Any]
     api_key: str | None = None
@@ -52,39 +52,31 @@ class Service:
         """One picture's answer. Raises what is wrong with it."""
         if isinstance(picture, RequestError):
             raise picture
-        answer: Answer = await self.tagger.tag(picture, chosen.vocabulary, chosen.selection)
+        answer = await self.tagger.tag(picture, chosen.served.vocabulary, chosen.selection)
         if answer.picture is None:
-            return as_json(answer, chosen.name)
-        return await asyncio.to_thread(as_json, answer, chosen.name)
+            return as_json(answer, chosen.served.name)
+        return await asyncio.to_thread(as_json, answer, chosen.served.name)
 
     async def choose(self, options: TagOptions) -> Chosen:
-        """The vocabulary and selection of a request. Raises LabelError, UsageError, and RequestError for an unknown name."""
+        """The vocabulary and selection of a request. Raises what `ServedVocabularies` does."""
+        held = self.vocabularies
         if options.labels is not None:
-            labels = asked.labels_of(options.labels, self.limits.labels)
-            served = Served(None, labels, await self.vocabularies.inline(labels), None)
+            served = await held.inline(asked.labels_of(options.labels))
+        elif options.vocabulary is None and held.default is None:
+            line = "this service has no vocabulary of its own; give labels"
+            raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "labels", line)
         else:
-            found = self.vocabularies.named(options.vocabulary)
-            if found is None:
-                name = options.vocabulary
-                line = f"no vocabulary {name[:64]!r}" if name else "this service has no vocabulary of its own; give labels"
-                raise RequestError(HTTPStatus.NOT_FOUND if name else HTTPStatus.UNPROCESSABLE_ENTITY, "vocabulary", line)
-            served = found
-        use_file = options.thresholds if options.thresholds is not None else options.threshold is None
-        if options.thresholds and served.thresholds is None:
-            line = "this vocabulary has no thresholds; leave out thresholds, or give a threshold"
-            raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "thresholds", line)
-        selection = self.tagger.recognizer.selection(
-            served.vocabulary, options.top, options.threshold, served.thresholds if use_file else None, options.heatmaps
+            served = held.named(options.vocabulary)
+        return Chosen(
+            served, held.selection(served, options.top, options.threshold, options.thresholds, evidence=options.heatmaps)
         )
-        return Chosen(served.name, served.vocabulary, selection)
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a request's pictures are tagged with; `name` is None for labels that came with the request."""
+    """What a request's pictures are tagged with."""
 
-    name: str | None
-    vocabulary: Vocabulary
+    served: Served
     selection: Selection
 
 
@@ -141,10 +133,10 @@ def _add_tagging(app: FastAPI, service: Service) -> None:
     @app.post("/", summary="Tag one picture, as Hugging Face's zero-shot-image-classification")
     async def hugging_face(request: Request) -> JSONResponse:
         with service.admission.reserved() as room:
-            inputs, labels = asked.hugging_face(parsed(await read_raw(request, service.limits, room)), service.limits.labels)
-            vocabulary = await service.vocabularies.inline(labels)
-            selection = service.tagger.recognizer.selection(vocabulary, len(vocabulary))
-            answer = await _unless_gone(request, service.tagger.tag(from_base64(inputs), vocabulary, selection))
+            inputs, labels = asked.hugging_face(parsed(await read_raw(request, service.limits, room)))
+            served = await service.vocabularies.inline(labels)
+            selection = service.vocabularies.selection(served, top=len(served.vocabulary))
+            answer = await _unless_gone(request, service.tagger.tag(from_base64(inputs), served.vocabulary, selection))
             return JSONResponse([{"label": tag.label, "score": rounded(tag.score)} for tag in answer.predictions])
 
 
@@ -154,7 +146,7 @@ async def _result(service: Service, picture: bytes | RequestError, chosen: Chose
         return await service.tag(picture, chosen)
     except StoppedError:
         raise
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         problem = as_request_error(error)
         service.metrics.error(problem.code)
         return plain(problem)
@@ -186,42 +178,34 @@ def _options(body: Body) -> TagOptions:
 def _add_vocabularies(app: FastAPI, service: Service) -> None:
     held = service.vocabularies
 
-    def found(name: str) -> Served:
-        served = held.named(name)
-        if served is None:
-            raise RequestError(HTTPStatus.NOT_FOUND, "vocabulary", f"no vocabulary {name[:64]!r}")
-        return served
-
     @app.get("/v1/vocabularies", summary="List vocabularies")
     async def listed() -> dict[str, Any]:
-        return {"default": held.default, "vocabularies": [_about(held, served) for served in held.all()]}
+        return {"default": held.default, "vocabularies": list(map(_about, held.all()))}
 
     @app.get("/v1/vocabularies/{name}", summary="A vocabulary with its labels")
     async def shown(name: str) -> dict[str, Any]:
-        served = found(name)
-        return _about(held, served) | {"label_set": plain_of(served.labels)}
+        served = held.named(name)
+        return _about(served) | {"label_set": plain_of(served.labels)}
 
     @app.put("/v1/vocabularies/{name}", summary="Make or replace a vocabulary, from a label set")
     async def put(name: str, request: Request) -> JSONResponse:
         with service.admission.reserved() as room:
-            values = parsed(await read_raw(request, service.limits, room))
-        is_new = await held.put(name, asked.labels_of(values, service.limits.labels))
-        return JSONResponse(_about(held, found(name)), HTTPStatus.CREATED if is_new else HTTPStatus.OK)
+            labels = asked.labels_of(parsed(await read_raw(request, service.limits, room)))
+        is_new = await held.put(name, labels)
+        return JSONResponse(_about(held.named(name)), HTTPStatus.CREATED if is_new else HTTPStatus.OK)
 
     @app.delete("/v1/vocabularies/{name}", status_code=HTTPStatus.NO_CONTENT, summary="Remove a vocabulary")
     async def delete(name: str) -> None:
-        found(name)
         held.delete(name)
 
 
-def _about(held: ServedVocabularies, served: Served) -> dict[str, Any]:
-    assert served.name is not None
+def _about(served: Served) -> dict[str, Any]:
     return {
         "name": served.name,
         "labels": len(served.vocabulary),
         "rows": len(served.vocabulary.label_embedding),
-        "thresholds": served.thresholds is not None,
-        "fixed": held.is_fixed(served.name),
+        "thresholds": served.has_thresholds,
+        "fixed": served.fixed,
     }
 
 
@@ -235,12 +219,8 @@ def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/info", summary="What runs here, and within which limits")
     async def info() -> dict[str, Any]:
         held = service.vocabularies
-        listed = [_about(held, served) for served in held.all()]
-        return service.info | {
-            "limits": asdict(service.limits),
-            "default_vocabulary": held.default,
-            "vocabularies": listed,
-        }
+        vocabularies = {"default_vocabulary": held.default, "vocabularies": list(map(_about, held.all()))}
+        return service.info | {"limits": asdict(service.limits)} | vocabularies
 
     @app.get("/health/live", summary="Whether the process answers", response_class=PlainTextResponse)
     async def live() -> str:
@@ -253,8 +233,8 @@ def _add_state(app: FastAPI, service: Service) -> None:
         return PlainTextResponse("ready\n" if is_ready else "not ready\n", status)
 
     @app.get("/metrics", summary="Figures for Prometheus", response_class=PlainTextResponse)
-    async def metrics() -> PlainTextResponse:
-        return PlainTextResponse(service.metrics.text(service.admission.bytes), media_type=service.metrics.CONTENT_TYPE)
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type=service.metrics.content_type)
 
 
 _BODY: dict[str, Any] = {
@@ -263,7 +243,9 @@ _BODY: dict[str, Any] = {
         "content": {
             "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
             "image/*": {"schema": {"type": "string", "format": "binary"}},
-            "multipart/form-data": {"schema": {"type": "object", "properties": {"picture": {"type": "string", "format": "binary"}}}},
+            "multipart/form-data": {
+                "schema": {"type": "object", "properties": {"picture": {"type": "string", "format": "binary"}}}
+            },
             "application/json": {"schema": {"type": "object", "properties": {"picture": {"type": "string"}}}},
         },
     }

@@ -16,9 +16,9 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from sigrl_deploy.serve.errors import OverloadedError
 from sigrl_deploy.serve.limits import Limits
 from sigrl_deploy.serve.problems import RequestError
-from sigrl_deploy.serve.tagger import OverloadedError
 
 JSON, FORM = "application/json", "multipart/form-data"
 _ANY = "application/octet-stream"
@@ -54,7 +54,7 @@ class Reservation:
         if more <= 0:
             return
         if self.admission.bytes + more > self.admission.most:
-            raise OverloadedError("the pictures being worked on take all memory set aside for them; try again later", 1.0)
+            raise OverloadedError("the bodies of other requests take all memory that is set aside for them")
         self.admission.bytes += more
         self.bytes = count
 
@@ -190,4 +190,3 @@ class _InMemory(MultiPartParser):
     """Keeps files in memory, which has room for them: Starlette would write those above 1 MB to a disk."""
 
     spool_max_size = 1 << 62
-

@@ -61,32 +61,21 @@ def _checked(values: dict[str, Any]) -> TagOptions:
         raise _refused("options", str(error)) from None
     if found.vocabulary is not None and found.labels is not None:
         raise _refused("labels", "labels and a vocabulary contradict each other; leave out one of the two")
-    if found.threshold is not None and found.thresholds:
-        raise _refused("threshold", "threshold and thresholds contradict each other; leave out one of the two")
     return found
 
 
-def labels_of(values: Any, most: int) -> LabelSet:
-    """The label set of a request. Raises LabelError for one that is wrong, RequestError for more than `most` labels."""
+def labels_of(values: Any, argument: str = "labels") -> LabelSet:
+    """The label set of a request. Raises LabelError for one that is wrong."""
     plain = {"labels": values} if isinstance(values, list) else values
-    count = len(plain["labels"]) if isinstance(plain, dict) and isinstance(plain.get("labels"), list) else 0
-    if count > most:
-        raise _refused("labels", f"{count:,} labels, expected {most:,} at most")
-    found = label_set_from_plain(plain, lambda problem: LabelError(problem, argument="labels"))
-    if found.background is not None and found.background not in ("bundle", "common"):
-        raise _refused("labels", "background: files are not read for requests; expected bundle or common")
-    return found
+    return label_set_from_plain(plain, lambda problem: LabelError(problem, argument=argument))
 
 
 def _refused(code: str, line: str) -> RequestError:
     return RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, code, line)
 
 
-def hugging_face(values: Any, most: int) -> tuple[str, LabelSet]:
-    """The picture in base64 and the labels, `most` at most, of a request for `zero-shot-image-classification`.
-
-    Raises RequestError and LabelError.
-    """
+def hugging_face(values: Any) -> tuple[str, LabelSet]:
+    """The picture in base64 and the labels of a zero-shot-image-classification. Raises RequestError and LabelError."""
     try:
         asked = msgspec.convert(values, _ZeroShot)
     except msgspec.ValidationError as error:
@@ -96,7 +85,7 @@ def hugging_face(values: Any, most: int) -> tuple[str, LabelSet]:
     template = asked.parameters.hypothesis_template
     if template is not None:
         labels["templates"] = [template.replace("{}", "{label}")]
-    return asked.inputs, labels_of(labels, most)
+    return asked.inputs, labels_of(labels, "candidate_labels")
 
 
 class _Parameters(msgspec.Struct):

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import logging
-import math
 from http import HTTPStatus
 
 from starlette.responses import JSONResponse
 
-from sigrl_deploy.errors import ImageError, ScoreError, SigRLError, UsageError
-from sigrl_deploy.serve.tagger import OverloadedError, StoppedError, TooLateError
+from sigrl_deploy.errors import ImageError, SigRLError, UsageError
+from sigrl_deploy.serve.errors import ConflictError, OverloadedError, StoppedError, TooLateError, UnknownVocabularyError
 
 log = logging.getLogger(__name__)
+
+_ANSWERS: dict[type[Exception], tuple[HTTPStatus, str]] = {
+    ImageError: (HTTPStatus.UNPROCESSABLE_ENTITY, "picture"),
+    UnknownVocabularyError: (HTTPStatus.NOT_FOUND, "vocabulary"),
+    ConflictError: (HTTPStatus.CONFLICT, "vocabulary"),
+    TooLateError: (HTTPStatus.GATEWAY_TIMEOUT, "too-late"),
+    StoppedError: (HTTPStatus.SERVICE_UNAVAILABLE, "stopped"),
+    SigRLError: (HTTPStatus.INTERNAL_SERVER_ERROR, "engine"),
+}
 
 
 class RequestError(Exception):
@@ -27,18 +35,12 @@ def as_request_error(error: Exception) -> RequestError:
     if isinstance(error, RequestError):
         return error
     if isinstance(error, OverloadedError):
-        wait = {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
-        return RequestError(HTTPStatus.TOO_MANY_REQUESTS, "overloaded", str(error), wait)
-    if isinstance(error, TooLateError):
-        return RequestError(HTTPStatus.GATEWAY_TIMEOUT, "too-late", str(error))
-    if isinstance(error, StoppedError):
-        return RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "stopped", str(error), {"Connection": "close"})
-    if isinstance(error, ImageError):
-        return RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "picture", str(error))
+        return RequestError(HTTPStatus.TOO_MANY_REQUESTS, "overloaded", str(error), {"Retry-After": str(error.seconds)})
     if isinstance(error, UsageError):
         return RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, error.argument or "request", str(error))
-    if isinstance(error, (ScoreError, SigRLError)):
-        return RequestError(HTTPStatus.INTERNAL_SERVER_ERROR, "engine", str(error))
+    for kind, (status, code) in _ANSWERS.items():
+        if isinstance(error, kind):
+            return RequestError(status, code, str(error))
     log.error("a request failed", exc_info=error)
     return RequestError(HTTPStatus.INTERNAL_SERVER_ERROR, "bug", "the service failed; its log has the traceback")
 

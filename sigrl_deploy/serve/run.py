@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -22,10 +20,10 @@ from sigrl_deploy.recognizer.thresholds import Thresholds
 from sigrl_deploy.serve.app import Service, make_app
 from sigrl_deploy.serve.bodies import Admission
 from sigrl_deploy.serve.limits import Limits
-from sigrl_deploy.serve.metrics import Metrics
+from sigrl_deploy.serve.metrics import PrometheusObserver
 from sigrl_deploy.serve.server import Server
 from sigrl_deploy.serve.tagger import Tagger
-from sigrl_deploy.serve.vocabularies import ServedVocabularies
+from sigrl_deploy.serve.vocabularies import Given, ServedVocabularies
 from sigrl_deploy.version import __version__
 
 log = logging.getLogger(__name__)
@@ -33,6 +31,7 @@ log = logging.getLogger(__name__)
 OWN = "bundle"  # the name of the bundle's own labels
 _DIED = 3  # exit status where the engine failed
 _MB = 1_000_000
+_MOST_KEY_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -74,9 +73,69 @@ def run_serve(options: ServeOptions) -> int:
     # One thread a session: workers share the cores, which takes half the CPU time of one picture on all of them.
     engine = replace(options.engine, threads=1)
     with Recognizer(options.bundle, cache_dir=options.cache_dir, options=engine) as recognizer:
-        own = recognizer.own_labels
-        if not given and own is None:
-            raise UsageError("the bundle has no labels of its own; give some, such as everyday=labels.txt", argument="labels")
-        service = _service(options, recognizer, key)
-        service.vocabularies.open(given, thresholds)
-        return _run(options, service)
+        vocabularies = {name: Given(labels, thresholds.pop(name, None)) for name, labels in given.items()}
+        if not given and recognizer.own_labels is not None:
+            vocabularies[OWN] = Given(None, thresholds.pop(OWN, None))
+        if thresholds:
+            name = next(iter(thresholds))
+            known = ", ".join(vocabularies) or "none"
+            raise UsageError(f"no vocabulary {name}; expected one of {known}", argument="thresholds", value=name)
+        return _run(options, recognizer, vocabularies, key)
+
+
+def read_key(path: Path) -> str:
+    """The first line of a file. Raises UsageError where it cannot be read or has no line of plain ASCII text."""
+    try:
+        line = read_bounded(path, _MOST_KEY_BYTES).split(b"\n")[0].strip()
+        key = line.decode("ascii")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot be read ({reason})", argument="api_key_file", value=path) from None
+    if not key.isprintable() or not key:
+        problem = "its first line is no key; expected printable ASCII characters"
+        raise UsageError(problem, argument="api_key_file", value=path)
+    return key
+
+
+def _run(options: ServeOptions, recognizer: Recognizer, given: Mapping[str, Given], key: str | None) -> int:
+    limits, metrics, died = options.limits, PrometheusObserver(), list[BaseException]()
+
+    def on_death(cause: BaseException) -> None:  # from a worker's thread
+        died.append(cause)
+        server.should_exit = True
+
+    tagger = Tagger(recognizer, limits, metrics, on_death)
+    vocabularies = ServedVocabularies(recognizer, given, next(iter(given), None), limits, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        tagger.start()
+        yield
+        await tagger.drain(limits.drain_seconds)
+        vocabularies.close()
+
+    service = Service(tagger, vocabularies, limits, metrics, Admission(limits.bytes_in_flight), _info(recognizer), key)
+    server = Server(make_app(service, lifespan), options.host, options.port, limits)
+    vocabularies.warm()
+    server.run()
+    if died:
+        log.error("the engine failed, so the service ends: %s", died[0])
+        return _DIED
+    return 0
+
+
+def _info(recognizer: Recognizer) -> dict[str, Any]:
+    manifest = recognizer.bundle.manifest
+    return {
+        "name": "sigrl-deploy",
+        "version": __version__,
+        "bundle": {
+            "arch": manifest.arch.value,
+            "image_size": manifest.image_size,
+            "template": manifest.template,
+            "created": manifest.created,
+        },
+        "engine": recognizer.engine.description,
+        "heatmaps": manifest.arch.has_local,
+        "open_labels": manifest.context_length is not None,
+    }

@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Iterator
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -55,7 +54,7 @@ class _PatientProtocol(HttpToolsProtocol):
 class Server(uvicorn.Server):
     """Ends with exit status 0 on SIGTERM and SIGINT, after all requests that it had taken are answered."""
 
-    def __init__(self, app: object, host: str, port: int, limits: Limits, on_stop: Callable[[], None]) -> None:
+    def __init__(self, app: object, host: str, port: int, limits: Limits) -> None:
         protocol = type("Protocol", (_PatientProtocol,), {"header_seconds": limits.header_seconds})
         config = uvicorn.Config(
             app,  # type: ignore[arg-type]
@@ -73,7 +72,6 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=int(limits.answer_seconds + limits.body_seconds),
         )
         super().__init__(config)
-        self._on_stop = on_stop
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -84,10 +82,6 @@ class Server(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._on_stop()
-        super().handle_exit(sig, frame)
 
     def _log_started_message(self, listeners: object) -> None:
         address = self.servers[0].sockets[0].getsockname()
