@@ -57,13 +57,11 @@ def serve(labels: tuple[str, ...], thresholds: tuple[str, ...], **options: Any) 
     """Serve a bundle over HTTP: POST a picture to /v1/tag, or open the address in a browser."""
     from sigrl_deploy.extras import require
 
-    require("fastapi", "uvicorn", "httptools", "multipart", "prometheus_client", extra="serve")
+    require("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client", extra="serve")
     from sigrl_deploy.serve.run import ServeOptions, run_serve
 
-    engine = engine_options(options)
-    named = {name: _pairs(values, name) for name, values in (("labels", labels), ("thresholds", thresholds))}
-    code = run_serve(ServeOptions(engine=engine, **named, **options))
-    raise SystemExit(code)
+    options |= {"labels": _pairs(labels, "labels"), "thresholds": _pairs(thresholds, "thresholds")}
+    raise SystemExit(run_serve(ServeOptions(engine=engine_options(options), **options)))
 
 
 def _pairs(values: tuple[str, ...], option: str) -> dict[str, Path]:

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -161,7 +161,7 @@ def from_base64(text: object) -> bytes:
 
 
 async def _from_form(headers: Headers, raw: bytes) -> Body:
-    async def once() -> AsyncIterator[bytes]:
+    async def once() -> AsyncGenerator[bytes, None]:
         yield raw
 
     parser = _InMemory(headers, once(), max_files=1000, max_fields=_MOST_FIELDS, max_part_size=len(raw))
