@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ from sigrl_deploy.cli.options import (
     unfused_option,
 )
 from sigrl_deploy.errors import UsageError
+
+
+def _seconds(what: str, default: float, text: str) -> Callable[[Any], Any]:
+    return click.option(f"--{what}-seconds", type=click.FloatRange(0.01, 3600), default=default, show_default=True, help=text)
 
 
 @click.command()
@@ -40,13 +45,9 @@ from sigrl_deploy.errors import UsageError
 @click.option("--body-mb", type=click.FloatRange(0.001, 1024), default=20, show_default=True, help="Largest body of a request.")
 @click.option("--in-flight-mb", type=click.FloatRange(0.001), default=256, show_default=True, help="Largest sum of all bodies.")
 @click.option("--queue", type=click.IntRange(1, 100_000), default=256, show_default=True, help="Most pictures that wait.")
-@click.option(
-    "--answer-seconds",
-    type=click.FloatRange(0.01, 3600),
-    default=30,
-    show_default=True,
-    help="Give up on a picture after so long.",
-)
+@_seconds("header", 10, "Close connections whose headers take longer.")
+@_seconds("body", 30, "Refuse bodies that take longer.")
+@_seconds("answer", 60, "Give up on a picture after so long.")
 @device_option
 @backend_option
 @precision_option

@@ -48,7 +48,9 @@ class ServeOptions:
     body_mb: float = 20
     in_flight_mb: float = 256
     queue: int = 256
-    answer_seconds: float = 30
+    header_seconds: float = 10
+    body_seconds: float = 30
+    answer_seconds: float = 60
     cache_dir: Path | None = None
     engine: EngineOptions = field(default_factory=EngineOptions)
 
@@ -58,6 +60,8 @@ class ServeOptions:
             body_bytes=int(self.body_mb * _MB),
             bytes_in_flight=int(max(self.in_flight_mb, self.body_mb) * _MB),
             queue=self.queue,
+            header_seconds=self.header_seconds,
+            body_seconds=self.body_seconds,
             answer_seconds=self.answer_seconds,
         )
 
