@@ -6,11 +6,11 @@ from sigrl_deploy.errors import SigRLError
 
 
 class OverloadedError(SigRLError):
-    """There is more to do than is bounded. `seconds`, at least 1, are about how long that will take."""
+    """There is more to do than is bounded. In `retry_after` seconds there may be room again."""
 
-    def __init__(self, problem: str, seconds: int = 1) -> None:
-        super().__init__(f"{problem}; try again in {seconds} s")
-        self.seconds = seconds
+    def __init__(self, problem: str, retry_after: float = 1.0) -> None:
+        super().__init__(problem)
+        self.retry_after = retry_after
 
 
 class TooLateError(SigRLError):
@@ -22,11 +22,7 @@ class StoppedError(SigRLError):
 
 
 class EngineError(SigRLError):
-    """The engine failed at one picture, or at one list of labels; others are not touched. The cause is `__cause__`."""
-
-
-class UnknownVocabularyError(SigRLError):
-    """There is no vocabulary of that name."""
+    """The engine failed at one picture, or at one list of labels; others are not touched."""
 
 
 class ConflictError(SigRLError):

@@ -16,7 +16,7 @@ class Limits:
         body_bytes: of the body of one request.
         pictures: of one request.
         queue: pictures that wait for the engine.
-        bytes_in_flight: of all pictures, as files, that wait or are worked on; and, counted apart, of bodies that are read.
+        bytes_in_flight: of all pictures, as files, that wait or are worked on; and, counted apart, of all bodies.
         labels: texts of a vocabulary that comes in a request: names and synonyms, times their templates.
         rows: of all vocabularies that came inline and are still in memory; and, counted apart, of those that were put.
         inline_vocabularies: that came inline and are still in memory.
