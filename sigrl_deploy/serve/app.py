@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from sigrl_deploy.errors import SigRLError
+from sigrl_deploy.labels.label_set import LabelSet
 from sigrl_deploy.labels.schema import plain_of
 from sigrl_deploy.recognizer.selection import Selection
 from sigrl_deploy.serve import options as asked
@@ -24,7 +25,7 @@ from sigrl_deploy.serve.bodies import Admission, Body, from_base64, parsed, read
 from sigrl_deploy.serve.errors import StoppedError
 from sigrl_deploy.serve.guard import Guard
 from sigrl_deploy.serve.limits import Limits
-from sigrl_deploy.serve.metrics import PrometheusObserver
+from sigrl_deploy.serve.metrics import Metrics
 from sigrl_deploy.serve.options import TagOptions
 from sigrl_deploy.serve.problems import RequestError, as_request_error, plain, response
 from sigrl_deploy.serve.tagger import Tagger
@@ -43,7 +44,7 @@ class Service:
     tagger: Tagger
     vocabularies: ServedVocabularies
     limits: Limits
-    metrics: PrometheusObserver
+    metrics: Metrics
     admission: Admission
     info: dict[str, Any]
     api_key: str | None = None
@@ -61,15 +62,37 @@ class Service:
         """The vocabulary and selection of a request. Raises what `ServedVocabularies` does."""
         held = self.vocabularies
         if options.labels is not None:
-            served = await held.inline(asked.labels_of(options.labels))
+            served = await self.inline(asked.labels_of(options.labels))
         elif options.vocabulary is None and held.default is None:
             line = "this service has no vocabulary of its own; give labels"
             raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "labels", line)
         else:
-            served = held.named(options.vocabulary)
+            served = self.named(options.vocabulary)
         return Chosen(
             served, held.selection(served, options.top, options.threshold, options.thresholds, evidence=options.heatmaps)
         )
+
+    async def inline(self, labels: LabelSet) -> Served:
+        """The vocabulary of labels that came with a request. Raises what `ServedVocabularies.inline` does."""
+        return Served(None, labels, await self.vocabularies.inline(labels))
+
+    def named(self, name: str | None) -> Served:
+        """A vocabulary by its name, or the default. Raises RequestError where there is none."""
+        found = self.vocabularies.named(name)
+        if found is None:
+            raise RequestError(HTTPStatus.NOT_FOUND, "vocabulary", f"no vocabulary {(name or '')[:64]!r}")
+        return found
+
+    def about(self, served: Served) -> dict[str, Any]:
+        """What listings say of a named vocabulary."""
+        assert served.name is not None
+        return {
+            "name": served.name,
+            "labels": len(served.vocabulary),
+            "rows": len(served.vocabulary.label_embedding),
+            "thresholds": served.has_thresholds,
+            "fixed": self.vocabularies.is_fixed(served.name),
+        }
 
 
 @dataclass(frozen=True)
@@ -134,7 +157,7 @@ def _add_tagging(app: FastAPI, service: Service) -> None:
     async def hugging_face(request: Request) -> JSONResponse:
         with service.admission.reserved() as room:
             inputs, labels = asked.hugging_face(parsed(await read_raw(request, service.limits, room)))
-            served = await service.vocabularies.inline(labels)
+            served = await service.inline(labels)
             selection = service.vocabularies.selection(served, top=len(served.vocabulary))
             answer = await _unless_gone(request, service.tagger.tag(from_base64(inputs), served.vocabulary, selection))
             return JSONResponse([{"label": tag.label, "score": rounded(tag.score)} for tag in answer.predictions])
@@ -180,33 +203,24 @@ def _add_vocabularies(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/vocabularies", summary="List vocabularies")
     async def listed() -> dict[str, Any]:
-        return {"default": held.default, "vocabularies": list(map(_about, held.all()))}
+        return {"default": held.default, "vocabularies": list(map(service.about, held.all()))}
 
     @app.get("/v1/vocabularies/{name}", summary="A vocabulary with its labels")
     async def shown(name: str) -> dict[str, Any]:
-        served = held.named(name)
-        return _about(served) | {"label_set": plain_of(served.labels)}
+        served = service.named(name)
+        return service.about(served) | {"label_set": plain_of(served.labels)}
 
     @app.put("/v1/vocabularies/{name}", summary="Make or replace a vocabulary, from a label set")
     async def put(name: str, request: Request) -> JSONResponse:
         with service.admission.reserved() as room:
             labels = asked.labels_of(parsed(await read_raw(request, service.limits, room)))
         is_new = await held.put(name, labels)
-        return JSONResponse(_about(held.named(name)), HTTPStatus.CREATED if is_new else HTTPStatus.OK)
+        return JSONResponse(service.about(service.named(name)), HTTPStatus.CREATED if is_new else HTTPStatus.OK)
 
     @app.delete("/v1/vocabularies/{name}", status_code=HTTPStatus.NO_CONTENT, summary="Remove a vocabulary")
     async def delete(name: str) -> None:
+        service.named(name)
         held.delete(name)
-
-
-def _about(served: Served) -> dict[str, Any]:
-    return {
-        "name": served.name,
-        "labels": len(served.vocabulary),
-        "rows": len(served.vocabulary.label_embedding),
-        "thresholds": served.has_thresholds,
-        "fixed": served.fixed,
-    }
 
 
 def _add_state(app: FastAPI, service: Service) -> None:
@@ -219,7 +233,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/info", summary="What runs here, and within which limits")
     async def info() -> dict[str, Any]:
         held = service.vocabularies
-        vocabularies = {"default_vocabulary": held.default, "vocabularies": list(map(_about, held.all()))}
+        vocabularies = {"default_vocabulary": held.default, "vocabularies": list(map(service.about, held.all()))}
         return service.info | {"limits": asdict(service.limits)} | vocabularies
 
     @app.get("/health/live", summary="Whether the process answers", response_class=PlainTextResponse)
@@ -234,7 +248,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
     @app.get("/metrics", summary="Figures for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        return Response(service.metrics.text(), media_type=service.metrics.content_type)
+        return Response(service.metrics.text(service.admission.bytes), media_type=service.metrics.CONTENT_TYPE)
 
 
 _BODY: dict[str, Any] = {

@@ -12,7 +12,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sigrl_deploy.serve.metrics import Observer
+from sigrl_deploy.serve.metrics import Metrics
 from sigrl_deploy.serve.problems import RequestError, response
 
 access = logging.getLogger("sigrl_deploy.access")
@@ -25,7 +25,7 @@ _OPEN = ("/", "/health/live", "/health/ready", "/favicon.ico")
 class Guard:
     """An ASGI middleware. `api_key` None lets everybody in; the page, which asks for the key, and the health need none."""
 
-    def __init__(self, app: ASGIApp, metrics: Observer, api_key: str | None) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, api_key: str | None) -> None:
         self._app, self._metrics, self._key = app, metrics, api_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,7 +54,7 @@ class Guard:
         finally:
             seconds = round(time.perf_counter() - start, 4)
             route = getattr(scope.get("route"), "path", "other")  # never a client's path, of which there are too many
-            self._metrics.request(f"{scope['method']} {route}", status, seconds)
+            self._metrics.request(scope["method"], route, status)
             if access.isEnabledFor(logging.INFO):
                 client = (scope.get("client") or ("",))[0]
                 entry = {

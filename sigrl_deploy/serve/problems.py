@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 from http import HTTPStatus
 
 from starlette.responses import JSONResponse
 
 from sigrl_deploy.errors import ImageError, SigRLError, UsageError
-from sigrl_deploy.serve.errors import ConflictError, OverloadedError, StoppedError, TooLateError, UnknownVocabularyError
+from sigrl_deploy.serve.errors import ConflictError, OverloadedError, StoppedError, TooLateError
 
 log = logging.getLogger(__name__)
 
 _ANSWERS: dict[type[Exception], tuple[HTTPStatus, str]] = {
     ImageError: (HTTPStatus.UNPROCESSABLE_ENTITY, "picture"),
-    UnknownVocabularyError: (HTTPStatus.NOT_FOUND, "vocabulary"),
     ConflictError: (HTTPStatus.CONFLICT, "vocabulary"),
     TooLateError: (HTTPStatus.GATEWAY_TIMEOUT, "too-late"),
     StoppedError: (HTTPStatus.SERVICE_UNAVAILABLE, "stopped"),
@@ -35,7 +35,9 @@ def as_request_error(error: Exception) -> RequestError:
     if isinstance(error, RequestError):
         return error
     if isinstance(error, OverloadedError):
-        return RequestError(HTTPStatus.TOO_MANY_REQUESTS, "overloaded", str(error), {"Retry-After": str(error.seconds)})
+        return RequestError(
+            HTTPStatus.TOO_MANY_REQUESTS, "overloaded", str(error), {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+        )
     if isinstance(error, UsageError):
         return RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, error.argument or "request", str(error))
     for kind, (status, code) in _ANSWERS.items():

@@ -20,15 +20,14 @@ from sigrl_deploy.recognizer.thresholds import Thresholds
 from sigrl_deploy.serve.app import Service, make_app
 from sigrl_deploy.serve.bodies import Admission
 from sigrl_deploy.serve.limits import Limits
-from sigrl_deploy.serve.metrics import PrometheusObserver
+from sigrl_deploy.serve.metrics import Metrics
 from sigrl_deploy.serve.server import Server
 from sigrl_deploy.serve.tagger import Tagger
-from sigrl_deploy.serve.vocabularies import Given, ServedVocabularies
+from sigrl_deploy.serve.vocabularies import ServedVocabularies
 from sigrl_deploy.version import __version__
 
 log = logging.getLogger(__name__)
 
-OWN = "bundle"  # the name of the bundle's own labels
 _DIED = 3  # exit status where the engine failed
 _MB = 1_000_000
 _MOST_KEY_BYTES = 4096
@@ -77,14 +76,10 @@ def run_serve(options: ServeOptions) -> int:
     # One thread a session: workers share the cores, which takes half the CPU time of one picture on all of them.
     engine = replace(options.engine, threads=1)
     with Recognizer(options.bundle, cache_dir=options.cache_dir, options=engine) as recognizer:
-        vocabularies = {name: Given(labels, thresholds.pop(name, None)) for name, labels in given.items()}
-        if not given and recognizer.own_labels is not None:
-            vocabularies[OWN] = Given(None, thresholds.pop(OWN, None))
-        if thresholds:
-            name = next(iter(thresholds))
-            known = ", ".join(vocabularies) or "none"
-            raise UsageError(f"no vocabulary {name}; expected one of {known}", argument="thresholds", value=name)
-        return _run(options, recognizer, vocabularies, key)
+        metrics = Metrics()
+        vocabularies = ServedVocabularies(recognizer, options.limits, metrics)
+        vocabularies.open(given, thresholds)
+        return _run(options, recognizer, vocabularies, metrics, key)
 
 
 def read_key(path: Path) -> str:
@@ -101,15 +96,16 @@ def read_key(path: Path) -> str:
     return key
 
 
-def _run(options: ServeOptions, recognizer: Recognizer, given: Mapping[str, Given], key: str | None) -> int:
-    limits, metrics, died = options.limits, PrometheusObserver(), list[BaseException]()
+def _run(
+    options: ServeOptions, recognizer: Recognizer, vocabularies: ServedVocabularies, metrics: Metrics, key: str | None
+) -> int:
+    limits, died = options.limits, list[BaseException]()
 
     def on_death(cause: BaseException) -> None:  # from a worker's thread
         died.append(cause)
         server.should_exit = True
 
     tagger = Tagger(recognizer, limits, metrics, on_death)
-    vocabularies = ServedVocabularies(recognizer, given, next(iter(given), None), limits, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -120,7 +116,6 @@ def _run(options: ServeOptions, recognizer: Recognizer, given: Mapping[str, Give
 
     service = Service(tagger, vocabularies, limits, metrics, Admission(limits.bytes_in_flight), _info(recognizer), key)
     server = Server(make_app(service, lifespan), options.host, options.port, limits)
-    vocabularies.warm()
     server.run()
     if died:
         log.error("the engine failed, so the service ends: %s", died[0])
