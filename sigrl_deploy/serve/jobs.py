@@ -161,8 +161,8 @@ class Work:
             line = matching.not_finite(self._recognizer.engine.precision.value)
             job.fail(ScoreError(f"{_NAME}: {line}"))
             return
-        job.succeed(predictions)
         self._known_good = Job(b"", job.vocabulary, job.selection, view=job.view)
+        job.succeed(predictions)
 
     def _failed(self, job: Job, error: Exception) -> None:
         """Answer a job that failed by itself, and see whether that was the job's fault or the engine's."""

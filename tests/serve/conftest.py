@@ -1,8 +1,8 @@
-"""One service for the tests of a run that change nothing in it."""
+"""A running service for tests that change nothing in it, and a recognizer with an engine that can be held and broken."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -10,6 +10,7 @@ import pytest
 
 from sigrl_deploy import Recognizer
 from tests.support.servers import Served, serving
+from tests.support.watched_engine import Watched
 
 KITCHEN = ("cup of coffee", "frying pan", "cat", "rocket", "person", "night sky", "spoon", "table", "plate", "window", "lamp")
 
@@ -23,18 +24,29 @@ def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def served(export_tiny: Callable[..., Path], label_file: Path, kitchen: Path) -> Iterator[Served]:
+def served(bundle: Path, label_file: Path, kitchen: Path) -> Iterator[Served]:
     """Of the tiny model, with the package's labels as "everyday", the default, and the labels of `kitchen`."""
-    with serving(export_tiny(), "--labels", f"everyday={label_file}", "--labels", f"kitchen={kitchen}") as server:
+    with serving(bundle, "--labels", f"everyday={label_file}", "--labels", f"kitchen={kitchen}") as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def recognizer(export_tiny: Callable[..., Path]) -> Recognizer:
-    return Recognizer(export_tiny(), device="cpu", threads=1)
+def reference(bundle: Path) -> Recognizer:
+    """What the service's answers are compared with."""
+    return Recognizer(bundle, device="cpu", threads=1)
 
 
 @pytest.fixture
 def client(served: Served) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=served.url, timeout=120) as client:
         yield client
+
+
+@pytest.fixture
+def recognizer(bundle: Path) -> Recognizer:
+    return Recognizer(bundle, backend="onnxruntime", device="cpu", cache_dir=False, threads=1)
+
+
+@pytest.fixture
+def engine(recognizer: Recognizer) -> Watched:
+    return Watched(recognizer)

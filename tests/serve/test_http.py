@@ -34,10 +34,10 @@ def as_base64(path: Path) -> str:
 
 
 def test_every_way_to_send_a_picture(
-    client: httpx.Client, recognizer: Recognizer, photos: list[Path], label_file: Path, kitchen: Path
+    client: httpx.Client, reference: Recognizer, photos: list[Path], label_file: Path, kitchen: Path
 ) -> None:
     path = photos[1]
-    (expected,) = recognizer.recognize([path], kitchen, top=3)
+    (expected,) = reference.recognize([path], kitchen, top=3)
     options = {"vocabulary": "kitchen", "top": "3"}
     raw = client.post("/v1/tag", params=options, content=path.read_bytes(), headers={"content-type": "image/jpeg"})
     bare = client.post(
@@ -53,13 +53,13 @@ def test_every_way_to_send_a_picture(
         found = answer.json()
         assert_same(found["tags"], expected)
         assert (found["vocabulary"], found["size"]) == ("kitchen", list(Image.open(path).size))
-    (default,) = recognizer.recognize([path], label_file)
+    (default,) = reference.recognize([path], label_file)
     assert_same(client.post("/v1/tag", json={"picture": as_base64(path)}).json()["tags"], default)
 
 
-def test_labels_that_come_with_the_request(client: httpx.Client, recognizer: Recognizer, photos: list[Path]) -> None:
+def test_labels_that_come_with_the_request(client: httpx.Client, reference: Recognizer, photos: list[Path]) -> None:
     names = [f"{name} in the kitchen" for name in KITCHEN]
-    (expected,) = recognizer.recognize([photos[0]], names, top=20)
+    (expected,) = reference.recognize([photos[0]], names, top=20)
     listed = client.post("/v1/tag", json={"picture": as_base64(photos[0]), "labels": names, "top": 20})
     schema = client.post(
         "/v1/tag", json={"picture": as_base64(photos[0]), "labels": {"version": 1, "labels": names}, "top": 20}
@@ -72,9 +72,9 @@ def test_labels_that_come_with_the_request(client: httpx.Client, recognizer: Rec
 
 
 def test_thresholds_parents_and_heat_maps(
-    client: httpx.Client, recognizer: Recognizer, photos: list[Path], kitchen: Path
+    client: httpx.Client, reference: Recognizer, photos: list[Path], kitchen: Path
 ) -> None:
-    (expected,) = recognizer.recognize([photos[2]], kitchen, top=99)
+    (expected,) = reference.recognize([photos[2]], kitchen, top=99)
     limit = expected[4].score - 1e-4
     asked = {"picture": as_base64(photos[2]), "vocabulary": "kitchen", "threshold": limit, "top": 99, "heatmaps": True}
     found = client.post("/v1/tag", json=asked).json()
@@ -90,7 +90,7 @@ def test_thresholds_parents_and_heat_maps(
         assert drawn.width / drawn.height == pytest.approx(width / height, rel=0.02)
 
 
-def test_a_bad_picture_leaves_the_others(client: httpx.Client, recognizer: Recognizer, photos: list[Path]) -> None:
+def test_a_bad_picture_leaves_the_others(client: httpx.Client, reference: Recognizer, photos: list[Path]) -> None:
     pictures = [as_base64(photos[0]), base64.b64encode(b"no picture").decode(), "%%%", as_base64(photos[3])]
     found = client.post("/v1/tags", json={"pictures": pictures, "vocabulary": "kitchen", "top": 2}).json()["results"]
     assert [sorted(each) for each in found] == [
@@ -170,7 +170,7 @@ def test_bodies_that_cannot_be_read(client: httpx.Client, photos: list[Path]) ->
     assert problem(client.get("/v1/tag"))[0] == 405
 
 
-def test_vocabularies_come_and_go(client: httpx.Client, recognizer: Recognizer, photos: list[Path], kitchen: Path) -> None:
+def test_vocabularies_come_and_go(client: httpx.Client, reference: Recognizer, photos: list[Path], kitchen: Path) -> None:
     labels = {"labels": [{"name": "cat", "synonyms": ["kitty"]}, *KITCHEN[3:]]}
     made = client.put("/v1/vocabularies/mine", json=labels)
     assert (made.status_code, made.json()["labels"], made.json()["fixed"]) == (201, 9, False)
@@ -182,7 +182,7 @@ def test_vocabularies_come_and_go(client: httpx.Client, recognizer: Recognizer, 
     tags = client.post("/v1/tag", json={"picture": as_base64(photos[0]), "vocabulary": "mine", "top": 9}).json()["tags"]
     from sigrl_deploy import Label
 
-    (expected,) = recognizer.recognize([photos[0]], [Label("cat", ("kitty",)), *KITCHEN[3:]], top=9)
+    (expected,) = reference.recognize([photos[0]], [Label("cat", ("kitty",)), *KITCHEN[3:]], top=9)
     assert_same(tags, expected)
     assert client.delete("/v1/vocabularies/mine").status_code == 204
     assert problem(client.delete("/v1/vocabularies/mine"))[0] == 404
@@ -205,10 +205,10 @@ def test_what_runs_and_how_it_is(client: httpx.Client, served: Served) -> None:
     assert "access-control-allow-origin" not in client.get("/info", headers={"origin": "https://example.org"}).headers
 
 
-def test_the_clients_of_others(served: Served, recognizer: Recognizer, photos: list[Path]) -> None:
+def test_the_clients_of_others(served: Served, reference: Recognizer, photos: list[Path]) -> None:
     """Hugging Face's client and curl."""
     names = [*KITCHEN]
-    (expected,) = recognizer.recognize([photos[0]], names, top=99)
+    (expected,) = reference.recognize([photos[0]], names, top=99)
     found = InferenceClient(model=served.url).zero_shot_image_classification(photos[0], candidate_labels=names)
     assert_same([{"label": each.label, "score": each.score} for each in found], expected)
     command = ["curl", "-sS", "--data-binary", f"@{photos[0]}", "-H", "Content-Type: image/jpeg", f"{served.url}/v1/tag?top=2"]
