@@ -2,11 +2,14 @@
 
 import { service, tagsOf } from "./service.js";
 
+// The library calls what it was sent <bytes>.
+const described = (error) => error.message.replace(/^<bytes>:? /, "The file ");
+
 export class Card {
   // `question` gives what to ask the service for, `slider` which scores are shown; the page is told of what changes.
   constructor(file, { question, slider, changed, removed }) {
     Object.assign(this, { file, question, slider, changed });
-    this.root = $("card").content.firstElementChild.cloneNode(true);
+    this.root = document.getElementById("card").content.firstElementChild.cloneNode(true);
     const part = (selector) => this.root.querySelector(selector);
     [this.view, this.picture, this.map, this.said, this.list, this.again] =
       [".view", ".picture", ".map", ".said", "ul", ".again"].map(part);
@@ -26,16 +29,18 @@ export class Card {
   async tag() {
     this.abort?.abort();
     const { signal } = this.abort = new AbortController();
-    Object.assign(this, { tags: null, maps: null, error: null, pinned: null, at: null });
+    Object.assign(this, { tags: null, maps: null, error: null, note: "", pinned: null, at: null });
     this.list.replaceChildren();
+    this.view.removeAttribute("aria-busy");
     this.changed();
     try {
-      this.asked = this.question();
+      this.asked = await this.question();
+      signal.throwIfAborted();
       this.tags = (await tagsOf(this.file, this.asked, signal, false)).tags;
       this.list.replaceChildren(...this.tags.map((tag) => this.item(tag)));
     } catch (error) {
       if (signal.aborted) return;
-      this.error = error.message;
+      this.error = error;
     }
     this.changed();
     if (this.root.matches(":hover, :focus-within")) this.loadMaps();
@@ -51,7 +56,7 @@ export class Card {
     button.className = "tag";
     button.append(name, " ", score);
     item.append(button);
-    Object.assign(tag, { item, button, score_text: score });
+    Object.assign(tag, { item, button, scoreText: score });
     if (!service.heatmaps) return item;
     button.type = "button";
     button.setAttribute("aria-pressed", "false");
@@ -75,15 +80,16 @@ export class Card {
     } catch (error) {
       if (signal.aborted) return;
       this.maps = null;
-      this.said.textContent = `No heat maps: ${error.message}`;
+      this.note = `No heat maps: ${error.message}`;
     } finally {
       if (this.tags === tags) this.view.removeAttribute("aria-busy");
     }
-    this.look({});
+    this.draw();
   }
 
   // Shows the heat map of the tag that is pointed at or has the focus, or else of the one that was pressed.
   look(change) {
+    if (!service.heatmaps) return;
     Object.assign(this, change);
     const tag = this.at ?? this.pinned;
     const source = tag && !tag.item.hidden ? this.maps?.get(tag.label) : undefined;
@@ -96,14 +102,14 @@ export class Card {
   }
 
   draw() {
-    this.again.hidden = !this.error;
+    this.again.hidden = !this.error || this.error.code === "picture";
     this.said.classList.toggle("wrong", Boolean(this.error));
-    this.said.textContent = this.error ?? (this.tags ? "" : "Being tagged …");
+    this.said.textContent = this.error ? described(this.error) : this.tags ? this.note : "Being tagged …";
     if (!this.tags) return;
     const best = Math.max(...this.tags.map((tag) => tag.score), 0);
     for (const tag of this.tags) {
       tag.item.hidden = tag.score < this.slider.value;
-      tag.score_text.textContent = tag.score.toFixed(this.slider.digits);
+      tag.scoreText.textContent = tag.score.toFixed(this.slider.digits);
       tag.button.style.setProperty("--share", `${(100 * Math.max(tag.score, 0)) / (best || 1)}%`);
     }
     if (this.tags.length === 0) this.said.textContent = "No label reaches its threshold.";

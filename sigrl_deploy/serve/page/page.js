@@ -10,6 +10,7 @@ const OWN = ""; // in place of a vocabulary's name
 const $ = (id) => document.getElementById(id);
 const slider = { chosen: null, value: -Infinity, digits: 2 }; // `chosen` is null until somebody moves it
 let cards = [];
+let ready; // a promise: what the service offers is shown
 let due = false; // something changed that the page does not show yet
 
 // All pictures
@@ -91,7 +92,9 @@ function ownLabels() {
 }
 
 // What the service is asked for besides the picture.
-function question() {
+async function question() {
+  await ready;
+  if ($("vocabulary").length === 0) throw new Error("The service is not ready.");
   const name = $("vocabulary").value;
   if (name !== OWN) {
     const thresholds = chosenVocabulary()?.thresholds && $("thresholds").checked;
@@ -129,6 +132,7 @@ async function copyLabels() {
 // The service
 
 service.refusesKey = function askForKey(refused) {
+  $("docs").hidden = true; // a browser sends no key for it
   if (refused) $("key-hint").textContent = "The service refused this key. Enter another one.";
   sessionStorage.removeItem("key");
   if ($("key").hidden) {
@@ -144,14 +148,14 @@ function complain(message) {
 
 async function start() {
   try {
-    const [info, { default: usual, vocabularies }] = await Promise.all([call("info"), call("v1/vocabularies")]);
-    Object.assign(service, { vocabularies, heatmaps: info.heatmaps, openLabels: info.open_labels });
-    service.mostBytes = info.limits?.body_bytes ?? Infinity;
+    const info = await call("info");
+    const { vocabularies, default_vocabulary: usual, heatmaps, open_labels: openLabels, limits } = info;
+    Object.assign(service, { vocabularies, heatmaps, openLabels, mostBytes: limits.body_bytes });
     const options = vocabularies.map(({ name, labels }) => new Option(`${name} (${labels} labels)`, name));
-    if (info.open_labels) options.push(new Option("labels of your own", OWN));
+    if (openLabels) options.push(new Option("labels of your own", OWN));
     $("vocabulary").replaceChildren(...options);
     $("vocabulary").value = usual ?? vocabularies[0]?.name ?? OWN;
-    $("map-hint").hidden = !info.heatmaps;
+    $("map-hint").hidden = !heatmaps;
     $("about").textContent = `${info.name} ${info.version} · ${info.engine}`;
     complain("");
   } catch (error) {
@@ -165,7 +169,8 @@ async function useKey(event) {
   sessionStorage.setItem("key", $("key-text").value.trim());
   $("key-text").value = "";
   $("key").hidden = true;
-  await start();
+  ready = start();
+  await ready;
   for (const card of cards.filter((each) => each.error)) card.tag();
 }
 
@@ -199,4 +204,4 @@ $("apply").addEventListener("click", tagAll);
 $("copy").addEventListener("click", copyLabels);
 $("clear").addEventListener("click", () => { discard(cards); $("files").focus(); });
 $("key").addEventListener("submit", useKey);
-await start();
+ready = start();

@@ -27,7 +27,8 @@ export async function call(path, { signal, ...options } = {}) {
     }
     const answer = await response.json().catch(() => null);
     if (response.status === 401) service.refusesKey(key !== null);
-    throw new Error(answer?.error?.message ?? `The service answered with status ${response.status}.`);
+    const { code, message = `The service answered with status ${response.status}.` } = answer?.error ?? {};
+    throw Object.assign(new Error(message), { code });
   }
 }
 
