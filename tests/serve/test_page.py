@@ -22,7 +22,7 @@ from sigrl_deploy.labels.names import read_labels
 from sigrl_deploy.pictures.reading import read_image
 from sigrl_deploy.tagging.drawing import MAX_PANEL, MIN_PANEL, heat, scaled
 from sigrl_deploy.tagging.heatmaps import part_seen
-from tests.support.browser import chromium, contrasts, opened, transfer
+from tests.support.browser import chromium, contrasts, missing, opened, transfer
 from tests.support.paths import ROOT
 from tests.support.serving import serving
 
@@ -40,6 +40,8 @@ Open = Callable[..., AbstractContextManager["Page"]]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    if reason := missing():
+        pytest.skip(reason)
     with chromium() as started:
         yield started
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import pytest
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, JSHandle, Page
@@ -35,13 +34,20 @@ _COLOURS = """() => {
 }"""
 
 
+def missing() -> str:
+    """What there is to install before `chromium` works; "" where nothing is."""
+    if importlib.util.find_spec("playwright") is None:
+        return "playwright is not installed; the extra `test` brings it"
+    return "" if CHROMIUM else "there is no chromium; on Debian, `apt-get install chromium` brings it"
+
+
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A browser. The test is skipped where playwright or Chromium is missing."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; the extra `test` brings it")
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium; on Debian, `apt-get install chromium` brings it")
-    with sync_api.sync_playwright() as playwright:
+    """A browser."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Chromium's own sandbox does not work for root, as whom containers run.
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
