@@ -40,6 +40,7 @@ _EXTRAS = {
     ),
     "evaluate": ("evaluate and calibrate", ("sklearn",)),
     "plots": ("calibrate --plot-precision and --plot-reliability", ("matplotlib",)),
+    "serve": ("serve", ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client")),
     "train": ("train", ("lightning_fabric", "sklearn", "h5py")),
 }
 _TENSORRT = f"{install_command('tensorrt-rtx')}  # or the extra tensorrt, where pip finds NVIDIA's index"

@@ -22,6 +22,7 @@ from sigrl_deploy.cli.infer import infer
 from sigrl_deploy.cli.interrupts import Interrupted, interruptible
 from sigrl_deploy.cli.labels import labels
 from sigrl_deploy.cli.options import quiet_option, verbose_option
+from sigrl_deploy.cli.serve import serve
 from sigrl_deploy.cli.train import train
 from sigrl_deploy.cli.verify import verify
 from sigrl_deploy.errors import SigRLError
@@ -116,7 +117,7 @@ def _complete(command: click.Command) -> None:
     command.callback = explained
 
 
-for verb in (demo, infer, labels, calibrate, evaluate, train, export, doctor, verify):
+for verb in (demo, infer, labels, calibrate, evaluate, train, export, serve, doctor, verify):
     _complete(verb)
     main.add_command(verb)
 

@@ -49,10 +49,11 @@ _BATCH_SIZE = {"cpu": 1, "cuda": 16}
 
 @dataclass(frozen=True)
 class _Opened:
-    """What `close` releases."""
+    """What `close` releases. Labels of `passing` are kept in memory only."""
 
     pipeline: Pipeline
     vocabularies: Vocabularies
+    passing: Vocabularies
     prepare: Callable[[Image.Image], Pixels]
     view: Views
 
@@ -120,8 +121,9 @@ class Recognizer:
             log.info("preprocessing on %s: %s", engine.device, self._drift(engine))
         prepare = contract.uint8 if engine.takes_uint8 else contract
         vocabularies = Vocabularies(self.bundle, engine, folder, options.unfused)
+        passing = vocabularies if folder is None else Vocabularies(self.bundle, engine, None, options.unfused)
         view = Views(manifest.preprocess, manifest.patch_size, self.crop, prepare, uint8=engine.takes_uint8)
-        self._opened: _Opened | None = _Opened(Pipeline(manifest, engine), vocabularies, prepare, view)
+        self._opened: _Opened | None = _Opened(Pipeline(manifest, engine), vocabularies, passing, prepare, view)
 
     def _drift(self, engine: Engine) -> str:
         drift = self.bundle.manifest.variants[engine.precision].parity.get("device_preprocess_drift")
@@ -266,8 +268,10 @@ class Recognizer:
                     rows.append(scores)
         return np.stack(rows) if rows else np.zeros((0, len(vocabulary)), np.float32)
 
-    def vocabulary(self, labels: Labels = None) -> Vocabulary:
+    def vocabulary(self, labels: Labels = None, *, kept: bool = True) -> Vocabulary:
         """Labels with everything that scoring needs. Cached in memory and on disk, so a second call does no text work.
+
+        With `kept` False they are cached in memory only: for labels of strangers, who should not fill the disk.
 
         >>> with Recognizer("bundle") as recognizer:
         ...     len(recognizer.vocabulary(["cat", "cup of coffee", "rocket"]))
@@ -283,7 +287,8 @@ class Recognizer:
                 raise LabelError("the bundle has no vocabulary of its own; give labels or a label file", argument="labels")
             return vocabularies.bundled
         if not isinstance(labels, Vocabulary):
-            return vocabularies.of(labels if isinstance(labels, str) or not isinstance(labels, os.PathLike) else Path(labels))
+            cached = vocabularies if kept else self._open.passing
+            return cached.of(labels if isinstance(labels, str) or not isinstance(labels, os.PathLike) else Path(labels))
         check_vocabulary(labels, vocabularies.origin)
         return labels
 

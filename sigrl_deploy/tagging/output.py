@@ -89,7 +89,7 @@ def as_json(record: Record, shown: Shown, heatmaps: Heatmaps | None = None) -> d
         return {"path": record.path, "error": record.error}
     picture = {"path": record.path} | ({} if shown.crop is Crop.CENTRE else {"crop": shown.crop.value})
     if shown.all_scores:
-        return picture | {"scores": dict(zip(shown.labels, map(_rounded, record.scores.tolist()), strict=True))}
+        return picture | {"scores": dict(zip(shown.labels, map(rounded, record.scores.tolist()), strict=True))}
     picture |= {} if shown.thresholds is None else {"thresholds": shown.thresholds}
     tags = [_tag(prediction, shown.of_tags) for prediction in record.predictions]
     if heatmaps is None:
@@ -100,15 +100,15 @@ def as_json(record: Record, shown: Shown, heatmaps: Heatmaps | None = None) -> d
 
 
 def _tag(prediction: Prediction, more: Sequence[str]) -> dict[str, Any]:
-    values = {"label": prediction.label, "score": _rounded(prediction.score)}
+    values = {"label": prediction.label, "score": rounded(prediction.score)}
     for name in more:
         value = getattr(prediction, name)
         if value is not None:
-            values[name] = _rounded(value) if isinstance(value, float) else value
+            values[name] = rounded(value) if isinstance(value, float) else value
     return values
 
 
-def _rounded(score: float) -> float:
+def rounded(score: float) -> float:
     """The fewest digits that read back as the same fp32 score."""
     return float(str(np.float32(score)))
 
@@ -157,7 +157,7 @@ class CsvWriter(Writer):
     def write(self, record: Record, heatmaps: Heatmaps | None = None) -> None:
         error, shown = record.error or "", self.shown
         if shown.all_scores:
-            scores = [""] * len(shown.labels) if record.scores is None else map(_rounded, record.scores.tolist())
+            scores = [""] * len(shown.labels) if record.scores is None else map(rounded, record.scores.tolist())
             self._row(record.path, error, *scores)
         elif record.predictions:
             for prediction in record.predictions:

@@ -16,7 +16,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 LABELS_PER_BATCH = 64  # bounds the text encoder's memory
 _VOCABULARIES_IN_MEMORY = 16
+_ROWS_IN_MEMORY = 1 << 15  # of all vocabularies in memory, unless the newest alone has more
+_EMBEDDINGS_IN_MEMORY = 1 << 16  # of a cache without a folder: 134 MB of rows of 512 numbers
 _LAYOUT = "2"  # part of every key: a change of what is stored makes old files unseen, not wrong
 
 
@@ -49,11 +51,13 @@ class VocabularyCache:
 
     `encode` maps a batch of wordings to T [N, D], `project` maps T [R, D] to G Wbᵀ [R, D] or None. `text_key` and `graph_key`
     are `digest`s of what those two depend on; `graph_key` is empty without a label graph. `width` is D, and `about` describes
-    the text side to people. With `folder` None it stays in memory. Threads may share it: the one that encodes lets others in
-    after every batch.
+    the text side to people. With `folder` None it stays in memory, which it does not fill: embeddings that were not used for
+    longest are forgotten. Threads may share it: the one that encodes lets others in after every batch.
     """
 
     labels_per_batch = LABELS_PER_BATCH
+    rows_in_memory = _ROWS_IN_MEMORY
+    embeddings_in_memory = _EMBEDDINGS_IN_MEMORY
 
     def __init__(
         self,
@@ -73,7 +77,7 @@ class VocabularyCache:
         self._project = project
         self._width = width
         self._about = about
-        self._embeddings: dict[str, FloatArray] = {}
+        self._embeddings: OrderedDict[str, FloatArray] = OrderedDict()
         self._vocabularies: OrderedDict[str, Vocabulary] = OrderedDict()
         self._packs_read = False
         self._writable = True
@@ -112,8 +116,9 @@ class VocabularyCache:
         with self._in_memory:
             self._vocabularies[name] = vocabulary
             self._vocabularies.move_to_end(name)
-            while len(self._vocabularies) > _VOCABULARIES_IN_MEMORY:
-                self._vocabularies.popitem(last=False)
+            rows = sum(map(len, self._vocabularies.values()))
+            while len(self._vocabularies) > (1 if rows > self.rows_in_memory else _VOCABULARIES_IN_MEMORY):
+                rows -= len(self._vocabularies.popitem(last=False)[1])
 
     def _vocabulary_name(self, labels: Sequence[str]) -> str:
         return f"vocabulary-{digest(self._text_key, self._graph_key, *labels)}.npz"
@@ -123,28 +128,49 @@ class VocabularyCache:
 
     def _build(self, rows: tuple[str, ...]) -> Vocabulary:
         wordings = list(dict.fromkeys(itertools.chain.from_iterable(map(wordings_of, rows))))
-        with self._turn_to_encode():
-            self._read_packs()
-            missing = [wording for wording in wordings if wording not in self._embeddings]
-        log.debug("encoding %d of %d texts, which are not in the cache", len(missing), len(wordings))
-        with Progress(len(missing), "label") as progress:
-            while encoded := self._encode_some(missing):
-                progress.advance(encoded)
-        embedding = np.stack([combined(np.stack([self._embeddings[w] for w in wordings_of(row)])) for row in rows])
+        embeddings = self._embedded(wordings)
+        embedding = np.stack([combined(np.stack([embeddings[w] for w in wordings_of(row)])) for row in rows])
         vocabulary = Vocabulary(rows, embedding, self._checked_projection(embedding))
         self._write(self._vocabulary_name(rows), vocabulary)
         return vocabulary
 
-    def _encode_some(self, wordings: Sequence[str]) -> int:
-        """Encode a batch of the wordings that have no embedding yet. Returns how many there were."""
+    def _embedded(self, wordings: Sequence[str]) -> dict[str, FloatArray]:
+        """The embedding of each wording. It is kept apart from those in memory, which may be forgotten meanwhile."""
         with self._turn_to_encode():
-            waiting = (wording for wording in wordings if wording not in self._embeddings)
-            batch = tuple(itertools.islice(waiting, self.labels_per_batch))
-            if batch:
-                embeddings = _checked(self._encode(batch), (len(batch), self._width))
-                self._embeddings.update(zip(batch, embeddings, strict=True))
-                self._write(self._pack_name(batch), Vocabulary(batch, embeddings))
-            return len(batch)
+            self._read_packs()
+            missing = sum(wording not in self._embeddings for wording in wordings)
+        log.debug("encoding %d of %d texts, which are not in the cache", missing, len(wordings))
+        found: dict[str, FloatArray] = {}
+        waiting = deque(wordings)
+        with Progress(missing, "label") as progress:
+            while waiting:
+                with self._turn_to_encode():
+                    progress.advance(self._encode_some(waiting, found))
+        return found
+
+    def _encode_some(self, waiting: deque[str], found: dict[str, FloatArray]) -> int:
+        """Move wordings from `waiting` to `found`, until a batch of them is encoded. Returns how many were encoded."""
+        batch: list[str] = []
+        while waiting and len(batch) < self.labels_per_batch:
+            wording = waiting.popleft()
+            known = self._embeddings.get(wording)
+            if known is None:
+                batch.append(wording)
+            else:
+                found[wording] = known
+                self._embeddings.move_to_end(wording)
+        if batch:
+            embeddings = _checked(self._encode(batch), (len(batch), self._width))
+            found.update(zip(batch, embeddings, strict=True))
+            self._keep(batch, embeddings)
+        return len(batch)
+
+    def _keep(self, wordings: Sequence[str], embeddings: FloatArray) -> None:
+        self._write(self._pack_name(wordings), Vocabulary(tuple(wordings), embeddings))
+        # Copies: a row of a batch would keep all of the batch in memory.
+        self._embeddings.update((wording, row.copy()) for wording, row in zip(wordings, embeddings, strict=True))
+        while self._folder is None and len(self._embeddings) > self.embeddings_in_memory:
+            self._embeddings.popitem(last=False)
 
     @contextmanager
     def _turn_to_encode(self) -> Iterator[None]:

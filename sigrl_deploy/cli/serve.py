@@ -1,0 +1,78 @@
+"""`sigrl-deploy serve`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sigrl_deploy.cli.options import (
+    PATH,
+    backend_option,
+    bundle_option,
+    cache_option,
+    device_option,
+    engine_options,
+    precision_option,
+    threads_option,
+    unfused_option,
+)
+from sigrl_deploy.errors import UsageError
+
+
+def _seconds(what: str, default: float, text: str) -> Callable[[Any], Any]:
+    return click.option(f"--{what}-seconds", type=click.FloatRange(0.01, 3600), default=default, show_default=True, help=text)
+
+
+@click.command()
+@bundle_option
+@click.option(
+    "--labels",
+    "labels",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="A vocabulary from a label file; repeatable, the first is the default [default: the bundle's own labels, as bundle].",
+)
+@click.option(
+    "--thresholds", multiple=True, metavar="NAME=FILE", help="Thresholds, from calibrate, for a vocabulary; repeatable."
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 lets the network in.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 takes a free one.")
+@click.option("--api-key-file", type=PATH, help="File whose first line is a key that requests must bring as a bearer token.")
+@click.option("--access-log", is_flag=True, help="Write a line of JSON for each request to standard output.")
+@click.option("--body-mb", type=click.FloatRange(0.001, 1024), default=20, show_default=True, help="Largest body of a request.")
+@click.option("--in-flight-mb", type=click.FloatRange(0.001), default=256, show_default=True, help="Largest sum of all bodies.")
+@click.option("--queue", type=click.IntRange(1, 100_000), default=256, show_default=True, help="Most pictures that wait.")
+@_seconds("header", 10, "Close connections whose headers take longer.")
+@_seconds("body", 30, "Refuse bodies that take longer.")
+@_seconds("answer", 60, "Give up on a picture after so long.")
+@device_option
+@backend_option
+@precision_option
+@unfused_option
+@cache_option
+@threads_option
+def serve(labels: tuple[str, ...], thresholds: tuple[str, ...], **options: Any) -> None:
+    """Serve a bundle over HTTP: POST a picture to /v1/tag, or open the address in a browser."""
+    from sigrl_deploy.extras import require
+
+    require("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client", extra="serve")
+    from sigrl_deploy.serve.run import ServeOptions, run_serve
+
+    options |= {"labels": _pairs(labels, "labels"), "thresholds": _pairs(thresholds, "thresholds")}
+    raise SystemExit(run_serve(ServeOptions(engine=engine_options(options), **options)))
+
+
+def _pairs(values: tuple[str, ...], option: str) -> dict[str, Path]:
+    """`NAME=FILE` → the file of each name. Raises UsageError."""
+    found: dict[str, Path] = {}
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not equals or not name or not path:
+            raise UsageError("expected NAME=FILE, such as kitchen=kitchen.txt", argument=option, value=value)
+        if name in found:
+            raise UsageError(f"names {name} twice; leave out one of the two", argument=option, value=value)
+        found[name] = Path(path)
+    return found

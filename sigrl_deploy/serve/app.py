@@ -1,0 +1,266 @@
+"""The routes of the service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from sigrl_deploy.errors import SigRLError
+from sigrl_deploy.labels.label_set import LabelSet
+from sigrl_deploy.labels.schema import plain_of
+from sigrl_deploy.recognizer.selection import Selection
+from sigrl_deploy.serve import options as asked
+from sigrl_deploy.serve.answers import as_json
+from sigrl_deploy.serve.bodies import Admission, Body, from_base64, parsed, read_body, read_raw
+from sigrl_deploy.serve.errors import StoppedError
+from sigrl_deploy.serve.guard import Guard
+from sigrl_deploy.serve.limits import Limits
+from sigrl_deploy.serve.metrics import Metrics
+from sigrl_deploy.serve.options import TagOptions
+from sigrl_deploy.serve.problems import RequestError, as_request_error, plain, response
+from sigrl_deploy.serve.tagger import Tagger
+from sigrl_deploy.serve.vocabularies import Served, ServedVocabularies
+from sigrl_deploy.tagging.output import rounded
+from sigrl_deploy.version import __version__
+
+PAGE = Path(__file__).parent / "page"
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Service:
+    """Everything that the routes use. `api_key` None asks for none."""
+
+    tagger: Tagger
+    vocabularies: ServedVocabularies
+    limits: Limits
+    metrics: Metrics
+    admission: Admission
+    info: dict[str, Any]
+    api_key: str | None = None
+
+    async def tag(self, picture: bytes | RequestError, chosen: Chosen) -> dict[str, Any]:
+        """One picture's answer. Raises what is wrong with it."""
+        if isinstance(picture, RequestError):
+            raise picture
+        answer = await self.tagger.tag(picture, chosen.served.vocabulary, chosen.selection)
+        if answer.picture is None:
+            return as_json(answer, chosen.served.name)
+        return await asyncio.to_thread(as_json, answer, chosen.served.name)
+
+    async def choose(self, options: TagOptions) -> Chosen:
+        """The vocabulary and selection of a request. Raises what `ServedVocabularies` does."""
+        held = self.vocabularies
+        if options.labels is not None:
+            served = await self.inline(asked.labels_of(options.labels))
+        elif options.vocabulary is None and held.default is None:
+            line = "this service has no vocabulary of its own; give labels"
+            raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "labels", line)
+        else:
+            served = self.named(options.vocabulary)
+        return Chosen(
+            served, held.selection(served, options.top, options.threshold, options.thresholds, evidence=options.heatmaps)
+        )
+
+    async def inline(self, labels: LabelSet) -> Served:
+        """The vocabulary of labels that came with a request. Raises what `ServedVocabularies.inline` does."""
+        return Served(None, labels, await self.vocabularies.inline(labels))
+
+    def named(self, name: str | None) -> Served:
+        """A vocabulary by its name, or the default. Raises RequestError where there is none."""
+        found = self.vocabularies.named(name)
+        if found is None:
+            raise RequestError(HTTPStatus.NOT_FOUND, "vocabulary", f"no vocabulary {(name or '')[:64]!r}")
+        return found
+
+    def about(self, served: Served) -> dict[str, Any]:
+        """What listings say of a named vocabulary."""
+        assert served.name is not None
+        return {
+            "name": served.name,
+            "labels": len(served.vocabulary),
+            "rows": len(served.vocabulary.label_embedding),
+            "thresholds": served.has_thresholds,
+            "fixed": self.vocabularies.is_fixed(served.name),
+        }
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a request's pictures are tagged with."""
+
+    served: Served
+    selection: Selection
+
+
+def make_app(service: Service, lifespan: Callable[[FastAPI], Any]) -> FastAPI:
+    app = FastAPI(title="sigrl-deploy", version=__version__, lifespan=lifespan, redoc_url=None)
+    _add_errors(app, service)
+    app.add_middleware(Guard, metrics=service.metrics, api_key=service.api_key)
+    _add_tagging(app, service)
+    _add_vocabularies(app, service)
+    _add_state(app, service)
+    return app
+
+
+def _add_errors(app: FastAPI, service: Service) -> None:
+    """Every error as JSON, whoever raised it."""
+
+    async def answer(_: Request, error: Exception) -> Response:
+        if isinstance(error, ClientDisconnect):  # nobody reads this
+            error = RequestError(HTTPStatus.BAD_REQUEST, "gone", "the client left")
+        if isinstance(error, HTTPException):
+            line = error.detail or HTTPStatus(error.status_code).phrase
+            error = RequestError(HTTPStatus(error.status_code), "request", line, dict(error.headers or {}))
+        problem = as_request_error(error)
+        service.metrics.error(problem.code)
+        return response(problem)
+
+    for kind in (RequestError, SigRLError, HTTPException, ClientDisconnect, Exception):
+        app.add_exception_handler(kind, answer)
+
+
+def _add_tagging(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/tag", summary="Tag one picture", openapi_extra=_BODY)
+    async def tag(request: Request) -> JSONResponse:
+        with service.admission.reserved() as room:
+            body = await read_body(request, service.limits, room, "picture")
+            if len(body.pictures) != 1:
+                line = f"{len(body.pictures)} pictures, expected 1; POST /v1/tags takes several"
+                raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "picture", line)
+            chosen = await service.choose(_options(body))
+            return JSONResponse(await _unless_gone(request, service.tag(body.pictures[0], chosen)))
+
+    @app.post("/v1/tags", summary="Tag several pictures", openapi_extra=_BODY)
+    async def tags(request: Request) -> JSONResponse:
+        with service.admission.reserved() as room:
+            body = await read_body(request, service.limits, room, "pictures")
+            count, most = len(body.pictures), service.limits.pictures
+            if not 1 <= count <= most:
+                line = f"{count} pictures, expected 1 to {most}"
+                raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "pictures", line)
+            chosen = await service.choose(_options(body))
+            each = asyncio.gather(*(_result(service, picture, chosen) for picture in body.pictures))
+            return JSONResponse({"results": await _unless_gone(request, each)})
+
+    @app.post("/", summary="Tag one picture, as Hugging Face's zero-shot-image-classification")
+    async def hugging_face(request: Request) -> JSONResponse:
+        with service.admission.reserved() as room:
+            inputs, labels = asked.hugging_face(parsed(await read_raw(request, service.limits, room)))
+            served = await service.inline(labels)
+            selection = service.vocabularies.selection(served, top=len(served.vocabulary))
+            answer = await _unless_gone(request, service.tagger.tag(from_base64(inputs), served.vocabulary, selection))
+            return JSONResponse([{"label": tag.label, "score": rounded(tag.score)} for tag in answer.predictions])
+
+
+async def _result(service: Service, picture: bytes | RequestError, chosen: Chosen) -> dict[str, Any]:
+    """One picture's answer among several: what is wrong with it takes its place. Raises where no picture can be served."""
+    try:
+        return await service.tag(picture, chosen)
+    except StoppedError:
+        raise
+    except Exception as error:
+        problem = as_request_error(error)
+        service.metrics.error(problem.code)
+        return plain(problem)
+
+
+async def _unless_gone(request: Request, work: Awaitable[Result]) -> Result:
+    """The result, or ClientDisconnect as soon as the client leaves; the work is then cancelled."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientDisconnect
+    finally:
+        leaving.cancel()
+        working.cancel()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _options(body: Body) -> TagOptions:
+    return asked.from_json(body.values) if body.fields is None else asked.from_text(body.fields)
+
+
+def _add_vocabularies(app: FastAPI, service: Service) -> None:
+    held = service.vocabularies
+
+    @app.get("/v1/vocabularies", summary="List vocabularies")
+    async def listed() -> dict[str, Any]:
+        return {"default": held.default, "vocabularies": list(map(service.about, held.all()))}
+
+    @app.get("/v1/vocabularies/{name}", summary="A vocabulary with its labels")
+    async def shown(name: str) -> dict[str, Any]:
+        served = service.named(name)
+        return service.about(served) | {"label_set": plain_of(served.labels)}
+
+    @app.put("/v1/vocabularies/{name}", summary="Make or replace a vocabulary, from a label set")
+    async def put(name: str, request: Request) -> JSONResponse:
+        with service.admission.reserved() as room:
+            labels = asked.labels_of(parsed(await read_raw(request, service.limits, room)))
+        is_new = await held.put(name, labels)
+        return JSONResponse(service.about(service.named(name)), HTTPStatus.CREATED if is_new else HTTPStatus.OK)
+
+    @app.delete("/v1/vocabularies/{name}", status_code=HTTPStatus.NO_CONTENT, summary="Remove a vocabulary")
+    async def delete(name: str) -> None:
+        service.named(name)
+        held.delete(name)
+
+
+def _add_state(app: FastAPI, service: Service) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(PAGE / "index.html")
+
+    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+
+    @app.get("/info", summary="What runs here, and within which limits")
+    async def info() -> dict[str, Any]:
+        held = service.vocabularies
+        vocabularies = {"default_vocabulary": held.default, "vocabularies": list(map(service.about, held.all()))}
+        return service.info | {"limits": asdict(service.limits)} | vocabularies
+
+    @app.get("/health/live", summary="Whether the process answers", response_class=PlainTextResponse)
+    async def live() -> str:
+        return "live\n"
+
+    @app.get("/health/ready", summary="Whether it takes pictures", response_class=PlainTextResponse)
+    async def ready() -> PlainTextResponse:
+        is_ready = service.tagger.ready
+        status = HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE
+        return PlainTextResponse("ready\n" if is_ready else "not ready\n", status)
+
+    @app.get("/metrics", summary="Figures for Prometheus", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        return Response(service.metrics.text(service.admission.bytes), media_type=service.metrics.CONTENT_TYPE)
+
+
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {"type": "object", "properties": {"picture": {"type": "string", "format": "binary"}}}
+            },
+            "application/json": {"schema": {"type": "object", "properties": {"picture": {"type": "string"}}}},
+        },
+    }
+}

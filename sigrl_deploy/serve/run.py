@@ -1,0 +1,140 @@
+"""One run of `sigrl-deploy serve`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+
+from sigrl_deploy.engines.options import EngineOptions
+from sigrl_deploy.errors import UsageError
+from sigrl_deploy.files import read_bounded
+from sigrl_deploy.labels.reading import read_label_set
+from sigrl_deploy.recognizer import Recognizer
+from sigrl_deploy.recognizer.thresholds import Thresholds
+from sigrl_deploy.serve.app import Service, make_app
+from sigrl_deploy.serve.bodies import Admission
+from sigrl_deploy.serve.limits import Limits
+from sigrl_deploy.serve.metrics import Metrics
+from sigrl_deploy.serve.server import Server
+from sigrl_deploy.serve.tagger import Tagger
+from sigrl_deploy.serve.vocabularies import ServedVocabularies
+from sigrl_deploy.version import __version__
+
+log = logging.getLogger(__name__)
+
+_DIED = 3  # exit status where the engine failed
+_MB = 1_000_000
+_MOST_KEY_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What is served, where, and within which bounds; `labels` and `thresholds` are files by the name of a vocabulary."""
+
+    bundle: Path
+    labels: Mapping[str, Path] = field(default_factory=dict)
+    thresholds: Mapping[str, Path] = field(default_factory=dict)
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key_file: Path | None = None
+    access_log: bool = False
+    body_mb: float = 20
+    in_flight_mb: float = 256
+    queue: int = 256
+    header_seconds: float = 10
+    body_seconds: float = 30
+    answer_seconds: float = 60
+    cache_dir: Path | None = None
+    engine: EngineOptions = field(default_factory=EngineOptions)
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(
+            body_bytes=int(self.body_mb * _MB),
+            bytes_in_flight=int(max(self.in_flight_mb, self.body_mb) * _MB),
+            queue=self.queue,
+            header_seconds=self.header_seconds,
+            body_seconds=self.body_seconds,
+            answer_seconds=self.answer_seconds,
+        )
+
+
+def run_serve(options: ServeOptions) -> int:
+    """Serve until a signal comes or the engine dies. Returns the exit status.
+
+    Raises UsageError, LabelError and BundleError for what cannot be served, before it listens.
+    """
+    key = None if options.api_key_file is None else read_key(options.api_key_file)
+    given = {name: read_label_set(path) for name, path in options.labels.items()}
+    thresholds = {name: Thresholds.read(path) for name, path in options.thresholds.items()}
+    # One thread a session: workers share the cores, which takes half the CPU time of one picture on all of them.
+    engine = replace(options.engine, threads=1)
+    with Recognizer(options.bundle, cache_dir=options.cache_dir, options=engine) as recognizer:
+        metrics = Metrics()
+        vocabularies = ServedVocabularies(recognizer, options.limits, metrics)
+        vocabularies.open(given, thresholds)
+        return _run(options, recognizer, vocabularies, metrics, key)
+
+
+def read_key(path: Path) -> str:
+    """The first line of a file. Raises UsageError where it cannot be read or has no line of plain ASCII text."""
+    try:
+        line = read_bounded(path, _MOST_KEY_BYTES).split(b"\n")[0].strip()
+        key = line.decode("ascii")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot be read ({reason})", argument="api_key_file", value=path) from None
+    if not key.isprintable() or not key:
+        problem = "its first line is no key; expected printable ASCII characters"
+        raise UsageError(problem, argument="api_key_file", value=path)
+    return key
+
+
+def _run(
+    options: ServeOptions, recognizer: Recognizer, vocabularies: ServedVocabularies, metrics: Metrics, key: str | None
+) -> int:
+    limits, died = options.limits, list[BaseException]()
+
+    def on_death(cause: BaseException) -> None:  # from a worker's thread
+        died.append(cause)
+        server.should_exit = True
+
+    tagger = Tagger(recognizer, limits, metrics, on_death)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        tagger.start()
+        yield
+        await tagger.drain(limits.drain_seconds)
+        vocabularies.close()
+
+    service = Service(tagger, vocabularies, limits, metrics, Admission(limits.bytes_in_flight), _info(recognizer), key)
+    server = Server(make_app(service, lifespan), options.host, options.port, limits)
+    server.run()
+    if died:
+        log.error("the engine failed, so the service ends: %s", died[0])
+        return _DIED
+    return 0
+
+
+def _info(recognizer: Recognizer) -> dict[str, Any]:
+    manifest = recognizer.bundle.manifest
+    return {
+        "name": "sigrl-deploy",
+        "version": __version__,
+        "bundle": {
+            "arch": manifest.arch.value,
+            "image_size": manifest.image_size,
+            "template": manifest.template,
+            "created": manifest.created,
+        },
+        "engine": recognizer.engine.description,
+        "heatmaps": manifest.arch.has_local,
+        "open_labels": manifest.context_length is not None,
+    }

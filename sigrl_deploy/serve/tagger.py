@@ -1,0 +1,240 @@
+"""Pictures in, tags out: worker threads around a recognizer, and what waits for them. No HTTP."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from sigrl_deploy.machine import cpus
+from sigrl_deploy.pictures.reading_ahead import MOST_THREADS
+from sigrl_deploy.recognizer import Recognizer
+from sigrl_deploy.recognizer.selection import Selection
+from sigrl_deploy.serve.errors import OverloadedError, StoppedError, TooLateError
+from sigrl_deploy.serve.jobs import Answer, Job, Work, line_of
+from sigrl_deploy.serve.lanes import Lanes
+from sigrl_deploy.serve.limits import Limits
+from sigrl_deploy.serve.metrics import Observer
+from sigrl_deploy.serve.waiting import finished
+from sigrl_deploy.vocabulary.vocabulary import Vocabulary
+
+__all__ = ["Answer", "OverloadedError", "Plan", "StoppedError", "Tagger", "TooLateError"]
+
+log = logging.getLogger(__name__)
+
+_BATCH = 16  # pictures of a batch on a GPU
+_PATIENCE = 0.004  # seconds that a picture may wait there for others
+_NEWEST = 0.1  # weight of the newest batch in the mean seconds of a picture
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How work is shared out.
+
+    Attributes:
+        threads: that decode pictures, and with `batch` 1 score them too.
+        batch: pictures of a batch; above 1, one more thread runs the batches.
+        patience: seconds that a picture may wait for others, from its arrival on.
+    """
+
+    threads: int
+    batch: int = 1
+    patience: float = 0.0
+
+    @classmethod
+    def of(cls, recognizer: Recognizer) -> Plan:
+        """What is best for a recognizer: batches on a GPU; on a CPU, where they only cost time, a picture for each core."""
+        if recognizer.engine.device == "cpu":
+            return cls(max(1, cpus.threads() // recognizer.threads))
+        return cls(min(MOST_THREADS, cpus.threads()), _BATCH, _PATIENCE)
+
+
+class Tagger:
+    """Tags pictures of many callers at once, each with a vocabulary of its own.
+
+    Args:
+        recognizer: on a CPU opened with `threads=1`, so that each core has a picture of its own.
+        limits: `queue`, `bytes_in_flight` and `answer_seconds` are kept here.
+        observer: is told what happens.
+        on_death: is called once, from the thread that found it, where a worker thread ends or the engine no longer runs.
+            `ready` is False by then, and what waits has raised StoppedError.
+        plan: by default what `Plan.of` says.
+    """
+
+    def __init__(
+        self,
+        recognizer: Recognizer,
+        limits: Limits,
+        observer: Observer,
+        on_death: Callable[[BaseException], None],
+        plan: Plan | None = None,
+    ) -> None:
+        self.recognizer = recognizer
+        self._limits, self._observer, self._on_death = limits, observer, on_death
+        self._plan = plan or Plan.of(recognizer)
+        self._work = Work(recognizer, observer)
+        self._waiting: Lanes[Job] = Lanes()
+        self._decoded: Lanes[Job] = Lanes(room=2 * self._plan.batch)
+        self._bytes = 0  # of pictures; changed by the event loop's thread only
+        self._pace = 0.0  # seconds from one picture to the next
+        self._threads: list[tuple[threading.Thread, Future[None]]] = []
+        self._draining = False
+        self._death: BaseException | None = None
+        self._state = threading.Lock()
+        self._decoding = self._plan.threads  # threads that have not ended
+
+    def start(self) -> None:
+        """Start the worker threads."""
+        if self._plan.batch == 1:
+            roles = [self._tag_alone] * self._plan.threads
+        else:
+            roles = [self._decode] * self._plan.threads + [self._score]
+        for number, role in enumerate(roles):
+            end: Future[None] = Future()
+            # Daemons, so that an engine that hangs does not keep the process from ending.
+            thread = threading.Thread(target=self._guarded, args=(role, end), name=f"tagger-{number}", daemon=True)
+            self._threads.append((thread, end))
+        for thread, _ in self._threads:
+            thread.start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether pictures are taken: it was started, is not about to end, and its threads live."""
+        return bool(self._threads) and not self._draining and self._death is None
+
+    async def tag(self, picture: bytes, vocabulary: Vocabulary, selection: Selection) -> Answer:
+        """Tag one picture, given as the bytes of a file. `selection` is one for this vocabulary.
+
+        Only pictures with the same `Vocabulary` object share a batch. A caller that is cancelled takes its picture out of the
+        queue.
+
+        Raises:
+            ImageError: it is no picture, or cannot be read.
+            ScoreError: its scores are not finite.
+            EngineError: the engine failed at it, and not at others.
+            OverloadedError: at once, where `queue` or `bytes_in_flight` are full.
+            TooLateError: it was not done within `answer_seconds`. If it has not begun by then, it is never scored.
+            StoppedError: the tagger was not started, is drained, or has died.
+        """
+        if not self.ready:
+            raise self._stopped()
+        self._admit(len(picture))
+        job, size = Job(picture, vocabulary, selection), len(picture)
+        self._bytes += size
+        try:
+            if not self._waiting.put(job):
+                raise self._stopped()
+            self._observer.waiting(self._count())
+            if not await finished([job.answer], self._limits.answer_seconds):
+                seconds = self._limits.answer_seconds
+                raise TooLateError(f"picture: was not done within {seconds:g} s; try again when there is less to do")
+            return job.answer.result()
+        finally:
+            self._bytes -= size
+            if job.answer.cancel():
+                self._waiting.discard(job)
+                self._decoded.discard(job)
+                self._observer.waiting(self._count())
+
+    async def drain(self, seconds: float) -> bool:
+        """Take nothing more, answer what waits, and end the threads. Returns whether that was done within `seconds`.
+
+        After them, what still waits raises StoppedError, and a thread that works ends with what it has in hand.
+        """
+        self._draining = True
+        self._waiting.close()
+        done = await finished([end for _, end in self._threads], seconds)
+        if not done:
+            self._drop()
+        for thread, end in self._threads:
+            if end.done():
+                thread.join()
+        return done
+
+    def _admit(self, size: int) -> None:
+        count, limits = self._count(), self._limits
+        if count < limits.queue and self._bytes + size <= limits.bytes_in_flight:
+            return
+        wait = min(max(1, math.ceil(count * self._pace)), math.ceil(limits.answer_seconds))
+        what = (
+            f"{count} pictures wait" if count >= limits.queue else "the pictures that wait take all memory set aside for them"
+        )
+        raise OverloadedError(f"{what}; try again in {wait} s", wait)
+
+    def _count(self) -> int:
+        return len(self._waiting) + len(self._decoded)
+
+    def _tag_alone(self) -> None:
+        self._run(self._waiting, 1, self._decode_and_score)
+
+    def _decode_and_score(self, jobs: list[Job]) -> None:
+        self._work.score([job for job in jobs if self._work.decode(job)])
+
+    def _decode(self) -> None:
+        try:
+            self._run(self._waiting, 1, self._decode_one)
+        finally:
+            with self._state:
+                self._decoding -= 1
+                if not self._decoding:
+                    self._decoded.close()
+
+    def _decode_one(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            if self._work.decode(job) and not self._decoded.put(job):
+                job.fail(self._stopped())
+
+    def _score(self) -> None:
+        self._run(self._decoded, self._plan.batch, self._work.score, self._plan.patience)
+
+    def _run(self, lanes: Lanes[Job], most: int, work: Callable[[list[Job]], object], patience: float = 0.0) -> None:
+        """Work on what is in the lanes until they are closed and empty."""
+        while jobs := lanes.take(most, patience):
+            self._observer.waiting(self._count())
+            start = time.perf_counter()
+            try:
+                work(jobs)
+            except BaseException:
+                for job in jobs:
+                    job.fail(StoppedError("what runs the model has failed; start the service again"))
+                raise
+            if lanes is self._decoded or self._plan.batch == 1:
+                at_once = self._plan.threads if self._plan.batch == 1 else 1
+                newest = (time.perf_counter() - start) / len(jobs) / at_once
+                self._pace += (_NEWEST if self._pace else 1) * (newest - self._pace)
+
+    def _guarded(self, role: Callable[[], None], end: Future[None]) -> None:
+        """The whole life of a thread: however it ends, somebody is told."""
+        try:
+            role()
+            if not self._draining and self._death is None:
+                raise RuntimeError("a worker thread has ended")
+        except BaseException as error:
+            self._die(error)
+        finally:
+            end.set_result(None)
+
+    def _die(self, error: BaseException) -> None:
+        with self._state:
+            if self._death is not None:
+                return
+            self._death = error
+        log.critical("what runs the model has failed (%s)", line_of(error), exc_info=error)
+        self._drop()
+        self._on_death(error)
+
+    def _drop(self) -> None:
+        for job in (*self._waiting.drop(), *self._decoded.drop()):
+            job.fail(self._stopped())
+        self._observer.waiting(0)
+
+    def _stopped(self) -> StoppedError:
+        if self._death is not None:
+            return StoppedError("what runs the model has failed; start the service again")
+        return StoppedError(
+            "the service is about to end; try again when it has started" if self._draining else "is not started"
+        )
