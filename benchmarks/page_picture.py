@@ -19,11 +19,11 @@ from PIL import Image
 
 from sigrl_deploy.demo import PICTURES
 from tests.support.browser import chromium, opened, transfer
-from tests.support.serving import serving
+from tests.support.servers import serving
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "serve.png"
 SCENES = [PICTURES / f"scene-{number}.jpg" for number in (5, 1, 0)]
-WINDOW = {"width": 1100, "height": 940}
+WINDOW = {"width": 1100, "height": 1060}
 COLOURS = 256
 
 
@@ -31,7 +31,7 @@ def screenshot(bundle: Path) -> Image.Image:
     """The page with three tagged scenes, and the heat map of the first one's best tag."""
     from playwright.sync_api import expect
 
-    with serving("--bundle", bundle) as address, chromium() as browser, opened(browser, address, viewport=WINDOW) as page:
+    with serving(bundle) as served, chromium() as browser, opened(browser, served.url, viewport=WINDOW) as page:
         page.dispatch_event("body", "drop", {"dataTransfer": transfer(page, *SCENES)})
         expect(page.get_by_role("status")).to_have_text(re.compile(r"\.$"), timeout=60_000)
         page.locator("article .tag").first.hover()
@@ -43,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         subprocess.run([sys.executable, "-m", "sigrl_deploy", "demo", "--out", temporary], check=True)
         drawn = screenshot(Path(temporary, "bundle"))
-    drawn.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(OUT, optimize=True)
+    drawn.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(OUT, optimize=True)
     print(f"{OUT}: {OUT.stat().st_size / 1000:.0f} kB")
 
 

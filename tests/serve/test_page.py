@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pytest
@@ -19,12 +19,14 @@ from PIL import Image
 from sigrl_deploy import Recognizer
 from sigrl_deploy.labels.label_set import Label, LabelSet
 from sigrl_deploy.labels.names import read_labels
+from sigrl_deploy.labels.reading import read_label_set
 from sigrl_deploy.pictures.reading import read_image
+from sigrl_deploy.recognizer.thresholds import ThresholdFile
 from sigrl_deploy.tagging.drawing import MAX_PANEL, MIN_PANEL, heat, scaled
 from sigrl_deploy.tagging.heatmaps import part_seen
 from tests.support.browser import chromium, contrasts, missing, opened, transfer
 from tests.support.paths import ROOT
-from tests.support.serving import serving
+from tests.support.servers import Served, serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -33,9 +35,18 @@ PAGE = ROOT / "sigrl_deploy" / "serve" / "page"
 TAGS = 20  # of a picture, as the page asks for them
 AA = 4.5  # least contrast of text
 REFUSED = ("the server responded with a status of 422",)  # what the browser's console says of every such answer
+NO_KEY = ("the server responded with a status of 401",)
 ODD = "<img src=x onerror=alert(1)> & <b>bold</b>"
 
 Open = Callable[..., AbstractContextManager["Page"]]
+
+
+class Guarded(NamedTuple):
+    """A service that wants a key, and the tags that its thresholds leave."""
+
+    address: str
+    key: str
+    tags: list[str]
 
 
 @pytest.fixture(scope="module")
@@ -46,22 +57,38 @@ def browser() -> Iterator[Browser]:
         yield started
 
 
-@pytest.fixture(scope="module")
-def address(browser: Browser, bundle: Path, labels: Path, label_file: Path) -> Iterator[str]:
-    """A service with two vocabularies: `things` with 10 labels, and `more`."""
-    with serving("--bundle", bundle, "--labels", f"things={labels}", "--labels", f"more={label_file}") as started:
-        yield started
-
-
 @pytest.fixture
-def open_page(browser: Browser, address: str) -> Open:
-    return partial(opened, browser, address)
+def open_page(browser: Browser, served: Served) -> Open:
+    return partial(opened, browser, served.url)
 
 
 @pytest.fixture(scope="module")
-def recognizer(bundle: Path) -> Iterator[Recognizer]:
-    with Recognizer(bundle, device="cpu", threads=1) as opened_here:
-        yield opened_here
+def guarded(
+    browser: Browser,
+    bundle: Path,
+    labels: Path,
+    recognizer: Recognizer,
+    photos: list[Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Guarded]:
+    """A service of ten labels that wants a key, and whose thresholds leave three of the first photograph's tags."""
+    folder = tmp_path_factory.mktemp("guarded")
+    vocabulary = recognizer.vocabulary(labels)
+    (best,) = recognizer.recognize(photos[:1], vocabulary, top=4)
+    between = (best[2].score + best[3].score) / 2
+    file = ThresholdFile(recognizer.scope(vocabulary), "f1", between, {best[3].label: between})
+    file.write(folder / "thresholds.json")
+    (folder / "key").write_text("open-sesame\n")
+    options = (
+        "--labels",
+        f"things={labels}",
+        "--thresholds",
+        f"things={folder / 'thresholds.json'}",
+        "--api-key-file",
+        folder / "key",
+    )
+    with serving(bundle, *options) as started:
+        yield Guarded(started.url, "open-sesame", [tag.label for tag in best[:3]])
 
 
 @pytest.fixture
@@ -98,7 +125,8 @@ def show_all(page: Page) -> None:
 
 def expected(recognizer: Recognizer, path: Path, labels: Path | LabelSet, digits: int) -> list[tuple[str, str]]:
     (best,) = recognizer.recognize([path], labels, top=TAGS)
-    return [(tag.label, f"{tag.score:.{digits}f}") for tag in best]
+    named = [(f"{tag.label} ({tag.child})" if tag.child else tag.label, tag.score) for tag in best]
+    return [(label, f"{score:.{digits}f}") for label, score in named]
 
 
 def same(shown: list[tuple[str, str]], reference: list[tuple[str, str]]) -> bool:
@@ -113,7 +141,7 @@ def digits(shown: list[tuple[str, str]]) -> int:
 
 
 def test_chosen_pictures_get_the_library_s_tags(
-    open_page: Open, recognizer: Recognizer, photos: list[Path], labels: Path
+    open_page: Open, recognizer: Recognizer, photos: list[Path], label_file: Path
 ) -> None:
     with open_page() as page:
         choose(page, *photos[:2])
@@ -123,7 +151,7 @@ def test_chosen_pictures_get_the_library_s_tags(
         show_all(page)
         for photo in photos[:2]:
             shown = tags(page, photo)
-            assert same(shown, expected(recognizer, photo, labels, digits(shown)))
+            assert same(shown, expected(recognizer, photo, label_file, digits(shown)))
         page.get_by_role("button", name=f"Remove {photos[0].name}").click()
         wait(page, "1 of 1 picture tagged.")
 
@@ -137,7 +165,7 @@ def test_pictures_may_be_dropped(open_page: Open, photos: list[Path]) -> None:
         assert [title.inner_text() for title in page.get_by_role("heading", level=3).all()] == [p.name for p in photos[:3]]
 
 
-def test_a_picture_may_be_pasted(open_page: Open, recognizer: Recognizer, photos: list[Path], labels: Path) -> None:
+def test_a_picture_may_be_pasted(open_page: Open, recognizer: Recognizer, photos: list[Path], label_file: Path) -> None:
     with open_page(permissions=["clipboard-read", "clipboard-write"]) as page:
         page.evaluate(
             """async (data) => {
@@ -150,7 +178,7 @@ def test_a_picture_may_be_pasted(open_page: Open, recognizer: Recognizer, photos
         wait(page, "1 of 1 picture tagged.")
         show_all(page)
         shown = tags(page, Path("image.png"))
-        assert same(shown, expected(recognizer, photos[1], labels, digits(shown)))
+        assert same(shown, expected(recognizer, photos[1], label_file, digits(shown)))
 
 
 def _png(path: Path) -> bytes:
@@ -159,30 +187,30 @@ def _png(path: Path) -> bytes:
     return file.getvalue()
 
 
-def test_a_vocabulary_may_be_chosen(open_page: Open, recognizer: Recognizer, photos: list[Path], label_file: Path) -> None:
+def test_a_vocabulary_may_be_chosen(open_page: Open, recognizer: Recognizer, photos: list[Path], kitchen: Path) -> None:
     with open_page() as page:
         choose(page, photos[0])
         wait(page, "1 of 1 picture tagged.")
-        names = [name.split(" (")[0] for name in page.get_by_label("Look for").locator("option").all_inner_texts()]
-        assert names[:2] == ["things", "more"]
-        page.get_by_label("Look for").select_option("more")
+        options = page.get_by_label("Look for").locator("option").all_inner_texts()
+        assert options == ["everyday (97 labels)", "kitchen (12 labels)", "labels of your own"]
+        page.get_by_label("Look for").select_option("kitchen")
         wait(page, "1 of 1 picture tagged.")
         show_all(page)
         shown = tags(page, photos[0])
-        assert len(shown) == TAGS
-        assert same(shown, expected(recognizer, photos[0], label_file, digits(shown)))
+        assert "drink (cup of coffee)" in [label for label, _ in shown]
+        assert same(shown, expected(recognizer, photos[0], read_label_set(kitchen), digits(shown)))
 
 
 @pytest.mark.parametrize("everyday", [True, False])
 def test_labels_may_be_edited(
-    open_page: Open, recognizer: Recognizer, photos: list[Path], labels: Path, everyday: bool
+    open_page: Open, recognizer: Recognizer, photos: list[Path], label_file: Path, everyday: bool
 ) -> None:
     with open_page() as page:
         choose(page, photos[0])
         wait(page, "1 of 1 picture tagged.")
         page.get_by_role("button", name="Edit a copy").click()
         field = page.get_by_label("Your labels")
-        assert field.input_value().split("\n") == list(read_labels(labels))
+        assert field.input_value().split("\n") == list(read_labels(label_file))
         field.fill(f"cat\n\n# not this one\n  red cup \ncat\n{ODD}\nchair")
         page.get_by_label("Compare with everyday things").set_checked(everyday)
         assert page.get_by_text("4 labels.").is_visible()
@@ -238,7 +266,7 @@ def test_the_slider_filters_without_asking_again(open_page: Open, photos: list[P
         slider = page.get_by_label("Least score")
         slider.press("Home")
         everything = {photo: tags(page, photo) for photo in photos[:2]}
-        assert {len(found) for found in everything.values()} == {10}
+        assert {len(found) for found in everything.values()} == {TAGS}
         slider.fill(middle := everything[photos[0]][4][1])
         for photo, found in everything.items():
             shown = tags(page, photo)
@@ -255,12 +283,12 @@ def test_the_slider_filters_without_asking_again(open_page: Open, photos: list[P
 
 
 def test_heat_maps_on_hover_focus_and_touch(
-    open_page: Open, recognizer: Recognizer, photos: list[Path], labels: Path
+    open_page: Open, recognizer: Recognizer, photos: list[Path], label_file: Path
 ) -> None:
     photo = photos[0]
     picture = read_image(photo)
     small, box = scaled(picture, part_seen(picture, recognizer.bundle.manifest), MIN_PANEL, MAX_PANEL)
-    (best,) = recognizer.recognize([photo], labels, top=2, evidence=True)
+    (best,) = recognizer.recognize([photo], label_file, top=2, evidence=True)
     reference = {tag.label: np.asarray(heat(small, box, tag), np.float64) for tag in best}
     with open_page(has_touch=True) as page:
         choose(page, photo)
@@ -355,29 +383,35 @@ def test_a_busy_service_is_asked_later(open_page: Open, photos: list[Path]) -> N
         wait(page, "1 of 1 picture tagged.")
 
 
-def test_a_key_is_asked_for_where_the_service_wants_one(
-    browser: Browser, bundle: Path, labels: Path, photos: list[Path], tmp_path: Path
-) -> None:
-    key = tmp_path / "key"
-    key.write_text("open-sesame-1234567890\n")
-    key.chmod(0o600)
-    with (
-        serving("--bundle", bundle, "--labels", f"things={labels}", "--api-key-file", key) as address,
-        opened(browser, address, ("the server responded with a status of 401",)) as page,
-    ):
-        field = page.get_by_label("API key")
-        for attempt in ("wrong", "open-sesame-1234567890"):
-            field.wait_for()
-            field.fill(attempt)
-            page.get_by_role("button", name="Use this key").click()
-            if attempt == "wrong":
-                page.get_by_text("refused this key").wait_for()
+def test_a_key_is_asked_for_where_the_service_wants_one(browser: Browser, guarded: Guarded, photos: list[Path]) -> None:
+    with opened(browser, guarded.address, NO_KEY) as page:
+        give_key(page, "wrong")
+        page.get_by_text("refused this key").wait_for()
+        give_key(page, guarded.key)
         wait_for_options(page)
-        assert not field.is_visible()
+        assert not page.get_by_label("API key").is_visible()
         page.reload()
         choose(page, photos[0])
         wait(page, "1 of 1 picture tagged.")
         assert page.evaluate("[localStorage.length, document.cookie, location.search]") == [0, "", ""]
+
+
+def give_key(page: Page, key: str) -> None:
+    page.get_by_label("API key").fill(key)
+    page.get_by_role("button", name="Use this key").click()
+
+
+def test_a_vocabulary_s_thresholds_decide(browser: Browser, guarded: Guarded, photos: list[Path]) -> None:
+    with opened(browser, guarded.address, NO_KEY) as page:
+        give_key(page, guarded.key)
+        wait_for_options(page)
+        choose(page, photos[0])
+        wait(page, "1 of 1 picture tagged.")
+        assert [label for label, _ in tags(page, photos[0])] == guarded.tags
+        page.get_by_label("Only tags that reach the thresholds").uncheck()
+        wait(page, "1 of 1 picture tagged.")
+        show_all(page)
+        assert len(tags(page, photos[0])) == 10
 
 
 def test_the_files_are_few_and_small_and_name_no_other_place() -> None:

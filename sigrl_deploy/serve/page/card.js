@@ -2,6 +2,8 @@
 
 import { service, tagsOf } from "./service.js";
 
+const TAGS = 20; // asked for of each picture; the slider chooses among them
+
 // The library calls what it was sent <bytes>.
 const described = (error) => error.message.replace(/^<bytes>:? /, "The file ");
 
@@ -29,20 +31,21 @@ export class Card {
   async tag() {
     this.abort?.abort();
     const { signal } = this.abort = new AbortController();
-    Object.assign(this, { tags: null, maps: null, error: null, note: "", pinned: null, at: null });
+    Object.assign(this, { tags: null, maps: new Map(), mapped: 0, error: null, note: "", pinned: null, at: null });
     this.list.replaceChildren();
     this.view.removeAttribute("aria-busy");
     this.changed();
     try {
       this.asked = await this.question();
       signal.throwIfAborted();
-      this.tags = (await tagsOf(this.file, this.asked, signal, false)).tags;
+      this.tags = (await tagsOf(this.file, { ...this.asked, top: TAGS }, signal)).tags;
       this.list.replaceChildren(...this.tags.map((tag) => this.item(tag)));
     } catch (error) {
       if (signal.aborted) return;
       this.error = error;
     }
     this.changed();
+    await null; // until the page shows what came
     if (this.root.matches(":hover, :focus-within")) this.loadMaps();
   }
 
@@ -69,21 +72,23 @@ export class Card {
     return item;
   }
 
+  // Asks for the maps of the tags in view; drawing one takes the service longer than scoring.
   async loadMaps() {
-    if (!service.heatmaps || this.maps || !this.tags?.length) return;
-    const { tags, abort: { signal } } = this;
-    this.maps = new Map();
+    const { tags, asked, abort: { signal } } = this;
+    const wanted = tags?.filter((tag) => !tag.item.hidden).length ?? 0;
+    if (!service.heatmaps || wanted <= this.mapped) return;
+    this.mapped = wanted;
     this.view.setAttribute("aria-busy", "true");
     try {
-      const answer = await tagsOf(this.file, this.asked, signal, true);
-      this.maps = new Map(answer.tags.map((tag) => [tag.label, tag.heatmap]));
+      const answer = await tagsOf(this.file, { ...asked, top: wanted, heatmaps: true }, signal);
+      if (signal.aborted) return;
+      if (wanted === this.mapped) this.maps = new Map(answer.tags.map((tag) => [tag.label, tag.heatmap]));
     } catch (error) {
       if (signal.aborted) return;
-      this.maps = null;
+      this.mapped = 0;
       this.note = `No heat maps: ${error.message}`;
-    } finally {
-      if (this.tags === tags) this.view.removeAttribute("aria-busy");
     }
+    if (wanted >= this.mapped) this.view.removeAttribute("aria-busy");
     this.draw();
   }
 
@@ -92,7 +97,7 @@ export class Card {
     if (!service.heatmaps) return;
     Object.assign(this, change);
     const tag = this.at ?? this.pinned;
-    const source = tag && !tag.item.hidden ? this.maps?.get(tag.label) : undefined;
+    const source = tag && !tag.item.hidden ? this.maps.get(tag.label) : undefined;
     this.map.hidden = source === undefined;
     if (source !== undefined) {
       this.map.src = source;

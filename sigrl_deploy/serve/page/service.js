@@ -1,6 +1,5 @@
 // Requests to the service that this page comes from.
 
-export const TAGS = 20; // asked for of each picture; the slider chooses among them, and each has a heat map
 const AT_ONCE = 4; // requests under way
 const TRIES = 10; // of a request that the service is too busy for
 
@@ -46,14 +45,14 @@ async function inTurn(work) {
   }
 }
 
-// `asked` are the options of the service's interface; tags and heat maps of a picture must be asked for with the same.
-export function tagsOf(file, asked, signal, heatmaps) {
+// `asked` are options of the service's interface.
+export function tagsOf(file, asked, signal) {
   if (file.size > service.mostBytes) {
     const [has, most] = [file.size, service.mostBytes].map((bytes) => `${(bytes / 1e6).toFixed(1)} MB`);
     throw new Error(`This file has ${has}; the service takes ${most} at most.`);
   }
   const body = new FormData();
-  for (const [name, value] of Object.entries({ ...asked, top: TAGS, heatmaps })) body.append(name, value);
+  for (const [name, value] of Object.entries(asked)) body.append(name, value);
   body.append("picture", file, file.name);
   return inTurn(() => {
     signal.throwIfAborted();
