@@ -76,6 +76,7 @@ print("\\n".join(str(f) for f in files("sigrl-deploy")))
         "sigrl_deploy/data/labels.txt",
         "sigrl_deploy/data/photos/cat.jpg",
         "sigrl_deploy/demo/page.html",
+        "sigrl_deploy/serve/page/index.html",
     ):
         assert expected in names
     assert any(name.endswith("LICENSE") for name in names)

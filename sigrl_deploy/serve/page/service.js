@@ -1,0 +1,61 @@
+// Requests to the service that this page comes from.
+
+const AT_ONCE = 4; // requests under way
+const TRIES = 10; // of a request that the service is too busy for
+
+export const service = { vocabularies: [], heatmaps: false, openLabels: false, mostBytes: Infinity, refusesKey: () => {} };
+
+function pause(seconds, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, 1000 * seconds);
+    signal?.addEventListener("abort", () => { clearTimeout(timer); reject(signal.reason); }, { once: true });
+  });
+}
+
+export async function call(path, { signal, ...options } = {}) {
+  for (let attempt = 1; ; attempt++) {
+    const key = sessionStorage.getItem("key");
+    const headers = key === null ? {} : { Authorization: `Bearer ${key}` };
+    const response = await fetch(path, { ...options, headers, signal }).catch((error) => {
+      throw signal?.aborted ? error : new Error("The service does not answer. Is it running?");
+    });
+    if (response.ok) return response.json();
+    if (response.status === 429 && attempt < TRIES) {
+      await pause((Number(response.headers.get("Retry-After")) || 1) * (1 + Math.random() / 2), signal);
+      continue;
+    }
+    const answer = await response.json().catch(() => null);
+    if (response.status === 401) service.refusesKey(key !== null);
+    const { code, message = `The service answered with status ${response.status}.` } = answer?.error ?? {};
+    throw Object.assign(new Error(message), { code });
+  }
+}
+
+const turns = { free: AT_ONCE, waiting: [] };
+
+async function inTurn(work) {
+  if (turns.free > 0) turns.free--;
+  else await new Promise((resolve) => turns.waiting.push(resolve));
+  try {
+    return await work();
+  } finally {
+    const next = turns.waiting.shift();
+    if (next) next();
+    else turns.free++;
+  }
+}
+
+// `asked` are options of the service's interface.
+export function tagsOf(file, asked, signal) {
+  if (file.size > service.mostBytes) {
+    const [has, most] = [file.size, service.mostBytes].map((bytes) => `${(bytes / 1e6).toFixed(1)} MB`);
+    throw new Error(`This file has ${has}; the service takes ${most} at most.`);
+  }
+  const body = new FormData();
+  for (const [name, value] of Object.entries(asked)) body.append(name, value);
+  body.append("picture", file, file.name);
+  return inTurn(() => {
+    signal.throwIfAborted();
+    return call("v1/tag", { method: "POST", body, signal });
+  });
+}

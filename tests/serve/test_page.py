@@ -1,0 +1,424 @@
+"""The service's page, in a real browser: what a user does, and what the page shows."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sigrl_deploy import Recognizer
+from sigrl_deploy.labels.label_set import Label, LabelSet
+from sigrl_deploy.labels.names import read_labels
+from sigrl_deploy.labels.reading import read_label_set
+from sigrl_deploy.pictures.reading import read_image
+from sigrl_deploy.recognizer.thresholds import ThresholdFile
+from sigrl_deploy.tagging.drawing import MAX_PANEL, MIN_PANEL, heat, scaled
+from sigrl_deploy.tagging.heatmaps import part_seen
+from tests.support.browser import chromium, contrasts, missing, opened, transfer
+from tests.support.paths import ROOT
+from tests.support.servers import Served, serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
+
+PAGE = ROOT / "sigrl_deploy" / "serve" / "page"
+TAGS = 20  # of a picture, as the page asks for them
+AA = 4.5  # least contrast of text
+REFUSED = ("the server responded with a status of 422",)  # what the browser's console says of every such answer
+NO_KEY = ("the server responded with a status of 401",)
+ODD = "<img src=x onerror=alert(1)> & <b>bold</b>"
+
+Open = Callable[..., AbstractContextManager["Page"]]
+
+
+class Guarded(NamedTuple):
+    """A service that wants a key, and the tags that its thresholds leave."""
+
+    address: str
+    key: str
+    tags: list[str]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if reason := missing():
+        pytest.skip(reason)
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def open_page(browser: Browser, served: Served) -> Open:
+    return partial(opened, browser, served.url)
+
+
+@pytest.fixture(scope="module")
+def guarded(
+    browser: Browser,
+    bundle: Path,
+    labels: Path,
+    recognizer: Recognizer,
+    photos: list[Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Guarded]:
+    """A service of ten labels that wants a key, and whose thresholds leave three of the first photograph's tags."""
+    folder = tmp_path_factory.mktemp("guarded")
+    vocabulary = recognizer.vocabulary(labels)
+    (best,) = recognizer.recognize(photos[:1], vocabulary, top=4)
+    between = (best[2].score + best[3].score) / 2
+    file = ThresholdFile(recognizer.scope(vocabulary), "f1", between, {best[3].label: between})
+    file.write(folder / "thresholds.json")
+    (folder / "key").write_text("open-sesame\n")
+    options = (
+        "--labels",
+        f"things={labels}",
+        "--thresholds",
+        f"things={folder / 'thresholds.json'}",
+        "--api-key-file",
+        folder / "key",
+    )
+    with serving(bundle, *options) as started:
+        yield Guarded(started.url, "open-sesame", [tag.label for tag in best[:3]])
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(b"no picture")
+    return path
+
+
+def choose(page: Page, *paths: Path) -> None:
+    page.get_by_label("Choose pictures").set_input_files(paths)
+
+
+def wait(page: Page, state: str) -> None:
+    """Until the page says so of its pictures."""
+    from playwright.sync_api import expect
+
+    expect(page.get_by_role("status")).to_have_text(state)
+
+
+def card(page: Page, path: Path) -> Locator:
+    return page.get_by_role("article").filter(has=page.get_by_role("heading", name=path.name, exact=True))
+
+
+def tags(page: Page, path: Path) -> list[tuple[str, str]]:
+    """Labels and scores of a picture that are in view."""
+    texts = card(page, path).locator(".tag:visible").all_inner_texts()
+    return [(label, score) for label, score in (re.split(r"\s+(?=\S+$)", text.strip()) for text in texts)]
+
+
+def show_all(page: Page) -> None:
+    page.get_by_label("Least score").press("Home")
+
+
+def expected(recognizer: Recognizer, path: Path, labels: Path | LabelSet, digits: int) -> list[tuple[str, str]]:
+    (best,) = recognizer.recognize([path], labels, top=TAGS)
+    named = [(f"{tag.label} ({tag.child})" if tag.child else tag.label, tag.score) for tag in best]
+    return [(label, f"{score:.{digits}f}") for label, score in named]
+
+
+def same(shown: list[tuple[str, str]], reference: list[tuple[str, str]]) -> bool:
+    """Equal but for a unit of the last digit, which batches may round otherwise."""
+    unit = 1.5 * 10.0 ** -len(reference[0][1].partition(".")[2])
+    near = all(abs(float(a[1]) - float(b[1])) < unit for a, b in zip(shown, reference, strict=True))
+    return near and [label for label, _ in shown] == [label for label, _ in reference]
+
+
+def digits(shown: list[tuple[str, str]]) -> int:
+    return len(shown[0][1].partition(".")[2])
+
+
+def test_chosen_pictures_get_the_library_s_tags(
+    open_page: Open, recognizer: Recognizer, photos: list[Path], label_file: Path
+) -> None:
+    with open_page() as page:
+        choose(page, *photos[:2])
+        wait(page, "2 of 2 pictures tagged.")
+        assert page.get_by_role("img", name=f"The picture {photos[0].name}").is_visible()
+        assert 8 <= sum(len(tags(page, photo)) for photo in photos[:2]) <= 13, "some five a picture"
+        show_all(page)
+        for photo in photos[:2]:
+            shown = tags(page, photo)
+            assert same(shown, expected(recognizer, photo, label_file, digits(shown)))
+        page.get_by_role("button", name=f"Remove {photos[0].name}").click()
+        wait(page, "1 of 1 picture tagged.")
+
+
+def test_pictures_may_be_dropped(open_page: Open, photos: list[Path]) -> None:
+    with open_page() as page:
+        held = transfer(page, *photos[:3])
+        page.dispatch_event("h1", "dragover", {"dataTransfer": held})
+        page.dispatch_event("h1", "drop", {"dataTransfer": held})
+        wait(page, "3 of 3 pictures tagged.")
+        assert [title.inner_text() for title in page.get_by_role("heading", level=3).all()] == [p.name for p in photos[:3]]
+
+
+def test_a_picture_may_be_pasted(open_page: Open, recognizer: Recognizer, photos: list[Path], label_file: Path) -> None:
+    with open_page(permissions=["clipboard-read", "clipboard-write"]) as page:
+        page.evaluate(
+            """async (data) => {
+              const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+              await navigator.clipboard.write([new ClipboardItem({ "image/png": new Blob([bytes], { type: "image/png" }) })]);
+            }""",
+            base64.b64encode(_png(photos[1])).decode("ascii"),
+        )
+        page.keyboard.press("Control+V")
+        wait(page, "1 of 1 picture tagged.")
+        show_all(page)
+        shown = tags(page, Path("image.png"))
+        assert same(shown, expected(recognizer, photos[1], label_file, digits(shown)))
+
+
+def _png(path: Path) -> bytes:
+    file = io.BytesIO()
+    read_image(path).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_vocabulary_may_be_chosen(open_page: Open, recognizer: Recognizer, photos: list[Path], kitchen: Path) -> None:
+    with open_page() as page:
+        choose(page, photos[0])
+        wait(page, "1 of 1 picture tagged.")
+        options = page.get_by_label("Look for").locator("option").all_inner_texts()
+        assert options == ["everyday (97 labels)", "kitchen (12 labels)", "labels of your own"]
+        page.get_by_label("Look for").select_option("kitchen")
+        wait(page, "1 of 1 picture tagged.")
+        show_all(page)
+        shown = tags(page, photos[0])
+        assert "drink (cup of coffee)" in [label for label, _ in shown]
+        assert same(shown, expected(recognizer, photos[0], read_label_set(kitchen), digits(shown)))
+
+
+@pytest.mark.parametrize("everyday", [True, False])
+def test_labels_may_be_edited(
+    open_page: Open, recognizer: Recognizer, photos: list[Path], label_file: Path, everyday: bool
+) -> None:
+    with open_page() as page:
+        choose(page, photos[0])
+        wait(page, "1 of 1 picture tagged.")
+        page.get_by_role("button", name="Edit a copy").click()
+        field = page.get_by_label("Your labels")
+        assert field.input_value().split("\n") == list(read_labels(label_file))
+        field.fill(f"cat\n\n# not this one\n  red cup \ncat\n{ODD}\nchair")
+        page.get_by_label("Compare with everyday things").set_checked(everyday)
+        assert page.get_by_text("4 labels.").is_visible()
+        if everyday:
+            page.get_by_role("button", name="Tag with these labels").click()
+        else:
+            field.press("Control+Enter")
+        wait(page, "1 of 1 picture tagged.")
+        show_all(page)
+        shown = tags(page, photos[0])
+        own = LabelSet(tuple(map(Label, ("cat", "red cup", ODD, "chair"))), background="common" if everyday else None)
+        assert same(shown, expected(recognizer, photos[0], own, digits(shown)))
+
+
+def test_no_labels_are_named_as_the_reason(open_page: Open, photos: list[Path]) -> None:
+    with open_page() as page:
+        page.get_by_label("Look for").select_option("labels of your own")
+        choose(page, photos[0])
+        wait(page, "0 of 1 picture tagged, 1 failed.")
+        assert card(page, photos[0]).get_by_text("There are no labels yet").is_visible()
+        page.get_by_label("Your labels").fill("cat\ndog")
+        card(page, photos[0]).get_by_role("button", name="Try again").click()
+        wait(page, "1 of 1 picture tagged.")
+
+
+def test_a_broken_picture_leaves_the_others(open_page: Open, photos: list[Path], broken: Path) -> None:
+    with open_page(REFUSED) as page:
+        choose(page, photos[0], broken, photos[1])
+        wait(page, "2 of 3 pictures tagged, 1 failed.")
+        assert card(page, broken).get_by_text("The file is damaged or not a picture").is_visible()
+        assert tags(page, broken) == []
+        assert tags(page, photos[0])
+        assert tags(page, photos[1])
+
+
+def test_names_and_labels_stay_text(open_page: Open, photos: list[Path], tmp_path: Path) -> None:
+    odd = Path(shutil.copy(photos[0], tmp_path / "<b>&amp;<img src=x onerror=alert(1)>.jpg"))
+    with open_page() as page:
+        page.get_by_label("Look for").select_option("labels of your own")
+        page.get_by_label("Your labels").fill(ODD)
+        choose(page, odd)
+        wait(page, "1 of 1 picture tagged.")
+        assert [label for label, _ in tags(page, odd)] == [ODD]
+        assert page.locator("article b, article [onerror]").count() == 0
+
+
+def test_the_slider_filters_without_asking_again(open_page: Open, photos: list[Path]) -> None:
+    with open_page() as page:
+        choose(page, *photos[:2])
+        wait(page, "2 of 2 pictures tagged.")
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        slider = page.get_by_label("Least score")
+        slider.press("Home")
+        everything = {photo: tags(page, photo) for photo in photos[:2]}
+        assert {len(found) for found in everything.values()} == {TAGS}
+        slider.fill(middle := everything[photos[0]][4][1])
+        for photo, found in everything.items():
+            shown = tags(page, photo)
+            assert shown == found[: len(shown)]
+            # The slider's value has as many digits as the scores that are shown, so one that equals it may be on either side.
+            assert all(float(score) >= float(middle) for _, score in shown)
+            assert all(float(score) <= float(middle) for _, score in found[len(shown) :])
+        assert str(slider.get_attribute("aria-valuetext")).startswith(f"{float(middle):.{digits(shown)}f}, ")
+        slider.press("End")
+        assert [tags(page, photo) for photo in photos[:2]] == [[], []]
+        nearest = everything[photos[1]][0]
+        assert card(page, photos[1]).get_by_text(f"“{nearest[0]}” comes nearest, with {nearest[1]}").is_visible()
+        assert asked == []
+
+
+def test_heat_maps_on_hover_focus_and_touch(
+    open_page: Open, recognizer: Recognizer, photos: list[Path], label_file: Path
+) -> None:
+    photo = photos[0]
+    picture = read_image(photo)
+    small, box = scaled(picture, part_seen(picture, recognizer.bundle.manifest), MIN_PANEL, MAX_PANEL)
+    (best,) = recognizer.recognize([photo], label_file, top=2, evidence=True)
+    reference = {tag.label: np.asarray(heat(small, box, tag), np.float64) for tag in best}
+    with open_page(has_touch=True) as page:
+        choose(page, photo)
+        wait(page, "1 of 1 picture tagged.")
+        buttons = [card(page, photo).get_by_role("button", name=tag.label) for tag in best]
+        shown = [page.get_by_role("img", name=f"Where “{tag.label}” was found in {photo.name}") for tag in best]
+
+        def in_view() -> list[bool]:
+            return [each.is_visible() for each in shown]
+
+        buttons[0].hover()
+        shown[0].wait_for()
+        for tag, button, image in zip(best, buttons, shown, strict=True):
+            button.hover()
+            data = base64.b64decode(str(image.get_attribute("src")).partition(",")[2])
+            with Image.open(io.BytesIO(data)) as opened_here:
+                pixels = np.asarray(opened_here.convert("RGB"), np.float64)
+            assert np.abs(pixels - reference[tag.label]).mean() < 6, "JPEG"
+        page.mouse.move(0, 0)
+        assert in_view() == [False, False]
+
+        buttons[0].focus()
+        page.keyboard.press("Tab")
+        assert in_view() == [False, True]
+        page.keyboard.press("Shift+Tab")
+        assert in_view() == [True, False]
+        page.keyboard.press("Enter")
+        assert buttons[0].get_attribute("aria-pressed") == "true"
+        page.get_by_label("Least score").focus()
+        assert in_view() == [True, False], "it was pressed"
+        buttons[0].focus()
+        page.keyboard.press("Escape")
+        assert in_view() == [False, False]
+
+        page.get_by_label("Least score").focus()
+        buttons[1].tap()
+        assert in_view() == [False, True]
+        buttons[1].tap()
+        assert in_view() == [False, False]
+
+
+def test_narrow_windows_need_no_scrolling_sideways(open_page: Open, photos: list[Path], broken: Path, tmp_path: Path) -> None:
+    long = Path(shutil.copy(photos[0], tmp_path / f"{'long' * 40}.jpg"))
+    with open_page(REFUSED, viewport={"width": 320, "height": 640}) as page:
+        page.get_by_role("button", name="Edit a copy").click()
+        page.get_by_label("Your labels").fill("word" * 50 + "\ncat")
+        choose(page, long, photos[1], broken)
+        wait(page, "2 of 3 pictures tagged, 1 failed.")
+        show_all(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320
+        boxes = [each.bounding_box() for each in page.locator("button:visible, select, textarea, input:visible").all()]
+        assert all(box and box["x"] >= 0 and box["x"] + box["width"] <= 320 for box in boxes)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_both_colour_schemes_can_be_read(open_page: Open, photos: list[Path], broken: Path, scheme: str) -> None:
+    with open_page(REFUSED, color_scheme=scheme) as page:
+        page.get_by_role("button", name="Edit a copy").click()
+        choose(page, photos[0], broken)
+        wait(page, "1 of 2 pictures tagged, 1 failed.")
+        found = contrasts(page)
+        assert len(found) > 20
+        assert {text: contrast for text, contrast in found.items() if contrast < AA} == {}
+        page.get_by_role("button", name="Remove all").click()
+        with Image.open(io.BytesIO(page.screenshot())) as picture:
+            brightness = np.asarray(picture.convert("L")).mean()
+        assert (brightness > 128) == (scheme == "light")
+
+
+def test_a_service_that_is_away_is_asked_again(open_page: Open, photos: list[Path]) -> None:
+    with open_page(("net::ERR_INTERNET_DISCONNECTED",)) as page:
+        page.get_by_label("Look for").wait_for()
+        wait_for_options(page)
+        page.context.set_offline(True)
+        choose(page, photos[0])
+        wait(page, "0 of 1 picture tagged, 1 failed.")
+        assert card(page, photos[0]).get_by_text("The service does not answer").is_visible()
+        page.context.set_offline(False)
+        card(page, photos[0]).get_by_role("button", name="Try again").click()
+        wait(page, "1 of 1 picture tagged.")
+
+
+def wait_for_options(page: Page) -> None:
+    page.get_by_label("Look for").locator("option").first.wait_for(state="attached")
+
+
+def test_a_busy_service_is_asked_later(open_page: Open, photos: list[Path]) -> None:
+    with open_page(("the server responded with a status of 429",)) as page:
+        # Only the refusal is made up: no service can be made to be busy for exactly one request.
+        page.route("**/v1/tag", lambda route: route.fulfill(status=429, headers={"Retry-After": "1"}), times=1)
+        choose(page, photos[0])
+        wait(page, "1 of 1 picture tagged.")
+
+
+def test_a_key_is_asked_for_where_the_service_wants_one(browser: Browser, guarded: Guarded, photos: list[Path]) -> None:
+    with opened(browser, guarded.address, NO_KEY) as page:
+        give_key(page, "wrong")
+        page.get_by_text("refused this key").wait_for()
+        give_key(page, guarded.key)
+        wait_for_options(page)
+        assert not page.get_by_label("API key").is_visible()
+        page.reload()
+        choose(page, photos[0])
+        wait(page, "1 of 1 picture tagged.")
+        assert page.evaluate("[localStorage.length, document.cookie, location.search]") == [0, "", ""]
+
+
+def give_key(page: Page, key: str) -> None:
+    page.get_by_label("API key").fill(key)
+    page.get_by_role("button", name="Use this key").click()
+
+
+def test_a_vocabulary_s_thresholds_decide(browser: Browser, guarded: Guarded, photos: list[Path]) -> None:
+    with opened(browser, guarded.address, NO_KEY) as page:
+        give_key(page, guarded.key)
+        wait_for_options(page)
+        choose(page, photos[0])
+        wait(page, "1 of 1 picture tagged.")
+        assert [label for label, _ in tags(page, photos[0])] == guarded.tags
+        page.get_by_label("Only tags that reach the thresholds").uncheck()
+        wait(page, "1 of 1 picture tagged.")
+        show_all(page)
+        assert len(tags(page, photos[0])) == 10
+
+
+def test_the_files_are_few_and_small_and_name_no_other_place() -> None:
+    files = {path.name: path.read_text(encoding="utf-8") for path in PAGE.iterdir()}
+    assert {"index.html", "page.css", "page.js"} <= files.keys()
+    assert sum(len(text.encode()) for text in files.values()) < 40_000
+    assert all(text.count("\n") < 300 for text in files.values())
+    for text in files.values():
+        assert not re.search(r"https?:|@import|url\(|innerHTML|insertAdjacentHTML|document\.write|\beval\(", text)
+    assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", files["index.html"])
