@@ -18,7 +18,7 @@ from pathlib import Path
 from PIL import Image
 
 from sigrl_deploy.demo import PICTURES
-from tests.support.browser import chromium, opened, transfer
+from tests.support.browser import SECONDS, chromium, opened, transfer
 from tests.support.servers import serving
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "serve.png"
@@ -33,9 +33,9 @@ def screenshot(bundle: Path) -> Image.Image:
 
     with serving(bundle) as served, chromium() as browser, opened(browser, served.url, viewport=WINDOW) as page:
         page.dispatch_event("body", "drop", {"dataTransfer": transfer(page, *SCENES)})
-        expect(page.get_by_role("status")).to_have_text(re.compile(r"\.$"), timeout=60_000)
+        expect(page.get_by_role("status")).to_have_text(re.compile(r"\.$"), timeout=1000 * SECONDS)
         page.locator("article .tag").first.hover()
-        page.locator("article .map").first.wait_for(timeout=60_000)
+        page.locator("article .map").first.wait_for()
         return Image.open(io.BytesIO(page.screenshot())).convert("RGB")
 
 
@@ -43,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         subprocess.run([sys.executable, "-m", "sigrl_deploy", "demo", "--out", temporary], check=True)
         drawn = screenshot(Path(temporary, "bundle"))
-    drawn.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(OUT, optimize=True)
+    drawn.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, kmeans=4, dither=Image.Dither.NONE).save(OUT, optimize=True)
     print(f"{OUT}: {OUT.stat().st_size / 1000:.0f} kB")
 
 

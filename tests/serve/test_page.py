@@ -24,7 +24,7 @@ from sigrl_deploy.pictures.reading import read_image
 from sigrl_deploy.recognizer.thresholds import ThresholdFile
 from sigrl_deploy.tagging.drawing import MAX_PANEL, MIN_PANEL, heat, scaled
 from sigrl_deploy.tagging.heatmaps import part_seen
-from tests.support.browser import chromium, contrasts, missing, opened, transfer
+from tests.support.browser import SECONDS, chromium, contrasts, missing, opened, transfer
 from tests.support.paths import ROOT
 from tests.support.servers import Served, serving
 
@@ -106,7 +106,7 @@ def wait(page: Page, state: str) -> None:
     """Until the page says so of its pictures."""
     from playwright.sync_api import expect
 
-    expect(page.get_by_role("status")).to_have_text(state)
+    expect(page.get_by_role("status")).to_have_text(state, timeout=1000 * SECONDS)
 
 
 def card(page: Page, path: Path) -> Locator:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
+SECONDS = 120  # for anything: machines that run the tests are slow at times
+
 # Text and background of every piece of text in view, as [text, colour, background]. Colours are opaque on this page.
 _COLOURS = """() => {
   const found = [];
@@ -64,6 +66,7 @@ def opened(browser: Browser, address: str, expected: tuple[str, ...] = (), **opt
     problems: list[str] = []
     with browser.new_context(**options) as context:
         page = context.new_page()
+        page.set_default_timeout(1000 * SECONDS)
         page.on("request", lambda request: asked.append(request.url))
         page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: problems.append(str(error)))

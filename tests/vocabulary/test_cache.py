@@ -308,6 +308,34 @@ def test_rows_that_mean_nothing_are_not_kept(folder: Path) -> None:
         assert_right(Encoder().cache(folder / name).vocabulary(("cat",)), ("cat",))
 
 
+def test_memory_of_a_cache_without_a_folder_is_bounded() -> None:
+    """By rows of vocabularies and by embeddings; what is used stays, and what is forgotten is encoded again."""
+    encoder = Encoder()
+    cache = encoder.cache(None)
+    cache.embeddings_in_memory, cache.rows_in_memory = 12, 20
+    for start in range(0, 100, 5):
+        labels = (*names(2), *(f"passing {i}" for i in range(start, start + 5)))
+        assert_right(cache.vocabulary(labels), labels)
+        assert len(cache._embeddings) <= 12
+        assert sum(map(len, cache._vocabularies.values())) <= 20
+    assert all(row.base is None for row in cache._embeddings.values())  # else a batch stays for a row
+    assert len(encoder.asked) == 2 + 100
+    assert_right(cache.vocabulary(names(50)), names(50))  # more than may stay
+    assert len(cache._embeddings) == 12
+    assert len(encoder.asked) == 102 + 48
+    assert_right(cache.vocabulary(("passing 0", "passing 1")), ("passing 0", "passing 1"))
+    assert len(encoder.asked) == 150 + 2
+
+
+def test_a_cache_with_a_folder_forgets_no_embedding(folder: Path) -> None:
+    encoder = Encoder()
+    cache = encoder.cache(folder)
+    cache.embeddings_in_memory = 12
+    for count in (50, 51):
+        assert_right(cache.vocabulary(names(count)), names(count))
+    assert len(encoder.asked) == 51
+
+
 def test_processes_share_a_folder(folder: Path) -> None:
     script = textwrap.dedent(
         """
