@@ -12,6 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from msgspec.structs import replace
+
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.config import Precision
@@ -30,9 +32,11 @@ from sigrl_deploy.evaluation.metrics import (
     require_scikit_learn,
 )
 from sigrl_deploy.evaluation.scoring import Model, score_pictures
+from sigrl_deploy.evaluation.sources import Restricted
 from sigrl_deploy.extras import require
 from sigrl_deploy.labels.background import with_background
 from sigrl_deploy.labels.label_set import LabelSet
+from sigrl_deploy.labels.reading import read_label_set
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.recognizer.thresholds import read_thresholds
 
@@ -102,11 +106,17 @@ def run_evaluate(options: EvaluateOptions) -> Evaluation:
     _check_options(options)
     dataset = open_dataset(options.data, options.split, options.validation_share)
     thresholds = read_thresholds(options.thresholds, options.rescale_thresholds)
-    label_sets = choose_label_sets(dataset, options.label_sets, options.labels, options.background)
+    given = None if options.labels is None else read_label_set(options.labels)
+    label_sets = choose_label_sets(dataset, options.label_sets, given, options.labels)
+    if options.background is not None:
+        label_sets = {name: replace(labels, background=options.background) for name, labels in label_sets.items()}
     models = open_models(options)
     label_sets = {name: with_background(labels, bundled(labels, models)) for name, labels in label_sets.items()}
     limits = {} if thresholds is None else limits_of(thresholds, models, label_sets)
     _warn_of_training_pictures(options, models)
+    if thresholds is not None and thresholds.file.calibration.get("source") == options.data:
+        log.warning("%s was calibrated on %s too; on other pictures its figures will be lower", thresholds.path, options.data)
+    dataset = dataset if given is None else Restricted(dataset, given)
     batch_size = options.batch_size or (16 if any(model.device == "cuda" for model in models) else 1)
     return evaluate(dataset, models, label_sets, limit=options.limit, batch_size=batch_size, limits=limits)
 

@@ -48,10 +48,10 @@ def _table(labels: LabelSet) -> Iterator[str]:
 
 def _row(label: Label) -> list[list[str]]:
     """The lines of each cell."""
-    wordings = [", ".join(label.synonyms), *(f"as: {template}" for template in label.templates)]
+    wordings = [" | ".join(label.synonyms), *(f"as: {template}" for template in label.templates)]
     wordings += ["match: any"] * (label.match is Match.ANY)
     threshold = "" if label.threshold is None else f"{label.threshold:g}"
-    cells = [[label.name], wordings, [", ".join(label.parents)], [threshold], ["yes" if label.emit else "no"]]
+    cells = [[label.name], wordings, [" | ".join(label.parents)], [threshold], ["yes" if label.emit else "no"]]
     return [
         [line for text in texts for line in textwrap.wrap(printable(text), width, break_on_hyphens=False)] or [""]
         for texts, width in zip(cells, _WIDTHS, strict=True)
@@ -61,7 +61,8 @@ def _row(label: Label) -> list[list[str]]:
 def _summary(labels: LabelSet, whole: LabelSet) -> Iterator[str]:
     yield f"{_counted(len(labels.labels), 'label')}, {len(labels.names)} emitted"
     included = ", background included" if whole != labels else ""
-    yield f"{_counted(count_rows(whole), 'row')} to score, {_counted(count_texts(whole), 'text')} to encode{included}"
+    scored = f"{_counted(count_rows(whole), 'row')} to score and {_counted(count_texts(whole), 'text')} to encode"
+    yield f"{scored}{included}; a row is what gets a score: a label, or each wording of one that matches any"
     templates = "; ".join(labels.templates) or "the bundle's"
     yield printable(f"templates: {templates}")
     parents = parents_of(labels)
@@ -89,6 +90,9 @@ def _warnings(labels: LabelSet, whole: LabelSet) -> Iterator[str]:
                 )
             own[key] = text
         seen |= own
+    several = [text for label in labels.labels for text in (label.name, *label.synonyms) if "," in text or ";" in text]
+    for text in several[:_MOST]:
+        yield f"{text!r} is one label or synonym, with what stands between its commas or semicolons"
     yield from doubles[:_MOST]
     if len(doubles) > _MOST:
         yield f"{len(doubles) - _MOST} more pairs differ by case or a plural s only"

@@ -378,8 +378,7 @@ def _cache_folder(asked: str | os.PathLike[str] | bool | None) -> Path | None:
 def _advise_more_labels(labels: int) -> None:
     log.warning(
         "%d label%s: scores compare the labels of one picture, and with so few even a wrong one may score high; add labels "
-        "of other things that may be in the pictures, or `background='common'`, everyday things that are compared and never "
-        "tags",
+        "of other things that may be in the pictures, or a `background` of everyday things, which are compared and never tags",
         labels,
         "" if labels == 1 else "s",
     )

@@ -97,6 +97,8 @@ def run_infer(options: InferOptions) -> int:
         if (options.top or 0) > MOST_TAGS and not options.heatmap_per_tag:
             log.warning("heat maps show the %d best tags of a picture; `heatmap_per_tag` draws all", MOST_TAGS)
     vocabulary = recognizer.vocabulary(asked_labels(labels, options.background, recognizer.vocabulary))
+    # Refused before the output begins.
+    recognizer.selection(vocabulary, options.top, options.threshold, thresholds, options.heatmaps is not None)
     run = _run_name(options, recognizer, vocabulary, thresholds)
     shown = Shown(
         vocabulary.labels,
