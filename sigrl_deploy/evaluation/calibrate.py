@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from sigrl_deploy.arrays import FloatArray, Targets
-from sigrl_deploy.calibration.fitting import fit_quantiles, fit_thresholds
+from sigrl_deploy.bundle.manifest import MANIFEST
+from sigrl_deploy.calibration.fitting import check_tags_per_picture, fit_quantiles, fit_thresholds
 from sigrl_deploy.calibration.goals import parse_goal
 from sigrl_deploy.calibration.plots import ENDINGS, draw_precision_recall, draw_reliability
 from sigrl_deploy.calibration.probabilities import fit_probabilities, held_out_probabilities, reliability
@@ -107,6 +108,8 @@ def run_calibrate(options: CalibrateOptions) -> Calibration:
     given = None if options.labels is None else read_label_set(options.labels)
     recognizer = Recognizer(options.bundle, cache_dir=options.cache_dir, crop=options.crop, options=options.engine)
     asked = asked_labels(given, options.background, recognizer.vocabulary) or label_set(recognizer.vocabulary().labels)
+    if options.tags_per_picture is not None:
+        check_tags_per_picture(options.tags_per_picture, len(asked.names))
     dataset, knows = _pictures(options, asked)
     scores, targets, unreadable = _scored(options, recognizer, dataset, asked)
     validation, error, curve = None, None, None
@@ -158,6 +161,10 @@ def _check_options(options: CalibrateOptions) -> None:
                 raise UsageError(f"{truth}; leave out one of the two", argument=name)
         if options.metric != "f1":
             raise UsageError(f"{truth}; leave out one of the two", argument="metric", value=options.metric)
+    if options.plot_precision and options.plot_precision == options.plot_reliability:
+        raise UsageError(
+            "is the file of both plots; choose another name", argument="plot_precision", value=options.plot_precision
+        )
     if options.plot_reliability and not options.probabilities:
         raise UsageError("is about probabilities; add `probabilities`, or leave it out", argument="plot_reliability")
     if options.out.suffix.lower() != ".json":
@@ -168,7 +175,8 @@ def _check_options(options: CalibrateOptions) -> None:
             continue
         if name != "out" and path.suffix.lower() not in ENDINGS:
             raise UsageError(f"no plot has this ending; expected {' or '.join(ENDINGS)}", argument=name, value=path)
-        check_place(path, [options.source, options.labels or ""], argument=name)
+        read = [options.labels, options.background, options.bundle / MANIFEST]
+        check_place(path, [options.source, *(file for file in read if file)], argument=name)
         if not options.overwrite and os.path.exists(path) and os.path.getsize(path):
             raise UsageError("exists already; replace it with `overwrite`, or choose another name", argument=name, value=path)
     if options.plot_precision or options.plot_reliability:
@@ -188,7 +196,10 @@ def _pictures(options: CalibrateOptions, labels: LabelSet) -> tuple[Dataset, tup
         if options.split is not None:
             raise UsageError("is for a data set; leave it out", argument="split", value=options.split)
         with errors_about(pictures="source"):
-            return PictureList(find_pictures([options.source], io.BytesIO()).paths, labels.names), ()
+            found = find_pictures([place], io.BytesIO())
+        if found.skipped_line:
+            log.warning(found.skipped_line)
+        return PictureList(found.paths, labels.names), ()
     dataset = open_dataset(options.source, options.split or ("val" if has_splits(options.source) else "test"))
     if options.tags_per_picture is None and not any(truth_columns(labels, dataset.labels).values()):
         said = names_without_truth(labels.names, dataset.labels)

@@ -18,7 +18,8 @@ _HEAD = ("decided by", "F1", "precision", "recall", "macro-F1", "macro-precision
 def report(found: Calibration) -> str:
     """A table of how good the decisions are, and what to know about single labels. Ends with a line feed."""
     file = found.file
-    how = f"{len(found.labels)} thresholds by {file.metric}, from {found.pictures} pictures"
+    pictures = f"{found.pictures} picture{'' if found.pictures == 1 else 's'}"
+    how = f"{len(found.labels)} thresholds by {file.metric}, from {pictures}"
     lines = [f"{how}; for all labels {file.global_threshold:.4g}"]
     if found.validation is not None:
         lines += ["", *_table(found.validation, len(found.labels) - len(found.unknown)), ""]
@@ -75,7 +76,8 @@ def _interval(figure: Interval) -> str:
 def _about_labels(found: Calibration, validation: Validation) -> Iterator[str]:
     positives = validation.labels.positives
     few = [found.labels[i] for i in validation.too_few if positives[i]]
-    without = [label for label, count in zip(found.labels, positives, strict=True) if not count and label not in found.unknown]
+    unknown = set(found.unknown)
+    without = [label for label, count in zip(found.labels, positives, strict=True) if not count and label not in unknown]
     if few:
         yield f"Fewer than {FEWEST_POSITIVES} pictures show {_names(few)}: little is known about their thresholds."
     if without:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
+import numpy as np
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.datasets.dataset import Dataset
@@ -16,9 +20,11 @@ from sigrl_deploy.evaluation.sources import Restricted, names_without_truth, tru
 from sigrl_deploy.labels.label_set import Label, LabelSet
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.recognizer.thresholds import Thresholds
+from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
+Decider: TypeAlias = "Callable[[FloatArray], NDArray[np.bool_]]"  # scores [N, C] → decisions [N, C]
 DEFAULT_LABEL_SETS = ("unseen", "seen", "all")
 
 
@@ -75,23 +81,30 @@ def bundled(labels: LabelSet, models: Sequence[Model]) -> tuple[str, ...] | None
     return None
 
 
-def limits_of(
+def deciders(
     thresholds: Thresholds, models: Sequence[Model], label_sets: Mapping[str, LabelSet]
-) -> dict[tuple[str, int], FloatArray]:
-    """Thresholds [C] by label set and number of the model, where the file is for both.
+) -> dict[tuple[str, int], Decider]:
+    """By label set and number of the model, what makes decisions of scores, where the file is for both.
 
     Raises UsageError where it is for none.
     """
-    found: dict[tuple[str, int], FloatArray] = {}
+    found: dict[tuple[str, int], Decider] = {}
     refused: UsageError | None = None
     for name, labels in label_sets.items():
         for i, model in enumerate(models):
             if isinstance(model.scorer, Recognizer):
                 try:
                     vocabulary = model.scorer.vocabulary(labels)
-                    found[name, i] = thresholds.limits(model.scorer.scope(vocabulary), vocabulary)
+                    limits = thresholds.limits(model.scorer.scope(vocabulary), vocabulary)
+                    found[name, i] = partial(_decided, limits=limits, vocabulary=vocabulary)
                 except UsageError as error:
                     refused = error
     if not found:
         raise refused or UsageError("are for bundles; add a `bundles`", argument="thresholds", value=thresholds.path)
     return found
+
+
+def _decided(scores: FloatArray, limits: FloatArray, vocabulary: Vocabulary) -> NDArray[np.bool_]:
+    """Scores [N, C] → whether pictures get the labels as tags, by themselves or as parents of others."""
+    chosen: NDArray[np.bool_] = scores >= limits
+    return chosen if vocabulary.readout is None else vocabulary.readout.with_parents(chosen, vocabulary.labels)

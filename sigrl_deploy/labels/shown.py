@@ -10,9 +10,8 @@ from msgspec.structs import replace
 
 from sigrl_deploy.errors import printable
 from sigrl_deploy.labels.background import background_labels
-from sigrl_deploy.labels.label_set import Label, LabelSet, Match, ancestors, count_rows, count_texts, parents_of
+from sigrl_deploy.labels.label_set import FEW_LABELS, Label, LabelSet, Match, ancestors, count_rows, count_texts, parents_of
 
-FEW = 10  # labels: with fewer and no background, scores tell little
 _HEAD = ("label", "wordings", "parents", "threshold", "emitted")
 _WIDTHS = (28, 36, 20, 9, 7)  # of columns, at most: with the spaces between them what fits a terminal of 110 columns
 _MOST = 10  # names in a line of the summary, and warnings of one kind
@@ -76,8 +75,8 @@ def _summary(labels: LabelSet, whole: LabelSet) -> Iterator[str]:
 
 
 def _warnings(labels: LabelSet, whole: LabelSet) -> Iterator[str]:
-    if len(labels.labels) < FEW and labels.background is None:
-        yield f"fewer than {FEW} labels: one of them scores high on any picture; add labels, or the background 'common'"
+    if len(labels.labels) < FEW_LABELS and labels.background is None:
+        yield f"fewer than {FEW_LABELS} labels: one of them scores high on any picture; add labels, or the background 'common'"
     seen: dict[str, str] = {}
     doubles = []
     for label in whole.labels:
