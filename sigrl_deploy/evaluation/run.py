@@ -226,7 +226,9 @@ def evaluate(
     """Evaluate models on the first `limit` pictures (None: all). The others are compared with the first model.
 
     Each label set is a pass of its own, since scores depend on the vocabulary. A picture that cannot be read is left out for
-    all models. `decide` makes decisions of scores, by label set and number of the model. Raises UsageError where no picture is left.
+    all models. `decide` makes decisions of scores, by label set and number of the model.
+
+    Raises UsageError where no picture is left.
     """
     pictures = list(range(min(len(dataset), len(dataset) if limit is None else limit)))
     unreadable: dict[int, str] = {}
