@@ -60,8 +60,7 @@ def _row(label: Label) -> list[list[str]]:
 def _summary(labels: LabelSet, whole: LabelSet) -> Iterator[str]:
     yield f"{_counted(len(labels.labels), 'label')}, {len(labels.names)} emitted"
     included = ", background included" if whole != labels else ""
-    scored = f"{_counted(count_rows(whole), 'row')} to score and {_counted(count_texts(whole), 'text')} to encode"
-    yield f"{scored}{included}; a row is what gets a score: a label, or each wording of one that matches any"
+    yield f"{_counted(count_rows(whole), 'row')} to score, {_counted(count_texts(whole), 'text')} to encode{included}"
     templates = "; ".join(labels.templates) or "the bundle's"
     yield printable(f"templates: {templates}")
     parents = parents_of(labels)
