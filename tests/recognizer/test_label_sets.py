@@ -63,7 +63,7 @@ def test_a_synonym_more_encodes_one_text(recognizer: Recognizer, caplog: pytest.
         Label("newcomer" if i == 3 else label.name, (*label.synonyms, *["odd one"] * (i == 5)))
         for i, label in enumerate(labels)
     ]
-    with caplog.at_level("DEBUG"):
+    with caplog.at_level("DEBUG", logger="sigrl_deploy"):
         recognizer.vocabulary(more)
         recognizer.vocabulary(labels)
         recognizer.vocabulary(OTHERS)

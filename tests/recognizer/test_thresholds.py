@@ -80,7 +80,7 @@ def test_other_labels_are_refused_or_scaled(recognizer: Recognizer, photos: list
         lambda: recognizer.recognize(photos, more, thresholds=path),
         UsageError,
         str(path),
-        "'one more thing'",
+        "other labels, without '",
         "rescale_thresholds",
     )
     with_background = LabelSet(tuple(map(Label, NAMES)), background="common")
