@@ -88,7 +88,8 @@ def with_demo_figures(text: str) -> str:
         f"drawn), the best\nlabels of pictures of one colour {clear['flat']:.1f}, of noise {clear['noise']:.1f}.\n"
     )
     each = ", ".join(f"{100 * crops[name]:.1f} with `{name}`" for name in ("centre", "pad", "tiles"))
-    side_by_side = f"On {crops['pictures']} pictures of two generated scenes side by side, the shipped model's mAP over labels is\n{each}.\n"
+    shown = f"On {crops['pictures']} pictures of two generated scenes side by side"
+    side_by_side = f"{shown}, the shipped model's mAP over labels is\n{each}.\n"
     text = between(text, "<!-- heat maps, by benchmarks/report.py -->\n", heat_maps, "<!-- end of heat maps -->\n")
     return between(text, "<!-- crops, by benchmarks/report.py -->\n", side_by_side, "<!-- end of crops -->\n")
 

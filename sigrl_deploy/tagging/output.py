@@ -188,7 +188,7 @@ class TableWriter(Writer):
 
     def begin(self) -> None:
         self.label_width = min(40, max(5, *(len(printable(label)) for label in self.shown.labels)))
-        self._line("picture", "label", "  score")
+        self._line("picture", "label", "  ".join(["  score", *self.shown.of_tags]))
 
     def write(self, record: Record, heatmaps: Heatmaps | None = None) -> None:
         name = printable(record.path)
@@ -196,16 +196,23 @@ class TableWriter(Writer):
         if record.error is not None or record.scores is None:
             self._line(name, "error", record.error or "")
             return
-        tags = (
-            zip(self.shown.labels, record.scores.tolist(), strict=True)
-            if self.shown.all_scores
-            else ((t.label, t.score) for t in record.predictions)
-        )
-        for label, score in tags:
-            self._line(name, printable(label), f"{score:7.4f}")
+        if self.shown.all_scores:
+            rows = [(label, f"{score:7.4f}") for label, score in zip(self.shown.labels, record.scores.tolist(), strict=True)]
+        else:
+            rows = [(tag.label, self._rest(tag)) for tag in record.predictions]
+        for label, rest in rows:
+            self._line(name, printable(label), rest)
             name = ""
         if name:
             self._line(name, "-", "no label above the threshold")
+
+    def _rest(self, tag: Prediction) -> str:
+        """What follows the label: score, and what else the tags of this run have."""
+        cells = [f"{tag.score:7.4f}"]
+        for column in self.shown.of_tags:
+            value = getattr(tag, column)
+            cells.append(f"{value:{len(column)}.4f}" if isinstance(value, float) else printable(value or "").ljust(len(column)))
+        return "  ".join(cells).rstrip()
 
     def _line(self, name: str, label: str, rest: str) -> None:
         self.stream.write(f"{name:<{_PATH_WIDTH}}  {label:<{self.label_width}}  {rest}\n")

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sigrl_deploy.errors import LabelError
-from sigrl_deploy.labels.label_set import SLOT, Label, LabelSet, Match
+from sigrl_deploy.labels.label_set import MOST_THRESHOLD, SLOT, Label, LabelSet, Match
 from sigrl_deploy.labels.names import MAX_LABEL_LENGTH
 from sigrl_deploy.labels.reading import read_label_set
 from sigrl_deploy.labels.schema import plain_of
@@ -193,7 +193,7 @@ def label_sets(draw: st.DrawFn) -> LabelSet:
         name, synonyms = texts.pop(), tuple(texts.pop() for _ in range(min(len(texts), draw(st.integers(0, 2)))))
         above = [label.name for label in labels]  # so that there is no circle
         parents = draw(st.lists(st.sampled_from(above), unique=True, max_size=2)) if above else []
-        threshold = draw(st.none() | st.floats(allow_nan=False, allow_infinity=False))
+        threshold = draw(st.none() | st.floats(-MOST_THRESHOLD, MOST_THRESHOLD))
         match, emit = draw(st.sampled_from(Match)), draw(st.booleans()) or not labels
         labels.append(Label(name, synonyms, draw(TEMPLATES), tuple(parents), threshold, emit, match))
     background = draw(st.sampled_from((None, "bundle", "common")))
