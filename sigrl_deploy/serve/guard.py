@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from http import HTTPStatus
+from typing import TextIO
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
@@ -20,6 +21,13 @@ access = logging.getLogger("sigrl_deploy.access")
 _POLICY = "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
 _FOREIGN = ("/docs", "/openapi.json")  # whose page loads its script from elsewhere
 _OPEN = ("/", "/health/live", "/health/ready", "/favicon.ico")
+
+
+def log_access(to: TextIO | None) -> None:
+    """Write the access log to a stream, a line of JSON for each request, or not at all."""
+    access.propagate = False  # it is for programs, and stays apart from what is said to people
+    access.setLevel(logging.CRITICAL if to is None else logging.INFO)
+    access.handlers = [] if to is None else [logging.StreamHandler(to)]
 
 
 class Guard:

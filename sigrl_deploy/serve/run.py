@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.recognizer.thresholds import Thresholds
 from sigrl_deploy.serve.app import Service, make_app
 from sigrl_deploy.serve.bodies import Admission
+from sigrl_deploy.serve.guard import log_access
 from sigrl_deploy.serve.limits import Limits
 from sigrl_deploy.serve.metrics import Metrics
 from sigrl_deploy.serve.server import Server
@@ -73,6 +75,7 @@ def run_serve(options: ServeOptions) -> int:
     key = None if options.api_key_file is None else read_key(options.api_key_file)
     given = {name: read_label_set(path) for name, path in options.labels.items()}
     thresholds = {name: Thresholds.read(path) for name, path in options.thresholds.items()}
+    log_access(sys.stdout if options.access_log else None)
     # One thread a session: workers share the cores, which takes half the CPU time of one picture on all of them.
     engine = replace(options.engine, threads=1)
     with Recognizer(options.bundle, cache_dir=options.cache_dir, options=engine) as recognizer:
