@@ -82,9 +82,10 @@ def test_thresholds_parents_and_heat_maps(
     assert {tag["label"]: tag.get("child") for tag in found["tags"]}.get("drink", "cup of coffee") == "cup of coffee"
     left, top, right, bottom = found["seen"]
     width, height = found["size"]
-    assert right - left == pytest.approx(bottom - top, abs=2)  # the square that the model was shown, whole pixels of it
-    assert left + right == pytest.approx(width, abs=1)
-    assert top + bottom == pytest.approx(height, abs=1)
+    # The square in the middle that the model was shown, to a pixel of the 80 that it has.
+    pixel = (right - left) / 80
+    assert right - left == pytest.approx(bottom - top, abs=pixel)
+    assert (left + right, top + bottom) == pytest.approx((width, height), abs=pixel)
     for tag in found["tags"]:
         drawn = Image.open(io.BytesIO(base64.b64decode(tag["heatmap"].removeprefix("data:image/jpeg;base64,"))))
         assert drawn.width / drawn.height == pytest.approx(width / height, rel=0.02)
