@@ -6,8 +6,9 @@ from sigrl_deploy import files
 from sigrl_deploy.bundle import manifest
 from sigrl_deploy.checkpoints import open_clip_configs as clip_config
 from sigrl_deploy.checkpoints import pickles, torch_files, weights
+from sigrl_deploy.labels import names
 from sigrl_deploy.pictures.structure import jpeg, limits, png, tiff
-from sigrl_deploy.vocabulary import label_files, tokenizer
+from sigrl_deploy.vocabulary import tokenizer
 from tests.support.paths import ROOT
 
 PAGE = " ".join((ROOT / "SECURITY.md").read_text(encoding="utf-8").split())
@@ -20,7 +21,7 @@ BOUNDS = {
     f"{tokenizer._MOST_BYTES >> 20} MiB of tokenizer": "a tokenizer",
     f"{files.MOST_ARRAY_BYTES >> 30} GiB of vocabulary": "a vocabulary",
     f"{files.MOST_BYTES >> 30} GiB of any other file": "any other file of a bundle",
-    f"{label_files._MOST_LABEL_BYTES >> 20} MiB of a label file": "a label file",
+    f"{names._MOST_BYTES >> 20} MiB of a label file": "a label file",
     f"{label_files.MAX_LABEL_LENGTH} characters a label": "a label",
 }
 

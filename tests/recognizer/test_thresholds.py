@@ -31,9 +31,9 @@ def recognizer(bundle: Path) -> Recognizer:
 
 @pytest.fixture
 def file(recognizer: Recognizer, photos: list[Path]) -> ThresholdFile:
-    """The median score of each label over the photos, except the last label, which takes the global threshold."""
+    """The median score of each label over the photos, and for the last label one that all scores reach."""
     middle = np.median(recognizer.scores(photos, NAMES), axis=0)
-    thresholds = dict(zip(NAMES[:-1], middle[:-1].tolist(), strict=True))
+    thresholds = dict(zip(NAMES, [*middle[:-1].tolist(), -2.0], strict=True))
     scope = recognizer.scope(recognizer.vocabulary(NAMES))
     return ThresholdFile(scope, "f1", -2.0, thresholds, probabilities=Platt(a=3.0, b=-0.5))
 
@@ -48,7 +48,7 @@ def test_each_label_is_decided_by_its_own_threshold(
     recognizer: Recognizer, photos: list[Path], file: ThresholdFile, path: Path
 ) -> None:
     scores = recognizer.scores(photos, NAMES)
-    limits = np.array([*file.thresholds.values(), -2.0], np.float32)
+    limits = np.array([*file.thresholds.values()], np.float32)
     found = recognizer.recognize(photos, NAMES, thresholds=path)
     for tags, row in zip(found, scores, strict=True):
         assert {tag.label for tag in tags} == {NAMES[i] for i in np.flatnonzero(row >= limits)}
@@ -80,7 +80,7 @@ def test_other_labels_are_refused_or_scaled(recognizer: Recognizer, photos: list
         lambda: recognizer.recognize(photos, more, thresholds=path),
         UsageError,
         str(path),
-        "other labels, without '",
+        "other labels, without 'one more thing'",
         "rescale_thresholds",
     )
     with_background = LabelSet(tuple(map(Label, NAMES)), background="common")
@@ -93,7 +93,7 @@ def test_other_labels_are_refused_or_scaled(recognizer: Recognizer, photos: list
     rescaled = Thresholds.read(path, rescale=True)
     vocabulary = recognizer.vocabulary(more)
     limits = rescaled.limits(recognizer.scope(vocabulary), vocabulary)
-    own = np.array([*rescaled.file.thresholds.values(), -2.0, -2.0])
+    own = np.array([*rescaled.file.thresholds.values(), rescaled.file.global_threshold])
     np.testing.assert_allclose(limits, own * np.sqrt(17 / 18), rtol=1e-6)
     (tags,) = recognizer.recognize(photos[:1], more, thresholds=rescaled)
     assert {tag.probability for tag in tags} == {None}  # the curve is about the scores of the other labels

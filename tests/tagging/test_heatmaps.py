@@ -27,7 +27,7 @@ from sigrl_deploy.export.run import ExportOptions, export_bundle
 from sigrl_deploy.pictures.preprocess import Preprocess
 from sigrl_deploy.recognizer.predictions import Prediction, Record
 from sigrl_deploy.tagging.heatmaps import heatmap_name, is_heatmap_name, sheet_name, write_heatmaps
-from sigrl_deploy.tagging.output import as_json
+from sigrl_deploy.tagging.output import Shown, as_json
 
 SIZES = [(500, 375), (375, 500), (301, 777), (777, 301), (97, 96), (81, 80), (640, 639)]
 CONTRACTS = ["zero-shot", "single-positive", "clip"]
@@ -238,7 +238,7 @@ def test_a_picture_that_vanishes_before_it_is_drawn_is_a_log_line(
     caplog.clear()
     for per_tag in (False, True):
         drawn = write_heatmaps(record, tmp_path, manifest, per_tag)
-        written = as_json(record, [], False, drawn)
+        written = as_json(record, Shown([]), drawn)
         files = [tag["heatmap"] for tag in written["tags"]] if per_tag else [written["heatmap"]]
         assert files == [None] * len(files)
         (message,) = caplog.messages

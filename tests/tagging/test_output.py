@@ -14,7 +14,7 @@ import pytest
 
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.recognizer.predictions import Prediction, Record
-from sigrl_deploy.tagging.output import WRITERS, RawCsvWriter, choose_format, open_output, printable
+from sigrl_deploy.tagging.output import WRITERS, RawCsvWriter, Shown, choose_format, open_output, printable
 
 LABELS = ["cat", 'a "big", dog', "sea\u2028shore"]
 SCORES = np.array([0.1, 0.25, 1 / 3], np.float32)
@@ -28,7 +28,7 @@ NAMES = [
 
 def _written(format_: str, *records: Record, all_scores: bool = False, run: str = "run") -> str:
     stream = io.StringIO()
-    writer = WRITERS[format_](stream, LABELS, all_scores, run)
+    writer = WRITERS[format_](stream, Shown(LABELS, all_scores), run)
     for record in records:
         writer.write(record)
     writer.end()
@@ -90,7 +90,7 @@ def test_a_table_says_so_where_no_label_passes_or_a_picture_is_broken() -> None:
 def test_any_file_name_can_be_written_to_a_file(format_: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with open_output(format_, out) as stream:
-        writer = WRITERS[format_](stream, LABELS, False, "run")
+        writer = WRITERS[format_](stream, Shown(LABELS), "run")
         for name in NAMES:
             writer.write(Record(name, TAGGED.predictions[:1], SCORES))
         writer.end()
@@ -147,7 +147,7 @@ def test_no_text_in_a_csv_begins_like_a_formula_and_numbers_stay_numbers(text: s
     for all_scores in (False, True):
         for kind, quote in (WRITERS["csv"], "'"), (RawCsvWriter, ""):
             stream = io.StringIO()
-            writer = kind(stream, [text], all_scores, "run")
+            writer = kind(stream, Shown([text], all_scores), "run")
             for record in shown:
                 writer.write(record)
             rows = list(csv.reader(io.StringIO(stream.getvalue(), newline=""), quoting=csv.QUOTE_NONNUMERIC))
