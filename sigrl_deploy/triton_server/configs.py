@@ -13,7 +13,7 @@ from sigrl_deploy.bundle.manifest import Manifest
 from sigrl_deploy.triton_server import names
 from sigrl_deploy.version import __version__
 
-PICTURE_FILE, LABELS_FILE = "picture", "labels"  # of the front model's warm-up
+PICTURE_FILE = "picture"  # of the front model's warm-up
 _MOST_WAITING = 256  # requests; more are refused
 _LONGEST_WAIT = 30_000_000  # microseconds that a request may wait before it is refused
 _FOR_A_BATCH = 2_000  # microseconds that a request waits for others
@@ -35,8 +35,8 @@ class Target:
     plans: Mapping[str, str]
 
 
-def front_config(most_pictures: int, most_labels: int, warm_labels: int) -> str:
-    """The front model. `warm_labels` is how many the warm-up's file of labels holds, 0 where the bundle has its own."""
+def front_config(most_pictures: int, most_labels: int) -> str:
+    """The front model, for so many pictures a batch, and labels a picture."""
     inputs = [
         _tensor("input", names.PICTURE, "TYPE_STRING", [1]),
         _tensor("input", names.LABELS, "TYPE_STRING", [-1], "allow_ragged_batch: true", "optional: true"),
@@ -48,9 +48,11 @@ def front_config(most_pictures: int, most_labels: int, warm_labels: int) -> str:
         _tensor("output", names.SCORE, "TYPE_FP32", [-1]),
         _tensor("output", names.ERROR, "TYPE_STRING", [1]),
     ]
-    warm = {names.PICTURE: _from_file("TYPE_STRING", [1], PICTURE_FILE)}
-    if warm_labels:
-        warm[names.LABELS] = _from_file("TYPE_STRING", [warm_labels], LABELS_FILE)
+    # Decodes a picture for no labels: the other models cannot be called yet, and warm themselves up.
+    warm = {
+        names.PICTURE: f'data_type: TYPE_STRING dims: [1] input_data_file: "{PICTURE_FILE}"',
+        names.LABELS: "data_type: TYPE_STRING dims: [1] zero_data: true",
+    }
     return _config(
         f"A front model: pictures and labels in, tags out. It calls {names.VISUAL} and {names.TEXT}.",
         f'name: "{names.FRONT}"',
@@ -155,10 +157,6 @@ def _without_tf32() -> str:
 def _warm_up(inputs: Mapping[str, str], batch: int) -> str:
     lines = "".join(f'  inputs {{ key: "{name}" value {{ {value} }} }}\n' for name, value in inputs.items())
     return f'model_warmup {{\n  name: "one"\n  batch_size: {batch}\n{lines}}}'
-
-
-def _from_file(data_type: str, dims: Sequence[int], file: str) -> str:
-    return f'data_type: {data_type} dims: {json.dumps(list(dims))} input_data_file: "{file}"'
 
 
 def _made_up(data_type: str, dims: Sequence[int]) -> str:

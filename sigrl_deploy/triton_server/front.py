@@ -27,7 +27,7 @@ from sigrl_deploy.recognizer.selection import Selection
 from sigrl_deploy.recognizer.vocabularies import Vocabularies
 from sigrl_deploy.triton_server.engine import Call, ModelError, ServedEngine
 from sigrl_deploy.triton_server.label_inputs import requested_labels
-from sigrl_deploy.triton_server.names import LABELS, PICTURE, TEXT, THRESHOLD, TOP, VISUAL
+from sigrl_deploy.triton_server.names import LABELS, PICTURE, THRESHOLD, TOP
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -76,12 +76,7 @@ class Front:
         self._decoders = ThreadPoolExecutor(min(cpus.threads(), _MOST_THREADS))
         self._vocabulary = lru_cache(_VOCABULARIES_KEPT)(self._encoded)
         self._forget()
-
-    @property
-    def models(self) -> list[str]:
-        """Names of the server's models that it calls."""
-        (variant,) = self._bundle.manifest.variants.values()
-        return [VISUAL] if variant.text is None else [VISUAL, TEXT]
+        self._own = self._vocabularies.bundled  # now, since a damaged one should not wait for a request
 
     def close(self) -> None:
         """Release the threads."""
@@ -130,9 +125,9 @@ class Front:
     def _encoded(self, labels: LabelTexts | None) -> Vocabulary:
         """Raises LabelError for labels that cannot be used, ModelError and BundleError where the server is at fault."""
         if labels is None:
-            if self._vocabularies.bundled is None:
+            if self._own is None:
                 raise LabelError("the bundle has no vocabulary of its own; give labels", argument=LABELS)
-            return self._vocabularies.bundled
+            return self._own
         asked = requested_labels(labels, self._most_labels)
         self._texts += count_texts(asked)
         if self._texts > _TEXTS_KEPT:

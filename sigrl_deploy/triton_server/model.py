@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,19 +31,16 @@ from sigrl_deploy.triton_server.names import (
     VERSION,
 )
 
-_LONGEST_WAIT = 600  # seconds that the other models may take to load
-
 
 class TritonPythonModel:
     """See Triton's Python backend, which makes one in each process of the front model."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Open the bundle, and wait for the other models: the server is ready when all are."""
+        """Open the bundle. The other models cannot be called before the server is ready, which it is when all have loaded."""
         logging.getLogger("sigrl_deploy").addHandler(_TritonLog())
         folder = Path(args["model_repository"]) / args["model_version"] / BUNDLE
         parameters = json.loads(args["model_config"])["parameters"]
         self._front = Front(folder, call, int(parameters[MOST_LABELS]["string_value"]))
-        _wait_for(self._front.models)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """A response to each request."""
@@ -71,15 +67,6 @@ class _TritonLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         write = pb_utils.Logger.log_warn if record.levelno >= logging.WARNING else pb_utils.Logger.log_verbose
         write(self.format(record))
-
-
-def _wait_for(models: Sequence[str]) -> None:
-    latest = time.monotonic() + _LONGEST_WAIT
-    for model in models:
-        while not pb_utils.is_model_ready(model_name=model, model_version=str(VERSION)):
-            if time.monotonic() > latest:
-                raise pb_utils.TritonModelException(f"{model} is not ready after {_LONGEST_WAIT} s; see its own error above")
-            time.sleep(0.1)
 
 
 def call(model: str, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> dict[str, FloatArray]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-import numpy as np
 from msgspec.structs import replace
 
 from sigrl_deploy.bundle.bundle import Bundle
@@ -20,11 +19,9 @@ from sigrl_deploy.bundle.precisions import choose_precision
 from sigrl_deploy.config import Backend, Device, Precision, runs
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.export.out_folder import replaced_folder
-from sigrl_deploy.labels.names import read_labels
 from sigrl_deploy.tensorrt.find import damage
 from sigrl_deploy.triton_server import names
 from sigrl_deploy.triton_server.configs import (
-    LABELS_FILE,
     PICTURE_FILE,
     Target,
     front_config,
@@ -36,7 +33,7 @@ from sigrl_deploy.version import __version__, tool_versions
 log = logging.getLogger(__name__)
 
 ABOUT = "sigrl-deploy.json"  # says what wrote the repository; Triton looks at folders only
-_DATA = Path(__file__).resolve().parents[1] / "data"
+_PHOTOS = Path(__file__).resolve().parents[1] / "data" / "photos"
 _MODEL = f'''"""Written by sigrl-deploy {__version__}: the front model, which is in the installed sigrl_deploy."""
 
 from sigrl_deploy.triton_server.model import TritonPythonModel
@@ -166,18 +163,10 @@ def _write_front(folder: Path, bundle: Bundle, manifest: Manifest, visual: _Grap
     (inner.parent / "model.py").write_text(_MODEL, encoding="utf-8")
     warm = folder / "warmup"
     warm.mkdir()
-    picture = min((_DATA / "photos").glob("*.jpg"), key=lambda path: path.stat().st_size)
-    (warm / PICTURE_FILE).write_bytes(_serialised([picture.read_bytes()]))
-    labels = () if bundle.has(VOCABULARY) else read_labels(_DATA / "labels.txt")
-    if labels:
-        (warm / LABELS_FILE).write_bytes(_serialised([label.encode() for label in labels]))
-    config = front_config(visual.most_pictures, visual.most_labels, len(labels))
+    picture = min((path.read_bytes() for path in _PHOTOS.glob("*.jpg")), key=len)
+    (warm / PICTURE_FILE).write_bytes(len(picture).to_bytes(4, "little") + picture)  # as Triton reads BYTES from a file
+    config = front_config(visual.most_pictures, visual.most_labels)
     (folder / "config.pbtxt").write_text(config, encoding="utf-8")
-
-
-def _serialised(texts: list[bytes]) -> bytes:
-    """A BYTES tensor as Triton reads it from a file: each element after its length in four bytes."""
-    return b"".join(np.uint32(len(text)).astype("<u4").tobytes() + text for text in texts)
 
 
 def _write_graph(folder: Path, config: str, files: dict[str, Path]) -> None:
