@@ -78,8 +78,13 @@ def fit_quantiles(scores: FloatArray, tags_per_picture: float) -> NDArray[np.flo
     """
     check_scores(scores)
     pictures, labels = scores.shape
+    check_tags_per_picture(tags_per_picture, labels)
+    threshold = passing(scores.ravel(), max(1, round(tags_per_picture * pictures)))
+    return np.full(labels, threshold)
+
+
+def check_tags_per_picture(tags_per_picture: float, labels: int) -> None:
+    """Raise UsageError unless so many of the labels can pass on average."""
     if not 0 < tags_per_picture < labels:
         problem = f"expected a number above 0 and below {labels}, the number of labels"
         raise UsageError(problem, argument="tags_per_picture", value=tags_per_picture)
-    threshold = passing(scores.ravel(), max(1, round(tags_per_picture * pictures)))
-    return np.full(labels, threshold)

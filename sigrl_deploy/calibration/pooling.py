@@ -20,6 +20,10 @@ def known(scores: FloatArray, targets: Targets) -> tuple[NDArray[np.float64], ND
 
 
 def pooled(scores: FloatArray, targets: Targets) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """The same of all labels together, from every second, third … picture where that keeps them below MOST_POOLED."""
+    """The same of all labels together, from every second, third … picture where that keeps them below MOST_POOLED.
+
+    Where those pictures show none of the labels, all pictures are taken.
+    """
     step = math.ceil(scores.size / MOST_POOLED)
+    step = step if (targets[::step] == POSITIVE).any() else 1
     return known(scores[::step], targets[::step])

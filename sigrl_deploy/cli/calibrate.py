@@ -14,6 +14,7 @@ from sigrl_deploy.cli.options import (
     background_option,
     bundle_option,
     cache_option,
+    crop_option,
     device_option,
     engine_options,
     labels_option,
@@ -60,6 +61,7 @@ log = logging.getLogger(__name__)
 @click.option(
     "--batch-size", type=click.IntRange(1, MOST_PICTURES), help="Pictures per batch [default: 1 on a CPU, 16 on a GPU]."
 )
+@crop_option
 @device_option
 @backend_option
 @precision_option

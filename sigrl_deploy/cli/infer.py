@@ -18,6 +18,7 @@ from sigrl_deploy.cli.options import (
     build_option,
     bundle_option,
     cache_option,
+    crop_option,
     device_option,
     engine_options,
     labels_option,
@@ -27,7 +28,6 @@ from sigrl_deploy.cli.options import (
     thresholds_option,
     unfused_option,
 )
-from sigrl_deploy.config import Crop
 from sigrl_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +45,10 @@ log = logging.getLogger(__name__)
 @labels_option
 @background_option
 @click.option(
-    "--top", type=click.IntRange(min=1), help="At most N labels per picture [default: 5, any with --thresholds].", metavar="N"
+    "--top",
+    type=click.IntRange(min=1),
+    help="At most N labels per picture, and their parents [default: 5, any with --thresholds].",
+    metavar="N",
 )
 @click.option("--threshold", type=float, help="Leave out labels that score below this. It is only valid for one label file.")
 @thresholds_option
@@ -76,13 +79,7 @@ log = logging.getLogger(__name__)
 @click.option(
     "--batch-size", type=click.IntRange(1, MOST_PICTURES), help="Pictures per batch [default: 1 on a CPU, 16 on a GPU]."
 )
-@click.option(
-    "--crop",
-    type=click.Choice([crop.value for crop in Crop]),
-    default="centre",
-    show_default=True,
-    help="Pictures far from square: tag what the bundle's preprocessing keeps, or all of it, in one square or in several.",
-)
+@crop_option
 @device_option
 @backend_option
 @precision_option

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from sigrl_deploy.checkpoints.options import CheckpointOptions
-from sigrl_deploy.config import FUSED, Arch, Backend, Contract, Device, Precision
+from sigrl_deploy.config import FUSED, Arch, Backend, Contract, Crop, Device, Precision
 from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.machine import cpus
@@ -73,6 +73,13 @@ background_option = click.option(
     metavar="bundle|common|FILE",
     help="Labels that are scored beside the others and are never tags: the bundle's, some 300 everyday ones, or those of a "
     "label file [default: what the label file says].",
+)
+crop_option = click.option(
+    "--crop",
+    type=click.Choice([crop.value for crop in Crop]),
+    default="centre",
+    show_default=True,
+    help="Pictures far from square: tag what the bundle's preprocessing keeps, or all of it, in one square or in several.",
 )
 thresholds_option = click.option(
     "--thresholds", type=PATH, help="File that calibrate wrote for these labels: a threshold for each of them."

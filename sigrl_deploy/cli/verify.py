@@ -14,10 +14,12 @@ from sigrl_deploy.cli.error_lines import error_line
 from sigrl_deploy.cli.options import (
     MOST_PICTURES,
     PATH,
+    background_option,
     bundle_argument,
     cache_option,
     checkpoint_options,
     device_option,
+    rescale_option,
     threads_option,
 )
 from sigrl_deploy.config import Backend, Precision
@@ -59,9 +61,11 @@ log = logging.getLogger(__name__)
 @click.option(
     "--threshold", type=float, help="Count scores that move across it [default: one that about five labels per picture pass]."
 )
+@background_option
 @click.option(
     "--thresholds", type=PATH, help="File that calibrate wrote: count scores that move across each label's own threshold."
 )
+@rescale_option
 @click.option("--batch-size", type=click.IntRange(1, MOST_PICTURES), default=1, show_default=True, help="Pictures per batch.")
 @device_option
 @cache_option

@@ -110,10 +110,13 @@ def _first_label(path: Path, header: Sequence[str]) -> int:
     """The number of the first column after `path` and `split`."""
     first = 2 if header[1:2] == [_SPLIT] else 1
     if header[:1] != ["path"] or len(header) <= first:
+        found = shown(",".join(header))
         raise DatasetError(
-            f"{path}, line 1: expected 'path,labels', or 'path' and the name of each label, separated by commas; a column "
-            "'split' may follow directly after 'path'"
+            f"{path}, line 1: {found}, expected 'path,labels', or 'path' and the name of each label, separated by commas; a "
+            "column 'split' may follow directly after 'path'"
         )
+    if _SPLIT in header and "labels" in header[first:]:
+        raise DatasetError(f"{path}, line 1: the column 'split' stands behind 'labels'; move it directly after 'path'")
     return first
 
 
@@ -181,7 +184,7 @@ def _rows_of(
     if splits is not None:
         rows = np.flatnonzero(np.array(splits) == SPLITS.index(split))
         if not len(rows):
-            raise UsageError(f"{path}: no picture has {split!r} in the column split, expected some")
+            raise UsageError(f"{path}: no picture has {split!r} in the column split; choose another `split`")
         return rows
     if validation_share is None:
         if split == "val":

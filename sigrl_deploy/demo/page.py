@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
-from PIL import Image
 
 from sigrl_deploy.bundle.manifest import Manifest
 from sigrl_deploy.demo.marked import Marked, summary
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.files import read_bounded, replacing
 from sigrl_deploy.pictures.reading import read_image
-from sigrl_deploy.tagging.drawing import MAX_PANEL, MIN_PANEL, heat, scaled
+from sigrl_deploy.tagging.drawing import MAX_PANEL, MIN_PANEL, data_uri, heat, scaled
 from sigrl_deploy.tagging.heatmaps import part_seen
 from sigrl_deploy.tagging.output import output_errors
 
@@ -54,16 +51,10 @@ def _shown(picture: Marked, manifest: Manifest) -> dict[str, object]:
     """What the template needs of a picture."""
     image = read_image(picture.record.path)
     image, box = scaled(image, part_seen(image, manifest), MIN_PANEL, MAX_PANEL)
-    maps = [_data_uri(heat(image, box, tag.prediction)) for tag in picture.tags]
+    maps = [data_uri(heat(image, box, tag.prediction)) for tag in picture.tags]
     return {
         "name": picture.name,
-        "image": _data_uri(image),
+        "image": data_uri(image),
         "tags": list(zip(picture.tags, maps, strict=True)),
         "drawn": picture.drawn,
     }
-
-
-def _data_uri(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"

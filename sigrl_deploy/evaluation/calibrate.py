@@ -5,29 +5,35 @@ from __future__ import annotations
 import io
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sigrl_deploy.arrays import FloatArray, Targets
-from sigrl_deploy.calibration.fitting import fit_quantiles, fit_thresholds
+from sigrl_deploy.bundle.manifest import MANIFEST
+from sigrl_deploy.calibration.fitting import check_tags_per_picture, fit_quantiles, fit_thresholds
 from sigrl_deploy.calibration.goals import parse_goal
 from sigrl_deploy.calibration.plots import ENDINGS, draw_precision_recall, draw_reliability
 from sigrl_deploy.calibration.probabilities import fit_probabilities, held_out_probabilities, reliability
 from sigrl_deploy.calibration.validation import Validation, cross_validate
+from sigrl_deploy.config import Crop
 from sigrl_deploy.datasets.dataset import UNKNOWN, Dataset
 from sigrl_deploy.datasets.labelled_folder import LABELS_CSV
 from sigrl_deploy.datasets.opening import has_splits, open_dataset, parse
 from sigrl_deploy.engines.options import EngineOptions
-from sigrl_deploy.errors import DatasetError, LabelError, UsageError, printable
+from sigrl_deploy.errors import DatasetError, ImageError, LabelError, UsageError, errors_about
 from sigrl_deploy.evaluation.metrics import require_scikit_learn
-from sigrl_deploy.evaluation.scoring import Model, Pass, score_pictures
-from sigrl_deploy.evaluation.sources import PictureList, Restricted
+from sigrl_deploy.evaluation.scoring import Model, score_pictures
+from sigrl_deploy.evaluation.sources import PictureList, Restricted, names_without_truth, truth_columns
 from sigrl_deploy.extras import require
 from sigrl_deploy.labels.label_set import LabelSet, label_set
 from sigrl_deploy.labels.reading import read_label_set
 from sigrl_deploy.pictures.finding import find_pictures
+from sigrl_deploy.progress import Progress
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.recognizer.thresholds import ThresholdFile
 from sigrl_deploy.recognizer.vocabularies import asked_labels
@@ -67,6 +73,7 @@ class CalibrateOptions:
     limit: int | None = None
     batch_size: int | None = None
     cache_dir: Path | None = None
+    crop: Crop | str = Crop.CENTRE
     engine: EngineOptions = field(default_factory=EngineOptions)
     overwrite: bool = False
 
@@ -76,7 +83,8 @@ class Calibration:
     """What a run found. C labels.
 
     `validation` and `calibration_error`, that of the probabilities, are by cross-validation, and None without truth or without
-    probabilities. `unknown` are labels of which no picture's truth is known, `unreadable` the pictures left out and why.
+    probabilities. `unknown` are labels of which no picture's truth is known, `truth` those that the source knows, and `own`
+    those whose threshold in the label file goes before the one found here. `unreadable` are the pictures left out, and why.
     """
 
     file: ThresholdFile
@@ -84,6 +92,8 @@ class Calibration:
     pictures: int
     validation: Validation | None
     unknown: tuple[str, ...]
+    truth: tuple[str, ...]
+    own: tuple[str, ...]
     calibration_error: float | None
     unreadable: tuple[tuple[str, str], ...]
 
@@ -96,11 +106,12 @@ def run_calibrate(options: CalibrateOptions) -> Calibration:
     goal = parse_goal(options.metric)
     _check_options(options)
     given = None if options.labels is None else read_label_set(options.labels)
-    recognizer = Recognizer(options.bundle, cache_dir=options.cache_dir, options=options.engine)
+    recognizer = Recognizer(options.bundle, cache_dir=options.cache_dir, crop=options.crop, options=options.engine)
     asked = asked_labels(given, options.background, recognizer.vocabulary) or label_set(recognizer.vocabulary().labels)
-    dataset = _pictures(options, asked.names)
-    scored = _scored(options, recognizer, dataset, asked)
-    scores, targets = scored.scores[0], scored.targets
+    if options.tags_per_picture is not None:
+        check_tags_per_picture(options.tags_per_picture, len(asked.names))
+    dataset, knows = _pictures(options, asked)
+    scores, targets, unreadable = _scored(options, recognizer, dataset, asked)
     validation, error, curve = None, None, None
     if options.tags_per_picture is not None:
         thresholds = fit_quantiles(scores, options.tags_per_picture)
@@ -120,19 +131,22 @@ def run_calibrate(options: CalibrateOptions) -> Calibration:
         shared,
         dict(zip(asked.names, thresholds.tolist(), strict=True)),
         probabilities=curve,
-        calibration=_facts(options, recognizer, validation, error, len(scores)),
+        calibration=_facts(options, recognizer, asked.names, validation, error, len(scores)),
     )
     with output_errors(options.out):
         file.write(options.out)
-    known = (targets != UNKNOWN).any(axis=0) | (options.tags_per_picture is not None)
+    known = (targets != UNKNOWN).any(axis=0)
+    without = options.tags_per_picture is None
     return Calibration(
         file,
         asked.names,
         len(scores),
         validation,
-        tuple(name for name, has_truth in zip(asked.names, known, strict=True) if not has_truth),
+        tuple(name for name, has_truth in zip(asked.names, known, strict=True) if without and not has_truth),
+        knows,
+        tuple(label.name for label in asked.labels if label.emit and label.threshold is not None),
         error,
-        tuple((dataset.name(i), reason) for i, reason in sorted(scored.unreadable.items())),
+        tuple(unreadable.items()),
     )
 
 
@@ -147,6 +161,10 @@ def _check_options(options: CalibrateOptions) -> None:
                 raise UsageError(f"{truth}; leave out one of the two", argument=name)
         if options.metric != "f1":
             raise UsageError(f"{truth}; leave out one of the two", argument="metric", value=options.metric)
+    if options.plot_precision and options.plot_precision == options.plot_reliability:
+        raise UsageError(
+            "is the file of both plots; choose another name", argument="plot_precision", value=options.plot_precision
+        )
     if options.plot_reliability and not options.probabilities:
         raise UsageError("is about probabilities; add `probabilities`, or leave it out", argument="plot_reliability")
     if options.out.suffix.lower() != ".json":
@@ -157,42 +175,76 @@ def _check_options(options: CalibrateOptions) -> None:
             continue
         if name != "out" and path.suffix.lower() not in ENDINGS:
             raise UsageError(f"no plot has this ending; expected {' or '.join(ENDINGS)}", argument=name, value=path)
-        check_place(path, [options.source, options.labels or ""], argument=name)
+        read = [options.labels, options.background, options.bundle / MANIFEST]
+        check_place(path, [options.source, *(file for file in read if file)], argument=name)
         if not options.overwrite and os.path.exists(path) and os.path.getsize(path):
             raise UsageError("exists already; replace it with `overwrite`, or choose another name", argument=name, value=path)
     if options.plot_precision or options.plot_reliability:
         require("matplotlib", extra="plots")
 
 
-def _pictures(options: CalibrateOptions, names: tuple[str, ...]) -> Dataset:
-    """The pictures, with the truth about these labels where there is some."""
+def _pictures(options: CalibrateOptions, labels: LabelSet) -> tuple[Dataset, tuple[str, ...]]:
+    """The pictures, with the truth about these labels where there is some, and the labels that the truth knows."""
     kind, place = parse(options.source)
     labelled = kind != "folder" or place.lower().endswith(".csv") or os.path.isfile(os.path.join(place, LABELS_CSV))
     if not labelled:
         if options.tags_per_picture is None:
             problem = f"holds no {LABELS_CSV} with the truth; add one, or choose by `tags_per_picture`, which needs none"
+            if not os.path.isdir(place):
+                problem = "no such folder or data set; check the path"
             raise DatasetError(problem, argument="source", value=options.source)
         if options.split is not None:
             raise UsageError("is for a data set; leave it out", argument="split", value=options.split)
-        return PictureList(find_pictures([options.source], io.BytesIO()).paths, names)
+        with errors_about(pictures="source"):
+            found = find_pictures([place], io.BytesIO())
+        if found.skipped_line:
+            log.warning(found.skipped_line)
+        return PictureList(found.paths, labels.names), ()
     dataset = open_dataset(options.source, options.split or ("val" if has_splits(options.source) else "test"))
-    if options.tags_per_picture is None and not set(names) & set(dataset.labels):
-        problem = (
-            f"{options.source} knows none of these {len(names)} labels, such as {printable(names[0])!r}; spell them as it does"
-        )
+    if options.tags_per_picture is None and not any(truth_columns(labels, dataset.labels).values()):
+        said = names_without_truth(labels.names, dataset.labels)
+        problem = f"{options.source} says nothing about {said}; spell labels as it does"
         raise LabelError(problem, argument="labels", value=options.labels)
-    return Restricted(dataset, names)
+    return Restricted(dataset, labels), dataset.labels
 
 
-def _scored(options: CalibrateOptions, recognizer: Recognizer, dataset: Dataset, labels: LabelSet) -> Pass:
-    engine, arch = recognizer.engine, recognizer.bundle.manifest.arch
-    model = Model(options.bundle, engine.description, arch, engine.precision, engine.device, recognizer)
+def _scored(
+    options: CalibrateOptions, recognizer: Recognizer, dataset: Dataset, labels: LabelSet
+) -> tuple[FloatArray, Targets, dict[str, str]]:
+    """Scores [N, C] and targets [N, C] of the pictures that could be read, and by name why the others could not."""
     pictures = range(min(len(dataset), options.limit or len(dataset)))
     log.info("%d labels, %d pictures", len(labels.names), len(pictures))
-    scored = score_pictures(dataset, pictures, labels, [model], options.batch_size or (16 if engine.device == "cuda" else 1))
-    if not len(scored.targets):
-        raise UsageError(f"no picture to calibrate on: there are {len(pictures)}, and {len(scored.unreadable)} cannot be read")
-    return scored
+    if recognizer.crop is Crop.CENTRE:
+        engine, arch = recognizer.engine, recognizer.bundle.manifest.arch
+        model = Model(options.bundle, engine.description, arch, engine.precision, engine.device, recognizer)
+        size = options.batch_size or (16 if engine.device == "cuda" else 1)
+        found = score_pictures(dataset, pictures, labels, [model], size)
+        scores, targets, unreadable = found.scores[0], found.targets, found.unreadable
+    else:
+        scores, targets, unreadable = _scored_whole(recognizer, dataset, pictures, labels)
+    if not len(targets):
+        reason = f", such as {dataset.name(min(unreadable))}: {unreadable[min(unreadable)]}" if unreadable else ""
+        raise UsageError(f"no picture to calibrate on: of {len(pictures)}, {len(unreadable)} cannot be read{reason}")
+    return scores, targets, {dataset.name(i): line for i, line in unreadable.items()}
+
+
+def _scored_whole(
+    recognizer: Recognizer, dataset: Dataset, pictures: range, labels: LabelSet
+) -> tuple[FloatArray, Targets, dict[int, str]]:
+    """The same of a recognizer that shows the model more of a picture than `evaluate` does, one picture at a time."""
+    vocabulary = recognizer.vocabulary(labels)
+    rows: list[FloatArray] = []
+    targets, unreadable = [], dict[int, str]()
+    with Progress(len(pictures), "picture") as progress:
+        for i in pictures:
+            try:
+                rows.append(recognizer.scores([dataset.image(i)], vocabulary)[0])
+                targets.append(dataset.targets(i))
+            except ImageError as error:
+                unreadable[i] = str(error)
+            progress.advance()
+    shape = len(rows), len(vocabulary)
+    return np.array(rows, np.float32).reshape(shape), np.array(targets, np.int8).reshape(shape), unreadable
 
 
 def _probabilities_error(options: CalibrateOptions, scores: FloatArray, targets: Targets) -> float:
@@ -205,7 +257,12 @@ def _probabilities_error(options: CalibrateOptions, scores: FloatArray, targets:
 
 
 def _facts(
-    options: CalibrateOptions, recognizer: Recognizer, validation: Validation | None, error: float | None, pictures: int
+    options: CalibrateOptions,
+    recognizer: Recognizer,
+    labels: Sequence[str],
+    validation: Validation | None,
+    error: float | None,
+    pictures: int,
 ) -> dict[str, Any]:
     """What is known of a calibration besides its thresholds, as JSON has it."""
     measured = (

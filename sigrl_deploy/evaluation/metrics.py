@@ -40,7 +40,7 @@ class TopK:
 
 @dataclass(frozen=True)
 class AtThresholds:
-    """Each label that reaches its threshold taken as a prediction. Unknown targets are left out.
+    """Labels decided by thresholds. Unknown targets are left out.
 
     `precision`, `recall` and `f1` are over all pictures and labels together; `macro_f1` is the mean of each label's F1, a label
     without a positive counting 0. `tags` is how many labels a picture has on average, among those that are known.
@@ -110,10 +110,9 @@ def evaluate_scores(scores: FloatArray, targets: Targets) -> Metrics:
     )
 
 
-def evaluate_decisions(scores: FloatArray, targets: Targets, thresholds: FloatArray) -> AtThresholds:
-    """scores [N, C], targets [N, C] int8, thresholds [C] → metrics. What `evaluate_scores` refuses is not checked again."""
-    known = targets != UNKNOWN
-    chosen = ~(scores < thresholds) & known
+def evaluate_decisions(decided: NDArray[np.bool_], targets: Targets) -> AtThresholds:
+    """decided [N, C], targets [N, C] int8 → metrics."""
+    chosen = decided & (targets != UNKNOWN)
     positive = targets == POSITIVE
     hits, predicted, positives = (np.count_nonzero(cells, axis=0) for cells in (chosen & positive, chosen, positive))
     return AtThresholds(
@@ -121,7 +120,7 @@ def evaluate_decisions(scores: FloatArray, targets: Targets, thresholds: FloatAr
         recall=float(hits.sum() / max(1, positives.sum())),
         f1=float(2 * hits.sum() / max(1, predicted.sum() + positives.sum())),
         macro_f1=float(_f1(hits, predicted, positives).mean()),
-        tags=float(predicted.sum() / len(scores)),
+        tags=float(predicted.sum() / len(targets)),
     )
 
 

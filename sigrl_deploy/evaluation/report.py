@@ -81,6 +81,8 @@ def _notes(evaluation: Evaluation, sparse: bool) -> Iterator[str]:
     yield "mAP and F1 in percent; F1@K is micro, over each picture's K best labels."
     if _decides(evaluation):
         yield "F1, macro-F1, precision and recall are at the thresholds; tags is how many labels a picture then has."
+        if any(result.decisions is None for found in evaluation.label_sets for result in found.results):
+            yield "-: the thresholds are for another label set, bundle or precision."
     if sparse:
         for found in evaluation.label_sets:
             absent = found.results[0].metrics.average_precision.count(None)

@@ -12,14 +12,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from sigrl_deploy.arrays import FloatArray
+from msgspec.structs import replace
+
 from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.config import Precision
 from sigrl_deploy.datasets.dataset import Dataset
 from sigrl_deploy.datasets.opening import folder_identity, has_splits, open_dataset
 from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import UsageError, errors_about, printable
-from sigrl_deploy.evaluation.label_sets import bundled, choose_label_sets, limits_of
+from sigrl_deploy.evaluation.label_sets import Decider, bundled, choose_label_sets, deciders
 from sigrl_deploy.evaluation.metrics import (
     AtThresholds,
     Difference,
@@ -30,9 +31,11 @@ from sigrl_deploy.evaluation.metrics import (
     require_scikit_learn,
 )
 from sigrl_deploy.evaluation.scoring import Model, score_pictures
+from sigrl_deploy.evaluation.sources import Restricted
 from sigrl_deploy.extras import require
 from sigrl_deploy.labels.background import with_background
 from sigrl_deploy.labels.label_set import LabelSet
+from sigrl_deploy.labels.reading import read_label_set
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.recognizer.thresholds import read_thresholds
 
@@ -102,13 +105,19 @@ def run_evaluate(options: EvaluateOptions) -> Evaluation:
     _check_options(options)
     dataset = open_dataset(options.data, options.split, options.validation_share)
     thresholds = read_thresholds(options.thresholds, options.rescale_thresholds)
-    label_sets = choose_label_sets(dataset, options.label_sets, options.labels, options.background)
+    given = None if options.labels is None else read_label_set(options.labels)
+    label_sets = choose_label_sets(dataset, options.label_sets, given, options.labels)
+    if options.background is not None:
+        label_sets = {name: replace(labels, background=options.background) for name, labels in label_sets.items()}
     models = open_models(options)
     label_sets = {name: with_background(labels, bundled(labels, models)) for name, labels in label_sets.items()}
-    limits = {} if thresholds is None else limits_of(thresholds, models, label_sets)
+    decide = {} if thresholds is None else deciders(thresholds, models, label_sets)
     _warn_of_training_pictures(options, models)
+    if thresholds is not None and thresholds.file.calibration.get("source") == options.data:
+        log.warning("%s was calibrated on %s too; on other pictures its figures will be lower", thresholds.path, options.data)
+    dataset = dataset if given is None else Restricted(dataset, given)
     batch_size = options.batch_size or (16 if any(model.device == "cuda" for model in models) else 1)
-    return evaluate(dataset, models, label_sets, limit=options.limit, batch_size=batch_size, limits=limits)
+    return evaluate(dataset, models, label_sets, limit=options.limit, batch_size=batch_size, decide=decide)
 
 
 def _check_options(options: EvaluateOptions) -> None:
@@ -212,12 +221,14 @@ def evaluate(
     *,
     limit: int | None = None,
     batch_size: int = 1,
-    limits: Mapping[tuple[str, int], FloatArray] = MappingProxyType({}),
+    decide: Mapping[tuple[str, int], Decider] = MappingProxyType({}),
 ) -> Evaluation:
     """Evaluate models on the first `limit` pictures (None: all). The others are compared with the first model.
 
     Each label set is a pass of its own, since scores depend on the vocabulary. A picture that cannot be read is left out for
-    all models. `limits` are thresholds [C] by label set and number of the model. Raises UsageError where no picture is left.
+    all models. `decide` makes decisions of scores, by label set and number of the model.
+
+    Raises UsageError where no picture is left.
     """
     pictures = list(range(min(len(dataset), len(dataset) if limit is None else limit)))
     unreadable: dict[int, str] = {}
@@ -235,7 +246,7 @@ def evaluate(
             for scores, its in zip(scored.scores[1:], metrics[1:], strict=True)
         ]
         decisions = [
-            evaluate_decisions(scores, scored.targets, limits[name, i]) if (name, i) in limits else None
+            evaluate_decisions(decide[name, i](scores), scored.targets) if (name, i) in decide else None
             for i, scores in enumerate(scored.scores)
         ]
         rows = zip(models, metrics, [None, *differences], decisions, strict=True)

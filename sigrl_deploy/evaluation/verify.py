@@ -35,7 +35,7 @@ from sigrl_deploy.labels.label_set import LabelSet, label_set
 from sigrl_deploy.labels.reading import read_label_set
 from sigrl_deploy.pictures.finding import find_pictures
 from sigrl_deploy.recognizer import Recognizer
-from sigrl_deploy.recognizer.thresholds import Thresholds
+from sigrl_deploy.recognizer.thresholds import Thresholds, read_thresholds
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,9 @@ class VerifyOptions:
     device: str = "auto"
     tolerance: float | None = None
     threshold: float | None = None
+    background: str | None = None
     thresholds: Path | None = None
+    rescale_thresholds: bool = False
     batch_size: int = 1
     cache_dir: Path | None = None
 
@@ -133,7 +135,8 @@ def verify(options: VerifyOptions) -> Verification:
         advice = advice or ["repair one of the others"]
         raise NothingToCompareError(f"{only}, so there is nothing to compare; {', or '.join(advice)}", options.bundle, not_run)
     labels = labels or label_set(dataset.labels)
-    limits = None if options.thresholds is None else _limits(options.thresholds, labels, models)
+    thresholds = read_thresholds(options.thresholds, options.rescale_thresholds)
+    limits = None if thresholds is None else _limits(thresholds, labels, models)
     scored = score_pictures(dataset, range(len(dataset)), labels, models, options.batch_size)
     unreadable = {dataset.name(i): reason for i, reason in scored.unreadable.items()}
     if len(scored.targets) == 0:
@@ -160,15 +163,17 @@ def short_name(description: str) -> str:
 
 def _asked(options: VerifyOptions, bundle: Bundle) -> LabelSet | None:
     """The label set of the file, with its background, or None."""
-    if options.labels is None:
+    given = None if options.labels is None else read_label_set(options.labels)
+    if given is None and options.background is not None:
+        given = label_set(_own_labels(bundle))
+    if given is None:
         return None
-    given = read_label_set(options.labels)
+    given = given if options.background is None else replace(given, background=options.background)
     return with_background(given, _own_labels(bundle) if given.background == "bundle" else None)
 
 
-def _limits(path: Path, labels: LabelSet, models: Sequence[Model]) -> FloatArray:
+def _limits(thresholds: Thresholds, labels: LabelSet, models: Sequence[Model]) -> FloatArray:
     """Thresholds [C]. Raises UsageError where the file is for other labels or another bundle; any precision may try them."""
-    thresholds = Thresholds.read(path)
     recognizer = next(model.scorer for model in models if isinstance(model.scorer, Recognizer))
     vocabulary = recognizer.vocabulary(labels)
     scope = replace(recognizer.scope(vocabulary), precision=thresholds.file.scope.precision)
@@ -180,7 +185,7 @@ def _dataset(options: VerifyOptions, bundle: Bundle, labels: LabelSet | None) ->
     labelled = len(options.pictures) == 1 and (first.suffix.lower() == ".csv" or (first / LABELS_CSV).is_file())
     if labelled:
         known = read_folder(first)
-        return known if labels is None else Restricted(known, labels.names)
+        return known if labels is None else Restricted(known, labels)
     names = _own_labels(bundle) if labels is None else labels.names
     found = find_pictures(options.pictures, sys.stdin.buffer if sys.stdin else io.BytesIO())
     if found.skipped_line:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import msgspec
 
 from sigrl_deploy.errors import LabelError
 from sigrl_deploy.labels.label_set import Label, LabelSet, check_label_set, key_of
-from sigrl_deploy.labels.reading import read_label_set
+from sigrl_deploy.labels.reading import NAMED, read_label_set
 
 COMMON = Path(__file__).resolve().parents[1] / "data" / "common-labels.txt"
 
@@ -17,7 +18,8 @@ COMMON = Path(__file__).resolve().parents[1] / "data" / "common-labels.txt"
 def with_background(labels: LabelSet, bundled: Sequence[str] | None) -> LabelSet:
     """The set with its background as labels of its own: `emit` is False, they stand behind the others, `background` is None.
 
-    Left out are those of which the name or a synonym is one of the set's already, whatever the case of its letters.
+    Left out are those of which the name or a synonym is one of the set's already, or one of its parents, whatever the case of
+    its letters.
 
     bundled: the labels that the bundle was exported with, for a background "bundle"; None where it has none.
 
@@ -36,6 +38,8 @@ def background_labels(labels: LabelSet, bundled: Sequence[str] | None) -> tuple[
     Raises LabelError as `with_background` does.
     """
     own = {text for label in labels.labels for text in _folded(label)}
+    # A parent is there where its child is, and so is nothing else to be compared with.
+    own |= {parent.strip().casefold() for label in labels.labels for parent in label.parents}
     kept: list[Label] = []
     left_out: list[Label] = []
     for label in _read(labels.background, bundled):
@@ -57,7 +61,12 @@ def _read(background: str | None, bundled: Sequence[str] | None) -> Iterator[Lab
             raise _error_about(background)(problem)
         yield from (Label(name, emit=False) for name in bundled)
         return
-    found = read_label_set(COMMON if background == "common" else background, argument="background")
+    try:
+        found = read_label_set(COMMON if background == "common" else background, argument="background")
+    except LabelError as error:
+        if os.path.exists(background):
+            raise
+        raise _error_about(background)(f"{error.problem}, or one of {', '.join(NAMED)}") from None
     if found.background is not None:
         raise _error_about(background)(f"has a background itself, {found.background!r}; remove it from that file")
     for label in found.labels:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from graphlib import CycleError, TopologicalSorter
@@ -15,6 +14,9 @@ from sigrl_deploy.labels.names import check_labels, in_order, text_problem
 from sigrl_deploy.structs import Checked
 
 MOST_WORDINGS = 1_000_000  # of a label set: texts to encode
+MOST_LEVELS = 32  # of parents, their parents and so on
+MOST_THRESHOLD = 1e6  # scores are within ±1
+FEW_LABELS = 10  # with fewer, and no background, even a wrong label may score high
 SLOT = "{label}"
 _SHOWN = 60  # characters of a name in a message
 _MOST_OF_CIRCLE = 8  # names in a message
@@ -93,7 +95,8 @@ class LabelSet(Checked, frozen=True):
 
     def only(self, names: Collection[str]) -> LabelSet:
         """The set without the other labels that may become tags. What is never one stays."""
-        kept = tuple(label for label in self.labels if label.name in names or not label.emit)
+        wanted = set(names)
+        kept = tuple(label for label in self.labels if label.name in wanted or not label.emit)
         return msgspec.structs.replace(self, labels=kept)
 
 
@@ -121,7 +124,7 @@ def _checked_types(labels: LabelSet) -> LabelSet:
 
     try:
         return check_label_set(labels.checked(), key_of(labels), error)
-    except ValueError as problem:
+    except (TypeError, ValueError) as problem:
         raise error(str(problem)) from None
 
 
@@ -160,7 +163,7 @@ def check_label_set(labels: LabelSet, place: Place, error: Callable[[str], Label
         for template in label.templates:
             if problem := template_problem(template):
                 raise error(f"{place(i, 'templates')}: {problem}")
-        if label.threshold is not None and not math.isfinite(label.threshold):
+        if label.threshold is not None and not abs(label.threshold) <= MOST_THRESHOLD:
             raise error(f"{place(i, 'threshold')}: is {label.threshold}, expected a finite number, such as 0.25")
     if (texts := count_texts(stripped)) > MOST_WORDINGS:
         raise error(f"holds {texts:,} texts, synonyms times templates, expected {MOST_WORDINGS:,} at most; use fewer templates")
@@ -204,8 +207,13 @@ def _check_parents(labels: LabelSet, place: Place, error: Callable[[str], LabelE
             if parent in of_synonym:
                 problem = f"{parent!r} is a synonym of {of_synonym[parent]!r}; name the parent {of_synonym[parent]!r}"
                 raise error(f"{place(i, 'parents')}: {problem}")
+    parents = parents_of(labels)
+    depth: dict[str, int] = {}
     try:
-        TopologicalSorter(parents_of(labels)).prepare()
+        for name in TopologicalSorter(parents).static_order():  # parents before their children
+            depth[name] = 1 + max((depth[parent] for parent in parents.get(name, ())), default=0)
+            if depth[name] > MOST_LEVELS:
+                raise error(f"{name!r} has more than {MOST_LEVELS} levels of parents above it; leave out the highest")
     except CycleError as found:
         circle: list[str] = found.args[1][::-1]  # from child to parent
         shown = " → ".join(name[:_SHOWN] for name in circle[:_MOST_OF_CIRCLE]) + " …" * (len(circle) > _MOST_OF_CIRCLE)
@@ -223,6 +231,6 @@ def ancestors(name: str, parents: Mapping[str, Sequence[str]]) -> tuple[str, ...
     found: dict[str, None] = {}
     level = [name]
     while level:
-        level = [parent for child in level for parent in parents.get(child, ()) if parent not in found]
+        level = list(dict.fromkeys(parent for child in level for parent in parents.get(child, ()) if parent not in found))
         found.update(dict.fromkeys(level))
     return tuple(found)

@@ -10,9 +10,8 @@ from msgspec.structs import replace
 
 from sigrl_deploy.errors import printable
 from sigrl_deploy.labels.background import background_labels
-from sigrl_deploy.labels.label_set import Label, LabelSet, Match, ancestors, count_rows, count_texts, parents_of
+from sigrl_deploy.labels.label_set import FEW_LABELS, Label, LabelSet, Match, ancestors, count_rows, count_texts, parents_of
 
-FEW = 10  # labels: with fewer and no background, scores tell little
 _HEAD = ("label", "wordings", "parents", "threshold", "emitted")
 _WIDTHS = (28, 36, 20, 9, 7)  # of columns, at most: with the spaces between them what fits a terminal of 110 columns
 _MOST = 10  # names in a line of the summary, and warnings of one kind
@@ -48,10 +47,10 @@ def _table(labels: LabelSet) -> Iterator[str]:
 
 def _row(label: Label) -> list[list[str]]:
     """The lines of each cell."""
-    wordings = [", ".join(label.synonyms), *(f"as: {template}" for template in label.templates)]
+    wordings = [" | ".join(label.synonyms), *(f"as: {template}" for template in label.templates)]
     wordings += ["match: any"] * (label.match is Match.ANY)
     threshold = "" if label.threshold is None else f"{label.threshold:g}"
-    cells = [[label.name], wordings, [", ".join(label.parents)], [threshold], ["yes" if label.emit else "no"]]
+    cells = [[label.name], wordings, [" | ".join(label.parents)], [threshold], ["yes" if label.emit else "no"]]
     return [
         [line for text in texts for line in textwrap.wrap(printable(text), width, break_on_hyphens=False)] or [""]
         for texts, width in zip(cells, _WIDTHS, strict=True)
@@ -61,7 +60,8 @@ def _row(label: Label) -> list[list[str]]:
 def _summary(labels: LabelSet, whole: LabelSet) -> Iterator[str]:
     yield f"{_counted(len(labels.labels), 'label')}, {len(labels.names)} emitted"
     included = ", background included" if whole != labels else ""
-    yield f"{_counted(count_rows(whole), 'row')} to score, {_counted(count_texts(whole), 'text')} to encode{included}"
+    scored = f"{_counted(count_rows(whole), 'row')} to score and {_counted(count_texts(whole), 'text')} to encode"
+    yield f"{scored}{included}; a row is what gets a score: a label, or each wording of one that matches any"
     templates = "; ".join(labels.templates) or "the bundle's"
     yield printable(f"templates: {templates}")
     parents = parents_of(labels)
@@ -75,8 +75,8 @@ def _summary(labels: LabelSet, whole: LabelSet) -> Iterator[str]:
 
 
 def _warnings(labels: LabelSet, whole: LabelSet) -> Iterator[str]:
-    if len(labels.labels) < FEW and labels.background is None:
-        yield f"fewer than {FEW} labels: one of them scores high on any picture; add labels, or the background 'common'"
+    if len(labels.labels) < FEW_LABELS and labels.background is None:
+        yield f"fewer than {FEW_LABELS} labels: one of them scores high on any picture; add labels, or the background 'common'"
     seen: dict[str, str] = {}
     doubles = []
     for label in whole.labels:
@@ -89,6 +89,9 @@ def _warnings(labels: LabelSet, whole: LabelSet) -> Iterator[str]:
                 )
             own[key] = text
         seen |= own
+    several = [text for label in labels.labels for text in (label.name, *label.synonyms) if "," in text or ";" in text]
+    for text in several[:_MOST]:
+        yield f"{text!r} is one label or synonym, with what stands between its commas or semicolons"
     yield from doubles[:_MOST]
     if len(doubles) > _MOST:
         yield f"{len(doubles) - _MOST} more pairs differ by case or a plural s only"

@@ -21,7 +21,7 @@ from sigrl_deploy.engines.engine import Engine
 from sigrl_deploy.engines.opening import open_engine
 from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import ImageError, LabelError, ScoreError, UsageError, member_of
-from sigrl_deploy.labels.label_set import Label, LabelSet
+from sigrl_deploy.labels.label_set import FEW_LABELS, Label, LabelSet
 from sigrl_deploy.machine import cpus
 from sigrl_deploy.machine.cache_folder import default_cache_dir, require_private
 from sigrl_deploy.model import matching
@@ -43,7 +43,6 @@ Labels: TypeAlias = "Iterable[str | Label] | LabelSet | str | os.PathLike[str] |
 
 Prepared = TypeVar("Prepared")
 
-_FEW_LABELS = 10
 _BATCH_SIZE = {"cpu": 1, "cuda": 16}
 
 
@@ -358,7 +357,7 @@ class Recognizer:
 
     def _advised(self, labels: Labels) -> Vocabulary:
         vocabulary = self.vocabulary(labels)
-        if len(vocabulary.label_embedding) < _FEW_LABELS and self.bundle.manifest.arch is not Arch.CLIP:
+        if len(vocabulary.label_embedding) < FEW_LABELS and self.bundle.manifest.arch is not Arch.CLIP:
             _advise_more_labels(len(vocabulary))
         return vocabulary
 
@@ -378,8 +377,7 @@ def _cache_folder(asked: str | os.PathLike[str] | bool | None) -> Path | None:
 def _advise_more_labels(labels: int) -> None:
     log.warning(
         "%d label%s: scores compare the labels of one picture, and with so few even a wrong one may score high; add labels "
-        "of other things that may be in the pictures, or `background='common'`, everyday things that are compared and never "
-        "tags",
+        "of other things that may be in the pictures, or a `background` of everyday things, which are compared and never tags",
         labels,
         "" if labels == 1 else "s",
     )

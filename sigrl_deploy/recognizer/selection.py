@@ -11,7 +11,7 @@ import numpy as np
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.calibration.probabilities import Curve
 from sigrl_deploy.config import Arch
-from sigrl_deploy.errors import UsageError
+from sigrl_deploy.errors import UsageError, kind_of
 from sigrl_deploy.recognizer.predictions import Prediction
 from sigrl_deploy.recognizer.thresholds import Scope, Thresholds
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
@@ -46,6 +46,11 @@ class Selection:
         """From the arguments of `Recognizer.recognize`. Raises UsageError for thresholds that are not of this scope."""
         if thresholds is None:
             return cls(DEFAULT_TOP if top is None else top, threshold, evidence)
+        if not isinstance(thresholds, (str, os.PathLike, Thresholds)):
+            problem = (
+                f"is {kind_of(thresholds)}, expected a file that sigrl-deploy calibrate wrote; one number is a `threshold`"
+            )
+            raise UsageError(problem, argument="thresholds")
         file = thresholds if isinstance(thresholds, Thresholds) else Thresholds.read(os.fsdecode(thresholds))
         here = scope()
         return cls(top, threshold, evidence, file.limits(here, vocabulary), file.probabilities(here))

@@ -6,6 +6,7 @@ Scores are normalised over all rows of a vocabulary, so a threshold holds for on
 from __future__ import annotations
 
 import json
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,10 @@ from sigrl_deploy.structs import Checked
 from sigrl_deploy.vocabulary.cache import digest
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
+log = logging.getLogger(__name__)
+
 _MOST_BYTES = 1 << 28
+_RESCALE = "calibrate again, or scale it, which is less exact: `rescale_thresholds`, or Thresholds.read(path, rescale=True)"
 _WEIGHTS = ("checkpoint", "text_tower", "label_embeddings")  # of what a manifest says about an export's sources
 _Finite: TypeAlias = Annotated[float, Meta(ge=-1e6, le=1e6)]
 
@@ -99,15 +103,15 @@ class Thresholds:
             values = json.loads(read_bounded(Path(path), _MOST_BYTES))
         except (OSError, ValueError, RecursionError) as error:
             reason = getattr(error, "strerror", None) or error
-            problem = f"cannot be read ({reason}); expected a file that sigrl-deploy calibrate wrote"
-            raise UsageError(problem, argument="thresholds", value=path) from None
+            advice = "expected a file that sigrl-deploy calibrate wrote; one number for all labels is a `threshold`"
+            raise UsageError(f"cannot be read ({reason}); {advice}", argument="thresholds", value=path) from None
         version = values.get("version") if isinstance(values, dict) else None
         try:
             if version != 1:
                 raise ValueError(f"version: {str(version)[:20]}, this release reads 1")
             return cls(Path(path), ThresholdFile.from_plain(values), rescale)
         except ValueError as error:
-            problem = f"is no file of thresholds ({error}); run sigrl-deploy calibrate again"
+            problem = f"is no file of thresholds ({error}); expected one that sigrl-deploy calibrate wrote"
             raise UsageError(problem, argument="thresholds", value=path) from None
 
     def limits(self, scope: Scope, vocabulary: Vocabulary) -> FloatArray:
@@ -115,9 +119,21 @@ class Thresholds:
 
         Raises UsageError where the file was made for something else.
         """
-        self._check(scope)
+        self._check(scope, vocabulary)
+        factor = self._factor(scope)
+        if factor != 1:
+            strange = sum(label not in self.file.thresholds for label in vocabulary.labels)
+            log.warning(
+                "%s: thresholds times %.3f, for %d labels in place of %d; %d of them are not in the file and take the one for "
+                "all; to calibrate again is more exact",
+                self.path,
+                factor,
+                scope.rows,
+                self.file.scope.rows,
+                strange,
+            )
         values = [self.file.thresholds.get(label, self.file.global_threshold) for label in vocabulary.labels]
-        limits: FloatArray = np.array(values, np.float32) * np.float32(self._factor(scope))
+        limits: FloatArray = np.array(values, np.float32) * np.float32(factor)
         own = None if vocabulary.readout is None else vocabulary.readout.thresholds
         return limits if own is None else np.where(np.isnan(own), limits, own)
 
@@ -129,19 +145,17 @@ class Thresholds:
         """Within a picture, the spread of scores times √R is about the same for any vocabulary of R rows."""
         return 1.0 if scope.labels == self.file.scope.labels else math.sqrt(self.file.scope.rows / scope.rows)
 
-    def _check(self, scope: Scope) -> None:
+    def _check(self, scope: Scope, vocabulary: Vocabulary) -> None:
         own = self.file.scope
         if scope.model != own.model:
             problem = "was made for another bundle; calibrate this one"
         elif scope.crop is not own.crop:
-            problem = f"was made with `crop='{own.crop.value}'`; use that, or calibrate again"
+            problem = f"was made with `crop='{own.crop.value}'`; use that, or calibrate again with this one"
         elif self.rescale:
             return
         elif scope.labels != own.labels:
-            problem = (
-                f"was made for other labels ({own.rows} rows, here are {scope.rows}), and each score depends on all of them; "
-                "calibrate again, or use `rescale_thresholds`, which is less exact"
-            )
+            others = f"{self._differing(scope, vocabulary)}, and each score depends on all labels"
+            problem = f"was made for {others}; {_RESCALE}"
         elif scope.precision is not own.precision:
             problem = (
                 f"was made with `precision='{own.precision.value}'`; use that, calibrate again, or use `rescale_thresholds`"
@@ -149,6 +163,17 @@ class Thresholds:
         else:
             return
         raise UsageError(problem, argument="thresholds", value=self.path)
+
+    def _differing(self, scope: Scope, vocabulary: Vocabulary) -> str:
+        """How the labels of the file differ from these."""
+        here, there = set(vocabulary.labels), self.file.thresholds.keys()
+        for label in sorted(here - there):
+            return f"other labels, without {label!r}"
+        for label in sorted(there - here):
+            return f"other labels, with {label!r}"
+        if scope.rows != self.file.scope.rows:
+            return f"these labels among {self.file.scope.rows}, which are {scope.rows} here: another background"
+        return "these labels with other synonyms, templates or background"
 
 
 def read_thresholds(path: Path | None, rescale: bool) -> Thresholds | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Sequence
 
@@ -135,3 +137,10 @@ def _columns(panels: int, width: int, height: int) -> int:
         return abs(math.log(columns * width / (rows * height) / _SHAPE)) + 0.2 * empty
 
     return min(range(1, min(panels, MOST_COLUMNS) + 1), key=cost)
+
+
+def data_uri(image: Image.Image) -> str:
+    """A picture as a `data:` URI, for pages and JSON that need no other file."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=88)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"

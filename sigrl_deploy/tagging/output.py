@@ -89,7 +89,7 @@ def as_json(record: Record, shown: Shown, heatmaps: Heatmaps | None = None) -> d
         return {"path": record.path, "error": record.error}
     picture = {"path": record.path} | ({} if shown.crop is Crop.CENTRE else {"crop": shown.crop.value})
     if shown.all_scores:
-        return picture | {"scores": dict(zip(shown.labels, map(_rounded, record.scores.tolist()), strict=True))}
+        return picture | {"scores": dict(zip(shown.labels, map(rounded, record.scores.tolist()), strict=True))}
     picture |= {} if shown.thresholds is None else {"thresholds": shown.thresholds}
     tags = [_tag(prediction, shown.of_tags) for prediction in record.predictions]
     if heatmaps is None:
@@ -100,15 +100,15 @@ def as_json(record: Record, shown: Shown, heatmaps: Heatmaps | None = None) -> d
 
 
 def _tag(prediction: Prediction, more: Sequence[str]) -> dict[str, Any]:
-    values = {"label": prediction.label, "score": _rounded(prediction.score)}
+    values = {"label": prediction.label, "score": rounded(prediction.score)}
     for name in more:
         value = getattr(prediction, name)
         if value is not None:
-            values[name] = _rounded(value) if isinstance(value, float) else value
+            values[name] = rounded(value) if isinstance(value, float) else value
     return values
 
 
-def _rounded(score: float) -> float:
+def rounded(score: float) -> float:
     """The fewest digits that read back as the same fp32 score."""
     return float(str(np.float32(score)))
 
@@ -157,7 +157,7 @@ class CsvWriter(Writer):
     def write(self, record: Record, heatmaps: Heatmaps | None = None) -> None:
         error, shown = record.error or "", self.shown
         if shown.all_scores:
-            scores = [""] * len(shown.labels) if record.scores is None else map(_rounded, record.scores.tolist())
+            scores = [""] * len(shown.labels) if record.scores is None else map(rounded, record.scores.tolist())
             self._row(record.path, error, *scores)
         elif record.predictions:
             for prediction in record.predictions:
@@ -188,7 +188,7 @@ class TableWriter(Writer):
 
     def begin(self) -> None:
         self.label_width = min(40, max(5, *(len(printable(label)) for label in self.shown.labels)))
-        self._line("picture", "label", "  score")
+        self._line("picture", "label", "  ".join(["  score", *self.shown.of_tags]))
 
     def write(self, record: Record, heatmaps: Heatmaps | None = None) -> None:
         name = printable(record.path)
@@ -196,16 +196,23 @@ class TableWriter(Writer):
         if record.error is not None or record.scores is None:
             self._line(name, "error", record.error or "")
             return
-        tags = (
-            zip(self.shown.labels, record.scores.tolist(), strict=True)
-            if self.shown.all_scores
-            else ((t.label, t.score) for t in record.predictions)
-        )
-        for label, score in tags:
-            self._line(name, printable(label), f"{score:7.4f}")
+        if self.shown.all_scores:
+            rows = [(label, f"{score:7.4f}") for label, score in zip(self.shown.labels, record.scores.tolist(), strict=True)]
+        else:
+            rows = [(tag.label, self._rest(tag)) for tag in record.predictions]
+        for label, rest in rows:
+            self._line(name, printable(label), rest)
             name = ""
         if name:
             self._line(name, "-", "no label above the threshold")
+
+    def _rest(self, tag: Prediction) -> str:
+        """What follows the label: score, and what else the tags of this run have."""
+        cells = [f"{tag.score:7.4f}"]
+        for column in self.shown.of_tags:
+            value = getattr(tag, column)
+            cells.append(f"{value:{len(column)}.4f}" if isinstance(value, float) else printable(value or "").ljust(len(column)))
+        return "  ".join(cells).rstrip()
 
     def _line(self, name: str, label: str, rest: str) -> None:
         self.stream.write(f"{name:<{_PATH_WIDTH}}  {label:<{self.label_width}}  {rest}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from sigrl_deploy.bundle.manifest import Manifest
+from sigrl_deploy.bundle.manifest import MANIFEST, Manifest
 from sigrl_deploy.config import Crop
 from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import UsageError
@@ -21,7 +22,7 @@ from sigrl_deploy.labels.reading import read_label_set
 from sigrl_deploy.progress import Progress
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.recognizer.predictions import Record
-from sigrl_deploy.recognizer.selection import DEFAULT_TOP
+from sigrl_deploy.recognizer.selection import DEFAULT_TOP, Selection
 from sigrl_deploy.recognizer.thresholds import Thresholds, read_thresholds
 from sigrl_deploy.recognizer.vocabularies import asked_labels
 from sigrl_deploy.tagging.drawing import MOST_TAGS
@@ -94,15 +95,18 @@ def run_infer(options: InferOptions) -> int:
             problem = f"a bundle of arch {manifest.arch.value} scores whole pictures and has no evidence by patch; leave it out"
             raise UsageError(problem, argument="heatmaps")
         open_folder(options.heatmaps)
-        if (options.top or 0) > MOST_TAGS and not options.heatmap_per_tag:
+        most = math.inf if options.top is None and thresholds is not None else options.top or 0
+        if most > MOST_TAGS and not options.heatmap_per_tag:
             log.warning("heat maps show the %d best tags of a picture; `heatmap_per_tag` draws all", MOST_TAGS)
     vocabulary = recognizer.vocabulary(asked_labels(labels, options.background, recognizer.vocabulary))
+    # Refused before the output begins.
+    selection = recognizer.selection(vocabulary, options.top, options.threshold, thresholds, options.heatmaps is not None)
     run = _run_name(options, recognizer, vocabulary, thresholds)
     shown = Shown(
         vocabulary.labels,
         options.all_scores,
         recognizer.crop,
-        _of_tags(vocabulary, thresholds),
+        _of_tags(vocabulary, selection),
         None if thresholds is None else thresholds.path.name,
     )
     asked = _without_heatmaps(options.pictures, options.named)
@@ -119,12 +123,12 @@ def run_infer(options: InferOptions) -> int:
     return failed
 
 
-def _of_tags(vocabulary: Vocabulary, thresholds: Thresholds | None) -> list[str]:
+def _of_tags(vocabulary: Vocabulary, selection: Selection) -> list[str]:
     """What tags say besides label and score. A threshold that is the same for all goes without saying."""
     readout = vocabulary.readout
     said = {
-        "threshold": thresholds is not None or (readout is not None and readout.thresholds is not None),
-        "probability": thresholds is not None and thresholds.file.probabilities is not None,
+        "threshold": selection.limits is not None or (readout is not None and readout.thresholds is not None),
+        "probability": selection.probabilities is not None,
         "child": readout is not None and any(readout.ancestors),
     }
     return [name for name, is_said in said.items() if is_said]
@@ -173,7 +177,8 @@ def _check_output(options: InferOptions) -> str:
     """The format. Raises UsageError where options contradict each other, or `out` cannot be written or would lose something."""
     out = options.out
     if out is not None:
-        check_place(out, [*options.pictures, options.labels or ""])
+        read = [options.labels, options.thresholds, options.background, options.bundle / MANIFEST]
+        check_place(out, [*options.pictures, *(path for path in read if path)])
     elif sys.stdout is None:
         raise UsageError("standard output is closed; open it, or give `out`")
     format_ = choose_format(options.format, out)
@@ -212,7 +217,8 @@ def _run_name(options: InferOptions, recognizer: Recognizer, vocabulary: Vocabul
     how = type(engine).__name__, engine.precision.value, options.engine.device_preprocess, *crop
     drawn = options.heatmaps and (str(options.heatmaps), "per tag" if options.heatmap_per_tag else "per picture")
     top = options.top or (DEFAULT_TOP if thresholds is None else None)
-    chosen = top, options.threshold, options.all_scores, drawn, *([] if thresholds is None else [thresholds.file])
+    decided = [] if thresholds is None else [thresholds.path.name, thresholds.rescale, replace(thresholds.file, calibration={})]
+    chosen = top, options.threshold, options.all_scores, drawn, *decided
     return name_run(bundle=manifest.to_json(), engine=how, labels=_names(vocabulary), options=chosen)
 
 

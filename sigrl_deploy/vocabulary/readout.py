@@ -60,6 +60,16 @@ class Readout:
         scores: FloatArray = np.maximum.reduceat(of_rows[..., self.members], self.starts, axis=-1)
         return scores
 
+    def with_parents(self, chosen: NDArray[np.bool_], labels: tuple[str, ...]) -> NDArray[np.bool_]:
+        """chosen [N, C], which labels pictures have by themselves → [N, C], with those that they have as parents of others."""
+        column = {label: c for c, label in enumerate(labels)}
+        found = chosen.copy()
+        for c, parents in enumerate(self.ancestors):
+            for parent in parents:
+                if parent in column:
+                    found[:, column[parent]] |= chosen[:, c]
+        return found
+
     def best_row(self, of_rows: FloatArray, label: int) -> int:
         """The row that gave a label its score; `of_rows` are the scores [R] of one picture."""
         own = self.members[self.starts[label] : (*self.starts, len(self.members))[label + 1]]

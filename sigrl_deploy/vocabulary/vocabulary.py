@@ -60,7 +60,14 @@ class Vocabulary:
         return of_rows if self.readout is None else self.readout.scores(of_rows)
 
     def write(self, path: Path, mode: int = 0o666) -> None:
-        """Write the vocabulary as a file of arrays, whole or not at all; for `mode` see `replacing`."""
+        """Write the vocabulary as a file of arrays, whole or not at all; for `mode` see `replacing`.
+
+        Raises LabelError for one of a label set that says more than names, which such a file cannot hold.
+        """
+        if self.readout is not None:
+            raise LabelError(
+                "these labels say more than names, which a file cannot hold; keep the label set", argument="labels"
+            )
         arrays: dict[str, NDArray[Any]] = {"labels": np.array(self.labels), "label_embedding": self.label_embedding}
         if self.graph_projection is not None:
             arrays["graph_projection"] = self.graph_projection

@@ -94,14 +94,12 @@ def test_from_a_folder_to_decisions(data: Path, bundle: Path, labels: Path, tmp_
     assert [row["label"] for row in rows] == [tag["label"] for record in records for tag in record["tags"]]
     assert {row["thresholds"] for row in rows} == {"thresholds.json"}
 
-    own = tmp_path / "annotated.txt"
-    own.write_text("\n".join(LABELS))
-    run("calibrate", data, "--bundle", bundle, "--labels", own, "--out", tmp_path / "own.json")
-    command = ["evaluate", data, "--bundle", bundle, "--labels", own, "--out", tmp_path / "found.json"]
-    table = run(*command, "--thresholds", tmp_path / "own.json").stdout
+    evaluated = run("evaluate", data, *model, "--out", tmp_path / "found.json", "--thresholds", out)
+    table = evaluated.stdout
+    assert f"says nothing about {SPARE}: scored, not evaluated" in evaluated.stderr
+    assert "was calibrated on" in evaluated.stderr
     found = json.loads((tmp_path / "found.json").read_text())["label_sets"][0]["results"][0]["at_thresholds"]
-    scores, targets = scored(data, bundle, own)
-    known, chosen = targets != 0, scores >= np.array([*Thresholds.read(tmp_path / "own.json").file.thresholds.values()])
+    known = targets != 0
     truth, decided = targets[known] == 1, chosen[known]
     for name, metric in (("f1", f1_score), ("precision", precision_score), ("recall", recall_score)):
         assert found[name] == pytest.approx(metric(truth, decided))
@@ -142,11 +140,23 @@ def test_without_truth_so_many_labels_pass(photos: list[Path], bundle: Path, tmp
     assert (found.validation, found.unknown) == (None, ())
 
 
+@pytest.mark.parametrize("crop", ["pad", "tiles"])
+def test_thresholds_for_other_crops(options: CalibrateOptions, data: Path, crop: str) -> None:
+    run_calibrate(replace(options, crop=crop))
+    recognizer = Recognizer(options.bundle, device="cpu", crop=crop)
+    pictures, vocabulary = sorted(data.glob("*.png")), recognizer.vocabulary(options.labels)
+    limits = Thresholds.read(options.out).limits(recognizer.scope(vocabulary), vocabulary)
+    tags = recognizer.recognize(pictures, vocabulary, thresholds=options.out)
+    passing = (recognizer.scores(pictures, vocabulary) >= limits).sum(axis=1)
+    assert [len([tag for tag in each if tag.child is None]) for each in tags] == passing.tolist()
+
+
 def test_what_the_report_says_of_single_labels(options: CalibrateOptions) -> None:
     shown = report(run_calibrate(options))
     assert "Fewer than 10 pictures show rocket, person, night sky, cup of coffee, cat" in shown
     assert "No picture shows unicorn: the threshold for all labels is taken." in shown
     assert f"says nothing about {SPARE}" in shown
+    assert shown.count("unicorn") == 2  # once in the table of labels
 
 
 def test_what_cannot_be_calibrated(options: CalibrateOptions, data: Path, photos: list[Path], tmp_path: Path) -> None:
@@ -157,6 +167,9 @@ def test_what_cannot_be_calibrated(options: CalibrateOptions, data: Path, photos
     assert refusal(out=tmp_path / "thresholds.txt") == ("out", tmp_path / "thresholds.txt")
     assert refusal(out=tmp_path / "gone" / "thresholds.json") == ("out", tmp_path / "gone" / "thresholds.json")
     assert refusal(plot_precision=tmp_path / "plot.pdf") == ("plot_precision", tmp_path / "plot.pdf")
+    same = tmp_path / "plot.png"
+    assert refusal(plot_precision=same, plot_reliability=same, probabilities=True) == ("plot_precision", same)
+    assert refusal(out=options.bundle / "manifest.json", overwrite=True) == ("out", options.bundle / "manifest.json")
     assert refusal(plot_reliability=tmp_path / "plot.png") == ("plot_reliability", None)
     assert refusal(probabilities=True, tags_per_picture=2.0) == ("probabilities", None)
     assert refusal(metric="recall@0.8", tags_per_picture=2.0) == ("metric", "recall@0.8")

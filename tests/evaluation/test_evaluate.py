@@ -30,7 +30,7 @@ from sigrl_deploy.errors import LabelError, UsageError
 from sigrl_deploy.evaluation.label_sets import choose_label_sets
 from sigrl_deploy.evaluation.run import EvaluateOptions, evaluate, run_evaluate
 from sigrl_deploy.evaluation.scoring import Model
-from sigrl_deploy.labels.label_set import label_set
+from sigrl_deploy.labels.label_set import Label, label_set
 from sigrl_deploy.pictures.preprocess import Preprocess
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
@@ -249,23 +249,24 @@ def test_each_label_set_is_scored_with_its_own_vocabulary(bundle: Path, data: Pa
 
 def test_label_sets_and_labels_can_be_chosen(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     dataset, file = ZeroShot(data), tmp_path / "labels.txt"
-    chosen = choose_label_sets(dataset, ["rare", "all", "rare"], None)
-    assert {name: labels.names for name, labels in chosen.items()} == {"rare": LABELS[3:], "all": LABELS}
-    file.write_text("rocket\nperson\n")
+
+    def chosen(names: list[str], *labels: str) -> dict[str, tuple[str, ...]]:
+        given = label_set(labels) if labels else None
+        return {name: found.names for name, found in choose_label_sets(dataset, names, given, file).items()}
+
+    assert chosen(["rare", "all", "rare"]) == {"rare": LABELS[3:], "all": LABELS}
     with caplog.at_level("INFO"):
-        chosen = choose_label_sets(dataset, [], file)
-    assert {name: labels.names for name, labels in chosen.items()} == {
-        "unseen": ("rocket",),
-        "seen": ("person",),
-        "all": ("person", "rocket"),
-    }
+        assert chosen([], "rocket", "person") == {"unseen": ("rocket",), "seen": ("person",), "all": ("person", "rocket")}
     assert "all: 4 of 6 labels are not in" in caplog.text
-    file.write_text("rocket\n")
-    assert [*choose_label_sets(dataset, [], file)] == ["unseen", "all"]
-    assert refused(lambda: choose_label_sets(dataset, ["seen"], file), LabelError) == ("labels", file)
-    file.write_text("rocket\nsloth\nzebra\n")
-    assert_refused(lambda: choose_label_sets(dataset, [], file), LabelError, "labels='", "labels.txt", "'sloth' and 1 more")
-    assert refused(lambda: choose_label_sets(dataset, ["common"], None)) == ("label_sets", "common")
+    assert [*chosen([], "rocket")] == ["unseen", "all"]
+    assert refused(lambda: chosen(["seen"], "rocket"), LabelError) == ("labels", file)
+    assert_refused(lambda: chosen([], "sloth", "Rocket"), LabelError, "labels.txt", "sloth, Rocket (the truth has 'rocket')")
+    assert refused(lambda: chosen(["common"])) == ("label_sets", "common")
+    # What the data set does not know is scored beside the others; a synonym's truth is the label's.
+    whole = choose_label_sets(dataset, ["all"], label_set(["zebra", Label("feline", ("cat",))]), file)["all"]
+    assert whole.names == ("feline",)
+    assert [label.name for label in whole.labels] == ["feline", "zebra"]
+    assert "zebra: scored, not evaluated" in caplog.text
 
 
 def test_a_score_that_is_not_finite_ends_the_run_and_names_picture_and_model(bundle: Path, tmp_path: Path) -> None:

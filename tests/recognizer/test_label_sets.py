@@ -17,6 +17,7 @@ from sigrl_deploy.export.parity import LABELS
 from sigrl_deploy.export.run import ExportOptions, export_bundle
 from sigrl_deploy.labels.label_set import Label, LabelSet, Match
 from sigrl_deploy.labels.names import read_labels
+from sigrl_deploy.recognizer.recognizer import _advise_more_labels
 from tests.support.refusals import assert_refused
 
 TOLERANCE = 1e-5  # fp32 scores within ±1, of one graph run in another order
@@ -129,8 +130,24 @@ def test_the_bundles_own_labels_as_background(recognizer: Recognizer, photos: li
 def test_few_labels_with_a_background_are_no_few_labels(
     recognizer: Recognizer, photos: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
+    _advise_more_labels.cache_clear()  # it says so once
     recognizer.recognize(photos[:1], LabelSet((Label("cat"), Label("cup")), background="common"))
     assert "scores compare" not in caplog.text
+    recognizer.recognize(photos[:1], ["cat", "cup"])
+    assert "scores compare" in caplog.text
+
+
+def test_a_parent_that_is_a_background_label_too_is_a_tag(recognizer: Recognizer, photos: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "others.txt").write_text("\n".join((*OTHERS, "Animal")))
+    labels = LabelSet((Label("cat", parents=("animal",)), Label("cup")), background=str(tmp_path / "others.txt"))
+    (tags,) = recognizer.recognize(photos[:1], labels)
+    assert {tag.label for tag in tags} == {"cat", "cup", "animal"}
+
+
+def test_a_label_set_is_no_file_of_arrays(recognizer: Recognizer, tmp_path: Path) -> None:
+    vocabulary = recognizer.vocabulary([Label("cat", synonyms=("kitty",)), "cup"])
+    assert_refused(lambda: vocabulary.write(tmp_path / "labels.npz"), LabelError, "more than names")
+    assert not (tmp_path / "labels.npz").exists()
 
 
 def test_parents_come_with_their_best_child(recognizer: Recognizer, photos: list[Path]) -> None:

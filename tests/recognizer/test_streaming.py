@@ -52,7 +52,7 @@ def test_memory_that_does_not_hold_a_batch_is_one_error_that_names_it(
     recognizer: Recognizer, photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = np.broadcast_to(np.float32(0), (1, 3, 2**22, 2**22))  # takes no memory, and a batch all there is
-    view = replace(recognizer._view(photos[0]), pixels=pixels)
-    monkeypatch.setattr(recognizer, "_view", lambda path: view)
+    view = replace(recognizer.view(photos[0]), pixels=pixels)
+    monkeypatch.setattr(recognizer, "view", lambda path: view)
     for use in (recognizer.stream, recognizer.recognize):
         assert refused(lambda use=use: list(use(photos, ["cat", "dog"], batch_size=4))) == ("batch_size", 4)

@@ -80,16 +80,15 @@ def test_other_labels_are_refused_or_scaled(recognizer: Recognizer, photos: list
         lambda: recognizer.recognize(photos, more, thresholds=path),
         UsageError,
         str(path),
-        "17 rows",
-        "18",
+        "'one more thing'",
         "rescale_thresholds",
     )
     with_background = LabelSet(tuple(map(Label, NAMES)), background="common")
-    assert_refused(lambda: recognizer.recognize(photos, with_background, thresholds=path), UsageError, "other labels")
+    assert_refused(lambda: recognizer.recognize(photos, with_background, thresholds=path), UsageError, "another background")
     assert_refused(
         lambda: recognizer.recognize(photos, [Label(NAMES[0], ("synonym",)), *NAMES[1:]], thresholds=path),
         UsageError,
-        "17 rows, here are 17",
+        "other synonyms",
     )
     rescaled = Thresholds.read(path, rescale=True)
     vocabulary = recognizer.vocabulary(more)
@@ -136,6 +135,11 @@ def test_files_that_are_no_json(path: Path, tmp_path: Path) -> None:
     assert_refused(lambda: Thresholds.read(path), UsageError, str(path))
     path.write_bytes(b"\xff\xfe")
     assert_refused(lambda: Thresholds.read(path), UsageError, str(path))
+
+
+@pytest.mark.parametrize("wrong", [0.3, True, {"cat": 0.1}])
+def test_what_is_no_file(recognizer: Recognizer, photos: list[Path], wrong: object) -> None:
+    assert refused(lambda: recognizer.recognize(photos, NAMES, thresholds=wrong)) == ("thresholds", None)  # type: ignore[arg-type]
 
 
 def test_one_threshold_and_a_file_of_them(recognizer: Recognizer, photos: list[Path], path: Path) -> None:
