@@ -132,7 +132,11 @@ class Front:
         self._texts += count_texts(asked)
         if self._texts > _TEXTS_KEPT:
             self._forget()
-        return self._vocabularies.of(asked)
+        found = self._vocabularies.of(asked)
+        if (rows := len(found.label_embedding)) > self._most_labels:
+            problem = f"has {rows:,} labels with its background, this server takes {self._most_labels:,} at most"
+            raise LabelError(problem, argument=LABELS)
+        return found
 
     def _forget(self) -> None:
         """Begin with no embeddings."""

@@ -161,10 +161,11 @@ def test_a_label_file_s_json_is_taken_as_one_text(front: Front, recognizer: Reco
         ('{"labels": ["cat"', "expected JSON"),
         ('{"labels": [' + '{"name": ' * 100_000, "labels"),
         (json.dumps({"labels": [{"name": "cat", "synonyms": ["pet"], "templates": TEMPLATES}]}), "402"),
+        (json.dumps({"labels": [f"label {i}" for i in range(150)], "background": "common"}), "with its background"),
         ('{"labels": ["cat"], "labels": []}', "twice"),
         ('{"labels": ["' + "x" * (1 << 22) + '"]}', "4 MB"),
     ],
-    ids=["a path", "half", "deep", "many texts", "twice", "large"],
+    ids=["a path", "half", "deep", "many texts", "many with background", "twice", "large"],
 )  # fmt: skip
 def test_hostile_label_files_are_refused(text: str, fact: str, front: Front, pictures: list[bytes]) -> None:
     bad, good = front.answer([Row(pictures[0], (text.encode(),)), Row(pictures[0], ANIMALS)])
