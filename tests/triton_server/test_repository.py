@@ -59,7 +59,7 @@ def test_it_holds_three_models_and_says_what_wrote_it(bundle: Path, write: Write
 
 @pytest.fixture(scope="session")
 def in_8_bits(export_tiny: Callable[..., Path]) -> Path:
-    return export_tiny(Precision.FP32, Precision.INT8, Precision.INT8X3, Precision.INT8_ALL)
+    return export_tiny(Precision.INT8, Precision.INT8X3, Precision.INT8_ALL)  # which other tests need too
 
 
 @pytest.fixture(params=["sigrl", "int8x3", "mkt"])
