@@ -3,6 +3,9 @@ VENV := .venv
 BASE := .venv-base
 BINDINGS := .venv-bindings
 TRITON := .venv-triton
+TRITONSERVER := .venv-tritonserver
+# nvidia-pytriton, which carries the server, is for Linux and for Python up to 3.12.
+HAS_TRITONSERVER := $(shell $(PYTHON) -c 'import sys; print("yes" if sys.platform == "linux" and sys.version_info < (3, 13) else "")')
 BIN := $(VENV)/bin
 SOURCES := $(shell find sigrl_deploy -type f -not -name '*.pyc')
 
@@ -12,8 +15,9 @@ SOURCES := $(shell find sigrl_deploy -type f -not -name '*.pyc')
 demo: $(VENV)/ready
 	$(BIN)/sigrl-deploy demo --out demo
 
-test: lint $(BASE)/ready $(BINDINGS)/ready $(TRITON)/ready
+test: lint $(BASE)/ready $(BINDINGS)/ready $(TRITON)/ready $(if $(HAS_TRITONSERVER),$(TRITONSERVER)/ready)
 	SIGRL_BASE_PYTHON=$(CURDIR)/$(BASE)/bin/python SIGRL_TENSORRT_BINDINGS=$(CURDIR)/$(BINDINGS) SIGRL_TRITON=$(CURDIR)/$(TRITON) \
+		SIGRL_TRITONSERVER=$(if $(HAS_TRITONSERVER),$(CURDIR)/$(TRITONSERVER)) \
 		$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder \
 		-m "not gpu and not tensorrt"
 
@@ -45,7 +49,7 @@ demo-checkpoint: $(VENV)/ready
 	$(BIN)/python -m benchmarks.demo_checkpoint runs --ship
 
 clean:
-	rm -rf $(VENV) $(BASE) $(BINDINGS) $(TRITON) demo dist
+	rm -rf $(VENV) $(BASE) $(BINDINGS) $(TRITON) $(TRITONSERVER) demo dist
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -77,4 +81,11 @@ $(BINDINGS)/ready: $(VENV)/ready
 # The Triton of torch 2.11, for which kernels must compile as well; nothing imports it but the test of that.
 $(TRITON)/ready: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(TRITON) triton==3.6.0
+	touch $@
+
+# The real tritonserver, with its Python backend alone, and this package for that backend's processes, which take no numpy 2.
+$(TRITONSERVER)/ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(TRITONSERVER)
+	$(TRITONSERVER)/bin/python -m pip install --quiet --upgrade pip
+	$(TRITONSERVER)/bin/python -m pip install --quiet --editable . nvidia-pytriton==0.7.0 'numpy<2'
 	touch $@

@@ -9,7 +9,7 @@ import click
 
 from sigrl_deploy.bundle.engine_records import Ops, Range
 from sigrl_deploy.cli.options import PATH
-from sigrl_deploy.config import Arch, Contract, Precision
+from sigrl_deploy.config import Arch, Backend, Contract, Precision
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.extras import require
 from sigrl_deploy.tensorrt.library import LIBRARIES
@@ -17,7 +17,7 @@ from sigrl_deploy.tensorrt.library import LIBRARIES
 
 @click.group()
 def export() -> None:
-    """Turn a trained checkpoint into a bundle, and a bundle into TensorRT engines."""
+    """Turn a trained checkpoint into a bundle, and a bundle into TensorRT engines or a Triton repository."""
 
 
 def _values(enum: type[Arch] | type[Precision]) -> click.Choice[str]:
@@ -140,3 +140,23 @@ def export_tensorrt(bundle: Path, **options: Any) -> None:
         place = key.gpu or f"compute capability {' '.join(key.compute_capabilities)}"
         how = f"built in {record.seconds:.0f} s" if built else "kept"
         click.echo(f"{bundle / record.file}: {record.size / 1e6:.0f} MB, {how}, by {key.library} for {place}")
+
+
+@export.command("triton")
+@click.argument("bundle", type=PATH)
+@click.option("--out", type=PATH, required=True, help="Folder to write; it must not exist yet, or be empty.")
+@click.option(
+    "--backend",
+    type=click.Choice(["onnxruntime", "tensorrt"]),
+    default="onnxruntime",
+    show_default=True,
+    help="What runs the graphs in Triton; tensorrt needs engines in BUNDLE, built with --ops inlined.",
+)
+@click.option("--precision", type=_values(Precision), help="One that BUNDLE holds [default: the first that the backend runs].")
+def export_triton(bundle: Path, out: Path, backend: str, precision: str | None) -> None:
+    """Write BUNDLE as a model repository for Triton Inference Server."""
+    from sigrl_deploy.triton_server.repository import RepositoryOptions, write_repository
+
+    chosen = Precision(precision) if precision else None
+    models = write_repository(RepositoryOptions(bundle, out, Backend(backend), chosen))
+    click.echo(f"{out}: wrote the models {', '.join(models)}; start `tritonserver --model-repository {out}`")

@@ -66,13 +66,22 @@ def read_label_set(path: str | Path, argument: str = "labels") -> LabelSet:
         return parse_csv(_read_text(path, error), error)
     if ending not in _PARSERS:
         return LabelSet(tuple(map(Label, read_labels(path, argument))))
+    return _with_absolute_background(parse_label_set(_read_text(path, error), ending, error), Path(path).parent, error)
+
+
+def parse_label_set(text: str, ending: str, error: Callable[[str], LabelError]) -> LabelSet:
+    """The label set of a text in the format of an ending, ".toml" or ".json". Its background is as it was given.
+
+    `error` makes an exception of a problem, which is raised where the text is not of its format, and for what
+    `label_set_from_plain` refuses.
+    """
     try:
-        values = _PARSERS[ending](_read_text(path, error), error)
+        values = _PARSERS[ending](text, error)
     except RecursionError:
         raise error("lists or objects are nested too deeply; expected labels with lists of texts") from None
     except ValueError:  # int() has a limit
         raise error("a number has thousands of digits; expected numbers such as 0.25") from None
-    return _with_absolute_background(label_set_from_plain(values, error), Path(path).parent, error)
+    return label_set_from_plain(values, error)
 
 
 def read_names(path: str | Path, argument: str = "labels") -> tuple[str, ...]:
