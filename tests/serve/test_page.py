@@ -192,7 +192,7 @@ def test_a_vocabulary_may_be_chosen(open_page: Open, recognizer: Recognizer, pho
         choose(page, photos[0])
         wait(page, "1 of 1 picture tagged.")
         options = page.get_by_label("Look for").locator("option").all_inner_texts()
-        assert options == ["everyday (97 labels)", "kitchen (12 labels)", "labels of your own"]
+        assert options == ["everyday (100 labels)", "kitchen (11 labels)", "labels of your own"]
         page.get_by_label("Look for").select_option("kitchen")
         wait(page, "1 of 1 picture tagged.")
         show_all(page)
@@ -241,9 +241,8 @@ def test_a_broken_picture_leaves_the_others(open_page: Open, photos: list[Path],
         choose(page, photos[0], broken, photos[1])
         wait(page, "2 of 3 pictures tagged, 1 failed.")
         assert card(page, broken).get_by_text("The file is damaged or not a picture").is_visible()
-        assert tags(page, broken) == []
-        assert tags(page, photos[0])
-        assert tags(page, photos[1])
+        show_all(page)
+        assert [len(tags(page, path)) for path in (photos[0], broken, photos[1])] == [TAGS, 0, TAGS]
 
 
 def test_names_and_labels_stay_text(open_page: Open, photos: list[Path], tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ import { service, tagsOf } from "./service.js";
 
 const TAGS = 20; // asked for of each picture; the slider chooses among them
 
-// The library calls what it was sent <bytes>.
-const described = (error) => error.message.replace(/^<bytes>:? /, "The file ");
+// The service calls what it was sent a picture, whatever it is.
+const described = (error) => error.message.replace(/^picture: /, "The file ");
 
 export class Card {
   // `question` gives what to ask the service for, `slider` which scores are shown; the page is told of what changes.
