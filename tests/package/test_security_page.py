@@ -22,7 +22,7 @@ BOUNDS = {
     f"{files.MOST_ARRAY_BYTES >> 30} GiB of vocabulary": "a vocabulary",
     f"{files.MOST_BYTES >> 30} GiB of any other file": "any other file of a bundle",
     f"{names._MOST_BYTES >> 20} MiB of a label file": "a label file",
-    f"{label_files.MAX_LABEL_LENGTH} characters a label": "a label",
+    f"{names.MAX_LABEL_LENGTH} characters a label": "a label",
 }
 
 
