@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from PIL import Image
 
 from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import UsageError
@@ -113,6 +115,9 @@ def _run(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         tagger.start()
+        if (served := vocabularies.named()) is not None:
+            # The first picture is slower, and an engine that fails at it is better known before anybody waits.
+            await tagger.tag(_grey_picture(), served.vocabulary, vocabularies.selection(served))
         yield
         await tagger.drain(limits.drain_seconds)
         vocabularies.close()
@@ -124,6 +129,12 @@ def _run(
         log.error("the engine failed, so the service ends: %s", died[0])
         return _DIED
     return 0
+
+
+def _grey_picture() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), "grey").save(file, "PNG")
+    return file.getvalue()
 
 
 def _info(recognizer: Recognizer) -> dict[str, Any]:
