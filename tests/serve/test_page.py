@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -24,14 +23,24 @@ from sigrl_deploy.pictures.reading import read_image
 from sigrl_deploy.recognizer.thresholds import ThresholdFile
 from sigrl_deploy.tagging.drawing import MAX_PANEL, MIN_PANEL, heat, scaled
 from sigrl_deploy.tagging.heatmaps import part_seen
-from tests.support.browser import SECONDS, chromium, contrasts, missing, opened, transfer
-from tests.support.paths import ROOT
+from tests.support.browser import (
+    card,
+    choose,
+    chromium,
+    contrasts,
+    missing,
+    opened,
+    show_all,
+    tags,
+    transfer,
+    wait,
+    wait_for_options,
+)
 from tests.support.servers import Served, serving
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Browser, Page
 
-PAGE = ROOT / "sigrl_deploy" / "serve" / "page"
 TAGS = 20  # of a picture, as the page asks for them
 AA = 4.5  # least contrast of text
 REFUSED = ("the server responded with a status of 422",)  # what the browser's console says of every such answer
@@ -96,31 +105,6 @@ def broken(tmp_path: Path) -> Path:
     path = tmp_path / "broken.jpg"
     path.write_bytes(b"no picture")
     return path
-
-
-def choose(page: Page, *paths: Path) -> None:
-    page.get_by_label("Choose pictures").set_input_files(paths)
-
-
-def wait(page: Page, state: str) -> None:
-    """Until the page says so of its pictures."""
-    from playwright.sync_api import expect
-
-    expect(page.get_by_role("status")).to_have_text(state, timeout=1000 * SECONDS)
-
-
-def card(page: Page, path: Path) -> Locator:
-    return page.get_by_role("article").filter(has=page.get_by_role("heading", name=path.name, exact=True))
-
-
-def tags(page: Page, path: Path) -> list[tuple[str, str]]:
-    """Labels and scores of a picture that are in view."""
-    texts = card(page, path).locator(".tag:visible").all_inner_texts()
-    return [(label, score) for label, score in (re.split(r"\s+(?=\S+$)", text.strip()) for text in texts)]
-
-
-def show_all(page: Page) -> None:
-    page.get_by_label("Least score").press("Home")
 
 
 def expected(recognizer: Recognizer, path: Path, labels: Path | LabelSet, digits: int) -> list[tuple[str, str]]:
@@ -210,6 +194,7 @@ def test_labels_may_be_edited(
         wait(page, "1 of 1 picture tagged.")
         page.get_by_role("button", name="Edit a copy").click()
         field = page.get_by_label("Your labels")
+        field.wait_for()
         assert field.input_value().split("\n") == list(read_labels(label_file))
         field.fill(f"cat\n\n# not this one\n  red cup \ncat\n{ODD}\nchair")
         page.get_by_label("Compare with everyday things").set_checked(everyday)
@@ -346,6 +331,7 @@ def test_narrow_windows_need_no_scrolling_sideways(open_page: Open, photos: list
 def test_both_colour_schemes_can_be_read(open_page: Open, photos: list[Path], broken: Path, scheme: str) -> None:
     with open_page(REFUSED, color_scheme=scheme) as page:
         page.get_by_role("button", name="Edit a copy").click()
+        page.get_by_label("Your labels").wait_for()
         choose(page, photos[0], broken)
         wait(page, "1 of 2 pictures tagged, 1 failed.")
         found = contrasts(page)
@@ -368,10 +354,6 @@ def test_a_service_that_is_away_is_asked_again(open_page: Open, photos: list[Pat
         page.context.set_offline(False)
         card(page, photos[0]).get_by_role("button", name="Try again").click()
         wait(page, "1 of 1 picture tagged.")
-
-
-def wait_for_options(page: Page) -> None:
-    page.get_by_label("Look for").locator("option").first.wait_for(state="attached")
 
 
 def test_a_busy_service_is_asked_later(open_page: Open, photos: list[Path]) -> None:
@@ -411,13 +393,3 @@ def test_a_vocabulary_s_thresholds_decide(browser: Browser, guarded: Guarded, ph
         wait(page, "1 of 1 picture tagged.")
         show_all(page)
         assert len(tags(page, photos[0])) == 10
-
-
-def test_the_files_are_few_and_small_and_name_no_other_place() -> None:
-    files = {path.name: path.read_text(encoding="utf-8") for path in PAGE.iterdir()}
-    assert {"index.html", "page.css", "page.js"} <= files.keys()
-    assert sum(len(text.encode()) for text in files.values()) < 40_000
-    assert all(text.count("\n") < 300 for text in files.values())
-    for text in files.values():
-        assert not re.search(r"https?:|@import|url\(|innerHTML|insertAdjacentHTML|document\.write|\beval\(", text)
-    assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", files["index.html"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, JSHandle, Page
+    from playwright.sync_api import Browser, JSHandle, Locator, Page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -88,6 +89,35 @@ def transfer(page: Page, *paths: Path) -> JSHandle:
         }""",
         files,
     )
+
+
+def choose(page: Page, *paths: Path) -> None:
+    page.get_by_label("Choose pictures").set_input_files(paths)
+
+
+def wait(page: Page, state: str) -> None:
+    """Until the page says so of its pictures."""
+    from playwright.sync_api import expect
+
+    expect(page.get_by_role("status")).to_have_text(state, timeout=1000 * SECONDS)
+
+
+def card(page: Page, path: Path) -> Locator:
+    return page.get_by_role("article").filter(has=page.get_by_role("heading", name=path.name, exact=True))
+
+
+def tags(page: Page, path: Path) -> list[tuple[str, str]]:
+    """Labels and scores of a picture that are in view."""
+    texts = card(page, path).locator(".tag:visible").all_inner_texts()
+    return [(label, score) for label, score in (re.split(r"\s+(?=\S+$)", text.strip()) for text in texts)]
+
+
+def show_all(page: Page) -> None:
+    page.get_by_label("Least score").press("Home")
+
+
+def wait_for_options(page: Page) -> None:
+    page.get_by_label("Look for").locator("option").first.wait_for(state="attached")
 
 
 def contrasts(page: Page) -> dict[str, float]:
