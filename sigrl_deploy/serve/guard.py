@@ -48,6 +48,8 @@ class Guard:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Content-Type-Options"] = "nosniff"
+                if scope["path"] == "/" or scope["path"].startswith("/page/"):
+                    headers["Cache-Control"] = "no-cache"  # files of two releases do not fit together
                 if not scope["path"].startswith(_FOREIGN):
                     headers["Content-Security-Policy"] = _POLICY
             await send(message)
