@@ -72,7 +72,7 @@ WAYS: dict[str, Decide] = {
     "best of each label": lambda scores, targets, others: others >= own_thresholds(scores, targets, 0),
     "the same, n / (n + 10)": lambda scores, targets, others: others >= own_thresholds(scores, targets, 10),
     "fit_thresholds": lambda scores, targets, others: others >= fit_thresholds(scores, targets, F1).thresholds,
-    "fit_quantiles": lambda scores, targets, others: others >= fit_quantiles(scores, TAGS),
+    "fit_quantiles": lambda scores, targets, others: others >= fit_quantiles(scores, TAGS)[1],
 }
 
 

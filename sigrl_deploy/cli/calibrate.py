@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
     "--tags-per-picture",
     type=click.FloatRange(min=0, min_open=True),
     metavar="N",
-    help="Do without the truth: one threshold, which N labels per picture reach on average.",
+    help="Do without the truth: thresholds that N labels per picture reach on average.",
 )
 @click.option("--probabilities", is_flag=True, help="Also fit a curve from scores to probabilities, which infer then shows.")
 @click.option("--plot-precision", type=PATH, help="Draw precision against recall of each label into this .png or .svg file.")

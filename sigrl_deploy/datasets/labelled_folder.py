@@ -115,7 +115,7 @@ def _first_label(path: Path, header: Sequence[str]) -> int:
             f"{path}, line 1: {found}, expected 'path,labels', or 'path' and the name of each label, separated by commas; a "
             "column 'split' may follow directly after 'path'"
         )
-    if _SPLIT in header and "labels" in header[first:]:
+    if header[first:] == ["labels", _SPLIT]:
         raise DatasetError(f"{path}, line 1: the column 'split' stands behind 'labels'; move it directly after 'path'")
     return first
 

@@ -114,8 +114,8 @@ def run_calibrate(options: CalibrateOptions) -> Calibration:
     scores, targets, unreadable = _scored(options, recognizer, dataset, asked)
     validation, error, curve = None, None, None
     if options.tags_per_picture is not None:
-        thresholds = fit_quantiles(scores, options.tags_per_picture)
-        shared, metric = float(thresholds[0]), f"tags-per-picture@{options.tags_per_picture:g}"
+        shared, thresholds = fit_quantiles(scores, options.tags_per_picture)
+        metric = f"tags-per-picture@{options.tags_per_picture:g}"
     else:
         fitted, validation = fit_thresholds(scores, targets, goal), cross_validate(scores, targets, goal)
         shared, thresholds, metric = fitted.global_threshold, fitted.thresholds, str(goal)

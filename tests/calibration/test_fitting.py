@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from functools import partial
 from itertools import pairwise
 
@@ -111,9 +112,18 @@ def test_thresholds_stand_clear_of_scores_that_are_a_little_off() -> None:
 @pytest.mark.parametrize(("pictures", "labels", "tags"), [(1, 3, 1.0), (47, 13, 2.5), (47, 13, 0.01), (31, 2, 1.999)])
 def test_quantiles_give_the_tags_per_picture(pictures: int, labels: int, tags: float) -> None:
     scores, _ = made(pictures, labels)
-    thresholds = fit_quantiles(scores, tags)
+    shared, thresholds = fit_quantiles(scores, tags)
     assert thresholds.shape == (labels,)
-    assert np.count_nonzero(scores >= thresholds) == max(1, round(tags * pictures))
+    expected = max(1, round(tags * pictures))
+    assert np.count_nonzero(scores >= shared) == expected
+    assert np.count_nonzero(scores >= thresholds) == expected
+    # By its scores' mean and spread, each label's threshold lies equally high.
+    columns = [scores[:, c].astype(float).tolist() for c in range(labels)]
+    heights = [
+        (threshold - statistics.fmean(column) / 4) / (statistics.pstdev(column) ** 0.5 or 1)
+        for threshold, column in zip(thresholds, columns, strict=True)
+    ]
+    assert heights == pytest.approx([heights[0]] * labels)
 
 
 def test_equal_scores_pass_together() -> None:

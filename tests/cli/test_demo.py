@@ -107,7 +107,7 @@ def test_strength_shows_what_was_drawn_where_it_was_drawn_and_nothing_in_flat_pi
                 tag.strength[near].max() for tag in tags if tag.strength is not None and tag.label in labels_of(thing)
             ]
     assert len(at_things) > 50
-    assert np.mean(np.array(at_things) >= 0.5) > 0.8  # 0.93 were
+    assert np.mean(np.array(at_things) >= 0.5) > 0.65  # 0.75 were; the strongest of a picture sets its scale
     assert max(tag.strength.max() for tags in nothing for tag in tags if tag.strength is not None) < 0.5  # 0.34 was
 
 

@@ -71,12 +71,13 @@ def _page(folder: Path, bundle: Path, picture: Marked) -> tuple[str, _Page]:
     return text, _Page(text)
 
 
-def test_the_page_needs_no_other_file_and_no_script(bundle: Path, tmp_path: Path) -> None:
+def test_the_page_needs_no_other_file_and_no_script_and_links_to_the_models_card(bundle: Path, tmp_path: Path) -> None:
     text, page = _page(tmp_path, bundle, _marked())
-    assert page.names.isdisjoint({"script", "link", "iframe", "object", "a", "base", "form"})
+    assert page.names.isdisjoint({"script", "link", "iframe", "object", "base", "form"})
+    assert [value for name, value in page.attributes if name == "href"] == ["MODEL_CARD.md"]
     written = re.sub('"data:[^"]*"', "", text)
     assert all(word not in written for word in ("http", "//", "url(", "@import"))
-    assert {name for name, _ in page.attributes}.isdisjoint({"href", "srcset", "style", "action"})
+    assert {name for name, _ in page.attributes}.isdisjoint({"srcset", "style", "action"})
     assert not any(name.startswith("on") for name, _ in page.attributes)
     assert len(page.images) == 1 + len(TAGS)
     assert all(image["alt"] for image in page.images)

@@ -57,9 +57,10 @@ def test_strength_compares_evidence_with_that_of_all_labels(patches: int, labels
     deviations = (above / above.std())[:3]
     strength = matching.strength(local, embedding, matching.patch_similarity(local, embedding[:3]))
     assert strength.dtype == np.float32
-    expected = ((deviations - 3) / (max(deviations.max(), 7) - 3)).clip(0, 1)
+    expected = ((deviations - 4) / (max(deviations.max(), 8.5) - 4)).clip(0, 1)
     assert np.abs(strength - expected).max() < 1e-4
-    assert strength.argmax() == patches + 3
+    if labels > 3:  # among fewer, nothing stands out as far
+        assert strength.argmax() == patches + 3
     assert matching.strength(local, embedding, matching.patch_similarity(local, embedding[:0])).shape == (0, patches)
 
 

@@ -93,7 +93,7 @@ def test_evidence_shows_the_patches_behind_a_local_score(recognizer: Recognizer,
     deviations = (everything - everything.mean(axis=0)) / (everything - everything.mean(axis=0)).std()
     shown = [deviations[vocabulary.labels.index(tag.label)] for tag in tags]
     for tag, found in zip(tags, shown, strict=True):
-        expected = ((found - 3) / (max(7, np.max(shown)) - 3)).clip(0, 1)
+        expected = ((found - 4) / (max(8.5, np.max(shown)) - 4)).clip(0, 1)
         assert tag.strength is not None
         assert np.allclose(tag.strength, expected.reshape(5, 5), atol=1e-3)
     (plain, *_) = recognizer.recognize(photos[:1], vocabulary)[0]
