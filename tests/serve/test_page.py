@@ -76,16 +76,16 @@ def guarded(
     browser: Browser,
     bundle: Path,
     labels: Path,
-    recognizer: Recognizer,
+    reference: Recognizer,
     photos: list[Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Guarded]:
     """A service of ten labels that wants a key, and whose thresholds leave three of the first photograph's tags."""
     folder = tmp_path_factory.mktemp("guarded")
-    vocabulary = recognizer.vocabulary(labels)
-    (best,) = recognizer.recognize(photos[:1], vocabulary, top=4)
+    vocabulary = reference.vocabulary(labels)
+    (best,) = reference.recognize(photos[:1], vocabulary, top=4)
     between = (best[2].score + best[3].score) / 2
-    file = ThresholdFile(recognizer.scope(vocabulary), "f1", between, {best[3].label: between})
+    file = ThresholdFile(reference.scope(vocabulary), "f1", between, {best[3].label: between})
     file.write(folder / "thresholds.json")
     (folder / "key").write_text("open-sesame\n")
     options = (
@@ -107,8 +107,8 @@ def broken(tmp_path: Path) -> Path:
     return path
 
 
-def expected(recognizer: Recognizer, path: Path, labels: Path | LabelSet, digits: int) -> list[tuple[str, str]]:
-    (best,) = recognizer.recognize([path], labels, top=TAGS)
+def expected(reference: Recognizer, path: Path, labels: Path | LabelSet, digits: int) -> list[tuple[str, str]]:
+    (best,) = reference.recognize([path], labels, top=TAGS)
     named = [(f"{tag.label} ({tag.child})" if tag.child else tag.label, tag.score) for tag in best]
     return [(label, f"{score:.{digits}f}") for label, score in named]
 
@@ -125,7 +125,7 @@ def digits(shown: list[tuple[str, str]]) -> int:
 
 
 def test_chosen_pictures_get_the_library_s_tags(
-    open_page: Open, recognizer: Recognizer, photos: list[Path], label_file: Path
+    open_page: Open, reference: Recognizer, photos: list[Path], label_file: Path
 ) -> None:
     with open_page() as page:
         choose(page, *photos[:2])
@@ -135,7 +135,7 @@ def test_chosen_pictures_get_the_library_s_tags(
         show_all(page)
         for photo in photos[:2]:
             shown = tags(page, photo)
-            assert same(shown, expected(recognizer, photo, label_file, digits(shown)))
+            assert same(shown, expected(reference, photo, label_file, digits(shown)))
         page.get_by_role("button", name=f"Remove {photos[0].name}").click()
         wait(page, "1 of 1 picture tagged.")
 
@@ -149,7 +149,7 @@ def test_pictures_may_be_dropped(open_page: Open, photos: list[Path]) -> None:
         assert [title.inner_text() for title in page.get_by_role("heading", level=3).all()] == [p.name for p in photos[:3]]
 
 
-def test_a_picture_may_be_pasted(open_page: Open, recognizer: Recognizer, photos: list[Path], label_file: Path) -> None:
+def test_a_picture_may_be_pasted(open_page: Open, reference: Recognizer, photos: list[Path], label_file: Path) -> None:
     with open_page(permissions=["clipboard-read", "clipboard-write"]) as page:
         page.evaluate(
             """async (data) => {
@@ -162,7 +162,7 @@ def test_a_picture_may_be_pasted(open_page: Open, recognizer: Recognizer, photos
         wait(page, "1 of 1 picture tagged.")
         show_all(page)
         shown = tags(page, Path("image.png"))
-        assert same(shown, expected(recognizer, photos[1], label_file, digits(shown)))
+        assert same(shown, expected(reference, photos[1], label_file, digits(shown)))
 
 
 def _png(path: Path) -> bytes:
@@ -171,7 +171,7 @@ def _png(path: Path) -> bytes:
     return file.getvalue()
 
 
-def test_a_vocabulary_may_be_chosen(open_page: Open, recognizer: Recognizer, photos: list[Path], kitchen: Path) -> None:
+def test_a_vocabulary_may_be_chosen(open_page: Open, reference: Recognizer, photos: list[Path], kitchen: Path) -> None:
     with open_page() as page:
         choose(page, photos[0])
         wait(page, "1 of 1 picture tagged.")
@@ -182,12 +182,12 @@ def test_a_vocabulary_may_be_chosen(open_page: Open, recognizer: Recognizer, pho
         show_all(page)
         shown = tags(page, photos[0])
         assert "drink (cup of coffee)" in [label for label, _ in shown]
-        assert same(shown, expected(recognizer, photos[0], read_label_set(kitchen), digits(shown)))
+        assert same(shown, expected(reference, photos[0], read_label_set(kitchen), digits(shown)))
 
 
 @pytest.mark.parametrize("everyday", [True, False])
 def test_labels_may_be_edited(
-    open_page: Open, recognizer: Recognizer, photos: list[Path], label_file: Path, everyday: bool
+    open_page: Open, reference: Recognizer, photos: list[Path], label_file: Path, everyday: bool
 ) -> None:
     with open_page() as page:
         choose(page, photos[0])
@@ -207,7 +207,7 @@ def test_labels_may_be_edited(
         show_all(page)
         shown = tags(page, photos[0])
         own = LabelSet(tuple(map(Label, ("cat", "red cup", ODD, "chair"))), background="common" if everyday else None)
-        assert same(shown, expected(recognizer, photos[0], own, digits(shown)))
+        assert same(shown, expected(reference, photos[0], own, digits(shown)))
 
 
 def test_no_labels_are_named_as_the_reason(open_page: Open, photos: list[Path]) -> None:
@@ -267,12 +267,12 @@ def test_the_slider_filters_without_asking_again(open_page: Open, photos: list[P
 
 
 def test_heat_maps_on_hover_focus_and_touch(
-    open_page: Open, recognizer: Recognizer, photos: list[Path], label_file: Path
+    open_page: Open, reference: Recognizer, photos: list[Path], label_file: Path
 ) -> None:
     photo = photos[0]
     picture = read_image(photo)
-    small, box = scaled(picture, part_seen(picture, recognizer.bundle.manifest), MIN_PANEL, MAX_PANEL)
-    (best,) = recognizer.recognize([photo], label_file, top=2, evidence=True)
+    small, box = scaled(picture, part_seen(picture, reference.bundle.manifest), MIN_PANEL, MAX_PANEL)
+    (best,) = reference.recognize([photo], label_file, top=2, evidence=True)
     reference = {tag.label: np.asarray(heat(small, box, tag), np.float64) for tag in best}
     with open_page(has_touch=True) as page:
         choose(page, photo)

@@ -56,7 +56,7 @@ def main(weights: Path, text: Path, tokenizer: Path, out: Path, labels: Sequence
     from sigrl_deploy.version import tool_versions
 
     for module in pkgutil.walk_packages(sigrl_deploy.__path__, "sigrl_deploy."):
-        if not module.name.endswith("__main__"):
+        if not module.name.endswith(("__main__", "triton_server.model")):  # a server has a module for the latter
             importlib.import_module(module.name)
 
     model = load_model(CheckpointOptions(weights, text_tower=str(text))).model
