@@ -53,7 +53,8 @@ def test_the_export_script_is_interrupted_in_one_line_too(weights: Path, tmp_pat
     for moment in (0.05, 0.9, 3):
         status, said = _interrupted(script, moment)
         assert status == 130, said
-        assert said == ["interrupted"]
+        assert said[-1] == "interrupted"
+        assert not any("Traceback" in line or line.startswith("  ") for line in said)  # a fast machine has said more by then
 
 
 def test_a_signal_that_comes_in_an_import_waits_for_its_end(tmp_path: Path) -> None:
