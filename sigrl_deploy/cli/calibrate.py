@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from sigrl_deploy.cli.options import (
-    MOST_PICTURES,
     PATH,
     backend_option,
     background_option,
+    batch_size_option,
     bundle_option,
     cache_option,
     crop_option,
@@ -58,9 +58,7 @@ log = logging.getLogger(__name__)
     help="Which pictures of a data set [default: val, or all pictures of a folder without a column split].",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Use only the first N pictures.", metavar="N")
-@click.option(
-    "--batch-size", type=click.IntRange(1, MOST_PICTURES), help="Pictures per batch [default: 1 on a CPU, 16 on a GPU]."
-)
+@batch_size_option
 @crop_option
 @device_option
 @backend_option

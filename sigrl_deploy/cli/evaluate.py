@@ -10,10 +10,10 @@ from typing import Any
 import click
 
 from sigrl_deploy.cli.options import (
-    MOST_PICTURES,
     PATH,
     backend_option,
     background_option,
+    batch_size_option,
     cache_option,
     checkpoint_options,
     device_option,
@@ -61,9 +61,7 @@ log = logging.getLogger(__name__)
 @thresholds_option
 @rescale_option
 @click.option("--limit", type=click.IntRange(min=1), help="Evaluate only the first N pictures.", metavar="N")
-@click.option(
-    "--batch-size", type=click.IntRange(1, MOST_PICTURES), help="Pictures per batch [default: 1 on a CPU, 16 on a GPU]."
-)
+@batch_size_option
 @device_option
 @backend_option
 @click.option(

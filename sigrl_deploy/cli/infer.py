@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sigrl_deploy.cli.options import (
-    MOST_PICTURES,
     PATH,
     backend_option,
     background_option,
+    batch_size_option,
     build_option,
     bundle_option,
     cache_option,
@@ -76,9 +76,7 @@ log = logging.getLogger(__name__)
     "--heatmaps", type=PATH, metavar="DIR", help="Folder for heat maps, one file per picture: where in it each label was found."
 )
 @click.option("--heatmap-per-tag", is_flag=True, help="With --heatmaps, a file per tag in place of one per picture.")
-@click.option(
-    "--batch-size", type=click.IntRange(1, MOST_PICTURES), help="Pictures per batch [default: 1 on a CPU, 16 on a GPU]."
-)
+@batch_size_option
 @crop_option
 @device_option
 @backend_option

@@ -22,6 +22,9 @@ _Option = Callable[[Any], Any]
 
 PATH = click.Path(path_type=Path)
 MOST_PICTURES = 1024  # at once: a GPU is full long before
+batch_size_option = click.option(
+    "--batch-size", type=click.IntRange(1, MOST_PICTURES), help="Pictures per batch [default: 1 on a CPU, 16 on a GPU]."
+)
 bundle_argument = click.argument("bundle", type=PATH)
 bundle_option = click.option("--bundle", type=PATH, required=True, help="Folder that export wrote.")
 device_option = click.option(

@@ -20,6 +20,7 @@ from sigrl_deploy.cli.options import (
     unfused_option,
 )
 from sigrl_deploy.errors import UsageError
+from sigrl_deploy.serve.limits import MB, Limits
 
 
 def _seconds(what: str, default: float, text: str) -> Callable[[Any], Any]:
@@ -42,12 +43,26 @@ def _seconds(what: str, default: float, text: str) -> Callable[[Any], Any]:
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 takes a free one.")
 @click.option("--api-key-file", type=PATH, help="File whose first line is a key that requests must bring as a bearer token.")
 @click.option("--access-log", is_flag=True, help="Write a line of JSON for each request to standard output.")
-@click.option("--body-mb", type=click.FloatRange(0.001, 1024), default=20, show_default=True, help="Largest body of a request.")
-@click.option("--in-flight-mb", type=click.FloatRange(0.001), default=256, show_default=True, help="Largest sum of all bodies.")
-@click.option("--queue", type=click.IntRange(1, 100_000), default=256, show_default=True, help="Most pictures that wait.")
-@_seconds("header", 10, "Close connections whose headers take longer.")
-@_seconds("body", 30, "Refuse bodies that take longer.")
-@_seconds("answer", 60, "Give up on a picture after so long.")
+@click.option(
+    "--body-mb",
+    type=click.FloatRange(0.001, 1024),
+    default=Limits.body_bytes / MB,
+    show_default=True,
+    help="Largest body of a request.",
+)
+@click.option(
+    "--in-flight-mb",
+    type=click.FloatRange(0.001),
+    default=Limits.bytes_in_flight / MB,
+    show_default=True,
+    help="Largest sum of all bodies.",
+)
+@click.option(
+    "--queue", type=click.IntRange(1, 100_000), default=Limits.queue, show_default=True, help="Most pictures that wait."
+)
+@_seconds("header", Limits.header_seconds, "Close connections whose headers take longer.")
+@_seconds("body", Limits.body_seconds, "Refuse bodies that take longer.")
+@_seconds("answer", Limits.answer_seconds, "Give up on a picture after so long.")
 @device_option
 @backend_option
 @precision_option
@@ -62,7 +77,17 @@ def serve(labels: tuple[str, ...], thresholds: tuple[str, ...], **options: Any) 
     from sigrl_deploy.serve.run import ServeOptions, run_serve
 
     options |= {"labels": _pairs(labels, "labels"), "thresholds": _pairs(thresholds, "thresholds")}
+    options["limits"] = _limits(options)
     raise SystemExit(run_serve(ServeOptions(engine=engine_options(options), **options)))
+
+
+def _limits(options: dict[str, Any]) -> Limits:
+    """Take what bounds the service out of the options. Raises UsageError where a body would never be taken."""
+    body, in_flight = options.pop("body_mb"), options.pop("in_flight_mb")
+    if in_flight < body:
+        raise UsageError(f"is less than one body may have, {body:g}; raise it", argument="in_flight_mb", value=f"{in_flight:g}")
+    others = {name: options.pop(name) for name in ("queue", "header_seconds", "body_seconds", "answer_seconds")}
+    return Limits(body_bytes=int(body * MB), bytes_in_flight=int(in_flight * MB), **others)
 
 
 def _pairs(values: tuple[str, ...], option: str) -> dict[str, Path]:

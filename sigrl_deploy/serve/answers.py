@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sigrl_deploy.recognizer.predictions import Prediction
-from sigrl_deploy.serve.tagger import Answer
+from sigrl_deploy.serve.jobs import Answer
 from sigrl_deploy.tagging.drawing import data_uri, heat
 from sigrl_deploy.tagging.output import rounded
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 
 from sigrl_deploy.errors import UsageError
 
+MB = 1_000_000
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -30,10 +32,10 @@ class Limits:
     Raises UsageError, which names the field, for a value that is no such number.
     """
 
-    body_bytes: int = 20 << 20
+    body_bytes: int = 20 * MB
     pictures: int = 32
     queue: int = 256
-    bytes_in_flight: int = 256 << 20
+    bytes_in_flight: int = 256 * MB
     labels: int = 2048
     rows: int = 1 << 15
     inline_vocabularies: int = 64

@@ -33,7 +33,6 @@ from sigrl_deploy.version import __version__
 log = logging.getLogger(__name__)
 
 _DIED = 3  # exit status where the engine failed
-_MB = 1_000_000
 _MOST_KEY_BYTES = 4096
 
 
@@ -48,25 +47,9 @@ class ServeOptions:
     port: int = 8000
     api_key_file: Path | None = None
     access_log: bool = False
-    body_mb: float = 20
-    in_flight_mb: float = 256
-    queue: int = 256
-    header_seconds: float = 10
-    body_seconds: float = 30
-    answer_seconds: float = 60
+    limits: Limits = field(default_factory=Limits)
     cache_dir: Path | None = None
     engine: EngineOptions = field(default_factory=EngineOptions)
-
-    @property
-    def limits(self) -> Limits:
-        return Limits(
-            body_bytes=int(self.body_mb * _MB),
-            bytes_in_flight=int(max(self.in_flight_mb, self.body_mb) * _MB),
-            queue=self.queue,
-            header_seconds=self.header_seconds,
-            body_seconds=self.body_seconds,
-            answer_seconds=self.answer_seconds,
-        )
 
 
 def run_serve(options: ServeOptions) -> int:

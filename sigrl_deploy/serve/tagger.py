@@ -22,8 +22,6 @@ from sigrl_deploy.serve.metrics import Observer
 from sigrl_deploy.serve.waiting import finished
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
-__all__ = ["Answer", "OverloadedError", "Plan", "StoppedError", "Tagger", "TooLateError"]
-
 log = logging.getLogger(__name__)
 
 _BATCH = 16  # pictures of a batch on a GPU

@@ -22,6 +22,7 @@ from sigrl_deploy.demo import CHECKPOINT, PICTURES
 from sigrl_deploy.demo import LABELS as LABEL_FILE
 from sigrl_deploy.files import sha256_file
 from sigrl_deploy.labels.names import read_labels
+from tests.support.paths import ROOT
 
 COUNT = 100  # test pictures
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -109,6 +110,13 @@ def test_strength_shows_what_was_drawn_where_it_was_drawn_and_nothing_in_flat_pi
     assert len(at_things) > 50
     assert np.mean(np.array(at_things) >= 0.5) > 0.65  # 0.75 were; the strongest of a picture sets its scale
     assert max(tag.strength.max() for tags in nothing for tag in tags if tag.strength is not None) < 0.5  # 0.34 was
+
+
+def test_the_readme_shows_what_its_example_prints(bundles: Path) -> None:
+    with Recognizer(bundles / "bundle", device="cpu", cache_dir=False) as recognizer:
+        (tags,) = recognizer.recognize([PICTURES / "scene-5.jpg"], LABEL_FILE, top=3)
+    lines = "".join(f"{tag.label}  {tag.score:.2f}\n" for tag in tags)
+    assert f"```text\n{lines}```" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_demo_replaces_no_bundle_but_its_own(bundle: Path, tmp_path: Path) -> None:

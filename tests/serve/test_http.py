@@ -255,6 +255,7 @@ def test_clients_that_are_slow(bundle: Path, label_file: Path) -> None:
         (["--labels", "a=gone.txt"], "gone.txt"),
         (["--thresholds", "b=gone.json", "--labels", "a=LABELS"], "gone.json"),
         (["--api-key-file", "gone", "--labels", "a=LABELS"], "gone"),
+        (["--in-flight-mb", "10", "--labels", "a=LABELS"], "--in-flight-mb 10"),
     ],
 )
 def test_what_cannot_be_served(bundle: Path, label_file: Path, options: list[str], fact: str) -> None:
