@@ -48,7 +48,7 @@ CLIP_STEPS = 15_000
 PATIENCE = 5
 HEADS = ["--recipe", "zero-shot", "--batch-size", "32", "--augment", "none", "--lr", "1e-3"]
 HEADS += ["--save-every", "250", "--patience", str(PATIENCE)]
-HEAD_STEPS = 4_000  # at most
+HEAD_STEPS = 3_000  # at most
 RUNS = {
     "clip-ft": ["--arch", "clip-ft"],
     "mkt": ["--arch", "mkt", "--topk", "4"],
