@@ -1,6 +1,6 @@
 """Table, plots and pages from the files in `benchmarks/results/`: no figure is typed by hand.
 
-python -m benchmarks.report           # rewrite docs/benchmarks*, and what README, docs/pretrained.md and docs/tagging.md show
+python -m benchmarks.report           # rewrite docs/benchmarks*, and what README and other pages show
 python -m benchmarks.report --check   # exit status 1 where a page differs from the results
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.gpu_page import GLOSSARY, ordered, sections
 from benchmarks.pretrained_table import pretrained_table
 from benchmarks.readme_table import readme_table
+from benchmarks.serving import table as service
 from benchmarks.stages import STAGES
 from benchmarks.support import support_table
 from benchmarks.tables import CPU_PEERS, GPU_PEERS, Record, caption, name_of, read, result_files, summary, table
@@ -22,6 +23,7 @@ from benchmarks.tables import CPU_PEERS, GPU_PEERS, Record, caption, name_of, re
 ROOT = Path(__file__).resolve().parent.parent
 README, PAGE, PRETRAINED = ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "pretrained.md"
 TAGGING, DEMO = ROOT / "docs" / "tagging.md", ROOT / "benchmarks" / "results" / "demo.json"
+SERVING = ROOT / "docs" / "serving.md"
 BEGIN, END = "<!-- benchmark table, by benchmarks/report.py -->\n", "<!-- end of benchmark table -->\n"
 STAGE_NAMES = ("decode", "preprocess", "tower", "svfr", "match")
 NO_SVFR = (
@@ -54,6 +56,11 @@ image transformer (ViT), and *match* compares its features with the labels.
   [model card](../sigrl_deploy/data/MODEL_CARD.md) has a trained one.
 """
 
+SERVICE = """Clients send one picture after another, each over a connection of its own, on the same cores as the service. p50 and
+p99 are of requests that are answered with tags, in ms. A client that is refused (429) sends its picture again when it is told
+to: the third p99 counts from the first time. After 30 s a client leaves. `benchmarks/serving/` has what each contender is.
+"""
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -61,7 +68,19 @@ def main() -> int:
     args = parser.parse_args()
     tagging = with_demo_figures(TAGGING.read_text(encoding="utf-8"))
     pretrained = between(PRETRAINED.read_text(encoding="utf-8"), BEGIN_PRETRAINED, pretrained_table(), END_PRETRAINED)
-    wanted = {README: with_tables(README.read_text(encoding="utf-8")), PAGE: page(), PRETRAINED: pretrained, TAGGING: tagging}
+    serving = between(
+        SERVING.read_text(encoding="utf-8"),
+        "<!-- service table, by benchmarks/report.py -->\n",
+        service.short_tables(read(service.FILE)),
+        "<!-- end of service table -->\n",
+    )
+    wanted = {
+        README: with_tables(README.read_text(encoding="utf-8")),
+        PAGE: page(),
+        PRETRAINED: pretrained,
+        TAGGING: tagging,
+        SERVING: serving,
+    }
     if args.check:
         old = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
         for path in old:
@@ -71,6 +90,7 @@ def main() -> int:
         path.write_text(text, encoding="utf-8")
     for path in result_files():
         draw(read(path), ROOT / "docs" / f"benchmarks-{path.stem}.svg")
+    service.draw(read(service.FILE), ROOT / "docs" / "benchmarks-serve.svg")
     return 0
 
 
@@ -120,6 +140,8 @@ def page() -> str:
             parts += ["### Stages of one picture, ms\n", stages(records), "### Cold start, ms\n", cold_start(records)]
         parts += ["### Scores against eager in fp32\n", drift(records)]
         parts += sections(results) if path in gpus else []
+    parts += ["## The service\n\n![Pictures a second and latency by clients](benchmarks-serve.svg)\n"]
+    parts += [SERVICE, service.full_tables(read(service.FILE))]
     return "\n".join(parts)
 
 

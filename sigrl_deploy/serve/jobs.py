@@ -16,7 +16,7 @@ from sigrl_deploy.model import matching
 from sigrl_deploy.pictures.crops import Box, View
 from sigrl_deploy.pictures.reading import name_of, read_image
 from sigrl_deploy.recognizer import Recognizer
-from sigrl_deploy.recognizer.pipeline import Tagged
+from sigrl_deploy.recognizer.pipeline import Pipeline, Tagged
 from sigrl_deploy.recognizer.predictions import Prediction
 from sigrl_deploy.recognizer.selection import Selection
 from sigrl_deploy.serve.errors import EngineError
@@ -121,8 +121,10 @@ class Work:
         self._observer.stage(Stage.DECODING, job.decoding)
         return True
 
-    def score(self, jobs: Sequence[Job]) -> None:
+    def score(self, jobs: Sequence[Job], pipeline: Pipeline | None = None) -> None:
         """Answer decoded jobs of one vocabulary, as one batch. Where that fails, each is run again by itself.
+
+        `pipeline` takes the place of the recognizer's.
 
         Raises EngineDiedError where not even what was run before runs now.
         """
@@ -133,26 +135,26 @@ class Work:
         for job in wanted:
             self._observer.stage(Stage.WAITING, now - job.arrived - job.decoding)
         self._observer.batch(len(wanted))
-        self._score(wanted)
+        self._score(wanted, pipeline or self._recognizer.pipeline)
 
-    def _score(self, jobs: Sequence[Job]) -> None:
+    def _score(self, jobs: Sequence[Job], pipeline: Pipeline) -> None:
         try:
-            tagged = self._tag(jobs)
+            tagged = self._tag(jobs, pipeline)
         except Exception as error:
             if len(jobs) == 1:
-                self._failed(jobs[0], error)
+                self._failed(jobs[0], error, pipeline)
                 return
             log.warning("a batch of %d pictures failed (%s); each is run by itself", len(jobs), line_of(error))
             for job in jobs:
-                self._score([job])
+                self._score([job], pipeline)
             return
         for job, (scores, predictions) in zip(jobs, tagged, strict=True):
             self._answer(job, bool(np.isfinite(scores).all()), predictions)
 
-    def _tag(self, jobs: Sequence[Job]) -> list[Tagged]:
+    def _tag(self, jobs: Sequence[Job], pipeline: Pipeline) -> list[Tagged]:
         start = time.perf_counter()
         views = [job.view for job in jobs if job.view is not None]
-        tagged = self._recognizer.pipeline.tag(views, jobs[0].vocabulary, [job.selection for job in jobs])
+        tagged = pipeline.tag(views, jobs[0].vocabulary, [job.selection for job in jobs])
         self._observer.stage(Stage.SCORING, time.perf_counter() - start)
         return tagged
 
@@ -164,7 +166,7 @@ class Work:
         self._known_good = Job(b"", job.vocabulary, job.selection, view=job.view)
         job.succeed(predictions)
 
-    def _failed(self, job: Job, error: Exception) -> None:
+    def _failed(self, job: Job, error: Exception, pipeline: Pipeline) -> None:
         """Answer a job that failed by itself, and see whether that was the job's fault or the engine's."""
         if isinstance(error, (ImageError, ScoreError)):
             job.fail(error)
@@ -174,7 +176,7 @@ class Work:
         if self._known_good is None:
             return
         try:
-            self._tag([self._known_good])
+            self._tag([self._known_good], pipeline)
         except Exception as again:
             raise EngineDiedError(f"the engine no longer runs ({line_of(again)})") from again
 

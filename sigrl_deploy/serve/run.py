@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import logging
 import sys
@@ -14,11 +15,14 @@ from typing import Any
 from fastapi import FastAPI
 from PIL import Image
 
+from sigrl_deploy.engines.opening import open_engine
 from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.files import read_bounded
 from sigrl_deploy.labels.reading import read_label_set
+from sigrl_deploy.machine import cpus
 from sigrl_deploy.recognizer import Recognizer
+from sigrl_deploy.recognizer.pipeline import Pipeline
 from sigrl_deploy.recognizer.thresholds import Thresholds
 from sigrl_deploy.serve.app import Service, make_app
 from sigrl_deploy.serve.bodies import Admission
@@ -26,7 +30,7 @@ from sigrl_deploy.serve.guard import log_access
 from sigrl_deploy.serve.limits import Limits
 from sigrl_deploy.serve.metrics import Metrics
 from sigrl_deploy.serve.server import Server
-from sigrl_deploy.serve.tagger import Tagger
+from sigrl_deploy.serve.tagger import Plan, Tagger
 from sigrl_deploy.serve.vocabularies import ServedVocabularies
 from sigrl_deploy.version import __version__
 
@@ -61,7 +65,7 @@ def run_serve(options: ServeOptions) -> int:
     given = {name: read_label_set(path) for name, path in options.labels.items()}
     thresholds = {name: Thresholds.read(path) for name, path in options.thresholds.items()}
     log_access(sys.stdout if options.access_log else None)
-    # One thread a session: workers share the cores, which takes half the CPU time of one picture on all of them.
+    # A thread for each picture takes less CPU time than one picture on all cores.
     engine = replace(options.engine, threads=1)
     with Recognizer(options.bundle, cache_dir=options.cache_dir, options=engine) as recognizer:
         metrics = Metrics()
@@ -93,14 +97,18 @@ def _run(
         died.append(cause)
         server.should_exit = True
 
-    tagger = Tagger(recognizer, limits, metrics, on_death)
+    threads = options.engine.threads or cpus.threads()
+    alone = _on_all_cores(recognizer, replace(options.engine, threads=threads))
+    tagger = Tagger(recognizer, limits, metrics, on_death, Plan.of(recognizer, threads), alone)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         tagger.start()
         if (served := vocabularies.named()) is not None:
             # The first picture is slower, and an engine that fails at it is better known before anybody waits.
-            await tagger.tag(_grey_picture(), served.vocabulary, vocabularies.selection(served))
+            grey = _grey_picture(), served.vocabulary, vocabularies.selection(served)
+            await asyncio.gather(tagger.tag(*grey), tagger.tag(*grey))
+            await tagger.tag(*grey)  # alone
         yield
         await tagger.drain(limits.drain_seconds)
         vocabularies.close()
@@ -112,6 +120,13 @@ def _run(
         log.error("the engine failed, so the service ends: %s", died[0])
         return _DIED
     return 0
+
+
+def _on_all_cores(recognizer: Recognizer, options: EngineOptions) -> Pipeline | None:
+    """The recognizer's model on so many threads of the CPU; None on a GPU or for one thread."""
+    if recognizer.engine.device != "cpu" or options.threads == 1:
+        return None
+    return Pipeline(recognizer.bundle.manifest, open_engine(recognizer.bundle, options))
 
 
 def _grey_picture() -> bytes:

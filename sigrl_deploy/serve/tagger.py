@@ -10,9 +10,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from sigrl_deploy.machine import cpus
 from sigrl_deploy.pictures.reading_ahead import MOST_THREADS
 from sigrl_deploy.recognizer import Recognizer
+from sigrl_deploy.recognizer.pipeline import Pipeline
 from sigrl_deploy.recognizer.selection import Selection
 from sigrl_deploy.serve.errors import OverloadedError, StoppedError, TooLateError
 from sigrl_deploy.serve.jobs import Answer, Job, Work, line_of
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _BATCH = 16  # pictures of a batch on a GPU
 _PATIENCE = 0.004  # seconds that a picture may wait there for others
+_SMALL_BATCH = 4  # pictures of a batch on a CPU
+_SMALL_SECONDS = 0.06  # that such a batch may take
 _NEWEST = 0.1  # weight of the newest batch in the mean seconds of a picture
 
 
@@ -34,37 +36,39 @@ class Plan:
     """How work is shared out.
 
     Attributes:
-        threads: that decode pictures, and with `batch` 1 score them too.
-        batch: pictures of a batch; above 1, one more thread runs the batches.
+        threads: that decode pictures, and score them too unless `scorer` does.
+        batch: pictures of a batch, at most.
         patience: seconds that a picture may wait for others, from its arrival on.
+        scorer: whether one more thread scores what the others have decoded, as a GPU wants it.
     """
 
     threads: int
     batch: int = 1
     patience: float = 0.0
+    scorer: bool = False
 
     @classmethod
-    def of(cls, recognizer: Recognizer) -> Plan:
-        """What is best for a recognizer: batches on a GPU; on a CPU, where they save no time, a picture for each core.
+    def of(cls, recognizer: Recognizer, threads: int) -> Plan:
+        """What is best for a recognizer: large batches on a GPU; on so many threads of a CPU, a picture or a few for each.
 
-        On two cores, with the model that ships, a picture took 8 ms of CPU time on a session of one thread, alone or in batches
-        of 8, and 15 to 17 ms on a session of two.
+        Small models save a fifth of their time in batches of 4 there, large ones lose as much (`benchmarks/serve.py`).
         """
         if recognizer.engine.device == "cpu":
-            return cls(max(1, cpus.threads() // recognizer.threads))
-        return cls(min(MOST_THREADS, cpus.threads()), _BATCH, _PATIENCE)
+            return cls(threads, _SMALL_BATCH)
+        return cls(min(MOST_THREADS, threads), _BATCH, _PATIENCE, scorer=True)
 
 
 class Tagger:
     """Tags pictures of many callers at once, each with a vocabulary of its own.
 
     Args:
-        recognizer: on a CPU opened with `threads=1`, so that each core has a picture of its own.
+        recognizer: on a CPU opened with `threads=1`, so that each core has pictures of its own.
         limits: `queue`, `bytes_in_flight` and `answer_seconds` are kept here.
         observer: is told what happens.
         on_death: is called once, from the thread that found it, where a worker thread ends or the engine no longer runs.
             `ready` is False by then, and what waits has raised StoppedError.
-        plan: by default what `Plan.of` says.
+        plan: see `Plan.of`.
+        alone: the same model on all cores, for pictures that would leave most of them idle; None to do without it.
     """
 
     def __init__(
@@ -73,11 +77,11 @@ class Tagger:
         limits: Limits,
         observer: Observer,
         on_death: Callable[[BaseException], None],
-        plan: Plan | None = None,
+        plan: Plan,
+        alone: Pipeline | None = None,
     ) -> None:
-        self.recognizer = recognizer
         self._limits, self._observer, self._on_death = limits, observer, on_death
-        self._plan = plan or Plan.of(recognizer)
+        self._plan, self._alone = plan, alone
         self._work = Work(recognizer, observer)
         self._waiting: Lanes[Job] = Lanes()
         self._decoded: Lanes[Job] = Lanes(room=2 * self._plan.batch)
@@ -88,13 +92,14 @@ class Tagger:
         self._death: BaseException | None = None
         self._state = threading.Lock()
         self._decoding = self._plan.threads  # threads that have not ended
+        self._busy = 0  # threads that have pictures
 
     def start(self) -> None:
         """Start the worker threads."""
-        if self._plan.batch == 1:
-            roles = [self._tag_alone] * self._plan.threads
-        else:
+        if self._plan.scorer:
             roles = [self._decode] * self._plan.threads + [self._score]
+        else:
+            roles = [self._decode_and_score] * self._plan.threads
         for number, role in enumerate(roles):
             end: Future[None] = Future()
             # Daemons, so that an engine that hangs does not keep the process from ending.
@@ -170,15 +175,22 @@ class Tagger:
     def _count(self) -> int:
         return len(self._waiting) + len(self._decoded)
 
-    def _tag_alone(self) -> None:
-        self._run(self._waiting, 1, self._decode_and_score)
+    def _decode_and_score(self) -> None:
+        self._run(self._waiting, self._share, self._decode_and_score_some)
 
-    def _decode_and_score(self, jobs: list[Job]) -> None:
-        self._work.score([job for job in jobs if self._work.decode(job)])
+    def _share(self) -> int:
+        """How many pictures one of several threads takes: a few of those that take little time, and not another's share."""
+        fit = self._plan.batch if not self._pace else int(_SMALL_SECONDS / (self._pace * self._plan.threads))
+        return max(1, min(self._plan.batch, fit, math.ceil(len(self._waiting) / self._plan.threads)))
+
+    def _decode_and_score_some(self, jobs: list[Job]) -> None:
+        decoded = [job for job in jobs if self._work.decode(job)]
+        few = not len(self._waiting) and 2 * self._busy <= self._plan.threads
+        self._work.score(decoded, self._alone if few else None)
 
     def _decode(self) -> None:
         try:
-            self._run(self._waiting, 1, self._decode_one)
+            self._run(self._waiting, lambda: 1, self._decode_one)
         finally:
             with self._state:
                 self._decoding -= 1
@@ -191,21 +203,28 @@ class Tagger:
                 job.fail(self._stopped())
 
     def _score(self) -> None:
-        self._run(self._decoded, self._plan.batch, self._work.score, self._plan.patience)
+        self._run(self._decoded, lambda: self._plan.batch, self._work.score, self._plan.patience)
 
-    def _run(self, lanes: Lanes[Job], most: int, work: Callable[[list[Job]], object], patience: float = 0.0) -> None:
+    def _run(
+        self, lanes: Lanes[Job], most: Callable[[], int], work: Callable[[list[Job]], object], patience: float = 0.0
+    ) -> None:
         """Work on what is in the lanes until they are closed and empty."""
-        while jobs := lanes.take(most, patience):
+        while jobs := lanes.take(most(), patience):
             self._observer.waiting(self._count())
             start = time.perf_counter()
+            with self._state:
+                self._busy += 1
             try:
                 work(jobs)
             except BaseException:
                 for job in jobs:
                     job.fail(StoppedError("what runs the model has failed; start the service again"))
                 raise
-            if lanes is self._decoded or self._plan.batch == 1:
-                at_once = self._plan.threads if self._plan.batch == 1 else 1
+            finally:
+                with self._state:
+                    self._busy -= 1
+            if lanes is self._decoded or not self._plan.scorer:
+                at_once = 1 if self._plan.scorer else self._plan.threads
                 newest = (time.perf_counter() - start) / len(jobs) / at_once
                 self._pace += (_NEWEST if self._pace else 1) * (newest - self._pace)
 

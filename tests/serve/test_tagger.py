@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import threading
 from collections.abc import Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sigrl_deploy import Recognizer
 from sigrl_deploy.errors import ImageError, ScoreError, SigRLError
+from sigrl_deploy.recognizer.pipeline import Pipeline
 from sigrl_deploy.recognizer.predictions import Prediction
 from sigrl_deploy.serve.errors import EngineError, OverloadedError, StoppedError, TooLateError
 from sigrl_deploy.serve.jobs import Answer
@@ -27,7 +29,7 @@ from tests.support.refusals import refused
 from tests.support.watched_engine import SECONDS, Watched, picture
 
 ALONE = Plan(2)
-BATCHES = Plan(2, batch=4)
+BATCHES = Plan(2, batch=4, scorer=True)
 A, B = ("cat", "dog", "rocket"), ("cup", "tree", "house", "boat")
 TOLERANCE = 1e-5  # fp32 scores within ±1, of one graph run in batches of another size
 
@@ -37,13 +39,14 @@ plans = pytest.mark.parametrize("plan", [ALONE, BATCHES], ids=["alone", "batches
 class Service:
     """A tagger that was started, and what it says."""
 
-    def __init__(self, recognizer: Recognizer, plan: Plan, **limits: float) -> None:
+    def __init__(self, recognizer: Recognizer, plan: Plan, alone: Pipeline | None = None, **limits: float) -> None:
         self.deaths: list[BaseException] = []
         self.metrics = Metrics()
         self.vocabularies = {labels: recognizer.vocabulary(labels) for labels in (A, B)}
         self.recognizer = recognizer
         given = {"answer_seconds": SECONDS, **limits}
-        self.tagger = Tagger(recognizer, Limits(**given), self.metrics, self.deaths.append, plan)  # type: ignore[arg-type]
+        bounds = Limits(**given)  # type: ignore[arg-type]
+        self.tagger = Tagger(recognizer, bounds, self.metrics, self.deaths.append, plan, alone)
         self.tagger.start()
 
     def tag(self, file: bytes, labels: tuple[str, ...] = A, evidence: bool = False) -> Coroutine[None, None, Answer]:
@@ -118,7 +121,7 @@ def test_only_one_vocabulary_shares_a_batch_and_the_oldest_goes_first(recognizer
     """B comes between ten pictures of A, and is not kept waiting by those that came after it."""
 
     async def run() -> None:
-        service = Service(recognizer, Plan(1, batch=4))
+        service = Service(recognizer, Plan(1, batch=4, scorer=True))
         first = await held(engine, service)
         calls = [service.tag(picture(10 + i)) for i in range(4)] + [service.tag(picture(50), B)]
         calls += [service.tag(picture(20 + i)) for i in range(6)]
@@ -142,7 +145,7 @@ def test_a_batch_waits_for_more_no_longer_than_it_may(recognizer: Recognizer, en
     """With patience without end the batch is filled; and what cannot be filled goes when nothing more comes in."""
 
     async def run() -> None:
-        service = Service(recognizer, Plan(1, batch=3, patience=1e6))
+        service = Service(recognizer, Plan(1, batch=3, patience=1e6, scorer=True))
         await asyncio.gather(*(service.tag(picture(i)) for i in (10, 20, 30)))
         (last,) = await several(service.tag(picture(40)))
         assert await service.tagger.drain(SECONDS)
@@ -215,7 +218,7 @@ def test_scores_that_are_not_finite_cost_one_picture(bundle: Path, tmp_path: Pat
 def test_a_thread_that_dies_is_told_to_everybody(recognizer: Recognizer, engine: Watched, plan: Plan) -> None:
     async def run() -> None:
         engine.failures[1] = SystemExit("killed")
-        service = Service(recognizer, Plan(1, plan.batch))
+        service = Service(recognizer, replace(plan, threads=1))
         first = await held(engine, service)
         tasks = await several(*(service.tag(picture(i)) for i in range(10, 20)))
         engine.gate.set()
@@ -249,7 +252,7 @@ def test_an_engine_that_fails_at_everything_is_dead(recognizer: Recognizer, engi
 @plans
 def test_pictures_whose_callers_left_are_not_scored(recognizer: Recognizer, engine: Watched, plan: Plan) -> None:
     async def run() -> None:
-        service = Service(recognizer, Plan(1, plan.batch))
+        service = Service(recognizer, replace(plan, threads=1))
         first = await held(engine, service)
         tasks = await several(*(service.tag(picture(i)) for i in (11, 12, 13)))
         assert tasks[1].cancel()
@@ -268,7 +271,7 @@ def test_pictures_whose_callers_left_are_not_scored(recognizer: Recognizer, engi
 @plans
 def test_a_picture_that_waits_too_long_is_never_scored(recognizer: Recognizer, engine: Watched, plan: Plan) -> None:
     async def run() -> None:
-        service = Service(recognizer, Plan(1, plan.batch), answer_seconds=0.05)
+        service = Service(recognizer, replace(plan, threads=1), answer_seconds=0.05)
         engine.gate.clear()
         (first,) = await several(service.tag(picture(1)))
         await entered(engine)
@@ -286,7 +289,7 @@ def test_a_picture_that_waits_too_long_is_never_scored(recognizer: Recognizer, e
 def test_what_is_too_much_is_refused_at_once(recognizer: Recognizer, engine: Watched, plan: Plan) -> None:
     async def run() -> None:
         size = len(picture(1))
-        service = Service(recognizer, Plan(1, plan.batch), queue=3, bytes_in_flight=5 * size)
+        service = Service(recognizer, replace(plan, threads=1), queue=3, bytes_in_flight=5 * size)
         first = await held(engine, service)
         tasks = await several(*(service.tag(picture(i)) for i in (11, 12, 13)))
         while len(service.tagger._decoded) < (3 if plan.batch > 1 else 0):
@@ -333,7 +336,7 @@ def test_a_drained_tagger_has_answered_what_waited(recognizer: Recognizer, engin
 @plans
 def test_a_drain_that_takes_too_long_gives_up_what_waits(recognizer: Recognizer, engine: Watched, plan: Plan) -> None:
     async def run() -> None:
-        service = Service(recognizer, Plan(1, plan.batch))
+        service = Service(recognizer, replace(plan, threads=1))
         first = await held(engine, service)
         tasks = await several(*(service.tag(picture(i)) for i in range(10, 25)))
         assert not await service.tagger.drain(0.01)
@@ -349,7 +352,7 @@ def test_a_drain_that_takes_too_long_gives_up_what_waits(recognizer: Recognizer,
 
 def test_a_tagger_that_was_not_started_says_so(recognizer: Recognizer) -> None:
     vocabulary = recognizer.vocabulary(A)
-    tagger = Tagger(recognizer, Limits(), Metrics(), print)
+    tagger = Tagger(recognizer, Limits(), Metrics(), print, ALONE)
     assert not tagger.ready
     with pytest.raises(StoppedError):
         asyncio.run(tagger.tag(picture(1), vocabulary, recognizer.selection(vocabulary)))
@@ -385,10 +388,71 @@ def test_limits_are_numbers_that_mean_something(wrong: dict[str, float]) -> None
     assert refused(lambda: Limits(**wrong))[0] == name  # type: ignore[arg-type]
 
 
-def test_a_cpu_has_a_picture_for_each_core_and_a_gpu_has_batches(
+@pytest.mark.parametrize(("seconds", "sizes"), [(1e9, [1, 4, 4, 2]), (0.0, [1] * 11)], ids=["quick", "slow"])
+def test_a_cpu_has_small_batches_of_pictures_that_take_little_time(
+    recognizer: Recognizer, engine: Watched, monkeypatch: pytest.MonkeyPatch, seconds: float, sizes: list[int]
+) -> None:
+    """How long the engine may be busy with one batch stands for how long a picture takes."""
+    monkeypatch.setattr("sigrl_deploy.serve.tagger._SMALL_SECONDS", seconds)
+
+    async def run() -> None:
+        service = Service(recognizer, Plan(1, batch=4))
+        first = await held(engine, service)
+        tasks = await several(*(service.tag(picture(10 + i)) for i in range(10)))
+        engine.gate.set()
+        await asyncio.gather(first, *tasks)
+        assert [len(batch) for batch, _ in engine.batches] == sizes
+        assert await service.tagger.drain(SECONDS)
+
+    asyncio.run(run())
+
+
+def test_no_thread_of_a_cpu_takes_what_another_could_begin(
     recognizer: Recognizer, engine: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "6")
-    assert Plan.of(recognizer) == Plan(6)
+    monkeypatch.setattr("sigrl_deploy.serve.tagger._SMALL_SECONDS", 1e9)
+
+    async def run() -> None:
+        service = Service(recognizer, Plan(2, batch=4))
+        first = [await held(engine, service, brightness) for brightness in (1, 2)]
+        tasks = await several(*(service.tag(picture(10 + i)) for i in range(4)))
+        engine.gate.set()
+        await asyncio.gather(*first, *tasks)
+        assert sorted(engine.seen) == [1, 2, 10, 11, 12, 13]
+        assert max(len(batch) for batch, _ in engine.batches) == 2
+        assert await service.tagger.drain(SECONDS)
+
+    asyncio.run(run())
+
+
+def test_a_picture_that_is_alone_has_all_cores(recognizer: Recognizer, engine: Watched, bundle: Path) -> None:
+    whole = Watched(other := Recognizer(bundle, backend="onnxruntime", device="cpu", cache_dir=False, threads=2))
+
+    async def run() -> None:
+        service = Service(recognizer, Plan(2), alone=other.pipeline)
+        alone = await held(whole, service, 1)
+        beside = await service.tag(picture(2))
+        whole.gate.set()
+        await alone
+        while service.tagger._busy:  # a thread answers before it is free
+            await asyncio.sleep(0)
+        last = await service.tag(picture(3))
+        for brightness, answer in enumerate((await alone, beside, last), start=1):
+            assert_same(answer, service.expected(picture(brightness)))
+        assert (whole.seen, engine.seen[0]) == ([1, 3], 2)
+        whole.failures = {-1: RuntimeError("out of order")}
+        with pytest.raises(EngineError):
+            await service.tag(picture(4))
+        assert not service.tagger.ready
+        assert len(service.deaths) == 1
+
+    asyncio.run(run())
+
+
+def test_a_gpu_has_one_thread_that_scores_and_batches(recognizer: Recognizer, engine: Watched) -> None:
+    """Its threads decode; a CPU's do both."""
+    assert not Plan.of(recognizer, 6).scorer
+    assert Plan.of(recognizer, 6).threads == 6
     engine.device = "cuda"
-    assert Plan.of(recognizer).batch > 1
+    assert Plan.of(recognizer, 6).scorer
+    assert Plan.of(recognizer, 6).batch > Plan.of(Recognizer(recognizer.bundle.path, device="cpu"), 6).batch
