@@ -56,7 +56,7 @@ image transformer (ViT), and *match* compares its features with the labels.
   [model card](../sigrl_deploy/data/MODEL_CARD.md) has a trained one.
 """
 
-SERVICE = """Clients send one picture after another, each over a connection of its own, on the same cores as the service. p50 and
+SERVICE = """Clients send one picture after another, each over a connection of its own, on the cores of the service. p50 and
 p99 are of requests that are answered with tags, in ms. A client that is refused (429) sends its picture again when it is told
 to: the third p99 counts from the first time. After 30 s a client leaves. `benchmarks/serving/` has what each contender is.
 """
