@@ -134,6 +134,7 @@ def _add_tagging(app: FastAPI, service: Service) -> None:
     @app.post("/v1/tag", summary="Tag one picture", openapi_extra=_BODY)
     async def tag(request: Request) -> JSONResponse:
         with service.admission.reserved() as room:
+            service.tagger.check_room()
             body = await read_body(request, service.limits, room, "picture")
             if len(body.pictures) != 1:
                 line = f"{len(body.pictures)} pictures, expected 1; POST /v1/tags takes several"
@@ -144,6 +145,7 @@ def _add_tagging(app: FastAPI, service: Service) -> None:
     @app.post("/v1/tags", summary="Tag several pictures", openapi_extra=_BODY)
     async def tags(request: Request) -> JSONResponse:
         with service.admission.reserved() as room:
+            service.tagger.check_room()
             body = await read_body(request, service.limits, room, "pictures")
             count, most = len(body.pictures), service.limits.pictures
             if not 1 <= count <= most:
@@ -156,6 +158,7 @@ def _add_tagging(app: FastAPI, service: Service) -> None:
     @app.post("/", summary="Tag one picture, as Hugging Face's zero-shot-image-classification")
     async def hugging_face(request: Request) -> JSONResponse:
         with service.admission.reserved() as room:
+            service.tagger.check_room()
             inputs, labels = asked.hugging_face(parsed(await read_raw(request, service.limits, room)))
             served = await service.inline(labels)
             selection = service.vocabularies.selection(served, top=len(served.vocabulary))

@@ -113,6 +113,12 @@ class Tagger:
         """Whether pictures are taken: it was started, is not about to end, and its threads live."""
         return bool(self._threads) and not self._draining and self._death is None
 
+    def check_room(self) -> None:
+        """Raise what `tag` would for any picture now: a body that cannot be used need not be read."""
+        if not self.ready:
+            raise self._stopped()
+        self._admit(0)
+
     async def tag(self, picture: bytes, vocabulary: Vocabulary, selection: Selection) -> Answer:
         """Tag one picture, given as the bytes of a file. `selection` is one for this vocabulary.
 
