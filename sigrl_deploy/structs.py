@@ -28,7 +28,9 @@ class Checked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         try:
             return msgspec.convert(values, cls)
         except msgspec.ValidationError as error:
-            raise ValueError(_line(error)) from None
+            raise ValueError(problem_of(error)) from None
+        except UnicodeError:  # half of a character, which JSON can write as an escape
+            raise ValueError("holds text that is no valid Unicode") from None
 
     def to_plain(self) -> dict[str, Any]:
         """The inverse of `from_plain`."""
@@ -40,8 +42,8 @@ class Checked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.from_plain(self.to_plain())
 
 
-def _line(error: msgspec.ValidationError) -> str:
-    """`Expected `int` >= 1 - at `$.vision.width`` → "vision.width: expected int >= 1"."""
+def problem_of(error: msgspec.ValidationError) -> str:
+    """What msgspec found wrong: `Expected `int` >= 1 - at `$.vision.width`` → "vision.width: expected int >= 1"."""
     what, _, place = str(error).replace("`", "").partition(" - at ")
     where = place.replace("key in $.", "a name in ").replace("$.", "").replace("$", "")
     what = what[:1].lower() + what[1:]

@@ -108,7 +108,8 @@ def _typed(record: type[Any], values: Mapping[str, Any], start: str, of_name: st
         return record.from_plain(values)
     except ValueError as problem:
         place = _PLACE.match(str(problem))
-        assert place is not None
+        if place is None or place[1] not in _EXPECTED:
+            raise error(f"{start.rstrip('.')}{of_name}: {problem}") from None
         key, value, expected = place[0], values[place[1]], _EXPECTED[place[1]]
         if place[2] is not None:
             value, expected = value[int(place[2])], "text in quotes"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -18,15 +18,16 @@ from starlette.requests import ClientDisconnect
 from sigrl_deploy.errors import SigRLError
 from sigrl_deploy.labels.label_set import LabelSet
 from sigrl_deploy.labels.schema import plain_of
+from sigrl_deploy.recognizer.predictions import Prediction
 from sigrl_deploy.recognizer.selection import Selection
-from sigrl_deploy.serve import options as asked
+from sigrl_deploy.serve import options
 from sigrl_deploy.serve.answers import as_json
-from sigrl_deploy.serve.bodies import Admission, Body, from_base64, parsed, read_body, read_raw
-from sigrl_deploy.serve.errors import StoppedError
+from sigrl_deploy.serve.bodies import Admission, Body, check_count, decoded, from_base64, plain_object, read_body, read_raw
+from sigrl_deploy.serve.errors import OverloadedError, StoppedError
 from sigrl_deploy.serve.guard import Guard
 from sigrl_deploy.serve.limits import Limits
 from sigrl_deploy.serve.metrics import Metrics
-from sigrl_deploy.serve.options import TagOptions
+from sigrl_deploy.serve.options import TagOptions, ZeroShot, labels_of
 from sigrl_deploy.serve.problems import RequestError, as_request_error, plain, response
 from sigrl_deploy.serve.tagger import Tagger
 from sigrl_deploy.serve.vocabularies import Served, ServedVocabularies
@@ -35,6 +36,9 @@ from sigrl_deploy.version import __version__
 
 PAGE = Path(__file__).parent / "page"
 Result = TypeVar("Result")
+TagOne = Callable[[bytes | RequestError, "Chosen"], Coroutine[Any, Any, dict[str, Any]]]
+_MOST_NAMED = 10  # vocabularies in a message
+_GONE = 499  # as nginx logs a client that left; nobody reads it
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,22 @@ class Service:
     info: dict[str, Any]
     api_key: str | None = None
 
+    async def tag_all(self, pictures: Sequence[bytes | RequestError], asked: TagOptions, tag: TagOne) -> list[dict[str, Any]]:
+        """What `tag` answers for each picture. Raises what is wrong with what is asked, and what `tag` raises."""
+        chosen = await self.choose(asked)
+        tasks = [asyncio.ensure_future(tag(picture, chosen)) for picture in pictures]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def tag_zero_shot(self, picture: bytes, labels: LabelSet) -> tuple[Prediction, ...]:
+        """All of the labels, best first."""
+        served = await self.inline(labels)
+        selection = self.vocabularies.selection(served, top=len(served.vocabulary))
+        return (await self.tagger.tag(picture, served.vocabulary, selection)).predictions
+
     async def tag(self, picture: bytes | RequestError, chosen: Chosen) -> dict[str, Any]:
         """One picture's answer. Raises what is wrong with it."""
         if isinstance(picture, RequestError):
@@ -58,19 +78,28 @@ class Service:
             return as_json(answer, chosen.served.name)
         return await asyncio.to_thread(as_json, answer, chosen.served.name)
 
-    async def choose(self, options: TagOptions) -> Chosen:
+    async def tag_or_say(self, picture: bytes | RequestError, chosen: Chosen) -> dict[str, Any]:
+        """One picture's answer among several: what is wrong with it takes its place. Raises where no picture can be served."""
+        try:
+            return await self.tag(picture, chosen)
+        except (OverloadedError, StoppedError):
+            raise
+        except Exception as error:
+            problem = as_request_error(error)
+            self.metrics.error(problem.code)
+            return plain(problem)
+
+    async def choose(self, asked: TagOptions) -> Chosen:
         """The vocabulary and selection of a request. Raises what `ServedVocabularies` does."""
         held = self.vocabularies
-        if options.labels is not None:
-            served = await self.inline(asked.labels_of(options.labels))
-        elif options.vocabulary is None and held.default is None:
+        if asked.labels is not None:
+            served = await self.inline(labels_of(asked.labels, self.limits))
+        elif asked.vocabulary is None and held.default is None:
             line = "this service has no vocabulary of its own; give labels"
             raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "labels", line)
         else:
-            served = self.named(options.vocabulary)
-        return Chosen(
-            served, held.selection(served, options.top, options.threshold, options.thresholds, evidence=options.heatmaps)
-        )
+            served = self.named(asked.vocabulary)
+        return Chosen(served, held.selection(served, asked.top, asked.threshold, asked.thresholds, evidence=asked.heatmaps))
 
     async def inline(self, labels: LabelSet) -> Served:
         """The vocabulary of labels that came with a request. Raises what `ServedVocabularies.inline` does."""
@@ -80,7 +109,9 @@ class Service:
         """A vocabulary by its name, or the default. Raises RequestError where there is none."""
         found = self.vocabularies.named(name)
         if found is None:
-            raise RequestError(HTTPStatus.NOT_FOUND, "vocabulary", f"no vocabulary {(name or '')[:64]!r}")
+            known = ", ".join(served.name or "" for served in self.vocabularies.all()[:_MOST_NAMED]) or "none"
+            line = f"no vocabulary {(name or '')[:64]!r}; there is {known}"
+            raise RequestError(HTTPStatus.NOT_FOUND, "vocabulary", line)
         return found
 
     def about(self, served: Served) -> dict[str, Any]:
@@ -104,7 +135,7 @@ class Chosen:
 
 
 def make_app(service: Service, lifespan: Callable[[FastAPI], Any]) -> FastAPI:
-    app = FastAPI(title="sigrl-deploy", version=__version__, lifespan=lifespan, redoc_url=None)
+    app = FastAPI(title="sigrl-deploy", version=__version__, lifespan=lifespan, redoc_url=None, redirect_slashes=False)
     _add_errors(app, service)
     app.add_middleware(Guard, metrics=service.metrics, api_key=service.api_key)
     _add_tagging(app, service)
@@ -118,9 +149,9 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 
     async def answer(_: Request, error: Exception) -> Response:
         if isinstance(error, ClientDisconnect):  # nobody reads this
-            error = RequestError(HTTPStatus.BAD_REQUEST, "gone", "the client left")
+            error = RequestError(_GONE, "gone", "the client left")
         if isinstance(error, HTTPException):
-            line = error.detail or HTTPStatus(error.status_code).phrase
+            line = f"{error.detail or HTTPStatus(error.status_code).phrase}; GET /docs lists the addresses and their methods"
             error = RequestError(HTTPStatus(error.status_code), "request", line, dict(error.headers or {}))
         problem = as_request_error(error)
         service.metrics.error(problem.code)
@@ -131,51 +162,36 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 
 
 def _add_tagging(app: FastAPI, service: Service) -> None:
+    limits, tagger = service.limits, service.tagger
+
     @app.post("/v1/tag", summary="Tag one picture", openapi_extra=_BODY)
     async def tag(request: Request) -> JSONResponse:
+        tagger.check_room()
         with service.admission.reserved() as room:
-            service.tagger.check_room()
-            body = await read_body(request, service.limits, room, "picture")
+            body = await read_body(request, limits, room, "picture")
             if len(body.pictures) != 1:
                 line = f"{len(body.pictures)} pictures, expected 1; POST /v1/tags takes several"
                 raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "picture", line)
-            chosen = await service.choose(_options(body))
-            return JSONResponse(await _unless_gone(request, service.tag(body.pictures[0], chosen)))
+            (found,) = await _unless_gone(request, service.tag_all(body.pictures, _options(body), service.tag))
+            return JSONResponse(found)
 
     @app.post("/v1/tags", summary="Tag several pictures", openapi_extra=_BODY)
     async def tags(request: Request) -> JSONResponse:
+        tagger.check_room()
         with service.admission.reserved() as room:
-            service.tagger.check_room()
-            body = await read_body(request, service.limits, room, "pictures")
-            count, most = len(body.pictures), service.limits.pictures
-            if not 1 <= count <= most:
-                line = f"{count} pictures, expected 1 to {most}"
-                raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "pictures", line)
-            chosen = await service.choose(_options(body))
-            each = asyncio.gather(*(_result(service, picture, chosen) for picture in body.pictures))
-            return JSONResponse({"results": await _unless_gone(request, each)})
+            body = await read_body(request, limits, room, "pictures")
+            check_count(len(body.pictures), limits)
+            tagger.check_room(len(body.pictures))
+            found = await _unless_gone(request, service.tag_all(body.pictures, _options(body), service.tag_or_say))
+            return JSONResponse({"results": found})
 
     @app.post("/", summary="Tag one picture, as Hugging Face's zero-shot-image-classification")
     async def hugging_face(request: Request) -> JSONResponse:
+        tagger.check_room()
         with service.admission.reserved() as room:
-            service.tagger.check_room()
-            inputs, labels = asked.hugging_face(parsed(await read_raw(request, service.limits, room)))
-            served = await service.inline(labels)
-            selection = service.vocabularies.selection(served, top=len(served.vocabulary))
-            answer = await _unless_gone(request, service.tagger.tag(from_base64(inputs), served.vocabulary, selection))
-            return JSONResponse([{"label": tag.label, "score": rounded(tag.score)} for tag in answer.predictions])
-
-
-async def _result(service: Service, picture: bytes | RequestError, chosen: Chosen) -> dict[str, Any]:
-    """One picture's answer among several: what is wrong with it takes its place. Raises where no picture can be served."""
-    try:
-        return await service.tag(picture, chosen)
-    except StoppedError:
-        raise
-    except Exception as error:
-        problem = as_request_error(error)
-        service.metrics.error(problem.code)
-        return plain(problem)
+            asked = decoded(await read_raw(request, limits, room), ZeroShot)
+            tags = _unless_gone(request, service.tag_zero_shot(from_base64(asked.inputs), options.hugging_face(asked, limits)))
+            return JSONResponse([{"label": tag.label, "score": rounded(tag.score)} for tag in await tags])
 
 
 async def _unless_gone(request: Request, work: Awaitable[Result]) -> Result:
@@ -198,7 +214,7 @@ async def _left(request: Request) -> None:
 
 
 def _options(body: Body) -> TagOptions:
-    return asked.from_json(body.values) if body.fields is None else asked.from_text(body.fields)
+    return options.from_json(body.values) if body.fields is None else options.from_text(body.fields)
 
 
 def _add_vocabularies(app: FastAPI, service: Service) -> None:
@@ -216,8 +232,8 @@ def _add_vocabularies(app: FastAPI, service: Service) -> None:
     @app.put("/v1/vocabularies/{name}", summary="Make or replace a vocabulary, from a label set")
     async def put(name: str, request: Request) -> JSONResponse:
         with service.admission.reserved() as room:
-            labels = asked.labels_of(parsed(await read_raw(request, service.limits, room)))
-        is_new = await held.put(name, labels)
+            labels = labels_of(plain_object(await read_raw(request, service.limits, room)), service.limits)
+        is_new = await _unless_gone(request, held.put(name, labels))
         return JSONResponse(service.about(service.named(name)), HTTPStatus.CREATED if is_new else HTTPStatus.OK)
 
     @app.delete("/v1/vocabularies/{name}", status_code=HTTPStatus.NO_CONTENT, summary="Remove a vocabulary")
@@ -251,7 +267,8 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
     @app.get("/metrics", summary="Figures for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        return Response(service.metrics.text(service.admission.bytes), media_type=service.metrics.CONTENT_TYPE)
+        text = service.metrics.text(service.tagger.waiting, service.admission.bytes)
+        return Response(text, media_type=service.metrics.CONTENT_TYPE)
 
 
 _BODY: dict[str, Any] = {

@@ -5,24 +5,36 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import json
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
+import msgspec
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from sigrl_deploy.serve.errors import OverloadedError
 from sigrl_deploy.serve.limits import Limits
+from sigrl_deploy.serve.options import TagOptions, in_words
 from sigrl_deploy.serve.problems import RequestError
+from sigrl_deploy.structs import problem_of
 
 JSON, FORM = "application/json", "multipart/form-data"
 _ANY = "application/octet-stream"
+MOST_OPTIONS = 1_000_000  # bytes of JSON besides pictures
 _MOST_FIELDS = 16  # of a form, besides its pictures
+
+
+def _parts(key: str) -> type[msgspec.Struct]:
+    """A JSON body whose values stay JSON until it is known how much they are."""
+    fields = [(name, msgspec.Raw, msgspec.Raw()) for name in (key, *TagOptions.__struct_fields__)]
+    return msgspec.defstruct("Parts", fields, forbid_unknown_fields=True)
+
+
+_PARTS = {key: _parts(key) for key in ("picture", "pictures")}
 
 
 class Admission:
@@ -103,50 +115,71 @@ def _check_size(count: int, limits: Limits) -> None:
 async def read_body(request: Request, limits: Limits, room: Reservation, key: str) -> Body:
     """Pictures and options of a body of any of the types. `key` is that of the pictures in JSON, "picture" or "pictures".
 
-    Raises RequestError and OverloadedError as `read_raw` does; 400 for a damaged body, 415 for another type.
+    Raises RequestError and OverloadedError as `read_raw` does; 400 for a damaged body, 415 for another type, 422 for options
+    beside a body that has its own, for more pictures than `limits.pictures`, and for what is said twice.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in (JSON, FORM, _ANY) and not kind.startswith("image/"):
         line = f"Content-Type is {kind[:60]!r}, expected image/*, {_ANY}, {FORM} or {JSON}"
         raise RequestError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "body", line)
+    asked = request.query_params.multi_items()
+    if asked and kind in (JSON, FORM):
+        line = f"{asked[0][0][:60]!r} stands in the address; with a body of {kind} put options into the body"
+        raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "options", line)
     raw = await read_raw(request, limits, room)
     if kind == JSON:
-        return _from_json(parsed(raw), key)
+        return _from_json(raw, key, limits)
     if kind == FORM:
         return await _from_form(request.headers, raw)
-    return Body([raw], fields=dict(request.query_params))
+    return Body([raw], fields=_once(asked))
 
 
-def parsed(raw: bytes) -> dict[str, Any]:
-    """A JSON object. Raises RequestError, 400."""
+def decoded(raw: bytes | msgspec.Raw, kind: Any, code: str = "options") -> Any:
+    """JSON as a type of msgspec's. Raises RequestError: 400 for what is not JSON, 422 for another type or an unknown field."""
     try:
-        values = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.ValidationError as error:
+        raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, code, in_words(problem_of(error))) from None
+    except (ValueError, RecursionError) as error:  # damaged, or nested too deeply
         raise RequestError(HTTPStatus.BAD_REQUEST, "body", f"the body is not JSON: {str(error)[:100]}") from None
-    if not isinstance(values, dict):
-        raise RequestError(HTTPStatus.BAD_REQUEST, "body", "the body is JSON, but no object")
-    return values
 
 
-def _from_json(values: dict[str, Any], key: str) -> Body:
-    if key not in values:
+def plain_object(raw: bytes | msgspec.Raw) -> Any:
+    """JSON of options as dicts, lists, texts and numbers. Raises RequestError as `decoded` does, and 413 for very much."""
+    size = len(memoryview(raw))
+    if size > MOST_OPTIONS:  # as objects it takes many times its size
+        line = f"labels and options have {size:,} bytes of JSON, expected {MOST_OPTIONS:,} at most; send fewer labels"
+        raise RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "options", line)
+    return decoded(raw, Any)
+
+
+def _from_json(raw: bytes, key: str, limits: Limits) -> Body:
+    parts = decoded(raw, _PARTS[key])
+    given = {name: part for name in parts.__struct_fields__ if len(memoryview(part := getattr(parts, name)))}
+    if key not in given:
         raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, key, f"the body has no {key!r}; expected it in base64")
-    given = values.pop(key)
-    if key == "pictures" and not isinstance(given, list):
-        raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, key, "pictures is no list; expected texts in base64")
+    found = decoded(given.pop(key), str if key == "picture" else list[str], key)
+    texts = [found] if key == "picture" else found
+    check_count(len(texts), limits)
     pictures: list[bytes | RequestError] = []
-    for text in given if key == "pictures" else [given]:
+    for text in texts:
         try:
             pictures.append(from_base64(text))
         except RequestError as error:
             pictures.append(error)
-    return Body(pictures, values=values)
+    return Body(pictures, values={name: plain_object(part) for name, part in given.items()})
 
 
-def from_base64(text: object) -> bytes:
+def check_count(pictures: int, limits: Limits) -> None:
+    """Raise RequestError for a request without pictures, and for one with more than `limits` allow."""
+    most = min(limits.pictures, limits.queue)
+    if not 1 <= pictures <= most:
+        line = f"{pictures:,} pictures, expected 1 to {most}"
+        raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "pictures", line)
+
+
+def from_base64(text: str) -> bytes:
     """The bytes of a picture in base64, with or without `data:…;base64,` before it. Raises RequestError, 422."""
-    if not isinstance(text, str):
-        raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "picture", "a picture is no text; expected base64")
     head, comma, rest = text.partition(",")
     if text[:4].lower() in ("http", "file", "ftp:"):
         line = "a picture is a URL, and none are fetched; send the picture itself in base64"
@@ -155,23 +188,25 @@ def from_base64(text: object) -> bytes:
         line = "a picture is a data: URI that is not in base64; expected data:image/…;base64,…"
         raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "picture", line)
     try:
-        return base64.b64decode(rest if text.startswith("data:") else text, validate=True)
+        # Many programs break it into lines.
+        return base64.b64decode("".join((rest if text.startswith("data:") else text).split()), validate=True)
     except (binascii.Error, ValueError):
-        raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "picture", "a picture is not in base64") from None
+        line = "a picture is not in base64; expected the standard alphabet, A to Z, a to z, 0 to 9, + and /"
+        raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "picture", line) from None
 
 
 async def _from_form(headers: Headers, raw: bytes) -> Body:
     async def once() -> AsyncGenerator[bytes, None]:
         yield raw
 
-    parser = _InMemory(headers, once(), max_files=1000, max_fields=_MOST_FIELDS, max_part_size=len(raw))
+    parser = _InMemory(headers, once(), max_files=1000, max_fields=_MOST_FIELDS, max_part_size=MOST_OPTIONS)
     try:
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError) as error:
         reason = getattr(error, "message", None) or error
         raise RequestError(HTTPStatus.BAD_REQUEST, "body", f"the form cannot be read: {str(reason)[:100]}") from None
     pictures: list[bytes | RequestError] = []
-    fields: dict[str, str] = {}
+    fields: list[tuple[str, str]] = []
     try:
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
@@ -180,10 +215,21 @@ async def _from_form(headers: Headers, raw: bytes) -> Body:
                     raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "picture", line)
                 pictures.append(await value.read())
             else:
-                fields[name] = value
+                fields.append((name, value))
     finally:
         await form.close()
-    return Body(pictures, fields=fields)
+    return Body(pictures, fields=_once(fields))
+
+
+def _once(fields: list[tuple[str, str]]) -> dict[str, str]:
+    """Options by name. Raises RequestError where one is given twice."""
+    found: dict[str, str] = {}
+    for name, value in fields:
+        if name in found:
+            advice = '; labels are one JSON list, such as ["cat", "dog"]' if name == "labels" else "; leave out one of the two"
+            raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, name[:60], f"{name[:60]!r} is given twice{advice}")
+        found[name] = value
+    return found
 
 
 class _InMemory(MultiPartParser):

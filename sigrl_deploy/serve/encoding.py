@@ -105,9 +105,9 @@ class LabelEncoder:
     def _remember(self, labels: LabelSet, vocabulary: Vocabulary) -> None:
         self._remembered[labels] = vocabulary
         self._remembered.move_to_end(labels)
-        rows = sum(len(each.label_embedding) for each in self._remembered.values())
+        rows = sum(size_of(*each) for each in self._remembered.items())
         while len(self._remembered) > self._limits.inline_vocabularies or rows > self._limits.rows:
-            rows -= len(self._remembered.popitem(last=False)[1].label_embedding)
+            rows -= size_of(*self._remembered.popitem(last=False))
 
     def _work(self) -> None:
         while taken := self._waiting.take(1):
@@ -124,6 +124,11 @@ class LabelEncoder:
                 encoding.result.set_exception(EngineError(f"could not be encoded ({line_of(error)})", argument="labels"))
             self._seconds = time.perf_counter() - start
             self._observer.stage(Stage.ENCODING, self._seconds)
+
+
+def size_of(labels: LabelSet, vocabulary: Vocabulary) -> int:
+    """What a vocabulary counts for in `Limits.rows`: its rows, and the parents that its labels name."""
+    return len(vocabulary.label_embedding) + sum(len(label.parents) for label in labels.labels)
 
 
 def _stopped() -> StoppedError:

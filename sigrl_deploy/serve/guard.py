@@ -64,7 +64,7 @@ class Guard:
         finally:
             seconds = round(time.perf_counter() - start, 4)
             route = getattr(scope.get("route"), "path", "other")  # never a client's path, of which there are too many
-            self._metrics.request(scope["method"], route, status)
+            self._metrics.request(scope["method"], route, status, seconds)
             if access.isEnabledFor(logging.INFO):
                 client = (scope.get("client") or ("",))[0]
                 entry = {

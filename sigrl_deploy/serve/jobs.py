@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -15,6 +16,7 @@ from sigrl_deploy.errors import ImageError, ScoreError, printable
 from sigrl_deploy.model import matching
 from sigrl_deploy.pictures.crops import Box, View
 from sigrl_deploy.pictures.reading import name_of, read_image
+from sigrl_deploy.pictures.reading_ahead import MOST_THREADS
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.recognizer.pipeline import Pipeline, Tagged
 from sigrl_deploy.recognizer.predictions import Prediction
@@ -93,11 +95,17 @@ class Work:
         self._recognizer = recognizer
         self._observer = observer
         self._known_good: Job | None = None
+        # Each may take a gigabyte, on machines of whatever many cores.
+        self._decoders = threading.BoundedSemaphore(MOST_THREADS)
 
     def decode(self, job: Job) -> bool:
         """Make the view of a picture. Returns False where its caller has left or it cannot be read, which is its answer."""
         if job.answer.cancelled():
             return False
+        with self._decoders:
+            return self._decode(job)
+
+    def _decode(self, job: Job) -> bool:
         start = time.perf_counter()
         try:
             if job.selection.evidence:
@@ -172,13 +180,14 @@ class Work:
             job.fail(error)
             return
         log.error("a picture could not be scored", exc_info=error)
-        job.fail(EngineError(f"{_NAME}: could not be scored ({line_of(error)}); others can"))
         if self._known_good is None:
+            job.fail(EngineError(f"{_NAME}: could not be scored ({line_of(error)})"))
             return
         try:
             self._tag([self._known_good], pipeline)
         except Exception as again:
             raise EngineDiedError(f"the engine no longer runs ({line_of(again)})") from again
+        job.fail(EngineError(f"{_NAME}: could not be scored ({line_of(error)}); others can"))
 
 
 def line_of(error: BaseException) -> str:

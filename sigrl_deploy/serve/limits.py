@@ -20,7 +20,9 @@ class Limits:
         queue: pictures that wait for the engine.
         bytes_in_flight: of all pictures, as files, that wait or are worked on; and, counted apart, of all bodies.
         labels: texts of a vocabulary that comes in a request: names and synonyms, times their templates.
-        rows: of all vocabularies that came inline and are still in memory; and, counted apart, of those that were put.
+        label_items: labels, synonyms, parents and templates that such a vocabulary names.
+        rows: of all vocabularies that came inline and are still in memory, and their parents; and, counted apart, of those that
+            were put.
         inline_vocabularies: that came inline and are still in memory.
         vocabularies: that were put and not deleted.
         encodings: vocabularies that wait for being encoded, or are being encoded.
@@ -37,6 +39,7 @@ class Limits:
     queue: int = 256
     bytes_in_flight: int = 256 * MB
     labels: int = 2048
+    label_items: int = 1 << 14
     rows: int = 1 << 15
     inline_vocabularies: int = 64
     vocabularies: int = 64

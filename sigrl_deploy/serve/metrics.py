@@ -5,7 +5,16 @@ from __future__ import annotations
 from enum import Enum
 from typing import Protocol
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _SIZES = (1, 2, 4, 8, 16, 32)
@@ -23,9 +32,6 @@ class Stage(str, Enum):
 class Observer(Protocol):
     """Is told what happens inside. Its methods are called from several threads."""
 
-    def waiting(self, pictures: int) -> None:
-        """So many pictures wait for the engine."""
-
     def batch(self, pictures: int) -> None:
         """A batch of so many pictures goes to the engine."""
 
@@ -39,8 +45,17 @@ class Metrics:
     CONTENT_TYPE = CONTENT_TYPE_LATEST
 
     def __init__(self) -> None:
+        disable_created_metrics()  # which would double the output
         self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
         self._requests = Counter("sigrl_requests", "Answered requests.", ("method", "route", "status"), registry=registry)
+        self._seconds = Histogram(
+            "sigrl_request_seconds",
+            "Seconds from headers to the end of the answer.",
+            ("route",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
         self._errors = Counter(
             "sigrl_errors", "Answers, or their parts about a picture, that are errors.", ("code",), registry=registry
         )
@@ -57,17 +72,17 @@ class Metrics:
         for stage in Stage:  # all are there from the start, so that rates can be taken of them
             self._stages.labels(stage.value)
 
-    def request(self, method: str, route: str, status: int) -> None:
-        """A request was answered. `route` is a pattern, such as `/v1/vocabularies/{name}`: each other one takes memory."""
+    def request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """A request was answered, so long after its headers were there.
+
+        `route` is a pattern, such as `/v1/vocabularies/{name}`: each other one takes memory.
+        """
         self._requests.labels(method, route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
 
     def error(self, code: str) -> None:
         """An answer, or the part of it about one picture, is an error of this code."""
         self._errors.labels(code).inc()
-
-    def waiting(self, pictures: int) -> None:
-        """See `Observer`."""
-        self._waiting.set(pictures)
 
     def batch(self, pictures: int) -> None:
         """See `Observer`."""
@@ -77,7 +92,8 @@ class Metrics:
         """See `Observer`."""
         self._stages.labels(stage.value).observe(seconds)
 
-    def text(self, bytes_in_flight: int) -> bytes:
-        """All metrics in Prometheus' text format, CONTENT_TYPE, with the bytes of requests that are in memory now."""
+    def text(self, waiting: int, bytes_in_flight: int) -> bytes:
+        """All metrics in Prometheus' text format, CONTENT_TYPE, with the pictures that wait and the bytes in memory now."""
+        self._waiting.set(waiting)
         self._bytes.set(bytes_in_flight)
         return generate_latest(self._registry)

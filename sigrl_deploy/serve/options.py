@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -13,10 +13,20 @@ from msgspec import Meta
 from sigrl_deploy.errors import LabelError
 from sigrl_deploy.labels.label_set import LabelSet
 from sigrl_deploy.labels.schema import label_set_from_plain
+from sigrl_deploy.serve.limits import Limits
 from sigrl_deploy.serve.problems import RequestError
 from sigrl_deploy.structs import Checked
 
 _MOST_TOP = 10_000
+_WORDS = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "array": "list", "|": "or"}
+_TYPES = re.compile(r"(?<![\w.])(?:str|int|float|bool|array|\|)(?![\w.:])")
+_EXPECTED = {
+    "labels": 'a JSON list, such as ["cat", "dog"]',
+    "top": "a whole number",
+    "threshold": "a number, such as 0.2",
+    "thresholds": "true or false",
+    "heatmaps": "true or false",
+}
 
 
 class TagOptions(Checked, frozen=True):
@@ -40,52 +50,60 @@ def from_json(values: Mapping[str, Any]) -> TagOptions:
 
 def from_text(values: Mapping[str, str]) -> TagOptions:
     """Options from a query string or from the fields of a form: numbers and true or false as text. Raises RequestError."""
-    found: dict[str, Any] = {}
-    for name, text in values.items():
-        # A vocabulary may be called "1".
-        found[name] = text if name == "vocabulary" else _value(name, text)
-    return _checked(found)
+    # A vocabulary may be called "1".
+    return _checked({name: text if name == "vocabulary" else _value(name, text) for name, text in values.items()})
 
 
 def _value(name: str, text: str) -> Any:
     try:
-        return json.loads(text)
+        return msgspec.json.decode(text)
     except (ValueError, RecursionError):
-        raise _refused(name, f"{text[:100]!r} is not JSON; expected a number, true or false, or a list of labels") from None
+        expected = _EXPECTED.get(name, f"one of the options {', '.join(TagOptions.__struct_fields__)}")
+        raise _refused(name[:60], f"{name[:60]} is {text[:100]!r}, expected {expected}") from None
 
 
 def _checked(values: dict[str, Any]) -> TagOptions:
     try:
         found = TagOptions.from_plain(values)
     except ValueError as error:
-        raise _refused("options", str(error)) from None
+        raise _refused("options", in_words(str(error))) from None
     if found.vocabulary is not None and found.labels is not None:
         raise _refused("labels", "labels and a vocabulary contradict each other; leave out one of the two")
     return found
 
 
-def labels_of(values: Any, argument: str = "labels") -> LabelSet:
-    """The label set of a request. Raises LabelError for one that is wrong."""
+def in_words(problem: str) -> str:
+    """A problem with the names of JSON's types in place of Python's."""
+    return _TYPES.sub(lambda found: _WORDS[found[0]], problem)
+
+
+def labels_of(values: Any, limits: Limits, argument: str = "labels") -> LabelSet:
+    """The label set of a request. Raises LabelError for one that is wrong, or says more than `limits.label_items` things."""
+    if (items := _items(values)) > limits.label_items:
+        problem = f"name {items:,} labels, synonyms, parents and templates, expected {limits.label_items:,} at most; send fewer"
+        raise LabelError(problem, argument=argument)
     plain = {"labels": values} if isinstance(values, list) else values
     return label_set_from_plain(plain, lambda problem: LabelError(problem, argument=argument))
+
+
+def _items(values: Any) -> int:
+    """How many things lists of lists name, before anything is made of them."""
+    if isinstance(values, dict):
+        return sum(_items(each) for each in values.values() if isinstance(each, (list, dict)))
+    return len(values) + sum(_items(each) for each in values if isinstance(each, dict)) if isinstance(values, list) else 0
 
 
 def _refused(code: str, line: str) -> RequestError:
     return RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, code, line)
 
 
-def hugging_face(values: Any) -> tuple[str, LabelSet]:
-    """The picture in base64 and the labels of a zero-shot-image-classification. Raises RequestError and LabelError."""
-    try:
-        asked = msgspec.convert(values, _ZeroShot)
-    except msgspec.ValidationError as error:
-        problem = f"{error}; expected {{'inputs': base64, 'parameters': {{'candidate_labels': [texts]}}}}"
-        raise _refused("request", problem.replace("`", "")) from None
+def hugging_face(asked: ZeroShot, limits: Limits) -> LabelSet:
+    """The labels of a zero-shot-image-classification. Raises LabelError."""
     labels: dict[str, Any] = {"labels": asked.parameters.candidate_labels}
     template = asked.parameters.hypothesis_template
     if template is not None:
         labels["templates"] = [template.replace("{}", "{label}")]
-    return asked.inputs, labels_of(labels, "candidate_labels")
+    return labels_of(labels, limits, "candidate_labels")
 
 
 class _Parameters(msgspec.Struct):
@@ -93,6 +111,8 @@ class _Parameters(msgspec.Struct):
     hypothesis_template: str | None = None
 
 
-class _ZeroShot(msgspec.Struct):
+class ZeroShot(msgspec.Struct):
+    """The body of Hugging Face's zero-shot-image-classification; `inputs` is a picture in base64."""
+
     inputs: str
     parameters: _Parameters

@@ -25,7 +25,7 @@ _ANSWERS: dict[type[Exception], tuple[HTTPStatus, str]] = {
 class RequestError(Exception):
     """A request that cannot be served; `code` is a word for programs, `line` one for people."""
 
-    def __init__(self, status: HTTPStatus, code: str, line: str, headers: dict[str, str] | None = None) -> None:
+    def __init__(self, status: int, code: str, line: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(line)
         self.status, self.code, self.line, self.headers = status, code, line, headers or {}
 

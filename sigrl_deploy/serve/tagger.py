@@ -28,6 +28,7 @@ _BATCH = 16  # pictures of a batch on a GPU
 _PATIENCE = 0.004  # seconds that a picture may wait there for others
 _SMALL_BATCH = 4  # pictures of a batch on a CPU
 _SMALL_SECONDS = 0.06  # that such a batch may take
+_STUCK = 2  # times `answer_seconds` that a batch may take before the engine counts as dead
 _NEWEST = 0.1  # weight of the newest batch in the mean seconds of a picture
 
 
@@ -92,7 +93,7 @@ class Tagger:
         self._death: BaseException | None = None
         self._state = threading.Lock()
         self._decoding = self._plan.threads  # threads that have not ended
-        self._busy = 0  # threads that have pictures
+        self._began: dict[int, float] = {}  # since when threads have their pictures
 
     def start(self) -> None:
         """Start the worker threads."""
@@ -110,14 +111,14 @@ class Tagger:
 
     @property
     def ready(self) -> bool:
-        """Whether pictures are taken: it was started, is not about to end, and its threads live."""
-        return bool(self._threads) and not self._draining and self._death is None
+        """Whether pictures are taken: it was started, is not about to end, and its threads live and get on."""
+        return bool(self._threads) and not self._draining and self._death is None and not self._is_stuck()
 
-    def check_room(self) -> None:
-        """Raise what `tag` would for any picture now: a body that cannot be used need not be read."""
+    def check_room(self, pictures: int = 1) -> None:
+        """Raise what `tag` would for so many pictures now: a body that cannot be used need not be read."""
         if not self.ready:
             raise self._stopped()
-        self._admit(0)
+        self._admit(0, pictures)
 
     async def tag(self, picture: bytes, vocabulary: Vocabulary, selection: Selection) -> Answer:
         """Tag one picture, given as the bytes of a file. `selection` is one for this vocabulary.
@@ -141,9 +142,10 @@ class Tagger:
         try:
             if not self._waiting.put(job):
                 raise self._stopped()
-            self._observer.waiting(self._count())
             if not await finished([job.answer], self._limits.answer_seconds):
                 seconds = self._limits.answer_seconds
+                if self._is_stuck():
+                    self._die(RuntimeError(f"has worked on one batch for more than {_STUCK * seconds:g} s"))
                 raise TooLateError(f"picture: was not done within {seconds:g} s; try again when there is less to do")
             return job.answer.result()
         finally:
@@ -151,16 +153,16 @@ class Tagger:
             if job.answer.cancel():
                 self._waiting.discard(job)
                 self._decoded.discard(job)
-                self._observer.waiting(self._count())
 
     async def drain(self, seconds: float) -> bool:
         """Take nothing more, answer what waits, and end the threads. Returns whether that was done within `seconds`.
 
-        After them, what still waits raises StoppedError, and a thread that works ends with what it has in hand.
+        After them, or at once where a thread is stuck, what still waits raises StoppedError, and a thread that works ends
+        with what it has in hand.
         """
         self._draining = True
         self._waiting.close()
-        done = await finished([end for _, end in self._threads], seconds)
+        done = await finished([end for _, end in self._threads], 0 if self._is_stuck() else seconds)
         if not done:
             self._drop()
         for thread, end in self._threads:
@@ -168,17 +170,19 @@ class Tagger:
                 thread.join()
         return done
 
-    def _admit(self, size: int) -> None:
-        count, limits = self._count(), self._limits
-        if count < limits.queue and self._bytes + size <= limits.bytes_in_flight:
+    def _admit(self, size: int, pictures: int = 1) -> None:
+        count, limits = self.waiting, self._limits
+        if count + pictures <= limits.queue and self._bytes + size <= limits.bytes_in_flight:
             return
         wait = min(max(1, math.ceil(count * self._pace)), math.ceil(limits.answer_seconds))
-        what = (
-            f"{count} pictures wait" if count >= limits.queue else "the pictures that wait take all memory set aside for them"
-        )
+        what = "the pictures that wait take all memory set aside for them"
+        if count + pictures > limits.queue:
+            what = f"{count} pictures wait"
         raise OverloadedError(f"{what}; try again in {wait} s", wait)
 
-    def _count(self) -> int:
+    @property
+    def waiting(self) -> int:
+        """Pictures that wait for the engine."""
         return len(self._waiting) + len(self._decoded)
 
     def _decode_and_score(self) -> None:
@@ -191,7 +195,7 @@ class Tagger:
 
     def _decode_and_score_some(self, jobs: list[Job]) -> None:
         decoded = [job for job in jobs if self._work.decode(job)]
-        few = not len(self._waiting) and 2 * self._busy <= self._plan.threads
+        few = not len(self._waiting) and 2 * len(self._began) <= self._plan.threads
         self._work.score(decoded, self._alone if few else None)
 
     def _decode(self) -> None:
@@ -216,10 +220,8 @@ class Tagger:
     ) -> None:
         """Work on what is in the lanes until they are closed and empty."""
         while jobs := lanes.take(most(), patience):
-            self._observer.waiting(self._count())
             start = time.perf_counter()
-            with self._state:
-                self._busy += 1
+            self._began[threading.get_ident()] = time.monotonic()
             try:
                 work(jobs)
             except BaseException:
@@ -227,12 +229,15 @@ class Tagger:
                     job.fail(StoppedError("what runs the model has failed; start the service again"))
                 raise
             finally:
-                with self._state:
-                    self._busy -= 1
+                del self._began[threading.get_ident()]
             if lanes is self._decoded or not self._plan.scorer:
                 at_once = 1 if self._plan.scorer else self._plan.threads
                 newest = (time.perf_counter() - start) / len(jobs) / at_once
                 self._pace += (_NEWEST if self._pace else 1) * (newest - self._pace)
+
+    def _is_stuck(self) -> bool:
+        oldest = min(self._began.copy().values(), default=math.inf)
+        return time.monotonic() - oldest > _STUCK * self._limits.answer_seconds
 
     def _guarded(self, role: Callable[[], None], end: Future[None]) -> None:
         """The whole life of a thread: however it ends, somebody is told."""
@@ -257,7 +262,6 @@ class Tagger:
     def _drop(self) -> None:
         for job in (*self._waiting.drop(), *self._decoded.drop()):
             job.fail(self._stopped())
-        self._observer.waiting(0)
 
     def _stopped(self) -> StoppedError:
         if self._death is not None:

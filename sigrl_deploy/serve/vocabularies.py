@@ -14,7 +14,7 @@ from sigrl_deploy.labels.reading import NAMED
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.recognizer.selection import Selection
 from sigrl_deploy.recognizer.thresholds import Thresholds
-from sigrl_deploy.serve.encoding import LabelEncoder
+from sigrl_deploy.serve.encoding import LabelEncoder, size_of
 from sigrl_deploy.serve.errors import ConflictError
 from sigrl_deploy.serve.limits import Limits
 from sigrl_deploy.serve.metrics import Observer
@@ -81,7 +81,7 @@ class ServedVocabularies:
             labels = LabelSet(tuple(map(Label, own)))
             self._fixed[OWN] = Served(OWN, labels, self._recognizer.vocabulary(), thresholds.get(OWN))
         for name, labels in given.items():
-            check_name(name)
+            check_name(name, "labels")
             self._fixed[name] = Served(name, labels, self._recognizer.vocabulary(labels), thresholds.get(name))
         for name in thresholds:
             if name not in self._fixed:
@@ -133,7 +133,7 @@ class ServedVocabularies:
         check_name(name)
         self._check_room(name, 0)
         vocabulary = await self.inline(labels)
-        self._check_room(name, len(vocabulary.label_embedding))  # others may have been put meanwhile
+        self._check_room(name, size_of(labels, vocabulary))  # others may have been put meanwhile
         is_new = name not in self._put
         self._put[name] = Served(name, labels, vocabulary)
         return is_new
@@ -186,14 +186,14 @@ class ServedVocabularies:
         others = [served for served in self._put.values() if served.name != name]
         if len(others) >= self._limits.vocabularies:
             raise ConflictError(f"there are {len(others)} vocabularies already; delete one first")
-        rows += sum(len(served.vocabulary.label_embedding) for served in others)
+        rows += sum(size_of(served.labels, served.vocabulary) for served in others)
         if rows > self._limits.rows:
             problem = f"all vocabularies would have {rows:,} rows, expected {self._limits.rows:,} at most; delete one first"
             raise ConflictError(problem)
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, argument: str = "vocabulary") -> None:
     """Raise UsageError for what is no name of a vocabulary."""
     if not _NAME.fullmatch(name):
         problem = "is no name of a vocabulary; expected 1 to 64 letters from a to z, digits, dots, dashes and underscores"
-        raise UsageError(f"{name[:64]!r} {problem}", argument="vocabulary")
+        raise UsageError(f"{name[:64]!r} {problem}", argument=argument)

@@ -102,13 +102,12 @@ class Front:
 
     def _view_or_error(self, picture: bytes) -> View | str:
         try:
-            image = read_image(picture, PICTURE)
+            return self._view(read_image(picture, PICTURE))
         except ImageError as error:
-            return str(error)
-        try:
-            return self._view(image)
-        except ImageError as error:
-            return f"{PICTURE}: {error}"
+            return f"{PICTURE}: {str(error).removeprefix(f'{PICTURE}: ')}"
+        except Exception as error:  # one picture must not cost those of others
+            log.error("a picture could not be prepared", exc_info=error)
+            return f"{PICTURE}: could not be prepared"
 
     def _selected(self, row: Row) -> tuple[Vocabulary, Selection] | Answer | ModelError:
         try:
@@ -154,7 +153,7 @@ class Front:
         try:
             for tagged in self._pipeline.tag(views, vocabulary, selections):
                 yield self._answered(tagged)
-        except (ModelError, SigRLError) as error:
+        except Exception as error:
             if len(views) == 1:
                 yield _failure(error)
                 return
@@ -170,4 +169,6 @@ class Front:
 
 
 def _failure(error: Exception) -> ModelError:
-    return error if isinstance(error, ModelError) else ModelError(str(error))
+    if not isinstance(error, (ModelError, SigRLError)):
+        log.error("a picture could not be scored", exc_info=error)
+    return error if isinstance(error, ModelError) else ModelError(str(error) or type(error).__name__)

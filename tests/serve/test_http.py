@@ -133,7 +133,7 @@ def problem(answer: httpx.Response) -> tuple[int, str, str]:
         ({"tpo": 3}, 422, "options", "tpo"),
         ({"picture": "https://example.org/cat.jpg"}, 422, "picture", "URL"),
         ({"picture": "data:image/png,abc"}, 422, "picture", "base64"),
-        ({"picture": 3}, 422, "picture", "base64"),
+        ({"picture": 3}, 422, "picture", "expected text, got whole number"),
     ],
 )
 def test_what_is_understood_and_cannot_be_used(
@@ -146,8 +146,11 @@ def test_what_is_understood_and_cannot_be_used(
 
 def test_bodies_that_cannot_be_read(client: httpx.Client, photos: list[Path]) -> None:
     assert problem(client.post("/v1/tag", content=b"{", headers={"content-type": "application/json"}))[:2] == (400, "body")
-    assert problem(client.post("/v1/tag", content=b"[" * 100_000, headers={"content-type": "application/json"}))[0] == 400
-    assert problem(client.post("/v1/tag", json=[1]))[:2] == (400, "body")
+    assert (
+        problem(client.post("/v1/tag", content=b'{"labels":' + b"[" * 100_000, headers={"content-type": "application/json"}))[0]
+        == 400
+    )
+    assert problem(client.post("/v1/tag", json=[1]))[:2] == (422, "options")
     assert problem(client.post("/v1/tag", content=b"x", headers={"content-type": "text/plain"}))[0] == 415
     assert problem(client.post("/v1/tag", content=b""))[0] == 415
     assert problem(client.post("/v1/tag", json={}))[:2] == (422, "picture")
@@ -265,3 +268,44 @@ def test_what_cannot_be_served(bundle: Path, label_file: Path, options: list[str
     assert done.returncode == 2, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert fact in line
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "status", "fact"),
+    [
+        ("/v1/tags", {"pictures": [""] * 100_000}, 422, "100,000 pictures, expected 1 to 32"),
+        ("/v1/tags", {"pictures": ["", 0]}, 422, "expected text"),
+        ("/v1/tag", {"picture": "", "labels": [f"label {i}" for i in range(40_000)]}, 422, "40,000 labels"),
+        ("/v1/tag", {"picture": "", "labels": [f"label {i}" for i in range(200_000)]}, 413, "at most"),
+        ("/v1/tag", {"picture": "", "labels": [{"name": "cat", "parents": [f"p{i}" for i in range(20_000)]}]}, 422, "20,001"),
+        ("/v1/tag", {"picture": "", "labels": [{"name": "a", "match": "\ud800"}]}, 400, "JSON"),
+        ("/", {"inputs": "", "parameters": {"candidate_labels": ["a"] * 100_000}}, 422, "100,000 labels"),
+    ],
+    ids=["pictures", "no-text", "labels", "very-many-labels", "parents", "half-a-character", "candidate-labels"],
+)
+def test_what_is_too_much_is_refused_before_anything_is_made_of_it(
+    client: httpx.Client, path: str, asked: dict[str, Any], status: int, fact: str
+) -> None:
+    body = json.dumps(asked).encode()
+    found = problem(client.post(path, content=body, headers={"content-type": "application/json"}))
+    assert found[0] == status, found
+    assert fact in found[2]
+
+
+def test_options_stand_in_one_place_and_once(client: httpx.Client, photos: list[Path]) -> None:
+    picture, raw = {"picture": as_base64(photos[0])}, {"content-type": "image/jpeg"}
+    found = problem(client.post("/v1/tag", params={"top": 1}, json=picture))
+    assert found[:2] == (422, "options")
+    assert "'top'" in found[2]
+    assert problem(client.post("/v1/tag", params={"top": 1}, files={"picture": photos[0].open("rb")}))[:2] == (422, "options")
+    twice = client.post("/v1/tag?top=1&top=2", content=photos[0].read_bytes(), headers=raw)
+    assert problem(twice)[:2] == (422, "top")
+    labels = problem(client.post("/v1/tag?labels=cat", content=photos[0].read_bytes(), headers=raw))
+    assert labels[1] == "labels"
+    assert '["cat", "dog"]' in labels[2]
+
+
+def test_base64_in_lines(client: httpx.Client, photos: list[Path]) -> None:
+    plain = client.post("/v1/tag", json={"picture": as_base64(photos[0])})
+    lines = client.post("/v1/tag", json={"picture": base64.encodebytes(photos[0].read_bytes()).decode()})
+    assert (lines.status_code, lines.json()) == (200, plain.json())

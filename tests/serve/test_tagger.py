@@ -250,6 +250,27 @@ def test_an_engine_that_fails_at_everything_is_dead(recognizer: Recognizer, engi
 
 
 @plans
+def test_an_engine_that_hangs_is_dead(recognizer: Recognizer, engine: Watched, plan: Plan) -> None:
+    """Those who waited are told so, and nobody waits for its thread."""
+
+    async def run() -> None:
+        service = Service(recognizer, plan, answer_seconds=0.05)
+        engine.gate.clear()
+        while service.tagger.ready:
+            with pytest.raises(TooLateError):
+                await service.tag(picture(1))
+        while not service.deaths:
+            with pytest.raises((TooLateError, StoppedError)):
+                await service.tag(picture(2))
+            await asyncio.sleep(0.01)
+        assert "more than 0.1 s" in str(service.deaths[0])
+        assert not await service.tagger.drain(SECONDS)
+        engine.gate.set()
+
+    asyncio.run(run())
+
+
+@plans
 def test_pictures_whose_callers_left_are_not_scored(recognizer: Recognizer, engine: Watched, plan: Plan) -> None:
     async def run() -> None:
         service = Service(recognizer, replace(plan, threads=1))
@@ -366,14 +387,15 @@ def test_what_happens_is_counted(recognizer: Recognizer, engine: Watched) -> Non
         return service.metrics
 
     metrics = asyncio.run(run())
-    metrics.request("POST", "/v1/tag", 200)
+    metrics.request("POST", "/v1/tag", 200, 0.3)
     metrics.error("picture")
-    families = text_string_to_metric_families(metrics.text(1234).decode())
+    families = text_string_to_metric_families(metrics.text(5, 1234).decode())
     found = {(sample.name, *sorted(sample.labels.values())): sample.value for family in families for sample in family.samples}
     assert found["sigrl_requests_total", "/v1/tag", "200", "POST"] == 1
+    assert found["sigrl_request_seconds_sum", "/v1/tag"] == 0.3
     assert found["sigrl_errors_total", "picture"] == 1
     assert found["sigrl_bytes_in_flight",] == 1234
-    assert found["sigrl_waiting_pictures",] == 0
+    assert found["sigrl_waiting_pictures",] == 5
     assert found["sigrl_batch_pictures_sum",] == 7
     assert found["sigrl_batch_pictures_count",] == len(engine.batches)
     assert found["sigrl_stage_seconds_count", "decoding"] == found["sigrl_stage_seconds_count", "waiting"] == 7
@@ -386,6 +408,21 @@ def test_what_happens_is_counted(recognizer: Recognizer, engine: Watched) -> Non
 def test_limits_are_numbers_that_mean_something(wrong: dict[str, float]) -> None:
     (name,) = wrong
     assert refused(lambda: Limits(**wrong))[0] == name  # type: ignore[arg-type]
+
+
+def test_there_is_room_for_all_pictures_of_a_request_or_for_none(recognizer: Recognizer, engine: Watched) -> None:
+    async def run() -> None:
+        service = Service(recognizer, Plan(1), queue=4)
+        first = await held(engine, service)
+        tasks = await several(*(service.tag(picture(i)) for i in (11, 12)))
+        service.tagger.check_room(2)
+        with pytest.raises(OverloadedError, match="2 pictures wait"):
+            service.tagger.check_room(3)
+        engine.gate.set()
+        await asyncio.gather(first, *tasks)
+        assert await service.tagger.drain(SECONDS)
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize(("seconds", "sizes"), [(1e9, [1, 4, 4, 2]), (0.0, [1] * 11)], ids=["quick", "slow"])
@@ -434,14 +471,14 @@ def test_a_picture_that_is_alone_has_all_cores(recognizer: Recognizer, engine: W
         beside = await service.tag(picture(2))
         whole.gate.set()
         await alone
-        while service.tagger._busy:  # a thread answers before it is free
+        while service.tagger._began:  # a thread answers before it is free
             await asyncio.sleep(0)
         last = await service.tag(picture(3))
         for brightness, answer in enumerate((await alone, beside, last), start=1):
             assert_same(answer, service.expected(picture(brightness)))
         assert (whole.seen, engine.seen[0]) == ([1, 3], 2)
         whole.failures = {-1: RuntimeError("out of order")}
-        with pytest.raises(EngineError):
+        with pytest.raises(StoppedError):
             await service.tag(picture(4))
         while not service.deaths:  # what ran before is tried again first
             await asyncio.sleep(0)
