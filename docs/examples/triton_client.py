@@ -7,12 +7,16 @@ python triton_client.py cat.jpg --label-file labels.json --grpc
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import tritonclient.utils
+
+MAX_BATCH_SIZE = 16  # of the model `sigrl`, in its config.pbtxt
 
 
 def tag(
@@ -50,27 +54,47 @@ def tag(
         yield found, error.decode()
 
 
+def in_batches(pictures: Sequence[bytes], size: int) -> Iterator[Sequence[bytes]]:
+    """Parts of at most `size` pictures, in order."""
+    for start in range(0, len(pictures), size):
+        yield pictures[start : start + size]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", nargs="+", type=Path)
-    parser.add_argument("--labels", nargs="+", help="[default: those of the bundle]")
-    parser.add_argument("--label-file", type=Path, help="a label file in JSON, instead of --labels")
+    labelled = parser.add_mutually_exclusive_group()
+    labelled.add_argument("--labels", nargs="+", help="[default: those of the bundle]")
+    labelled.add_argument(
+        "--label-file", type=Path, help="a label file in JSON; `sigrl-deploy labels show FILE --json` makes one"
+    )
     parser.add_argument("--top", type=int)
     parser.add_argument("--threshold", type=float)
     parser.add_argument("--grpc", action="store_true", help="gRPC instead of HTTP")
-    parser.add_argument("--url", help="[default: localhost:8000, and localhost:8001 for gRPC]")
+    parser.add_argument("--url", help="host and port [default: localhost:8000, and localhost:8001 for gRPC]")
     options = parser.parse_args()
     if options.grpc:
         import tritonclient.grpc as protocol
     else:
         import tritonclient.http as protocol
-    client = protocol.InferenceServerClient(options.url or f"localhost:{8001 if options.grpc else 8000}")
-    labels = [options.label_file.read_text(encoding="utf-8")] if options.label_file else options.labels
-    pictures = [path.read_bytes() for path in options.pictures]
-    for path, (found, error) in zip(
-        options.pictures, tag(client, protocol, pictures, labels, options.top, options.threshold), strict=True
-    ):
-        print(f"{path}: {error or ', '.join(f'{label} {score:.3f}' for label, score in found)}")
+    try:
+        pictures = [path.read_bytes() for path in options.pictures]
+        labels = [json.dumps(json.loads(options.label_file.read_bytes()))] if options.label_file else options.labels
+    except (OSError, ValueError) as error:
+        parser.error(f"cannot be read: {error}")
+    address = (options.url or f"localhost:{8001 if options.grpc else 8000}").removeprefix("http://")
+    try:
+        with protocol.InferenceServerClient(address) as client:
+            found = [
+                answer
+                for batch in in_batches(pictures, MAX_BATCH_SIZE)
+                for answer in tag(client, protocol, batch, labels, options.top, options.threshold)
+            ]
+    # The HTTP client raises what its connections do.
+    except (OSError, tritonclient.utils.InferenceServerException) as error:
+        parser.exit(1, f"error: {address}: {error}\n")
+    for path, (tags, error) in zip(options.pictures, found, strict=True):
+        print(f"{path}: {error or ', '.join(f'{label} {score:.3f}' for label, score in tags)}")
 
 
 if __name__ == "__main__":
