@@ -112,3 +112,10 @@ def guarded(
     )
     with serving(bundle, *options) as started:
         yield Guarded(started.url, "open-sesame", [tag.label for tag in best[:3]])
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(b"no picture")
+    return path

@@ -46,13 +46,6 @@ REFUSED = ("the server responded with a status of 422",)  # what the browser's c
 ODD = "<img src=x onerror=alert(1)> & <b>bold</b>"
 
 
-@pytest.fixture
-def broken(tmp_path: Path) -> Path:
-    path = tmp_path / "broken.jpg"
-    path.write_bytes(b"no picture")
-    return path
-
-
 def test_chosen_pictures_get_the_library_s_tags(
     open_page: Open, reference: Recognizer, photos: list[Path], label_file: Path
 ) -> None:

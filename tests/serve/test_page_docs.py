@@ -80,7 +80,7 @@ def test_both_pages_work_under_a_path(open_page: Open, served: Served, photos: l
     with open_page() as page:
         page.route(
             f"{outside}/**",
-            lambda route: route.fulfill(response=route.fetch(url=route.request.url.replace("/behind/a/proxy", ""))),
+            lambda route: route.continue_(url=route.request.url.replace("/behind/a/proxy", "")),
         )
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))

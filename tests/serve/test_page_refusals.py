@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.serve.conftest import Guarded, Open
-from tests.support.browser import NO_KEY, card, choose, give_key, opened, wait, wait_for_options
+from tests.support.browser import NO_KEY, TAGS, card, choose, give_key, opened, wait, wait_for_options
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -82,10 +82,11 @@ def test_a_key_that_no_browser_can_send_is_refused_and_another_may_be_given(
         assert not page.get_by_role("alert").is_visible()
 
 
-def test_the_slider_and_the_chooser_promise_nothing_that_is_not_there(open_page: Open) -> None:
-    with open_page() as page:
-        slider = page.locator("#threshold")
-        assert (slider.is_disabled(), slider.get_attribute("aria-valuetext")) == (True, None)
-        page.get_by_label("Look for").select_option("labels of your own")
-        drop_ = page.get_by_label("Choose pictures")
-        assert drop_.get_attribute("accept") == "image/*"
+def test_no_tags_no_slider_and_no_type_of_file_that_may_not_be_read(open_page: Open, broken: Path) -> None:
+    with open_page(("the server responded with a status of 422",)) as page:
+        assert page.get_by_label("Choose pictures").get_attribute("accept") == "image/*"
+        choose(page, broken)
+        wait(page, "0 of 1 picture tagged, 1 failed.")
+        slider = page.get_by_label("Least score")
+        assert (slider.is_disabled(), slider.get_attribute("aria-valuetext")) == (True, "no tags yet")
+        assert page.get_by_text(f"the best {TAGS} tags of a picture").is_visible()

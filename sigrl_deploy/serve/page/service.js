@@ -54,6 +54,11 @@ async function inTurn(work) {
   }
 }
 
+async function canBeRead(file) {
+  const reader = file.stream().getReader(); // a slice of a file that is gone may be empty, and no error
+  return reader.read().then(() => reader.cancel()).then(() => true, () => false);
+}
+
 // `asked` are options of the service's interface.
 export async function tagsOf(file, asked, signal) {
   if (file.isFolder) throw lasting("This is a folder. Drop the pictures that are in it.");
@@ -67,9 +72,7 @@ export async function tagsOf(file, asked, signal) {
   return inTurn(async () => {
     signal.throwIfAborted();
     // A file that is gone would look like a service that does not answer.
-    await file.slice(0, 1).arrayBuffer().catch(() => {
-      throw lasting("This file cannot be read any more. Was it moved, changed or deleted?");
-    });
+    if (!(await canBeRead(file))) throw lasting("This file cannot be read any more. Was it moved, changed or deleted?");
     return call("v1/tag", { method: "POST", body, signal });
   });
 }
