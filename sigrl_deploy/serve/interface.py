@@ -29,6 +29,7 @@ _WORK = (429, 500, 503, 504)  # and with what the engine does
 _OPEN = "/health/"  # needs no key
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="  # a picture
 _NAMES = ["cat", "cup of coffee", "lamp"]
+_RAW = {"image/*": {"schema": PICTURE_FILE}, "application/octet-stream": {"schema": PICTURE_FILE}}
 _RETRY = {"Retry-After": {"description": "seconds until it may be tried again", "schema": {"type": "integer"}}}
 
 
@@ -74,50 +75,44 @@ def _paths() -> dict[str, dict[str, Operation]]:
 
 
 def _tag() -> Operation:
-    content = {
-        "image/*": {"schema": PICTURE_FILE},
-        "application/octet-stream": {"schema": PICTURE_FILE},
-        "multipart/form-data": _form(PICTURE_FILE),
-        "application/json": {"schema": ref("TagRequest"), "example": {"picture": _PIXEL, "top": 3}},
-    }
-    responses = _ok("TaggedPicture") | _errors(404, 415, *_BODY, *_WORK)
-    found = _operation("tag", "Tag one picture", responses, content, _query_options())
-    return found | {
-        "description": "Options stand in the address where the body is the picture, and in the body where it has fields."
-    }
+    form = {"multipart/form-data": _form(PICTURE_FILE)}
+    example = {"picture": _PIXEL, "top": 3}
+    return _tagging("tag", "Tag one picture", "TaggedPicture", _RAW | form | _json("TagRequest", example))
 
 
 def _tags() -> Operation:
-    content = {
-        "multipart/form-data": _form(list_of(PICTURE_FILE)),
-        "application/json": {"schema": ref("TagsRequest"), "example": {"pictures": [_PIXEL], "top": 3}},
-    }
-    responses = _ok("TaggedPictures") | _errors(404, 415, *_BODY, *_WORK)
-    return _operation("tags", "Tag several pictures; a bad one leaves the others", responses, content)
+    form = {"multipart/form-data": _form(list_of(PICTURE_FILE))}
+    example = {"pictures": [_PIXEL], "top": 3}
+    summary = "Tag several pictures; a bad one leaves the others"
+    return _tagging("tags", summary, "TaggedPictures", form | _json("TagsRequest", example) | _RAW)
+
+
+def _tagging(name: str, summary: str, answer: str, content: dict[str, Any]) -> Operation:
+    responses = _ok(answer) | _errors(404, 415, *_BODY, *_WORK)
+    about = "Options stand in the address where the body is the picture, and else in the body."
+    return _operation(name, summary, responses, content, _query_options()) | {"description": about}
 
 
 def _zero_shot() -> Operation:
-    example = {"inputs": _PIXEL, "parameters": {"candidate_labels": _NAMES}}
-    content = {"application/json": {"schema": ref("ZeroShot"), "example": example}}
+    content = _json("ZeroShot", {"inputs": _PIXEL, "parameters": {"candidate_labels": _NAMES}})
     answer = _answer("every label with its score, best first", list_of(ref("ZeroShotTag")))
     summary = "Tag one picture, as Hugging Face's zero-shot-image-classification"
     return _operation("zero_shot_image_classification", summary, {"200": answer} | _errors(*_BODY, *_WORK), content)
 
 
 def _vocabulary() -> dict[str, Operation]:
-    content = {"application/json": {"schema": ref("LabelSet"), "example": {"labels": _NAMES}}}
-    made = _ok("Vocabulary", "it was replaced") | {"201": _answer("it is new", ref("Vocabulary"))}
-    put = _operation(
-        "put_vocabulary",
-        "Make or replace a vocabulary, from a label set",
-        made | _errors(409, *_BODY, *_WORK),
-        content,
+    name = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}, "example": "mine"}]
+    content = _json("LabelSet", {"labels": _NAMES})
+    made = (
+        _ok("Vocabulary", "it was replaced") | {"201": _answer("it is new", ref("Vocabulary"))} | _errors(409, *_BODY, *_WORK)
     )
-    get = _operation("vocabulary", "A vocabulary with its labels", _ok("VocabularyLabels") | _errors(404))
-    gone = {"204": {"description": "it is gone"}}
-    delete = _operation("delete_vocabulary", "Remove a vocabulary", gone | _errors(404, 409))
-    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}, "example": "mine"}
-    return {"put": put | {"parameters": [name]}, "get": get | {"parameters": [name]}, "delete": delete | {"parameters": [name]}}
+    gone = {"204": {"description": "it is gone"}} | _errors(404, 409)
+    shown = _ok("VocabularyLabels") | _errors(404)
+    return {
+        "put": _operation("put_vocabulary", "Make or replace a vocabulary, from a label set", made, content, name),
+        "get": _operation("vocabulary", "A vocabulary with its labels", shown, parameters=name),
+        "delete": _operation("delete_vocabulary", "Remove a vocabulary", gone, parameters=name),
+    }
 
 
 def _operation(
@@ -143,6 +138,10 @@ def _query_options() -> list[dict[str, Any]]:
         example = {"example": 3} if name == "top" else {}
         found.append({"name": name, "in": "query", "description": schema.pop("description"), **kind, **example})
     return found
+
+
+def _json(schema: str, example: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": ref(schema), "example": example}}
 
 
 def _form(pictures: Schema) -> dict[str, Any]:

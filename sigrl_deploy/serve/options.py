@@ -35,10 +35,10 @@ class TagOptions(Checked, frozen=True):
     Attributes:
         vocabulary: the name of one; by default the first.
         labels: instead of it, labels for this request.
-        top: at most so many tags; by default five, or all that reach a file's thresholds.
-        threshold: leave out labels that score below it.
+        top: at most so many tags, parents not counted; by default 5, or all where a file of thresholds decides.
+        threshold: of the tags that `top` leaves, leave out those that score below it.
         thresholds: whether the vocabulary's own thresholds are used; by default they are.
-        heatmaps: whether each tag gets a heat map.
+        heatmaps: whether the best tags get a heat map; by default none does.
     """
 
     vocabulary: str | None = None

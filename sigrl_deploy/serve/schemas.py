@@ -204,12 +204,15 @@ def schemas() -> dict[str, Schema]:
 
 
 def option_schemas() -> dict[str, Schema]:
-    """The options of a request that are no JSON, by name. Here an option is left out and never null."""
+    """The options of a request that are no JSON, by name. Here an option is left out and never null.
+
+    None has a default: generated clients send those, in the address beside any body, or as `False`, and are refused.
+    """
     found: dict[str, Schema] = {}
     for name, schema in schemas()["TagRequest"]["properties"].items():
         if name != "picture":
             (kind,) = [kind for kind in schema.get("anyOf", [{}]) if kind != {"type": "null"}]
-            rest = {key: value for key, value in schema.items() if key != "anyOf" and (key, value) != ("default", None)}
+            rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
             found[name] = kind | rest
     return found
 

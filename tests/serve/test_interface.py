@@ -80,12 +80,14 @@ def test_every_option_is_there_for_every_kind_of_body() -> None:
     document = describe(False)
     tag, tags = document["paths"]["/v1/tag"]["post"], document["paths"]["/v1/tags"]["post"]
     options = {*TagOptions.__struct_fields__}
-    assert {each["name"] for each in tag["parameters"]} == options
+    assert {each["name"] for each in tag["parameters"]} == {each["name"] for each in tags["parameters"]} == options
     for operation, request, picture in ((tag, "TagRequest", "picture"), (tags, "TagsRequest", "pictures")):
         content = operation["requestBody"]["content"]
         assert content["multipart/form-data"]["schema"]["properties"].keys() == options | {"picture"}
         assert document["components"]["schemas"][request]["properties"].keys() == options | {picture}
         assert content["application/json"]["schema"]["$ref"].endswith(f"/{request}")
+        forms = [*operation["parameters"], *content["multipart/form-data"]["schema"]["properties"].values()]
+        assert not [each for each in forms if "default" in each.get("schema", each)], "generated clients would send it"
     assert all(each["description"] for each in tag["parameters"])
 
 

@@ -69,13 +69,14 @@ function answers(responses) {
 function command(method, path, { parameters = [], requestBody }, secured) {
   const filled = path.replace(/\{(\w+)\}/g, (_, name) => parameters.find((each) => each.name === name).example);
   const address = new URL(`.${filled}`, document.baseURI);
-  for (const { in: place, name, example } of parameters)
-    if (place === "query" && example !== undefined) address.searchParams.set(name, example);
   const words = ["curl"];
   if (method === "PUT" || method === "DELETE") words.push("-X", method);
   if (secured) words.push("-H", '"Authorization: Bearer $KEY"');
   const [type, { schema, example }] = Object.entries(requestBody?.content ?? {})[0] ?? ["", {}];
-  if (type === "image/*") words.push("-H", "'Content-Type: image/jpeg'", "--data-binary", `@${FILES[0]}`);
+  if (type === "image/*") {
+    words.push("-H", "'Content-Type: image/jpeg'", "--data-binary", `@${FILES[0]}`);
+    for (const each of parameters) if (each.example !== undefined) address.searchParams.set(each.name, each.example);
+  }
   if (type === "multipart/form-data") words.push(...FILES.flatMap((file) => ["-F", `${schema.required[0]}=@${file}`]));
   if (type === "application/json") words.push("-H", "'Content-Type: application/json'", "-d", `'${JSON.stringify(example)}'`);
   return [...words, `'${address}'`].join(" ");
