@@ -25,6 +25,7 @@ from sigrl_deploy.serve.answers import as_json
 from sigrl_deploy.serve.bodies import Admission, Body, check_count, decoded, from_base64, plain_object, read_body, read_raw
 from sigrl_deploy.serve.errors import OverloadedError, StoppedError
 from sigrl_deploy.serve.guard import Guard
+from sigrl_deploy.serve.interface import describe
 from sigrl_deploy.serve.limits import Limits
 from sigrl_deploy.serve.metrics import Metrics
 from sigrl_deploy.serve.options import TagOptions, ZeroShot, labels_of
@@ -32,7 +33,6 @@ from sigrl_deploy.serve.problems import RequestError, as_request_error, plain, r
 from sigrl_deploy.serve.tagger import Tagger
 from sigrl_deploy.serve.vocabularies import Served, ServedVocabularies
 from sigrl_deploy.tagging.output import rounded
-from sigrl_deploy.version import __version__
 
 PAGE = Path(__file__).parent / "page"
 Result = TypeVar("Result")
@@ -135,7 +135,8 @@ class Chosen:
 
 
 def make_app(service: Service, lifespan: Callable[[FastAPI], Any]) -> FastAPI:
-    app = FastAPI(title="sigrl-deploy", version=__version__, lifespan=lifespan, redoc_url=None, redirect_slashes=False)
+    # FastAPI's own document would have no bodies, options or errors.
+    app = FastAPI(lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     _add_errors(app, service)
     app.add_middleware(Guard, metrics=service.metrics, api_key=service.api_key)
     _add_tagging(app, service)
@@ -164,7 +165,7 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 def _add_tagging(app: FastAPI, service: Service) -> None:
     limits, tagger = service.limits, service.tagger
 
-    @app.post("/v1/tag", summary="Tag one picture", openapi_extra=_BODY)
+    @app.post("/v1/tag")
     async def tag(request: Request) -> JSONResponse:
         tagger.check_room()
         with service.admission.reserved() as room:
@@ -175,7 +176,7 @@ def _add_tagging(app: FastAPI, service: Service) -> None:
             (found,) = await _unless_gone(request, service.tag_all(body.pictures, _options(body), service.tag))
             return JSONResponse(found)
 
-    @app.post("/v1/tags", summary="Tag several pictures", openapi_extra=_BODY)
+    @app.post("/v1/tags")
     async def tags(request: Request) -> JSONResponse:
         tagger.check_room()
         with service.admission.reserved() as room:
@@ -185,7 +186,7 @@ def _add_tagging(app: FastAPI, service: Service) -> None:
             found = await _unless_gone(request, service.tag_all(body.pictures, _options(body), service.tag_or_say))
             return JSONResponse({"results": found})
 
-    @app.post("/", summary="Tag one picture, as Hugging Face's zero-shot-image-classification")
+    @app.post("/")
     async def hugging_face(request: Request) -> JSONResponse:
         tagger.check_room()
         with service.admission.reserved() as room:
@@ -220,67 +221,62 @@ def _options(body: Body) -> TagOptions:
 def _add_vocabularies(app: FastAPI, service: Service) -> None:
     held = service.vocabularies
 
-    @app.get("/v1/vocabularies", summary="List vocabularies")
+    @app.get("/v1/vocabularies")
     async def listed() -> dict[str, Any]:
         return {"default": held.default, "vocabularies": list(map(service.about, held.all()))}
 
-    @app.get("/v1/vocabularies/{name}", summary="A vocabulary with its labels")
+    @app.get("/v1/vocabularies/{name}")
     async def shown(name: str) -> dict[str, Any]:
         served = service.named(name)
         return service.about(served) | {"label_set": plain_of(served.labels)}
 
-    @app.put("/v1/vocabularies/{name}", summary="Make or replace a vocabulary, from a label set")
+    @app.put("/v1/vocabularies/{name}")
     async def put(name: str, request: Request) -> JSONResponse:
         with service.admission.reserved() as room:
             labels = labels_of(plain_object(await read_raw(request, service.limits, room)), service.limits)
         is_new = await _unless_gone(request, held.put(name, labels))
         return JSONResponse(service.about(service.named(name)), HTTPStatus.CREATED if is_new else HTTPStatus.OK)
 
-    @app.delete("/v1/vocabularies/{name}", status_code=HTTPStatus.NO_CONTENT, summary="Remove a vocabulary")
+    @app.delete("/v1/vocabularies/{name}", status_code=HTTPStatus.NO_CONTENT)
     async def delete(name: str) -> None:
         service.named(name)
         held.delete(name)
 
 
 def _add_state(app: FastAPI, service: Service) -> None:
-    @app.get("/", include_in_schema=False)
+    document = describe(has_key=service.api_key is not None)
+
+    @app.get("/")
     async def page() -> FileResponse:
         return FileResponse(PAGE / "index.html")
 
+    @app.get("/docs")
+    async def docs() -> FileResponse:
+        return FileResponse(PAGE / "docs.html")
+
+    @app.get("/openapi.json")
+    async def openapi() -> JSONResponse:
+        return JSONResponse(document)
+
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
 
-    @app.get("/info", summary="What runs here, and within which limits")
+    @app.get("/info")
     async def info() -> dict[str, Any]:
         held = service.vocabularies
         vocabularies = {"default_vocabulary": held.default, "vocabularies": list(map(service.about, held.all()))}
         return service.info | {"limits": asdict(service.limits)} | vocabularies
 
-    @app.get("/health/live", summary="Whether the process answers", response_class=PlainTextResponse)
+    @app.get("/health/live", response_class=PlainTextResponse)
     async def live() -> str:
         return "live\n"
 
-    @app.get("/health/ready", summary="Whether it takes pictures", response_class=PlainTextResponse)
+    @app.get("/health/ready", response_class=PlainTextResponse)
     async def ready() -> PlainTextResponse:
         is_ready = service.tagger.ready
         status = HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE
         return PlainTextResponse("ready\n" if is_ready else "not ready\n", status)
 
-    @app.get("/metrics", summary="Figures for Prometheus", response_class=PlainTextResponse)
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         text = service.metrics.text(service.tagger.waiting, service.admission.bytes)
         return Response(text, media_type=service.metrics.CONTENT_TYPE)
-
-
-_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-            "image/*": {"schema": {"type": "string", "format": "binary"}},
-            "multipart/form-data": {
-                "schema": {"type": "object", "properties": {"picture": {"type": "string", "format": "binary"}}}
-            },
-            "application/json": {"schema": {"type": "object", "properties": {"picture": {"type": "string"}}}},
-        },
-    }
-}

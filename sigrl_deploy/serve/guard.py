@@ -19,8 +19,8 @@ from sigrl_deploy.serve.problems import RequestError, response
 access = logging.getLogger("sigrl_deploy.access")
 
 _POLICY = "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
-_FOREIGN = ("/docs", "/openapi.json")  # whose page loads its script from elsewhere
-_OPEN = ("/", "/health/live", "/health/ready", "/favicon.ico")
+_PAGES = ("/", "/docs")
+_OPEN = (*_PAGES, "/health/live", "/health/ready", "/favicon.ico")
 
 
 def log_access(to: TextIO | None) -> None:
@@ -31,7 +31,7 @@ def log_access(to: TextIO | None) -> None:
 
 
 class Guard:
-    """An ASGI middleware. `api_key` None lets everybody in; the page, which asks for the key, and the health need none."""
+    """An ASGI middleware. `api_key` None lets everybody in; the pages, which ask for the key, and the health need none."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, api_key: str | None) -> None:
         self._app, self._metrics, self._key = app, metrics, api_key
@@ -48,10 +48,9 @@ class Guard:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Content-Type-Options"] = "nosniff"
-                if scope["path"] == "/" or scope["path"].startswith("/page/"):
+                if scope["path"] in _PAGES or scope["path"].startswith("/page/"):
                     headers["Cache-Control"] = "no-cache"  # files of two releases do not fit together
-                if not scope["path"].startswith(_FOREIGN):
-                    headers["Content-Security-Policy"] = _POLICY
+                headers["Content-Security-Policy"] = _POLICY
             await send(message)
 
         try:

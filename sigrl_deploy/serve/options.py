@@ -30,9 +30,15 @@ _EXPECTED = {
 
 
 class TagOptions(Checked, frozen=True):
-    """Options of a request, as its JSON has them; see docs/serving.md.
+    """Options of a request, as its JSON has them.
 
-    `labels` are of the label file's schema, or a list of its labels. None means the default.
+    Attributes:
+        vocabulary: the name of one; by default the first.
+        labels: instead of it, labels for this request.
+        top: at most so many tags, parents not counted; by default 5, or all where a file of thresholds decides.
+        threshold: of the tags that `top` leaves, leave out those that score below it.
+        thresholds: whether the vocabulary's own thresholds are used; by default they are.
+        heatmaps: whether the best tags get a heat map; by default none does.
     """
 
     vocabulary: str | None = None
@@ -106,13 +112,24 @@ def hugging_face(asked: ZeroShot, limits: Limits) -> LabelSet:
     return labels_of(labels, limits, "candidate_labels")
 
 
-class _Parameters(msgspec.Struct):
+class ZeroShotParameters(msgspec.Struct):
+    """The labels of a request as Hugging Face's clients send it.
+
+    Attributes:
+        candidate_labels: what to look for.
+        hypothesis_template: the text that labels are put into, at its {}; by default the bundle's.
+    """
+
     candidate_labels: list[str]
     hypothesis_template: str | None = None
 
 
 class ZeroShot(msgspec.Struct):
-    """The body of Hugging Face's zero-shot-image-classification; `inputs` is a picture in base64."""
+    """A request as Hugging Face's clients send it for zero-shot-image-classification.
+
+    Attributes:
+        inputs: the picture's file in base64.
+    """
 
     inputs: str
-    parameters: _Parameters
+    parameters: ZeroShotParameters

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import httpx
 import pytest
 
 from sigrl_deploy import Recognizer
+from sigrl_deploy.calibration.probabilities import Isotonic
+from sigrl_deploy.recognizer.thresholds import ThresholdFile
+from tests.support.browser import chromium, missing, opened
 from tests.support.servers import Served, serving
 from tests.support.watched_engine import Watched
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
 KITCHEN = ("cup of coffee", "frying pan", "cat", "rocket", "person", "night sky", "spoon", "table", "plate", "window", "lamp")
+
+
+Open = Callable[..., AbstractContextManager["Page"]]
+
+
+class Guarded(NamedTuple):
+    """A service that wants a key, and the tags that its thresholds leave."""
+
+    url: str
+    key: str
+    tags: list[str]
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +70,52 @@ def recognizer(bundle: Path) -> Recognizer:
 @pytest.fixture
 def engine(recognizer: Recognizer) -> Watched:
     return Watched(recognizer)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if reason := missing():
+        pytest.skip(reason)
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def open_page(browser: Browser, served: Served) -> Open:
+    return partial(opened, browser, served.url)
+
+
+@pytest.fixture(scope="session")
+def guarded(
+    bundle: Path,
+    labels: Path,
+    reference: Recognizer,
+    photos: list[Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Guarded]:
+    """A service of ten labels that wants a key, and whose thresholds leave three of the first photograph's tags."""
+    folder = tmp_path_factory.mktemp("guarded")
+    vocabulary = reference.vocabulary(labels)
+    (best,) = reference.recognize(photos[:1], vocabulary, top=4)
+    between = (best[2].score + best[3].score) / 2
+    curve = Isotonic((-1.0, 1.0), (0.0, 1.0))
+    file = ThresholdFile(reference.scope(vocabulary), "f1", between, {best[3].label: between}, probabilities=curve)
+    file.write(folder / "thresholds.json")
+    (folder / "key").write_text("open-sesame\n")
+    options = (
+        "--labels",
+        f"things={labels}",
+        "--thresholds",
+        f"things={folder / 'thresholds.json'}",
+        "--api-key-file",
+        folder / "key",
+    )
+    with serving(bundle, *options) as started:
+        yield Guarded(started.url, "open-sesame", [tag.label for tag in best[:3]])
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(b"no picture")
+    return path

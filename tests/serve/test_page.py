@@ -5,11 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -20,108 +17,33 @@ from sigrl_deploy.labels.label_set import Label, LabelSet
 from sigrl_deploy.labels.names import read_labels
 from sigrl_deploy.labels.reading import read_label_set
 from sigrl_deploy.pictures.reading import read_image
-from sigrl_deploy.recognizer.thresholds import ThresholdFile
 from sigrl_deploy.tagging.drawing import MAX_PANEL, MIN_PANEL, heat, scaled
 from sigrl_deploy.tagging.heatmaps import part_seen
+from tests.serve.conftest import Guarded, Open
 from tests.support.browser import (
+    NO_KEY,
+    TAGS,
     card,
     choose,
-    chromium,
     contrasts,
-    missing,
+    digits,
+    expected,
+    give_key,
     opened,
+    same,
     show_all,
     tags,
     transfer,
     wait,
     wait_for_options,
 )
-from tests.support.servers import Served, serving
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser
 
-TAGS = 20  # of a picture, as the page asks for them
 AA = 4.5  # least contrast of text
 REFUSED = ("the server responded with a status of 422",)  # what the browser's console says of every such answer
-NO_KEY = ("the server responded with a status of 401",)
 ODD = "<img src=x onerror=alert(1)> & <b>bold</b>"
-
-Open = Callable[..., AbstractContextManager["Page"]]
-
-
-class Guarded(NamedTuple):
-    """A service that wants a key, and the tags that its thresholds leave."""
-
-    address: str
-    key: str
-    tags: list[str]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if reason := missing():
-        pytest.skip(reason)
-    with chromium() as started:
-        yield started
-
-
-@pytest.fixture
-def open_page(browser: Browser, served: Served) -> Open:
-    return partial(opened, browser, served.url)
-
-
-@pytest.fixture(scope="module")
-def guarded(
-    browser: Browser,
-    bundle: Path,
-    labels: Path,
-    reference: Recognizer,
-    photos: list[Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Guarded]:
-    """A service of ten labels that wants a key, and whose thresholds leave three of the first photograph's tags."""
-    folder = tmp_path_factory.mktemp("guarded")
-    vocabulary = reference.vocabulary(labels)
-    (best,) = reference.recognize(photos[:1], vocabulary, top=4)
-    between = (best[2].score + best[3].score) / 2
-    file = ThresholdFile(reference.scope(vocabulary), "f1", between, {best[3].label: between})
-    file.write(folder / "thresholds.json")
-    (folder / "key").write_text("open-sesame\n")
-    options = (
-        "--labels",
-        f"things={labels}",
-        "--thresholds",
-        f"things={folder / 'thresholds.json'}",
-        "--api-key-file",
-        folder / "key",
-    )
-    with serving(bundle, *options) as started:
-        yield Guarded(started.url, "open-sesame", [tag.label for tag in best[:3]])
-
-
-@pytest.fixture
-def broken(tmp_path: Path) -> Path:
-    path = tmp_path / "broken.jpg"
-    path.write_bytes(b"no picture")
-    return path
-
-
-def expected(reference: Recognizer, path: Path, labels: Path | LabelSet, digits: int) -> list[tuple[str, str]]:
-    (best,) = reference.recognize([path], labels, top=TAGS)
-    named = [(f"{tag.label} ({tag.child})" if tag.child else tag.label, tag.score) for tag in best]
-    return [(label, f"{score:.{digits}f}") for label, score in named]
-
-
-def same(shown: list[tuple[str, str]], reference: list[tuple[str, str]]) -> bool:
-    """Equal but for a unit of the last digit, which batches may round otherwise."""
-    unit = 1.5 * 10.0 ** -len(reference[0][1].partition(".")[2])
-    near = all(abs(float(a[1]) - float(b[1])) < unit for a, b in zip(shown, reference, strict=True))
-    return near and [label for label, _ in shown] == [label for label, _ in reference]
-
-
-def digits(shown: list[tuple[str, str]]) -> int:
-    return len(shown[0][1].partition(".")[2])
 
 
 def test_chosen_pictures_get_the_library_s_tags(
@@ -197,7 +119,7 @@ def test_labels_may_be_edited(
         field.wait_for()
         assert field.input_value().split("\n") == list(read_labels(label_file))
         field.fill(f"cat\n\n# not this one\n  red cup \ncat\n{ODD}\nchair")
-        page.get_by_label("Compare with everyday things").set_checked(everyday)
+        page.get_by_label("Compare with").select_option("common" if everyday else "")
         assert page.get_by_text("4 labels.").is_visible()
         if everyday:
             page.get_by_role("button", name="Tag with these labels").click()
@@ -365,7 +287,7 @@ def test_a_busy_service_is_asked_later(open_page: Open, photos: list[Path]) -> N
 
 
 def test_a_key_is_asked_for_where_the_service_wants_one(browser: Browser, guarded: Guarded, photos: list[Path]) -> None:
-    with opened(browser, guarded.address, NO_KEY) as page:
+    with opened(browser, guarded.url, NO_KEY) as page:
         give_key(page, "wrong")
         page.get_by_text("refused this key").wait_for()
         give_key(page, guarded.key)
@@ -377,13 +299,8 @@ def test_a_key_is_asked_for_where_the_service_wants_one(browser: Browser, guarde
         assert page.evaluate("[localStorage.length, document.cookie, location.search]") == [0, "", ""]
 
 
-def give_key(page: Page, key: str) -> None:
-    page.get_by_label("API key").fill(key)
-    page.get_by_role("button", name="Use this key").click()
-
-
 def test_a_vocabulary_s_thresholds_decide(browser: Browser, guarded: Guarded, photos: list[Path]) -> None:
-    with opened(browser, guarded.address, NO_KEY) as page:
+    with opened(browser, guarded.url, NO_KEY) as page:
         give_key(page, guarded.key)
         wait_for_options(page)
         choose(page, photos[0])

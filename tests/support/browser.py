@@ -11,11 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sigrl_deploy import LabelSet, Recognizer
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, JSHandle, Locator, Page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
+TAGS = 20  # of a picture, as the page asks for them
+NO_KEY = ("the server responded with a status of 401",)  # what the browser's console says of every such answer
 SECONDS = 120  # for anything: machines that run the tests are slow at times
 
 # Text and background of every piece of text in view, as [text, colour, background]. Colours are opaque on this page.
@@ -112,12 +116,34 @@ def tags(page: Page, path: Path) -> list[tuple[str, str]]:
     return [(label, score) for label, score in (re.split(r"\s+(?=\S+$)", text.strip()) for text in texts)]
 
 
+def expected(reference: Recognizer, path: Path, labels: Path | LabelSet, digits: int) -> list[tuple[str, str]]:
+    (best,) = reference.recognize([path], labels, top=TAGS)
+    named = [(f"{tag.label} ({tag.child})" if tag.child else tag.label, tag.score) for tag in best]
+    return [(label, f"{score:.{digits}f}") for label, score in named]
+
+
+def same(shown: list[tuple[str, str]], reference: list[tuple[str, str]]) -> bool:
+    """Equal but for a unit of the last digit, which batches may round otherwise."""
+    unit = 1.5 * 10.0 ** -len(reference[0][1].partition(".")[2])
+    near = all(abs(float(a[1]) - float(b[1])) < unit for a, b in zip(shown, reference, strict=True))
+    return near and [label for label, _ in shown] == [label for label, _ in reference]
+
+
+def digits(shown: list[tuple[str, str]]) -> int:
+    return len(shown[0][1].partition(".")[2])
+
+
 def show_all(page: Page) -> None:
     page.get_by_label("Least score").press("Home")
 
 
 def wait_for_options(page: Page) -> None:
     page.get_by_label("Look for").locator("option").first.wait_for(state="attached")
+
+
+def give_key(page: Page, key: str) -> None:
+    page.get_by_label("API key").fill(key)
+    page.get_by_role("button", name="Use this key").click()
 
 
 def contrasts(page: Page) -> dict[str, float]:

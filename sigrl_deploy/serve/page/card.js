@@ -2,7 +2,7 @@
 
 import { service, tagsOf } from "./service.js";
 
-const TAGS = 20; // asked for of each picture; the slider chooses among them
+export const TAGS = 20; // asked for of each picture; the slider chooses among them
 
 // The service calls what it was sent a picture, whatever it is.
 const described = (error) => error.message.replace(/^picture: /, "The file ");
@@ -89,7 +89,7 @@ export class Card {
       this.note = `No heat maps: ${error.message}`;
     }
     if (wanted >= this.mapped) this.view.removeAttribute("aria-busy");
-    this.draw();
+    this.changed();
   }
 
   // Shows the heat map of the tag that is pointed at or has the focus, or else of the one that was pressed.
@@ -106,10 +106,13 @@ export class Card {
     for (const each of this.tags ?? []) each.button.setAttribute("aria-pressed", String(each === this.pinned));
   }
 
-  draw() {
-    this.again.hidden = !this.error || this.error.code === "picture";
+  // `asked` is what the service would be asked for now, as JSON.
+  draw(asked) {
+    this.stale = Boolean(this.tags) && JSON.stringify(this.asked) !== asked;
+    this.root.classList.toggle("stale", this.stale);
+    this.again.hidden = !this.error || Boolean(this.error.lasting);
     this.said.classList.toggle("wrong", Boolean(this.error));
-    this.said.textContent = this.error ? described(this.error) : this.tags ? this.note : "Being tagged …";
+    this.said.textContent = this.error ? described(this.error) : "Being tagged …";
     if (!this.tags) return;
     const best = Math.max(...this.tags.map((tag) => tag.score), 0);
     for (const tag of this.tags) {
@@ -117,11 +120,16 @@ export class Card {
       tag.scoreText.textContent = tag.score.toFixed(this.slider.digits);
       tag.button.style.setProperty("--share", `${(100 * Math.max(tag.score, 0)) / (best || 1)}%`);
     }
-    if (this.tags.length === 0) this.said.textContent = "No label reaches its threshold.";
-    else if (this.tags[0].score < this.slider.value) {
-      const { label, score } = this.tags[0];
-      this.said.textContent = `No tag has this score. “${label}” comes nearest, with ${score.toFixed(this.slider.digits)}.`;
-    }
+    const stale = this.stale ? "By other labels than those above. " : "";
+    this.said.textContent = stale + (this.none() ?? this.note);
     this.look({});
+  }
+
+  // Why no tag is in view; undefined where one is.
+  none() {
+    if (this.tags.length === 0) return "No label reaches its threshold.";
+    const { label, score } = this.tags[0];
+    if (score >= this.slider.value) return undefined;
+    return `No tag has this score. “${label}” comes nearest, with ${score.toFixed(this.slider.digits)}.`;
   }
 }

@@ -1,6 +1,8 @@
 // The page of `sigrl-deploy serve`: its pictures, labels and slider.
 
-import { Card } from "./card.js";
+import { Card, TAGS } from "./card.js";
+import { onKey } from "./key.js";
+import { aboutCopy, copyLabels, countTags, hasThresholds, ownLabels } from "./labels.js";
 import { call, service } from "./service.js";
 
 const USUAL = 5; // tags of a picture, on average, until somebody moves the slider
@@ -51,20 +53,22 @@ function refresh() {
 function draw() {
   due = false;
   setSlider(cards.flatMap((card) => card.tags ?? []).map((tag) => tag.score).sort((a, b) => b - a));
-  for (const card of cards) card.draw();
+  const asked = JSON.stringify(options());
+  for (const card of cards) card.draw(asked);
+  const stale = cards.filter((card) => card.stale).length;
   const failed = cards.filter((card) => card.error).length;
   const tagged = cards.filter((card) => card.tags).length;
   const busy = tagged + failed < cards.length;
   $("found").hidden = cards.length === 0;
   $("state").textContent = `${tagged} of ${cards.length} ${cards.length === 1 ? "picture" : "pictures"} tagged` +
-    `${failed ? `, ${failed} failed` : ""}${busy ? " …" : "."}`;
+    `${stale ? `, ${stale} by other labels than those above` : ""}${failed ? `, ${failed} failed` : ""}${busy ? " …" : "."}`;
 }
 
 // Scores mean something within one vocabulary only, so the slider's range and first place follow from those that came.
 function setSlider(scores) {
   const input = $("threshold");
   input.disabled = scores.length === 0;
-  if (scores.length === 0) return;
+  if (input.disabled) return describeSlider("no tags yet");
   const [highest, lowest] = [scores[0], scores[scores.length - 1]];
   slider.digits = highest - lowest < 0.2 ? 3 : 2;
   const step = 10 ** -slider.digits;
@@ -77,50 +81,53 @@ function setSlider(scores) {
   input.value = (slider.chosen ?? down(usual)).toFixed(slider.digits);
   slider.value = Number(input.value);
   const shown = scores.filter((score) => score >= slider.value).length / pictures.length;
-  const text = `${slider.value.toFixed(slider.digits)}, ${shown.toFixed(1)} tags a picture`;
+  describeSlider(`${slider.value.toFixed(slider.digits)}, ${shown.toFixed(1)} tags a picture`);
+}
+
+function describeSlider(text) {
   $("threshold-text").textContent = text;
-  input.setAttribute("aria-valuetext", text);
+  $("threshold").setAttribute("aria-valuetext", text);
 }
 
 // Labels
 
 const chosenVocabulary = () => service.vocabularies.find(({ name }) => name === $("vocabulary").value);
 
-function ownLabels() {
-  const lines = $("labels").value.split("\n").map((line) => line.trim());
-  return [...new Set(lines.filter((line) => line && !line.startsWith("#")))];
+// What the service is asked for besides the picture; null where there is nothing to look for.
+function options() {
+  const name = $("vocabulary").value;
+  const own = name === OWN ? ownLabels() : null;
+  if (name === OWN && !own) return null;
+  const decided = own ? hasThresholds(own) : chosenVocabulary()?.thresholds;
+  const thresholds = Boolean(decided && $("thresholds").checked);
+  return own ? { labels: JSON.stringify(own), ...(decided ? { thresholds } : {}) } : { vocabulary: name, thresholds };
 }
 
-// What the service is asked for besides the picture.
 async function question() {
   await ready;
   if ($("vocabulary").length === 0) throw new Error("The service is not ready.");
-  const name = $("vocabulary").value;
-  if (name !== OWN) {
-    const thresholds = chosenVocabulary()?.thresholds && $("thresholds").checked;
-    return { vocabulary: name, thresholds: Boolean(thresholds) };
-  }
-  const labels = ownLabels();
-  if (labels.length === 0) throw new Error("There are no labels yet. Write some, one a line, or choose others.");
-  return { labels: JSON.stringify({ labels, ...($("common").checked ? { background: "common" } : {}) }) };
+  const asked = options();
+  if (!asked) throw new Error("There are no labels yet. Write some, one a line, or choose others.");
+  return asked;
 }
 
 function drawLabels() {
-  const own = $("vocabulary").length > 0 && $("vocabulary").value === OWN;
-  const count = ownLabels().length;
-  const few = count > 0 && count < FEW && !$("common").checked;
-  $("own").hidden = !own;
-  $("copy").hidden = own || !service.openLabels;
-  $("decide").hidden = !chosenVocabulary()?.thresholds;
+  const isOwn = $("vocabulary").length > 0 && $("vocabulary").value === OWN;
+  const own = ownLabels();
+  const count = countTags(own);
+  const few = count > 0 && own.labels.length < FEW && !own.background;
+  $("own").hidden = !isOwn;
+  $("copy").hidden = isOwn || !service.openLabels;
+  $("decide").hidden = !(isOwn ? hasThresholds(own) : chosenVocabulary()?.thresholds);
   $("labels-hint").textContent = `${count} ${count === 1 ? "label" : "labels"}` +
     `${few ? ". With so few, even a wrong one may score high." : ". Lines that begin with # are left out."}`;
+  $("copy-hint").textContent = aboutCopy(own);
+  refresh();
 }
 
-async function copyLabels() {
+async function editCopy() {
   try {
-    const { label_set } = await call(`v1/vocabularies/${encodeURIComponent($("vocabulary").value)}`);
-    const kept = label_set.labels.filter((label) => label.emit !== false);
-    $("labels").value = kept.map((label) => label.name ?? label).join("\n");
+    copyLabels(await call(`v1/vocabularies/${encodeURIComponent($("vocabulary").value)}`));
   } catch (error) {
     return complain(error.message);
   }
@@ -130,16 +137,6 @@ async function copyLabels() {
 }
 
 // The service
-
-service.refusesKey = function askForKey(refused) {
-  $("docs").hidden = true; // a browser sends no key for it
-  if (refused) $("key-hint").textContent = "The service refused this key. Enter another one.";
-  sessionStorage.removeItem("key");
-  if ($("key").hidden) {
-    $("key").hidden = false;
-    $("key-text").focus();
-  }
-};
 
 function complain(message) {
   $("problem").textContent = message;
@@ -151,9 +148,9 @@ async function start() {
     const info = await call("info");
     const { vocabularies, default_vocabulary: usual, heatmaps, open_labels: openLabels, limits } = info;
     Object.assign(service, { vocabularies, heatmaps, openLabels, mostBytes: limits.body_bytes });
-    const options = vocabularies.map(({ name, labels }) => new Option(`${name} (${labels} labels)`, name));
-    if (openLabels) options.push(new Option("labels of your own", OWN));
-    $("vocabulary").replaceChildren(...options);
+    const choices = vocabularies.map(({ name, labels }) => new Option(`${name} (${labels} labels)`, name));
+    if (openLabels) choices.push(new Option("labels of your own", OWN));
+    $("vocabulary").replaceChildren(...choices);
     $("vocabulary").value = usual ?? vocabularies[0]?.name ?? OWN;
     $("map-hint").hidden = !heatmaps;
     $("about").textContent = `${info.name} ${info.version} · ${info.engine}`;
@@ -164,17 +161,18 @@ async function start() {
   drawLabels();
 }
 
-async function useKey(event) {
-  event.preventDefault();
-  sessionStorage.setItem("key", $("key-text").value.trim());
-  $("key-text").value = "";
-  $("key").hidden = true;
+async function startAgain() {
   ready = start();
   await ready;
   for (const card of cards.filter((each) => each.error)) card.tag();
 }
 
-const filesIn = (transfer) => [...(transfer?.files ?? [])];
+// A folder that is dropped comes as a file that cannot be read.
+function filesIn(transfer) {
+  const items = [...(transfer?.items ?? [])].filter(({ kind }) => kind === "file");
+  const isFolder = items.map((item) => Boolean(item.webkitGetAsEntry?.()?.isDirectory));
+  return [...(transfer?.files ?? [])].map((file, i) => Object.assign(file, { isFolder: isFolder[i] }));
+}
 
 addEventListener("dragover", (event) => {
   if (!event.dataTransfer?.types.includes("Files")) return;
@@ -182,26 +180,25 @@ addEventListener("dragover", (event) => {
   document.body.classList.add("over");
 });
 addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("over"); });
-addEventListener("drop", (event) => {
-  document.body.classList.remove("over");
-  if (filesIn(event.dataTransfer).length === 0) return;
-  event.preventDefault();
-  add(filesIn(event.dataTransfer));
-});
-addEventListener("paste", (event) => {
-  if (filesIn(event.clipboardData).length === 0) return;
-  event.preventDefault();
-  add(filesIn(event.clipboardData));
-});
+for (const [kind, carrier] of [["drop", "dataTransfer"], ["paste", "clipboardData"]]) {
+  addEventListener(kind, (event) => {
+    document.body.classList.remove("over");
+    const files = filesIn(event[carrier]);
+    if (files.length === 0) return;
+    event.preventDefault();
+    add(files);
+  });
+}
 $("files").addEventListener("change", ({ target }) => { add(target.files); target.value = ""; });
 $("threshold").addEventListener("input", ({ target }) => { slider.chosen = Number(target.value); refresh(); });
 $("vocabulary").addEventListener("change", ({ target }) => { drawLabels(); if (target.value !== OWN) tagAll(); });
 $("thresholds").addEventListener("change", tagAll);
-$("common").addEventListener("change", drawLabels);
+$("background").addEventListener("change", drawLabels);
 $("labels").addEventListener("input", drawLabels);
 $("labels").addEventListener("keydown", (event) => { if (event.key === "Enter" && event.ctrlKey) tagAll(); });
 $("apply").addEventListener("click", tagAll);
-$("copy").addEventListener("click", copyLabels);
+$("copy").addEventListener("click", editCopy);
 $("clear").addEventListener("click", () => { discard(cards); $("files").focus(); });
-$("key").addEventListener("submit", useKey);
+onKey(startAgain);
+$("most").textContent = TAGS;
 ready = start();
