@@ -8,16 +8,17 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from sigrl_deploy.image_towers import Layers, MlpRatio, ResNetConfig, Size, VisionConfig, Width, as_vit, check_heads
 from sigrl_deploy.structs import Checked
 
 FUSED = ("tower", "svfr", "match", "gmc")  # ops that run as kernels on a GPU
 
-# Bounds keep a damaged or hostile file from asking for a model that takes very long to build, or very much memory.
-MOST_LAYERS = 256
-Size = Annotated[int, Meta(ge=1, le=1 << 16)]
-Width = Annotated[int, Meta(ge=1, le=1 << 14)]
-Layers = Annotated[int, Meta(ge=1, le=MOST_LAYERS)]
-MlpRatio = Annotated[float, Meta(gt=0, le=16)]
+
+class TextSide(Enum):
+    """What makes the rows that labels are matched by."""
+
+    TOWER = "CLIP's text transformer, for any labels"
+    CHECKPOINT = "the checkpoint alone, for the labels that it was trained on"
 
 
 class Arch(str, Enum):
@@ -25,30 +26,61 @@ class Arch(str, Enum):
 
     `sigrl` scores (local/|local| + global/|global|) / 2 with SVFR's reconstructed patches, `mkt` the same with CLIP's own
     patches, `clip-ft` global/|global| (CLIP fine-tuned by the MKT recipe), `clip` the cosine of g and T (zero-shot CLIP).
+    `scpnet` scores sigmoid(g/‖g‖ · T), T the rows of SCPNet's text side times its scale.
     """
 
     SIGRL = "sigrl"
     MKT = "mkt"
     CLIP_FT = "clip-ft"
     CLIP = "clip"
+    SCPNET = "scpnet"
+
+    @property
+    def text_side(self) -> TextSide:
+        return _RULES[self].text_side
 
     @property
     def has_graph(self) -> bool:
         """Whether GMC and SVFR take part, so that a label's row depends on the whole vocabulary."""
-        return self is Arch.SIGRL
+        return _RULES[self].has_graph
 
     @property
     def has_local(self) -> bool:
         """Whether patches are matched, so that there is a top-k and per-patch evidence."""
-        return self in (Arch.SIGRL, Arch.MKT)
+        return _RULES[self].has_local
+
+    @property
+    def unit_global(self) -> bool:
+        """Whether the global feature is scaled to unit length before it is matched."""
+        return _RULES[self].unit_global
+
+    @property
+    def unit_labels(self) -> bool:
+        """Whether label embeddings are scaled to unit length before the global feature is matched with them."""
+        return _RULES[self].unit_labels
+
+    @property
+    def compares_labels(self) -> bool:
+        """Whether each match is divided by its norm over the labels, so that a score depends on all of them."""
+        return _RULES[self].compares_labels
+
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether the score is a sigmoid, trained to be the label's probability."""
+        return _RULES[self].gives_probabilities
 
     @property
     def default_topk(self) -> int:
-        return 18 if self is Arch.MKT else 16
+        return _RULES[self].topk
 
     @property
     def default_template(self) -> str:
-        return "a photo of a {label}." if self is Arch.CLIP else "There is a {label} in the scene"
+        return _RULES[self].template
+
+    @property
+    def default_contract(self) -> Contract:
+        """How pictures were prepared in training, where a checkpoint does not say."""
+        return _RULES[self].contract
 
 
 class Precision(str, Enum):
@@ -208,28 +240,39 @@ class Contract(str, Enum):
     ZERO_SHOT = "zero-shot"
     SINGLE_POSITIVE = "single-positive"
     CLIP = "clip"
+    CLIP_BILINEAR = "clip-bilinear"
 
 
-class VisionConfig(Checked, frozen=True):
-    """A CLIP ViT. Pixels are square; P = (image_size // patch_size)²."""
+@dataclass(frozen=True)
+class _Rule:
+    """What there is to know of an architecture; see the properties of `Arch`."""
 
-    image_size: Annotated[int, Meta(ge=1, le=1 << 12)]
-    patch_size: Size
-    width: Width
-    layers: Layers
-    heads: Size
-    mlp_ratio: MlpRatio = 4.0
-    quick_gelu: bool = True
+    topk: int = 16
+    template: str = "There is a {label} in the scene"
+    contract: Contract = Contract.ZERO_SHOT
+    text_side: TextSide = TextSide.TOWER
+    has_graph: bool = False
+    has_local: bool = False
+    unit_global: bool = False
+    unit_labels: bool = False
+    compares_labels: bool = False
+    gives_probabilities: bool = False
 
-    def __post_init__(self) -> None:
-        _check_heads(self.width, self.heads)
-        if self.patch_size > self.image_size:
-            raise ValueError(f"patch_size {self.patch_size} is more than image_size {self.image_size}")
 
-    @property
-    def grid(self) -> int:
-        """Patches along each side."""
-        return self.image_size // self.patch_size
+_PHOTO = "a photo of a {label}."
+_RULES = {
+    Arch.SIGRL: _Rule(has_graph=True, has_local=True, compares_labels=True),
+    Arch.MKT: _Rule(topk=18, has_local=True, compares_labels=True),
+    Arch.CLIP_FT: _Rule(compares_labels=True),
+    Arch.CLIP: _Rule(template=_PHOTO, contract=Contract.CLIP, unit_global=True, unit_labels=True),
+    Arch.SCPNET: _Rule(
+        template=_PHOTO,
+        contract=Contract.CLIP_BILINEAR,
+        text_side=TextSide.CHECKPOINT,
+        unit_global=True,
+        gives_probabilities=True,
+    ),
+}
 
 
 class TextConfig(Checked, frozen=True):
@@ -244,7 +287,7 @@ class TextConfig(Checked, frozen=True):
     quick_gelu: bool = True
 
     def __post_init__(self) -> None:
-        _check_heads(self.width, self.heads)
+        check_heads(self.width, self.heads)
 
 
 class GraphConfig(Checked, frozen=True):
@@ -264,14 +307,21 @@ class ModelConfig(Checked, frozen=True):
     arch: Arch
     embed_dim: Size
     topk: Size
-    vision: VisionConfig
+    vision: VisionConfig | ResNetConfig
     text: TextConfig | None = None
     graph: tuple[GraphConfig, ...] = ()
+
+    @property
+    def vit(self) -> VisionConfig:
+        """`vision`, where it is a ViT. Raises ValueError for another tower."""
+        return as_vit(self.vision)
 
     def __post_init__(self) -> None:
         if self.arch.has_graph != bool(self.graph):
             expected = "at least one" if self.arch.has_graph else "none"
             raise ValueError(f"graph has {len(self.graph)} layers, expected {expected} for arch {self.arch.value}")
+        if self.arch.has_local and isinstance(self.vision, ResNetConfig):
+            raise ValueError(f"arch {self.arch.value} matches patches, and a ResNet has none")
         # Each layer takes what the one before gives, and the first and the last have the width of the embeddings.
         given = [self.embed_dim, *(layer.heads * layer.width_head for layer in self.graph)]
         taken = [*(layer.width_in for layer in self.graph), self.embed_dim]
@@ -279,8 +329,3 @@ class ModelConfig(Checked, frozen=True):
             raise ValueError(
                 f"the label graph's layers give widths {given[1:]} and take {taken[:-1]}, with embed_dim {given[0]}"
             )
-
-
-def _check_heads(width: int, heads: int) -> None:
-    if heads < 1 or width % heads:
-        raise ValueError(f"width {width} cannot be split into {heads} heads")

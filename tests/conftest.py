@@ -24,10 +24,13 @@ if not torch.cuda.is_available():
 
 from benchmarks.random_weights import VARIANTS, save, sigrl_shapes, tensors, text_shapes, vision_shapes
 from sigrl_deploy.checkpoints.native import TrainedRecord, write_trained
+from sigrl_deploy.checkpoints.options import SCPNetOptions
 from sigrl_deploy.config import Contract, Precision
+from sigrl_deploy.export.options import ExportOptions
 from sigrl_deploy.export.parity import LABELS, PHOTOS
-from sigrl_deploy.export.run import ExportOptions, export_bundle
+from sigrl_deploy.export.run import export_bundle
 from sigrl_deploy.training.models import new_clip
+from tests.support import scpnet_files
 from tests.support.sharing import Shared
 from tests.support.training_runs import LABELS as COLOURS
 from tests.support.training_runs import TINY
@@ -153,6 +156,25 @@ def export_tiny(weights: Path, shared: Shared) -> Callable[..., Path]:
 def bundle(export_tiny: Callable[..., Path]) -> Path:
     """The tiny model exported in fp32. All tests share it: copy it before changing it."""
     return export_tiny()
+
+
+@pytest.fixture(scope="session")
+def scpnet(shared: Shared) -> Path:
+    """A folder with `scpnet.ckpt`, `relation.npy` and `labels.txt`, a small SCPNet of random weights."""
+    return shared.folder("scpnet", scpnet_files.write)
+
+
+@pytest.fixture(scope="session")
+def scpnet_bundle(scpnet: Path, shared: Shared) -> Path:
+    """It exported in several precisions, with weights."""
+
+    def fill(folder: Path) -> None:
+        how = SCPNetOptions(scpnet / "relation.npy", sparse_topk=6, reweight=0.2, scale=10.0)
+        precisions = (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8X3)
+        files = {"labels": scpnet / "labels.txt", "precisions": precisions, "weights": True}
+        export_bundle(ExportOptions(scpnet / "scpnet.ckpt", folder / "scpnet", scpnet=how, **files))
+
+    return shared.folder("scpnet-bundle", fill) / "scpnet"
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,10 @@ from filelock import FileLock
 from msgspec import Meta
 
 from sigrl_deploy.bundle.engine_records import EngineRecord, FileName, Sha256
-from sigrl_deploy.config import Arch, Precision, Size, Width
+from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.errors import BundleError, ExportError, UsageError, printable
 from sigrl_deploy.files import read_bounded, replacing
+from sigrl_deploy.image_towers import Size, Width
 from sigrl_deploy.pictures.preprocess import Preprocess
 from sigrl_deploy.structs import Checked
 

@@ -28,7 +28,7 @@ def build_model(checkpoint: Checkpoint, config: ModelConfig) -> SigRL:
 
     with torch.device("meta"):
         model = SigRL(config)
-    model.load_state_dict(_collect(checkpoint, model.state_dict()), assign=True)
+    model.load_state_dict(collect(checkpoint, model.state_dict()), assign=True)
     if config.arch.has_graph:
         _check_shared_graph_weights(checkpoint)
     return model.eval().requires_grad_(False)
@@ -59,7 +59,7 @@ def add_text_tower(model: SigRL, checkpoint: Checkpoint, clip: ClipConfig | None
     with torch.device("meta"):
         tower = TextTransformer(config, model.config.embed_dim)
     expected = {f"text.{name}": tensor for name, tensor in tower.state_dict().items()}
-    tensors = _collect(checkpoint, expected)
+    tensors = collect(checkpoint, expected)
     tower.load_state_dict({name.removeprefix("text."): tensor for name, tensor in tensors.items()}, assign=True)
     model.text = tower.eval().requires_grad_(False)
     model.config = replace(model.config, text=config)
@@ -76,7 +76,7 @@ def _check_shared_graph_weights(checkpoint: Checkpoint) -> None:
             )
 
 
-def _collect(checkpoint: Checkpoint, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+def collect(checkpoint: Checkpoint, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """The model's tensors in fp32, by our names.
 
     Raises CheckpointError where one is missing, has the wrong shape or is not finite, or where a tower's tensor has no place in

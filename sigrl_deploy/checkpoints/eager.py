@@ -42,7 +42,7 @@ def tokenize(model: SigRL, template: str, labels: Sequence[str]) -> Tensor:
 @torch.inference_mode()
 def embed_labels(model: SigRL, template: str, labels: Sequence[str]) -> Tensor:
     """Label embeddings T [C, D], on the model's device. Encodes in batches, so that memory is bounded."""
-    device = model.visual.proj.device
+    device = model.device
     ids = tokenize(model, template, labels).split(LABELS_PER_BATCH)
     return torch.cat([model.encode_text(cut_padding(batch).to(device)) for batch in ids])
 
@@ -120,5 +120,8 @@ def load_eager(options: CheckpointOptions, *, device: Device | str = Device.AUTO
             "this torch finds no GPU; check its driver, or use `device='cpu'`", argument="device", value=device.value
         )
     loaded = load_model(options)
+    if loaded.model.text is None:
+        problem = "has no text tower, so its labels have no rows until it is exported; export it, and give the bundle"
+        raise UsageError(problem, argument="checkpoint", value=options.checkpoint)
     chosen = "cuda" if device is not Device.CPU and torch.cuda.is_available() else "cpu"
     return EagerModel(loaded.model.to(chosen), loaded.preprocess, loaded.template, chosen)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sigrl_deploy.checkpoints.building import add_text_tower, build_model
 from sigrl_deploy.checkpoints.layouts import Checkpoint, load_checkpoint
-from sigrl_deploy.checkpoints.model_config import model_config
+from sigrl_deploy.checkpoints.model_config import chosen_arch, model_config
 from sigrl_deploy.checkpoints.open_clip_configs import ClipConfig, clip_config
 from sigrl_deploy.checkpoints.open_clip_weights import (
     NAMED,
@@ -20,7 +20,7 @@ from sigrl_deploy.checkpoints.open_clip_weights import (
     openai_name,
 )
 from sigrl_deploy.checkpoints.options import CheckpointOptions
-from sigrl_deploy.config import Arch, Contract
+from sigrl_deploy.config import Contract, TextSide
 from sigrl_deploy.errors import CheckpointError, UsageError, member_of
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.pictures.preprocess import Preprocess
@@ -55,7 +55,9 @@ def load_model(options: CheckpointOptions, *, with_text: bool = True) -> LoadedC
         raise UsageError(problem, argument="clip_config", value=options.clip_config)
     clip = clip_config(options.clip_config) if options.clip_config else clip
     text = text_clip = None
-    if with_text:
+    if chosen_arch(checkpoint, options.arch).text_side is not TextSide.TOWER:
+        _refuse_text(options)
+    elif with_text:
         text, text_clip = _text_source(options, checkpoint, clip)
         clip = clip if options.clip_config else text_clip
     model = build_model(checkpoint, model_config(checkpoint, options.arch, options.topk, clip))
@@ -101,6 +103,13 @@ def _openai_text(source: str | Path, checkpoint: Checkpoint) -> tuple[Checkpoint
         raise UsageError(f"{source}: holds no text tower, and {name} is not available ({_reason(error)}); {advice}") from None
 
 
+def _refuse_text(options: CheckpointOptions) -> None:
+    """Raise UsageError where a text tower is given to a model that uses none."""
+    if options.text_tower is not None:
+        problem = f"{options.checkpoint} has no use for one; leave it out"
+        raise UsageError(problem, argument="text_tower", value=options.text_tower)
+
+
 def _reason(error: CheckpointError) -> str:
     """What was wrong, without the advice that follows it."""
     return error.problem.rpartition("; ")[0] or error.problem
@@ -133,7 +142,7 @@ def _preprocess(options: CheckpointOptions, checkpoint: Checkpoint, model: SigRL
     if record is not None and contract in (None, record.preprocess.contract):
         return record.preprocess
     if contract is None:
-        contract = Contract.CLIP if model.config.arch is Arch.CLIP else Contract.ZERO_SHOT
+        contract = model.config.arch.default_contract
         if "feature_extractor" in checkpoint.prefix:
             log.warning(
                 "%s: has the layout of the single-positive recipe, and is used with zero-shot preprocessing; "

@@ -23,7 +23,7 @@ from sigrl_deploy.cli.options import (
     thresholds_option,
     unfused_option,
 )
-from sigrl_deploy.config import Arch, Precision
+from sigrl_deploy.config import Arch, Contract, Precision
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 @click.option("--arch", type=click.Choice([arch.value for arch in Arch]), help="The checkpoint's, as for export.")
 @click.option("--clip-config", help="The checkpoint's, as for export.")
 @click.option(
-    "--preprocess", type=click.Choice(["zero-shot", "single-positive", "clip"]), help="The checkpoint's, as for export."
+    "--preprocess", type=click.Choice([contract.value for contract in Contract]), help="The checkpoint's, as for export."
 )
 @click.option("--template", help="The checkpoint's, as for export.")
 @click.option("--topk", type=click.IntRange(min=1), help="The checkpoint's, as for export.")

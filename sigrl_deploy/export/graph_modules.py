@@ -70,7 +70,7 @@ class VisualGraph(nn.Module):
 
     def __init__(self, model: SigRL, precision: Precision = Precision.FP32) -> None:
         super().__init__()
-        self.visual = model.visual
+        self.visual, self.dtype = model.visual, model.dtype
         self.local = model.config.arch.has_local
         self.svfr = SVFRNode(model.svfr, model.config.embed_dim, precision) if model.svfr is not None else None
 
@@ -83,7 +83,7 @@ class VisualGraph(nn.Module):
         return ["local_feature", "global_feature"] if self.local else ["global_feature"]
 
     def forward(self, pixels: Tensor, *vocabulary: Tensor) -> tuple[Tensor, ...]:
-        dtype = self.visual.conv1.weight.dtype
+        dtype = self.dtype
         patches, global_feature = encode_image(self.visual, pixels.to(dtype))
         if self.svfr is not None:
             label_embedding, graph_projection = vocabulary

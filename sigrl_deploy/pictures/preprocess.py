@@ -83,12 +83,13 @@ class Preprocess(Checked, frozen=True):
         if chosen is Contract.ZERO_SHOT:
             resize_size = math.floor(image_size / 0.875)
             mean, std = IMAGENET_MEAN, IMAGENET_STD
-        elif chosen is Contract.CLIP:
+        elif chosen in (Contract.CLIP, Contract.CLIP_BILINEAR):
             resize_size, mean, std = image_size, CLIP_MEAN, CLIP_STD
         else:
             mean, std = IMAGENET_MEAN, IMAGENET_STD
             return cls(chosen, image_size, 448, "squash", "bilinear", "tensor-bilinear", mean, std)
-        return cls(chosen, image_size, resize_size, "short-side", "bicubic", "center-crop", mean, std)
+        interpolation: Literal["bicubic", "bilinear"] = "bilinear" if chosen is Contract.CLIP_BILINEAR else "bicubic"
+        return cls(chosen, image_size, resize_size, "short-side", interpolation, "center-crop", mean, std)
 
     def __call__(self, image: Image.Image) -> FloatArray:
         """An RGB picture of any size → normalised pixels [3, S, S] float32, channels in RGB order.

@@ -43,9 +43,9 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def cropped_by_torchvision(
-    image: Image.Image, resize: int, size: int, mean: tuple[float, ...], std: tuple[float, ...]
+    image: Image.Image, resize: int, size: int, mean: tuple[float, ...], std: tuple[float, ...], how: object = CUBIC
 ) -> np.ndarray:
-    steps = [transforms.Resize(resize, CUBIC), transforms.CenterCrop(size), transforms.ToTensor()]
+    steps = [transforms.Resize(resize, how), transforms.CenterCrop(size), transforms.ToTensor()]
     return transforms.Compose([*steps, transforms.Normalize(mean, std)])(image).numpy()
 
 
@@ -75,6 +75,8 @@ def test_clip_equals_torchvision_bit_for_bit(size: tuple[int, int], image_size: 
     image = noise(*size)
     expected = cropped_by_torchvision(image, image_size, image_size, CLIP_MEAN, CLIP_STD)
     np.testing.assert_array_equal(Preprocess.for_contract(Contract.CLIP, image_size)(image), expected)
+    expected = cropped_by_torchvision(image, image_size, image_size, CLIP_MEAN, CLIP_STD, LINEAR)
+    np.testing.assert_array_equal(Preprocess.for_contract(Contract.CLIP_BILINEAR, image_size)(image), expected)
 
 
 @settings(max_examples=60, deadline=None)

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save
 
 from sigrl_deploy.checkpoints.native import HEADER, TrainedRecord
-from sigrl_deploy.config import Arch, Contract, ModelConfig, TextConfig, VisionConfig
+from sigrl_deploy.config import Arch, Contract, ModelConfig, TextConfig
+from sigrl_deploy.image_towers import VisionConfig
 from sigrl_deploy.pictures.preprocess import Preprocess
 from tests.support.checkpoints import openai, sigrl
 

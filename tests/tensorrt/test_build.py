@@ -29,8 +29,9 @@ from sigrl_deploy.cli.main import main
 from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.engines.onnxruntime import TENSORRT, has_provider
 from sigrl_deploy.errors import BundleError, ExportError, UsageError
+from sigrl_deploy.export.options import ExportOptions
 from sigrl_deploy.export.out_folder import check_out
-from sigrl_deploy.export.run import ExportOptions, export_bundle
+from sigrl_deploy.export.run import export_bundle
 from sigrl_deploy.machine.gpu import Gpu
 from sigrl_deploy.tensorrt.build import Task, run_builder
 from sigrl_deploy.tensorrt.find import find_engine
