@@ -8,7 +8,22 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from sigrl_deploy.image_towers import Layers, MlpRatio, ResNetConfig, Size, VisionConfig, Width, as_vit, check_heads
+from sigrl_deploy.image_towers import (
+    BIAM,
+    ML2P,
+    RESNET,
+    VGG,
+    VIT,
+    Layers,
+    MlpRatio,
+    Size,
+    TowerConfig,
+    VisionConfig,
+    Width,
+    as_vit,
+    check_heads,
+    kind_of_tower,
+)
 from sigrl_deploy.structs import Checked
 
 FUSED = ("tower", "svfr", "match", "gmc")  # ops that run as kernels on a GPU
@@ -19,6 +34,7 @@ class TextSide(Enum):
 
     TOWER = "CLIP's text transformer, for any labels"
     CHECKPOINT = "the checkpoint alone, for the labels that it was trained on"
+    VECTORS = "word vectors, for labels that have some"
 
 
 class Arch(str, Enum):
@@ -26,7 +42,9 @@ class Arch(str, Enum):
 
     `sigrl` scores (local/|local| + global/|global|) / 2 with SVFR's reconstructed patches, `mkt` the same with CLIP's own
     patches, `clip-ft` global/|global| (CLIP fine-tuned by the MKT recipe), `clip` the cosine of g and T (zero-shot CLIP).
-    `scpnet` scores sigmoid(g/‖g‖ · T), T the rows of SCPNet's text side times its scale.
+    `scpnet` scores sigmoid(g/‖g‖ · T), T the rows of SCPNet's text side times its scale, `linear` sigmoid(g · T), a linear
+    classifier whose T are its weights with the bias behind them, `biam` and `ml2p` local, with BiAM's regions
+    and the groups of the (ML)²P-Encoder as patches.
     """
 
     SIGRL = "sigrl"
@@ -34,6 +52,14 @@ class Arch(str, Enum):
     CLIP_FT = "clip-ft"
     CLIP = "clip"
     SCPNET = "scpnet"
+    LINEAR = "linear"
+    BIAM = "biam"
+    ML2P = "ml2p"
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """The kinds of image towers that give the features which it matches."""
+        return _RULES[self].towers
 
     @property
     def text_side(self) -> TextSide:
@@ -46,8 +72,23 @@ class Arch(str, Enum):
 
     @property
     def has_local(self) -> bool:
-        """Whether patches are matched, so that there is a top-k and per-patch evidence."""
+        """Whether patches are matched, so that there is a top-k."""
         return _RULES[self].has_local
+
+    @property
+    def has_places(self) -> bool:
+        """Whether what is matched lies somewhere in the picture, so that there is evidence by patch."""
+        return self.has_local and _RULES[self].has_places
+
+    @property
+    def has_global(self) -> bool:
+        """Whether a feature of the whole picture is matched."""
+        return _RULES[self].has_global
+
+    @property
+    def has_match_kernel(self) -> bool:
+        """Whether `kernels/match.py` computes its rule."""
+        return self.has_local and self.has_global and self.compares_labels
 
     @property
     def unit_global(self) -> bool:
@@ -241,6 +282,8 @@ class Contract(str, Enum):
     SINGLE_POSITIVE = "single-positive"
     CLIP = "clip"
     CLIP_BILINEAR = "clip-bilinear"
+    SQUASH = "squash"
+    SQUASH_CIFAR = "squash-cifar"
 
 
 @dataclass(frozen=True)
@@ -251,26 +294,56 @@ class _Rule:
     template: str = "There is a {label} in the scene"
     contract: Contract = Contract.ZERO_SHOT
     text_side: TextSide = TextSide.TOWER
+    towers: tuple[str, ...] = (VIT,)
     has_graph: bool = False
     has_local: bool = False
+    has_global: bool = True
+    has_places: bool = True  # of local features
     unit_global: bool = False
     unit_labels: bool = False
     compares_labels: bool = False
     gives_probabilities: bool = False
 
 
-_PHOTO = "a photo of a {label}."
+_PHOTO, _LABEL = "a photo of a {label}.", "{label}"
 _RULES = {
     Arch.SIGRL: _Rule(has_graph=True, has_local=True, compares_labels=True),
     Arch.MKT: _Rule(topk=18, has_local=True, compares_labels=True),
-    Arch.CLIP_FT: _Rule(compares_labels=True),
-    Arch.CLIP: _Rule(template=_PHOTO, contract=Contract.CLIP, unit_global=True, unit_labels=True),
+    Arch.CLIP_FT: _Rule(towers=(VIT, RESNET), compares_labels=True),
+    Arch.CLIP: _Rule(towers=(VIT, RESNET), template=_PHOTO, contract=Contract.CLIP, unit_global=True, unit_labels=True),
     Arch.SCPNET: _Rule(
         template=_PHOTO,
         contract=Contract.CLIP_BILINEAR,
         text_side=TextSide.CHECKPOINT,
+        towers=(RESNET,),
         unit_global=True,
         gives_probabilities=True,
+    ),
+    Arch.LINEAR: _Rule(
+        template=_LABEL,
+        contract=Contract.SQUASH,
+        text_side=TextSide.CHECKPOINT,
+        towers=(VGG,),
+        gives_probabilities=True,
+    ),
+    Arch.BIAM: _Rule(
+        topk=6,
+        template=_LABEL,
+        contract=Contract.SQUASH,
+        text_side=TextSide.VECTORS,
+        towers=(BIAM,),
+        has_local=True,
+        has_global=False,
+    ),
+    Arch.ML2P: _Rule(
+        topk=1,
+        template=_LABEL,
+        contract=Contract.SQUASH_CIFAR,
+        text_side=TextSide.VECTORS,
+        towers=(ML2P,),
+        has_local=True,
+        has_global=False,
+        has_places=False,
     ),
 }
 
@@ -307,7 +380,7 @@ class ModelConfig(Checked, frozen=True):
     arch: Arch
     embed_dim: Size
     topk: Size
-    vision: VisionConfig | ResNetConfig
+    vision: TowerConfig
     text: TextConfig | None = None
     graph: tuple[GraphConfig, ...] = ()
 
@@ -320,8 +393,9 @@ class ModelConfig(Checked, frozen=True):
         if self.arch.has_graph != bool(self.graph):
             expected = "at least one" if self.arch.has_graph else "none"
             raise ValueError(f"graph has {len(self.graph)} layers, expected {expected} for arch {self.arch.value}")
-        if self.arch.has_local and isinstance(self.vision, ResNetConfig):
-            raise ValueError(f"arch {self.arch.value} matches patches, and a ResNet has none")
+        if kind_of_tower(self.vision) not in self.arch.towers:
+            kinds = " or ".join(self.arch.towers)
+            raise ValueError(f"vision is of the kind {kind_of_tower(self.vision)}, expected {kinds} for arch {self.arch.value}")
         # Each layer takes what the one before gives, and the first and the last have the width of the embeddings.
         given = [self.embed_dim, *(layer.heads * layer.width_head for layer in self.graph)]
         taken = [*(layer.width_in for layer in self.graph), self.embed_dim]

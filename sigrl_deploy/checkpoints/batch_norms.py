@@ -27,27 +27,36 @@ _VARIANCE = ".running_var"
 def folded(path: str, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     """The tensors of a file, with each batch norm folded into the convolution before it; a norm without one stays.
 
-    Raises CheckpointError for a norm that does not fit its convolution, and, when a folded tensor is read, for a negative
-    variance.
+    Raises CheckpointError for a norm that does not fit its convolution, and, when a folded tensor is read, for a variance below
+    0.
     """
     found = dict(tensors)
     for norm, conv in _pairs(tensors):
-        parts = {part: tensors.get(f"{norm}.{part}") for part in _PARTS}
         weight, bias = tensors[f"{conv}.weight"], tensors.get(f"{conv}.bias")
         channels = weight.shape[:1]
-        for part, tensor in parts.items():
-            if tensor is None or tensor.shape != channels or not tensor.is_float:
-                held = "is missing" if tensor is None else f"is {tensor.dtype} of shape {list(tensor.shape)}"
-                raise CheckpointError(
-                    f"{path}: tensor {norm}.{part} {held}, expected floats of shape {list(channels)}, as {conv}.weight has "
-                    "channels"
-                )
-        statistics = {part: tensor for part, tensor in parts.items() if tensor is not None}
-        make = partial(_fold, f"{path}: tensor {norm}", statistics)
-        found[f"{conv}.weight"] = replace(weight, read=partial(_read, make, weight, bias, 0))
-        found[f"{conv}.bias"] = Stored(channels, weight.dtype, partial(_read, make, weight, bias, 1))
+        statistics = _statistics(path, tensors, norm, channels, f"{conv}.weight")
+        scale = partial(_scale_and_shift, f"{path}: tensor {norm}", statistics, _EPSILON)
+        found[f"{conv}.weight"] = replace(weight, read=partial(_folded_weight, scale, weight))
+        found[f"{conv}.bias"] = Stored(channels, weight.dtype, partial(_folded_bias, scale, bias))
         for name in [name for name in found if name.startswith(f"{norm}.")]:
             del found[name]
+    return found
+
+
+def scales(path: str, tensors: Mapping[str, Stored], epsilon: float) -> dict[str, Stored]:
+    """The tensors of a file, with each norm that is left as the `weight` and `bias` of y = x · weight + bias.
+
+    Raises CheckpointError as `folded` does.
+    """
+    found = dict(tensors)
+    for name in [name for name in tensors if name.endswith(_VARIANCE)]:
+        norm = name.removesuffix(_VARIANCE)
+        statistics = _statistics(path, tensors, norm, tensors[name].shape[:1], name)
+        make = partial(_scale_and_shift, f"{path}: tensor {norm}", statistics, epsilon)
+        for which, part in enumerate(_PARTS[:2]):
+            found[f"{norm}.{part}"] = replace(statistics[part], read=partial(_part, make, which))
+        for part in (*_PARTS[2:], "num_batches_tracked"):
+            found.pop(f"{norm}.{part}", None)
     return found
 
 
@@ -65,18 +74,38 @@ def _pairs(tensors: Mapping[str, Stored]) -> Iterator[tuple[str, str]]:
             yield norm, conv
 
 
-_Fold = Callable[["Stored", "Stored | None"], "tuple[Tensor, Tensor]"]
+def _statistics(path: str, tensors: Mapping[str, Stored], norm: str, shape: tuple[int, ...], like: str) -> dict[str, Stored]:
+    """The four tensors of a norm. Raises CheckpointError unless they are floats of that shape, which `like` has."""
+    found = {}
+    for part in _PARTS:
+        tensor = tensors.get(f"{norm}.{part}")
+        if tensor is None or tensor.shape != shape or not tensor.is_float:
+            held = "is missing" if tensor is None else f"is {tensor.dtype} of shape {list(tensor.shape)}"
+            raise CheckpointError(f"{path}: tensor {norm}.{part} {held}, expected floats of shape {list(shape)}, as {like} has")
+        found[part] = tensor
+    return found
 
 
-def _read(make: _Fold, weight: Stored, bias: Stored | None, which: int) -> Tensor:
-    return make(weight, bias)[which]
+_Scale = Callable[[], "tuple[Tensor, Tensor]"]
 
 
-def _fold(where: str, norm: Mapping[str, Stored], weight: Stored, bias: Stored | None) -> tuple[Tensor, Tensor]:
-    """The folded weight and bias, in fp32, computed in fp64."""
-    scale, shift, mean, variance = (norm[part].read().double() for part in _PARTS)
+def _scale_and_shift(where: str, norm: Mapping[str, Stored], epsilon: float) -> tuple[Tensor, Tensor]:
+    """The factor and the summand of each channel, in fp64."""
+    weight, bias, mean, variance = (norm[part].read().double() for part in _PARTS)
     if not (variance >= 0).all():
         raise CheckpointError(f"{where}.running_var holds NaN or negative values; the training run diverged")
-    factor = scale / (variance + _EPSILON).sqrt()
-    offset = -mean if bias is None else bias.read().double() - mean
-    return (weight.read().double() * factor[:, None, None, None]).float(), (shift + factor * offset).float()
+    factor = weight / (variance + epsilon).sqrt()
+    return factor, bias - factor * mean
+
+
+def _part(scale: _Scale, which: int) -> Tensor:
+    return scale()[which].float()
+
+
+def _folded_weight(scale: _Scale, weight: Stored) -> Tensor:
+    return (weight.read().double() * scale()[0][:, None, None, None]).float()
+
+
+def _folded_bias(scale: _Scale, bias: Stored | None) -> Tensor:
+    factor, shift = scale()
+    return (shift if bias is None else shift + factor * bias.read().double()).float()

@@ -20,8 +20,10 @@ from sigrl_deploy.checkpoints.open_clip_weights import (
     openai_name,
 )
 from sigrl_deploy.checkpoints.options import CheckpointOptions
+from sigrl_deploy.checkpoints.vgg_models import load_backbone, vgg_model_config
 from sigrl_deploy.config import Contract, TextSide
 from sigrl_deploy.errors import CheckpointError, UsageError, member_of
+from sigrl_deploy.image_towers import local_features
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.pictures.preprocess import Preprocess
 
@@ -33,13 +35,15 @@ MIN_CONTEXT = 8  # tokens of the prompt without a label: seven, and end of text
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """An eager fp32 model, and the files that it came from. `text` is None where no text tower was asked for."""
+    """An eager fp32 model, and the files that it came from. `text` is None where no text tower was asked for,
+    `backbone` where it has no VGG19 of its own."""
 
     checkpoint: Checkpoint
     text: Checkpoint | None
     model: SigRL
     preprocess: Preprocess
     template: str
+    backbone: Checkpoint | None = None
 
 
 def load_model(options: CheckpointOptions, *, with_text: bool = True) -> LoadedCheckpoint:
@@ -60,15 +64,20 @@ def load_model(options: CheckpointOptions, *, with_text: bool = True) -> LoadedC
     elif with_text:
         text, text_clip = _text_source(options, checkpoint, clip)
         clip = clip if options.clip_config else text_clip
-    model = build_model(checkpoint, model_config(checkpoint, options.arch, options.topk, clip))
-    patches = model.config.vision.grid**2
+    backbone = load_backbone(options, checkpoint)
+    if backbone is None:
+        config = model_config(checkpoint, options.arch, options.topk, clip)
+    else:
+        config = vgg_model_config(checkpoint, backbone, options)
+    model = build_model(checkpoint, config, backbone)
+    patches = local_features(model.config.vision)
     if options.topk is not None and options.topk > patches:
         raise UsageError(f"the model has {patches} patches; expected at most that many", argument="topk", value=options.topk)
     if text is not None:
         add_text_tower(model, text, text_clip)
         _check_tokens(text, model)
     template = options.template or (checkpoint.record.template if checkpoint.record else model.config.arch.default_template)
-    return LoadedCheckpoint(checkpoint, text, model, _preprocess(options, checkpoint, model), template)
+    return LoadedCheckpoint(checkpoint, text, model, _preprocess(options, checkpoint, model), template, backbone)
 
 
 def _open(source: str | Path, argument: str) -> tuple[Checkpoint, ClipConfig | None]:

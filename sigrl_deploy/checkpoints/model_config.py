@@ -8,14 +8,16 @@ from contextlib import contextmanager
 
 from msgspec.structs import replace
 
-from sigrl_deploy.checkpoints.layouts import SCPNET, Checkpoint
+from sigrl_deploy.checkpoints.layouts import BIAM, LINEAR, ML2P, SCPNET, VGG19, Checkpoint
+from sigrl_deploy.checkpoints.ml2p import ml2p_config
 from sigrl_deploy.checkpoints.open_clip_configs import ClipConfig, Shapes, fitting_configs
 from sigrl_deploy.config import Arch, GraphConfig, ModelConfig, TextConfig
 from sigrl_deploy.errors import CheckpointError
 from sigrl_deploy.image_towers import HEAD_WIDTH, STRIDE, ResNetConfig, VisionConfig
 
 _POOL = "visual.attnpool."
-_ARCHES = {"SigRL": Arch.SIGRL, "MKT": Arch.MKT, SCPNET: Arch.SCPNET}  # by layout; CLIP of the others
+# By layout; the arch of the others is clip.
+_ARCHES = {"SigRL": Arch.SIGRL, "MKT": Arch.MKT, SCPNET: Arch.SCPNET, BIAM: Arch.BIAM, ML2P: Arch.ML2P, LINEAR: Arch.LINEAR}
 _MAX_WIDTH = 1024  # OpenAI's largest is ViT-L/14; the wider models of others have heads of width 80, 88 or 104
 
 
@@ -33,6 +35,8 @@ def model_config(
     arch = chosen_arch(checkpoint, arch)
     if checkpoint.record is not None:
         return _recorded_config(checkpoint, checkpoint.record.config, arch, topk)
+    if checkpoint.layout == ML2P:
+        return ml2p_config(checkpoint, topk)
     if arch.has_graph and checkpoint.layout != "SigRL":
         raise CheckpointError(
             f"{checkpoint.path}: a {checkpoint.layout} checkpoint without SigRL's tensors (SemanticDecoupling.fc3.weight …); "
@@ -57,6 +61,8 @@ def chosen_arch(checkpoint: Checkpoint, asked: Arch | None) -> Arch:
 
     Raises CheckpointError where labels would be matched by other rows than in training.
     """
+    if checkpoint.layout == VGG19:
+        raise CheckpointError(f"{checkpoint.path}: is a VGG19 alone; give it as `backbone`, and a checkpoint that uses it")
     own = checkpoint.record.config.arch if checkpoint.record else _ARCHES.get(checkpoint.layout, Arch.CLIP)
     if asked is not None and own.text_side is not asked.text_side:
         raise CheckpointError(

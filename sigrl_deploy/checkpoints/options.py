@@ -22,6 +22,8 @@ class CheckpointOptions:
         checkpoint that is `NAME:PRETRAINED`, or OpenAI's convention.
     preprocess: how pictures were prepared in training.
     template: the prompt, with `{label}` in it.
+    backbone: torchvision's weights of VGG19, which checkpoints of BiAM and of a linear classifier go without.
+    heads: of BiAM's attention, which its tensors do not show.
     """
 
     checkpoint: str | Path
@@ -32,6 +34,8 @@ class CheckpointOptions:
     clip_config: str | None = None
     preprocess: Contract | None = None
     template: str | None = None
+    backbone: Path | None = None
+    heads: int | None = None
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,11 @@ def _values(enum: type[Arch] | type[Contract] | type[Precision]) -> click.Choice
 @click.option(
     "--labels", type=PATH, help="Put this vocabulary into the bundle; for SCPNet all labels of its training, in order."
 )
-@click.option("--label-embeddings", type=PATH, help="Saved embeddings [C, D] of --labels, instead of a text tower.")
+@click.option(
+    "--label-embeddings",
+    type=PATH,
+    help="Saved embeddings [C, D] of --labels, instead of a text tower; of BiAM and (ML)²P, word vectors.",
+)
 @click.option("--arch", type=_values(Arch), help="How pictures are scored [default: inferred from the checkpoint's tensors].")
 @click.option(
     "--clip-config",
@@ -60,7 +64,8 @@ def _values(enum: type[Arch] | type[Contract] | type[Precision]) -> click.Choice
 @click.option(
     "--preprocess",
     type=_values(Contract),
-    help="How pictures were prepared in training [default: zero-shot; clip for --arch clip, clip-bilinear for scpnet].",
+    help="How pictures were prepared in training [default: zero-shot; clip for --arch clip, clip-bilinear for scpnet, squash "
+    "for biam and linear, squash-cifar for ml2p].",
 )
 @click.option("--template", help="Prompt with {label} in it [default: the checkpoint's or its architecture's].")
 @click.option(
@@ -68,6 +73,11 @@ def _values(enum: type[Arch] | type[Contract] | type[Precision]) -> click.Choice
     type=float,
     help="Largest score error [default: 1e-4 fp32, 5e-3 fp16, 3e-2 bf16, 1e-2 int8 and int8x3, 5e-2 int8-all].",
 )
+@click.option("--backbone", type=PATH, help="BiAM and linear classifiers: torchvision's weights of VGG19.")
+@click.option("--heads", type=int, help="BiAM: heads of its attention; 8 for NUS-WIDE's checkpoint.")
+@click.option("--word-vectors", type=PATH, help="BiAM, (ML)²P: GloVe's vectors as text, for --labels of one word each.")
+@click.option("--raw-vectors", is_flag=True, help="(ML)²P: match by word vectors as they are, not at unit length.")
+@click.option("--scaling", type=PATH, help="Linear classifiers: the .npz file of their features' minimum and maximum.")
 @click.option("--relation", type=PATH, help="SCPNet: the .npy file [C, C] of related labels that training used.")
 @click.option(
     "--preset", type=click.Choice(["coco", "voc", "nus-wide", "cub"]), help="SCPNet: the settings published for a data set."
@@ -80,8 +90,9 @@ def _values(enum: type[Arch] | type[Contract] | type[Precision]) -> click.Choice
 def export_onnx(**options: Any) -> None:
     """Export CHECKPOINT to a bundle: visual.onnx, text.onnx, tokenizer and manifest. Scores are compared with the checkpoint's.
 
-    CHECKPOINT is a file (SigRL, MKT, CLIP, SCPNet, or saved by train), or NAME:PRETRAINED for weights that open_clip downloads,
-    such as ViT-B-16:openai; `python -c "import open_clip; print(open_clip.list_pretrained())"` lists them.
+    CHECKPOINT is a file (SigRL, MKT, CLIP, SCPNet, BiAM, (ML)²P, a linear classifier, or saved by train), or NAME:PRETRAINED
+    for weights that open_clip downloads, such as ViT-B-16:openai; `python -c "import open_clip;
+    print(open_clip.list_pretrained())"` lists them.
     """
     from sigrl_deploy.checkpoints.open_clip_weights import check_source, default_bundle
 

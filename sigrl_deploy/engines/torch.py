@@ -18,7 +18,7 @@ from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.config import Device, Precision
 from sigrl_deploy.engines.cuda_graphs import GpuVocabulary
 from sigrl_deploy.engines.gpu_engine import GpuEngine
-from sigrl_deploy.image_towers import VisionConfig
+from sigrl_deploy.image_towers import VisionConfig, local_features
 from sigrl_deploy.kernels import gmc, vit
 from sigrl_deploy.kernels.cases import Shape, Sizes
 from sigrl_deploy.model.sigrl import GMC, encode_image
@@ -57,7 +57,7 @@ class TorchEngine(GpuEngine):
         vision = config.vision
         width = vision.width if isinstance(vision, VisionConfig) else 0
         fused = fused if width else frozenset(fused) - {"tower"}  # whose kernels are a ViT's
-        sizes = Sizes(config.arch, vision.grid**2, config.embed_dim, config.topk, config.graph, width)
+        sizes = Sizes(config.arch, local_features(vision), config.embed_dim, config.topk, config.graph, width)
         super().__init__(bundle, sizes, self.model.dtype, place, fused, folder)
         if self.model.svfr is not None:
             with self.running():

@@ -7,12 +7,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from sigrl_deploy.checkpoints import scpnet
+from sigrl_deploy.checkpoints import linear, scpnet
 from sigrl_deploy.checkpoints.eager import tokenize
+from sigrl_deploy.checkpoints.layouts import LINEAR, ML2P, SCPNET
 from sigrl_deploy.checkpoints.loading import LoadedCheckpoint
 from sigrl_deploy.checkpoints.weights import read_tensor
+from sigrl_deploy.checkpoints.word_vectors import read_word_vectors, vector_rows, vector_width
 from sigrl_deploy.config import TextSide
 from sigrl_deploy.errors import CheckpointError, UsageError
 from sigrl_deploy.export.options import ExportOptions
@@ -20,6 +23,8 @@ from sigrl_deploy.export.parity import LABELS
 from sigrl_deploy.files import sha256_file
 from sigrl_deploy.labels.names import check_labels, read_labels
 from sigrl_deploy.labels.reading import read_names
+
+_FILES = ("backbone", "label_embeddings", "word_vectors", "relation", "scaling")  # options whose files make the model
 
 
 def own_labels(options: ExportOptions, loaded: LoadedCheckpoint) -> tuple[str, ...]:
@@ -35,32 +40,71 @@ def label_rows(options: ExportOptions, loaded: LoadedCheckpoint, own: Sequence[s
 
     They are the bundle's own vocabulary, where it gets one.
     """
-    model = loaded.model
-    if model.config.arch.text_side is TextSide.CHECKPOINT:
+    _check_files(options, loaded)
+    model, side = loaded.model, loaded.model.config.arch.text_side
+    if side is TextSide.CHECKPOINT:
         return _trained_rows(options, loaded, own)
-    if options.scpnet.given:
-        name, value = next(iter(options.scpnet.given.items()))
-        problem = f"is about SCPNet, and {options.checkpoint} is a {loaded.checkpoint.layout} checkpoint; leave it out"
-        raise UsageError(problem, argument=name, value=value)
+    if side is TextSide.VECTORS:
+        return _rows_of_vectors(options, loaded, own)
     labels = own or read_labels(LABELS)
     if options.label_embeddings is not None:
         return dict(zip(labels, _read_embeddings(options.label_embeddings, len(labels), model.config.embed_dim), strict=True))
     return dict(zip(labels, tokenize(model, loaded.template, labels), strict=True))
 
 
+def _check_files(options: ExportOptions, loaded: LoadedCheckpoint) -> None:
+    """Raise UsageError for options that are about other checkpoints than this one."""
+    layout, side = loaded.checkpoint.layout, loaded.model.config.arch.text_side
+    unused: dict[str, object] = {}
+    if layout != SCPNET:
+        unused |= options.scpnet.given
+    if layout != LINEAR:
+        unused["scaling"] = options.scaling
+    if layout != ML2P:
+        unused["raw_vectors"] = options.raw_vectors or None
+    if side is not TextSide.VECTORS:
+        unused["word_vectors"] = options.word_vectors
+    if side is TextSide.CHECKPOINT:
+        unused["label_embeddings"] = options.label_embeddings
+    if side is not TextSide.TOWER:
+        unused["template"] = options.template
+    for name, value in unused.items():
+        if value is not None:
+            problem = f"has no use with {options.checkpoint}, a {layout} checkpoint; leave it out"
+            raise UsageError(problem, argument=name, value=value)
+
+
 def _trained_rows(options: ExportOptions, loaded: LoadedCheckpoint, own: Sequence[str]) -> dict[str, Tensor]:
     """The rows that a checkpoint has for the labels that it was trained on."""
-    for name in ("label_embeddings", "template"):
-        value = getattr(options, name)
-        if value is not None:
-            problem = f"{options.checkpoint} has rows of its own for the labels that it was trained on; leave it out"
-            raise UsageError(problem, argument=name, value=value)
-    count = scpnet.label_count(loaded.checkpoint)
+    checkpoint = loaded.checkpoint
+    of_scpnet = checkpoint.layout == SCPNET
+    count = scpnet.label_count(checkpoint) if of_scpnet else linear.label_count(checkpoint)
     if len(own) != count:
         held = f"holds {len(own)} labels, and" if own else "are not in the checkpoint;"
         problem = f"{held} {options.checkpoint} was trained on {count}: give all of them, in the order of training"
         raise UsageError(problem, argument="labels", value=options.labels)
-    return dict(zip(own, scpnet.label_rows(loaded.checkpoint, options.scpnet), strict=True))
+    rows = scpnet.label_rows(checkpoint, options.scpnet) if of_scpnet else linear.label_rows(checkpoint, options.scaling)
+    if rows.shape[1] != loaded.model.config.embed_dim:
+        expected = f"expected those of {loaded.model.config.embed_dim - 1} features, as the image tower gives"
+        raise CheckpointError(f"{checkpoint.path}: holds weights of {rows.shape[1] - 1} features, {expected}")
+    return dict(zip(own, rows, strict=True))
+
+
+def _rows_of_vectors(options: ExportOptions, loaded: LoadedCheckpoint, own: Sequence[str]) -> dict[str, Tensor]:
+    """The rows of labels that have word vectors."""
+    if not own:
+        problem = f"{options.checkpoint} has no text tower; give the labels that the bundle shall know"
+        raise UsageError(problem, argument="labels")
+    if (options.word_vectors is None) == (options.label_embeddings is None):
+        problem = "expected GloVe's vectors as text, or else the labels' own vectors as `label_embeddings`: one of the two"
+        raise UsageError(problem, argument="word_vectors", value=options.word_vectors)
+    width = vector_width(loaded.checkpoint)
+    if options.label_embeddings is not None:
+        vectors = _read_embeddings(options.label_embeddings, len(own), width)
+    else:
+        assert options.word_vectors is not None
+        vectors = torch.from_numpy(read_word_vectors(options.word_vectors, own, width))
+    return dict(zip(own, vector_rows(loaded.checkpoint, vectors, options.raw_vectors), strict=True))
 
 
 def sources(options: ExportOptions, loaded: LoadedCheckpoint) -> dict[str, Any]:
@@ -70,13 +114,15 @@ def sources(options: ExportOptions, loaded: LoadedCheckpoint) -> dict[str, Any]:
         found["training"] = loaded.checkpoint.record.training
     if loaded.text is not None:
         return found | {"text_tower": _source(loaded.text.path)}
-    if options.label_embeddings is not None:
-        return found | {"label_embeddings": _source(options.label_embeddings)}
-    assert options.labels is not None
-    assert options.scpnet.relation is not None
-    settings = scpnet.settings_of(options.scpnet, scpnet.label_count(loaded.checkpoint))
-    rows = {"labels": _source(options.labels), "relation": _source(options.scpnet.relation)}
-    return found | rows | {"settings": asdict(settings)}
+    for name in _FILES:
+        path = options.scpnet.relation if name == "relation" else getattr(options, name)
+        if path is not None:
+            found[name] = _source(path)
+    if loaded.checkpoint.layout == SCPNET:
+        found["settings"] = asdict(scpnet.settings_of(options.scpnet, scpnet.label_count(loaded.checkpoint)))
+    if loaded.checkpoint.layout == ML2P:
+        found["settings"] = {"raw_vectors": options.raw_vectors}
+    return found
 
 
 def _source(source: str | Path) -> dict[str, Any]:

@@ -23,6 +23,10 @@ class ExportOptions(CheckpointOptions):
     tolerance: the largest score error against the PyTorch model in fp32; None takes each precision's own.
     weights: also write the weights that the PyTorch engine needs.
     force: replace a bundle at `out`.
+    word_vectors: a text file of GloVe's vectors, which the labels of BiAM and of an (ML)²P-Encoder are matched by.
+    raw_vectors: match the labels of an (ML)²P-Encoder by their vectors as they are, as in its zero-shot runs, and not at unit
+        length, as in its generalised ones.
+    scaling: an `.npz` file of the minimum and maximum of each feature that a linear classifier was trained on.
     scpnet: what decides the rows of an SCPNet checkpoint's labels, which are `labels`.
     """
 
@@ -33,6 +37,9 @@ class ExportOptions(CheckpointOptions):
     tolerance: float | None = None
     weights: bool = False
     force: bool = False
+    word_vectors: Path | None = None
+    raw_vectors: bool = False
+    scaling: Path | None = None
     scpnet: SCPNetOptions = field(default_factory=SCPNetOptions)
 
 

@@ -22,6 +22,7 @@ from sigrl_deploy.export.options import ExportOptions, check_options
 from sigrl_deploy.export.out_folder import replaced_folder
 from sigrl_deploy.export.parity import EagerScorer, Parity, Reference, measure
 from sigrl_deploy.files import sha256_file
+from sigrl_deploy.image_towers import Ml2pConfig
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.model.towers import typed
 from sigrl_deploy.recognizer import Recognizer
@@ -154,6 +155,7 @@ class _Export:
             embed_dim=config.embed_dim,
             image_size=config.vision.image_size,
             patch_size=config.vision.patch_size,
+            groups=config.vision.groups if isinstance(config.vision, Ml2pConfig) else None,
             topk=config.topk,
             template=self._loaded.template,
             context_length=config.text.context_length if config.text else None,

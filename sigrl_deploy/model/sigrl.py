@@ -17,10 +17,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from sigrl_deploy.config import Arch, GraphConfig, ModelConfig
-from sigrl_deploy.image_towers import ResNetConfig
+from sigrl_deploy.image_towers import BiamConfig, Ml2pConfig, ResNetConfig, VggConfig
+from sigrl_deploy.model.biam import BiamTower
 from sigrl_deploy.model.image_tower import ImageTower
+from sigrl_deploy.model.ml2p import Ml2pTower
 from sigrl_deploy.model.resnet import ResNet
 from sigrl_deploy.model.text import TextTransformer
+from sigrl_deploy.model.vgg import VggTower
 from sigrl_deploy.model.vit import VisionTransformer
 
 LEAKY_SLOPE = 0.2
@@ -59,9 +62,12 @@ def full_precision(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def encode_image(visual: ImageTower, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """The image tower: pixels [B, 3, H, W] → patches X [B, P, D], global g [B, D]. A ResNet has no patches: P is 0."""
+    """The image tower: pixels [B, 3, H, W] → patches X [B, P, D], global g [B, D].
+
+    A tower without patches gives X [B, 0, D], one without a global feature g [B, 0].
+    """
     tokens = visual(pixels)
-    return tokens[:, 1:], tokens[:, 0]
+    return (tokens[:, 1:], tokens[:, 0]) if visual.has_global else (tokens, tokens[:, 0, :0])
 
 
 def encode_text(text: TextTransformer, token_ids: Tensor) -> Tensor:
@@ -186,19 +192,25 @@ def unit_rows(x: Tensor) -> Tensor:
 
 def match(arch: Arch, local: Tensor, global_feature: Tensor, label_embedding: Tensor, topk: int) -> Tensor:
     """Scores [B, C] by the architecture's rule (see `Arch`). They rank the labels of one picture."""
-    picture = unit_rows(global_feature) if arch.unit_global else global_feature
-    score = picture @ (unit_rows(label_embedding) if arch.unit_labels else label_embedding).T
+    matches = [local_match(local, label_embedding, topk)] if arch.has_local else []
+    if arch.has_global:
+        picture = unit_rows(global_feature) if arch.unit_global else global_feature
+        matches.append(picture @ (unit_rows(label_embedding) if arch.unit_labels else label_embedding).T)
     if arch.compares_labels:
-        score = unit_rows(score)
-    if arch.has_local:
-        score = (unit_rows(local_match(local, label_embedding, topk)) + score) / 2
+        matches = [unit_rows(each) for each in matches]
+    score = matches[0] if len(matches) == 1 else (matches[0] + matches[1]) / 2
     return torch.sigmoid(score) if arch.gives_probabilities else score
 
 
 def _image_tower(config: ModelConfig) -> ImageTower:
-    if isinstance(config.vision, ResNetConfig):
-        return ResNet(config.vision, config.embed_dim)
-    return VisionTransformer(config.vision, config.embed_dim)
+    vision, dim = config.vision, config.embed_dim
+    if isinstance(vision, ResNetConfig):
+        return ResNet(vision, dim)
+    if isinstance(vision, VggConfig):
+        return VggTower(vision)
+    if isinstance(vision, Ml2pConfig):
+        return Ml2pTower(vision)
+    return BiamTower(vision, dim) if isinstance(vision, BiamConfig) else VisionTransformer(vision, dim)
 
 
 class SigRL(nn.Module):

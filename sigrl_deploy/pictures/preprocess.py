@@ -24,6 +24,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR_STD = (0.2023, 0.1994, 0.2010)
+
 MAX_IMAGE_SIZE = 4096
 
 # A picture of 1 x 60000 pixels whose short side is resized to 256 has 3.9 billion pixels, of which the crop keeps 65536.
@@ -86,8 +89,10 @@ class Preprocess(Checked, frozen=True):
         elif chosen in (Contract.CLIP, Contract.CLIP_BILINEAR):
             resize_size, mean, std = image_size, CLIP_MEAN, CLIP_STD
         else:
-            mean, std = IMAGENET_MEAN, IMAGENET_STD
-            return cls(chosen, image_size, 448, "squash", "bilinear", "tensor-bilinear", mean, std)
+            of_cifar = chosen is Contract.SQUASH_CIFAR
+            mean, std = (CIFAR_MEAN, CIFAR_STD) if of_cifar else (IMAGENET_MEAN, IMAGENET_STD)
+            side = 448 if chosen is Contract.SINGLE_POSITIVE else image_size
+            return cls(chosen, image_size, side, "squash", "bilinear", "tensor-bilinear", mean, std)
         interpolation: Literal["bicubic", "bilinear"] = "bilinear" if chosen is Contract.CLIP_BILINEAR else "bicubic"
         return cls(chosen, image_size, resize_size, "short-side", interpolation, "center-crop", mean, std)
 

@@ -67,7 +67,7 @@ class Selection:
             raise UsageError("expected a finite number or None", argument="threshold", value=self.threshold)
         if self.threshold is not None and self.limits is not None:
             raise UsageError("`thresholds` has one for every label; leave out one of the two", argument="threshold")
-        if self.evidence and not arch.has_local:
+        if self.evidence and not arch.has_places:
             raise UsageError(
                 f"a bundle of arch {arch.value} scores whole pictures and has no evidence by patch; leave it out",
                 argument="evidence",

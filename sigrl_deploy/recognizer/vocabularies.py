@@ -123,6 +123,8 @@ class _LabelEncoder:
             reason, advice = "has no text tower and", "export again with `text_tower`"
             if arch.text_side is TextSide.CHECKPOINT:
                 reason, advice = f"holds a model of arch {arch.value}, which", "train for it"
+            elif arch.text_side is TextSide.VECTORS:
+                advice = "export again with it and its word vector"
             raise LabelError(
                 f"the bundle {reason} knows only its own {len(own)} labels; leave this label out, or {advice}",
                 argument="labels",
