@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from sigrl_deploy.arrays import FloatArray
+from sigrl_deploy.checkpoints.layouts import load_checkpoint
 from sigrl_deploy.checkpoints.loading import load_model
+from sigrl_deploy.checkpoints.model_config import chosen_arch
+from sigrl_deploy.checkpoints.open_clip_weights import check_source, is_pretrained
 from sigrl_deploy.checkpoints.options import CheckpointOptions
-from sigrl_deploy.config import Arch, Device
+from sigrl_deploy.config import Arch, Device, TextSide
 from sigrl_deploy.errors import UsageError, member_of
 from sigrl_deploy.labels.background import with_background
 from sigrl_deploy.labels.label_set import Label, LabelSet, label_set
@@ -119,9 +122,18 @@ def load_eager(options: CheckpointOptions, *, device: Device | str = Device.AUTO
         raise UsageError(
             "this torch finds no GPU; check its driver, or use `device='cpu'`", argument="device", value=device.value
         )
+    _require_text_side(options)
     loaded = load_model(options)
-    if loaded.model.text is None:
-        problem = "has no text tower, so its labels have no rows until it is exported; export it, and give the bundle"
-        raise UsageError(problem, argument="checkpoint", value=options.checkpoint)
     chosen = "cuda" if device is not Device.CPU and torch.cuda.is_available() else "cpu"
     return EagerModel(loaded.model.to(chosen), loaded.preprocess, loaded.template, chosen)
+
+
+def _require_text_side(options: CheckpointOptions) -> None:
+    """Raise UsageError for a checkpoint whose labels have no rows until it is exported, with the files that belong to it."""
+    check_source(options.checkpoint)
+    if is_pretrained(options.checkpoint):
+        return
+    arch = chosen_arch(load_checkpoint(options.checkpoint), options.arch)
+    if arch.text_side is not TextSide.TOWER:
+        problem = f"holds a model of arch {arch.value}, without a text tower; export it, and give the bundle"
+        raise UsageError(problem, argument="checkpoint", value=options.checkpoint)

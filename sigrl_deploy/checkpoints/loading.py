@@ -58,13 +58,13 @@ def load_model(options: CheckpointOptions, *, with_text: bool = True) -> LoadedC
         problem = f"{options.checkpoint} has its config in its header; leave it out"
         raise UsageError(problem, argument="clip_config", value=options.clip_config)
     clip = clip_config(options.clip_config) if options.clip_config else clip
+    backbone = load_backbone(options, checkpoint)
     text = text_clip = None
     if chosen_arch(checkpoint, options.arch).text_side is not TextSide.TOWER:
         _refuse_text(options)
     elif with_text:
         text, text_clip = _text_source(options, checkpoint, clip)
         clip = clip if options.clip_config else text_clip
-    backbone = load_backbone(options, checkpoint)
     if backbone is None:
         config = model_config(checkpoint, options.arch, options.topk, clip)
     else:

@@ -12,7 +12,7 @@ from sigrl_deploy.image_towers import STRIDE, Ml2pConfig
 _MIXER = "visual.Channel_MLP.channel_mlp."
 
 
-def ml2p_config(checkpoint: Checkpoint, topk: int | None) -> ModelConfig:
+def ml2p_config(checkpoint: Checkpoint, arch: Arch, topk: int | None) -> ModelConfig:
     """Raises CheckpointError for a checkpoint with another backbone than VGG19-BN, or of tensors that do not fit."""
     if "vgg.features.0.weight" not in checkpoint.tensors:
         raise CheckpointError(
@@ -35,7 +35,6 @@ def ml2p_config(checkpoint: Checkpoint, topk: int | None) -> ModelConfig:
         token_hidden=token_hidden,
         channel_hidden=channel_hidden,
     )
-    arch = Arch.ML2P
     try:
         return ModelConfig(arch, vector, topk or arch.default_topk, tower).checked()
     except ValueError as error:

@@ -36,7 +36,7 @@ def model_config(
     if checkpoint.record is not None:
         return _recorded_config(checkpoint, checkpoint.record.config, arch, topk)
     if checkpoint.layout == ML2P:
-        return ml2p_config(checkpoint, topk)
+        return ml2p_config(checkpoint, arch, topk)
     if arch.has_graph and checkpoint.layout != "SigRL":
         raise CheckpointError(
             f"{checkpoint.path}: a {checkpoint.layout} checkpoint without SigRL's tensors (SemanticDecoupling.fc3.weight …); "

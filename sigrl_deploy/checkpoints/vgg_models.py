@@ -6,12 +6,13 @@ import math
 from pathlib import Path
 
 from sigrl_deploy.checkpoints.layouts import BIAM, LINEAR, VGG19, Checkpoint, load_checkpoint
+from sigrl_deploy.checkpoints.model_config import chosen_arch
 from sigrl_deploy.checkpoints.options import CheckpointOptions
-from sigrl_deploy.config import Arch, ModelConfig
+from sigrl_deploy.config import ModelConfig
 from sigrl_deploy.errors import CheckpointError, UsageError
 from sigrl_deploy.image_towers import STRIDE, BiamConfig, VggConfig
 
-ARCHES = {BIAM: Arch.BIAM, LINEAR: Arch.LINEAR}  # by layout
+_LAYOUTS = (BIAM, LINEAR)  # without a VGG19 of their own
 _PUBLISHED_HEADS = 8  # of BiAM's checkpoint for NUS-WIDE
 
 
@@ -21,7 +22,7 @@ def load_backbone(options: CheckpointOptions, checkpoint: Checkpoint) -> Checkpo
     Raises UsageError where it is not given, or given and not needed, CheckpointError where the file is no VGG19.
     """
     path = options.backbone
-    if checkpoint.layout not in ARCHES:
+    if checkpoint.layout not in _LAYOUTS:
         for name in ("backbone", "heads"):
             value = getattr(options, name)
             if value is not None:
@@ -45,9 +46,9 @@ def vgg_model_config(checkpoint: Checkpoint, backbone: Checkpoint, options: Chec
     Raises UsageError for `heads`, CheckpointError for tensors that do not fit.
     """
     vgg = _vgg_config(backbone)
-    arch = ARCHES[checkpoint.layout]
+    arch = chosen_arch(checkpoint, options.arch)
     try:
-        if arch is Arch.LINEAR:
+        if checkpoint.layout == LINEAR:
             if options.heads is not None:
                 raise UsageError("is about BiAM; leave it out", argument="heads", value=options.heads)
             return ModelConfig(arch, vgg.hidden + 1, arch.default_topk, vgg).checked()

@@ -60,7 +60,9 @@ def _values(enum: type[Arch] | type[Contract] | type[Precision]) -> click.Choice
     show_default=True,
     help="dtype of the exported graphs; repeatable. The bundle runs in the first one by default.",
 )
-@click.option("--topk", type=int, help="Patches that the local match averages [default: 16; 18 for mkt].")
+@click.option(
+    "--topk", type=int, help="Patches that the local match averages [default: 16; 18 for mkt, 6 for biam, 1 for ml2p]."
+)
 @click.option(
     "--preprocess",
     type=_values(Contract),

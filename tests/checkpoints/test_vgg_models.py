@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from sigrl_deploy.checkpoints import linear
 from sigrl_deploy.checkpoints.building import build_model
+from sigrl_deploy.checkpoints.eager import load_eager
 from sigrl_deploy.checkpoints.layouts import VGG19, Checkpoint, load_checkpoint
 from sigrl_deploy.checkpoints.loading import load_model
 from sigrl_deploy.checkpoints.options import CheckpointOptions
@@ -159,6 +160,7 @@ def test_options_that_are_refused(vgg: Path, weights: Path) -> None:
     assert argument(checkpoint=vgg / "linear.pth") == "heads"
     assert argument(checkpoint=weights / "mkt.pth") == "backbone"
     assert argument(topk=17) == "topk"
+    assert refused(lambda: load_eager(replace(biam, backbone=None)))[0] == "checkpoint"
 
 
 FILES: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {

@@ -28,7 +28,7 @@ def test_scores_equal_the_eager_rule(arch: Arch, patches: int, labels: int, topk
     expected = match(arch, *(torch.from_numpy(a).double() for a in (local[None], global_feature[None], embedding)), topk)[0]
     scores = matching.score(arch, local if arch.has_local else None, global_feature, embedding, topk)
     assert scores.dtype == np.float32
-    assert np.abs(scores - expected.numpy()).max() < TOLERANCE
+    assert np.abs(scores - expected.numpy()).max() < TOLERANCE * max(1, np.abs(scores).max())  # which norms keep within ±1
 
 
 @pytest.mark.parametrize("arch", Arch)

@@ -116,6 +116,15 @@ def test_architectures_without_a_label_graph(arch: Arch, weights: Path, without_
     assert "has no SVFR" in refusal(tmp_path / "out", *AHEAD, "--ops", "fused")
 
 
+@pytest.mark.parametrize("name", ["scpnet_bundle", "biam_bundle", "ml2p_bundle", "linear_bundle"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_other_systems(name: str, precision: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    own = Path(shutil.copytree(request.getfixturevalue(name), tmp_path / "own"))
+    done = export(own, *AHEAD, "--precision", precision)
+    assert done.exit_code == 0, done.output
+    assert [record.key.graph for record in Bundle(own).manifest.engines] == ["visual"]
+
+
 def test_a_closed_vocabulary(weights: Path, bundle: Path, tmp_path: Path) -> None:
     """Its text graph takes no tokens, and engines are tuned for its number of labels."""
     labels = ["cat", "cup", "rocket"]
