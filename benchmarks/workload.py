@@ -139,7 +139,7 @@ def batch_of(count: int, size: int) -> FloatArray:
 
 def real_pictures(size: int) -> FloatArray:
     """[12, 3, size, size]: the package's photographs and scenes, for comparing scores."""
-    from sigrl_deploy.config import Contract
+    from sigrl_deploy.architectures import Contract
     from sigrl_deploy.pictures.preprocess import Preprocess
     from sigrl_deploy.pictures.reading import read_image
 

@@ -8,12 +8,8 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from sigrl_deploy.architectures import RULES, Contract, TextSide
 from sigrl_deploy.image_towers import (
-    BIAM,
-    ML2P,
-    RESNET,
-    VGG,
-    VIT,
     Layers,
     MlpRatio,
     Size,
@@ -27,14 +23,6 @@ from sigrl_deploy.image_towers import (
 from sigrl_deploy.structs import Checked
 
 FUSED = ("tower", "svfr", "match", "gmc")  # ops that run as kernels on a GPU
-
-
-class TextSide(Enum):
-    """What makes the rows that labels are matched by."""
-
-    TOWER = "CLIP's text transformer, for any labels"
-    CHECKPOINT = "the checkpoint alone, for the labels that it was trained on"
-    VECTORS = "word vectors, for labels that have some"
 
 
 class Arch(str, Enum):
@@ -59,31 +47,31 @@ class Arch(str, Enum):
     @property
     def towers(self) -> tuple[str, ...]:
         """The kinds of image towers that give the features which it matches."""
-        return _RULES[self].towers
+        return RULES[self.value].towers
 
     @property
     def text_side(self) -> TextSide:
-        return _RULES[self].text_side
+        return RULES[self.value].text_side
 
     @property
     def has_graph(self) -> bool:
         """Whether GMC and SVFR take part, so that a label's row depends on the whole vocabulary."""
-        return _RULES[self].has_graph
+        return RULES[self.value].has_graph
 
     @property
     def has_local(self) -> bool:
         """Whether patches are matched, so that there is a top-k."""
-        return _RULES[self].has_local
+        return RULES[self.value].has_local
 
     @property
     def has_places(self) -> bool:
         """Whether what is matched lies somewhere in the picture, so that there is evidence by patch."""
-        return self.has_local and _RULES[self].has_places
+        return self.has_local and RULES[self.value].has_places
 
     @property
     def has_global(self) -> bool:
         """Whether a feature of the whole picture is matched."""
-        return _RULES[self].has_global
+        return RULES[self.value].has_global
 
     @property
     def has_match_kernel(self) -> bool:
@@ -93,35 +81,35 @@ class Arch(str, Enum):
     @property
     def unit_global(self) -> bool:
         """Whether the global feature is scaled to unit length before it is matched."""
-        return _RULES[self].unit_global
+        return RULES[self.value].unit_global
 
     @property
     def unit_labels(self) -> bool:
         """Whether label embeddings are scaled to unit length before the global feature is matched with them."""
-        return _RULES[self].unit_labels
+        return RULES[self.value].unit_labels
 
     @property
     def compares_labels(self) -> bool:
         """Whether each match is divided by its norm over the labels, so that a score depends on all of them."""
-        return _RULES[self].compares_labels
+        return RULES[self.value].compares_labels
 
     @property
     def gives_probabilities(self) -> bool:
         """Whether the score is a sigmoid, trained to be the label's probability."""
-        return _RULES[self].gives_probabilities
+        return RULES[self.value].gives_probabilities
 
     @property
     def default_topk(self) -> int:
-        return _RULES[self].topk
+        return RULES[self.value].topk
 
     @property
     def default_template(self) -> str:
-        return _RULES[self].template
+        return RULES[self.value].template
 
     @property
     def default_contract(self) -> Contract:
         """How pictures were prepared in training, where a checkpoint does not say."""
-        return _RULES[self].contract
+        return RULES[self.value].contract
 
 
 class Precision(str, Enum):
@@ -273,79 +261,6 @@ class Crop(str, Enum):
     CENTRE = "centre"
     PAD = "pad"
     TILES = "tiles"
-
-
-class Contract(str, Enum):
-    """The preprocessing recipes that can be asked for by name."""
-
-    ZERO_SHOT = "zero-shot"
-    SINGLE_POSITIVE = "single-positive"
-    CLIP = "clip"
-    CLIP_BILINEAR = "clip-bilinear"
-    SQUASH = "squash"
-    SQUASH_CIFAR = "squash-cifar"
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """What there is to know of an architecture; see the properties of `Arch`."""
-
-    topk: int = 16
-    template: str = "There is a {label} in the scene"
-    contract: Contract = Contract.ZERO_SHOT
-    text_side: TextSide = TextSide.TOWER
-    towers: tuple[str, ...] = (VIT,)
-    has_graph: bool = False
-    has_local: bool = False
-    has_global: bool = True
-    has_places: bool = True  # of local features
-    unit_global: bool = False
-    unit_labels: bool = False
-    compares_labels: bool = False
-    gives_probabilities: bool = False
-
-
-_PHOTO, _LABEL = "a photo of a {label}.", "{label}"
-_RULES = {
-    Arch.SIGRL: _Rule(has_graph=True, has_local=True, compares_labels=True),
-    Arch.MKT: _Rule(topk=18, has_local=True, compares_labels=True),
-    Arch.CLIP_FT: _Rule(towers=(VIT, RESNET), compares_labels=True),
-    Arch.CLIP: _Rule(towers=(VIT, RESNET), template=_PHOTO, contract=Contract.CLIP, unit_global=True, unit_labels=True),
-    Arch.SCPNET: _Rule(
-        template=_PHOTO,
-        contract=Contract.CLIP_BILINEAR,
-        text_side=TextSide.CHECKPOINT,
-        towers=(RESNET,),
-        unit_global=True,
-        gives_probabilities=True,
-    ),
-    Arch.LINEAR: _Rule(
-        template=_LABEL,
-        contract=Contract.SQUASH,
-        text_side=TextSide.CHECKPOINT,
-        towers=(VGG,),
-        gives_probabilities=True,
-    ),
-    Arch.BIAM: _Rule(
-        topk=6,
-        template=_LABEL,
-        contract=Contract.SQUASH,
-        text_side=TextSide.VECTORS,
-        towers=(BIAM,),
-        has_local=True,
-        has_global=False,
-    ),
-    Arch.ML2P: _Rule(
-        topk=1,
-        template=_LABEL,
-        contract=Contract.SQUASH_CIFAR,
-        text_side=TextSide.VECTORS,
-        towers=(ML2P,),
-        has_local=True,
-        has_global=False,
-        has_places=False,
-    ),
-}
 
 
 class TextConfig(Checked, frozen=True):

@@ -23,9 +23,10 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: kernels then run on the CPU
 
 from benchmarks.random_weights import VARIANTS, save, sigrl_shapes, tensors, text_shapes, vision_shapes
+from sigrl_deploy.architectures import Contract
 from sigrl_deploy.checkpoints.native import TrainedRecord, write_trained
 from sigrl_deploy.checkpoints.options import SCPNetOptions
-from sigrl_deploy.config import Contract, Precision
+from sigrl_deploy.config import Precision
 from sigrl_deploy.export.options import ExportOptions
 from sigrl_deploy.export.parity import LABELS, PHOTOS
 from sigrl_deploy.export.run import export_bundle

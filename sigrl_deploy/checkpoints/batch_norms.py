@@ -62,10 +62,8 @@ def scales(path: str, tensors: Mapping[str, Stored], epsilon: float) -> dict[str
 
 def _pairs(tensors: Mapping[str, Stored]) -> Iterator[tuple[str, str]]:
     """Names of each batch norm and of the convolution before it: bn1 and conv1, bn and conv, or numbers in a row."""
-    for name in tensors:
-        if not name.endswith(_VARIANCE):
-            continue
-        norm = name.removesuffix(_VARIANCE)
+    statistics = [name for name in tensors if name.endswith((".running_mean", _VARIANCE))]
+    for norm in dict.fromkeys(name.rpartition(".")[0] for name in statistics):
         conv = re.sub(r"\bbn(\d*)$", r"conv\1", norm)
         if conv == norm:
             conv = re.sub(r"\b(\d+)$", lambda number: str(int(number[1]) - 1), norm)

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sigrl_deploy.architectures import TextSide
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.checkpoints.layouts import load_checkpoint
 from sigrl_deploy.checkpoints.loading import load_model
 from sigrl_deploy.checkpoints.model_config import chosen_arch
 from sigrl_deploy.checkpoints.open_clip_weights import check_source, is_pretrained
 from sigrl_deploy.checkpoints.options import CheckpointOptions
-from sigrl_deploy.config import Arch, Device, TextSide
+from sigrl_deploy.config import Arch, Device
 from sigrl_deploy.errors import UsageError, member_of
 from sigrl_deploy.labels.background import with_background
 from sigrl_deploy.labels.label_set import Label, LabelSet, label_set

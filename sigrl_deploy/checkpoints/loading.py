@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from sigrl_deploy.architectures import Contract, TextSide
 from sigrl_deploy.checkpoints.building import add_text_tower, build_model
 from sigrl_deploy.checkpoints.layouts import Checkpoint, load_checkpoint
 from sigrl_deploy.checkpoints.model_config import chosen_arch, model_config
@@ -21,7 +22,6 @@ from sigrl_deploy.checkpoints.open_clip_weights import (
 )
 from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.checkpoints.vgg_models import load_backbone, vgg_model_config
-from sigrl_deploy.config import Contract, TextSide
 from sigrl_deploy.errors import CheckpointError, UsageError, member_of
 from sigrl_deploy.image_towers import local_features
 from sigrl_deploy.model.sigrl import SigRL

@@ -16,10 +16,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from sigrl_deploy.architectures import Contract
 from sigrl_deploy.checkpoints.layouts import Checkpoint, load_checkpoint
 from sigrl_deploy.checkpoints.model_config import checkpoint_shapes
 from sigrl_deploy.checkpoints.open_clip_configs import ClipConfig, clip_config
-from sigrl_deploy.config import Contract
 from sigrl_deploy.errors import CheckpointError, UsageError
 from sigrl_deploy.pictures.preprocess import Preprocess
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 
-from sigrl_deploy.config import Arch, Contract
+from sigrl_deploy.architectures import Contract
+from sigrl_deploy.config import Arch
 
 
 @dataclass(frozen=True)

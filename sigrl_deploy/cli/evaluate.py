@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from sigrl_deploy.architectures import Contract
 from sigrl_deploy.cli.options import (
     PATH,
     backend_option,
@@ -23,7 +24,7 @@ from sigrl_deploy.cli.options import (
     thresholds_option,
     unfused_option,
 )
-from sigrl_deploy.config import Arch, Contract, Precision
+from sigrl_deploy.config import Arch, Precision
 
 log = logging.getLogger(__name__)
 

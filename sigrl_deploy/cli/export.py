@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
+from sigrl_deploy.architectures import Contract
 from sigrl_deploy.bundle.engine_records import Ops, Range
 from sigrl_deploy.cli.options import PATH
-from sigrl_deploy.config import Arch, Backend, Contract, Precision
+from sigrl_deploy.config import Arch, Backend, Precision
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.extras import require
 from sigrl_deploy.tensorrt.library import LIBRARIES

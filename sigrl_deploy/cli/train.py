@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from sigrl_deploy.architectures import Contract
 from sigrl_deploy.cli.options import PATH, device_option
-from sigrl_deploy.config import Arch, Contract
+from sigrl_deploy.config import Arch
 from sigrl_deploy.errors import printable
 
 _POSITIVE = click.IntRange(min=1, max=10**9)

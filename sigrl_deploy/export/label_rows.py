@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sigrl_deploy.architectures import TextSide
 from sigrl_deploy.checkpoints import linear, scpnet
 from sigrl_deploy.checkpoints.eager import tokenize
 from sigrl_deploy.checkpoints.layouts import LINEAR, ML2P, SCPNET
 from sigrl_deploy.checkpoints.loading import LoadedCheckpoint
 from sigrl_deploy.checkpoints.weights import read_tensor
 from sigrl_deploy.checkpoints.word_vectors import read_word_vectors, vector_rows, vector_width
-from sigrl_deploy.config import TextSide
 from sigrl_deploy.errors import CheckpointError, UsageError
 from sigrl_deploy.export.options import ExportOptions
 from sigrl_deploy.export.parity import LABELS

@@ -14,8 +14,8 @@ from msgspec import Meta
 from numpy.typing import NDArray
 from PIL import Image
 
+from sigrl_deploy.architectures import Contract
 from sigrl_deploy.arrays import FloatArray
-from sigrl_deploy.config import Contract
 from sigrl_deploy.errors import ImageError, UsageError, member_of
 from sigrl_deploy.structs import Checked
 

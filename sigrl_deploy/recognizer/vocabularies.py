@@ -11,10 +11,10 @@ from pathlib import Path
 
 import msgspec
 
+from sigrl_deploy.architectures import TextSide
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.manifest import TOKENIZER, VOCABULARY
-from sigrl_deploy.config import TextSide
 from sigrl_deploy.engines.engine import Engine
 from sigrl_deploy.errors import BundleError, LabelError
 from sigrl_deploy.files import DamagedFileError

@@ -11,10 +11,11 @@ from msgspec.structs import replace
 from torch import Tensor
 from torch.nn import functional as F
 
+from sigrl_deploy.architectures import Contract
 from sigrl_deploy.checkpoints.loading import CLIP_TOKENS, load_model
 from sigrl_deploy.checkpoints.open_clip_configs import clip_config
 from sigrl_deploy.checkpoints.options import CheckpointOptions
-from sigrl_deploy.config import Arch, Contract, GraphConfig, ModelConfig
+from sigrl_deploy.config import Arch, GraphConfig, ModelConfig
 from sigrl_deploy.errors import UsageError, errors_about
 from sigrl_deploy.files import sha256_file
 from sigrl_deploy.image_towers import VisionConfig

@@ -8,7 +8,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from sigrl_deploy.config import Arch, Contract, TextSide
+from sigrl_deploy.architectures import Contract, TextSide
+from sigrl_deploy.config import Arch
 from sigrl_deploy.errors import UsageError
 
 

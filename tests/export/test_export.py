@@ -20,7 +20,8 @@ import torch
 
 from benchmarks.random_weights import VARIANTS, save, sigrl_shapes, tensors
 from sigrl_deploy import Recognizer
-from sigrl_deploy.config import Arch, Contract, Precision
+from sigrl_deploy.architectures import Contract
+from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.errors import CheckpointError, ExportError, SigRLError, UsageError
 from sigrl_deploy.export.options import ExportOptions
 from sigrl_deploy.export.out_folder import replaced_folder

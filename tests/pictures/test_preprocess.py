@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
-from sigrl_deploy.config import Contract
+from sigrl_deploy.architectures import Contract
 from sigrl_deploy.errors import ImageError, UsageError
 from sigrl_deploy.pictures.preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from tests.support.refusals import assert_refused, refused
