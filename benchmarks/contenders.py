@@ -146,7 +146,7 @@ def _eager(cell: Cell, folder: Path) -> tuple[Pass, Any]:
         name: torch.from_numpy(rows).to(cell.device) for name, rows in np.load(vocabulary_file(folder, cell.labels)).items()
     }
     forward = eager_forward(cell.backend, model, saved)
-    dtype = model.visual.proj.dtype
+    dtype = model.dtype
 
     @torch.inference_mode()
     def run(pixels: FloatArray) -> FloatArray:

@@ -131,7 +131,7 @@ def _best_seconds(run: Callable[[], Any], device: str) -> float:
 
 def vit_flop(config: ModelConfig) -> float:
     """FLOP of the visual encoder for one picture."""
-    vision, patches = config.vision, config.vision.grid**2
+    vision, patches = config.vit, config.vit.grid**2
     tokens, width = patches + 1, vision.width
     block = 2 * tokens * (4 + 2 * vision.mlp_ratio) * width**2 + 4 * tokens**2 * width
     return vision.layers * block + 2 * patches * 3 * vision.patch_size**2 * width + 2 * tokens * width * config.embed_dim
@@ -150,7 +150,7 @@ def rest_flop(config: ModelConfig, labels: int) -> float:
 
 def least_bytes(config: ModelConfig, labels: int, batch: int, itemsize: int) -> float:
     """Bytes that no implementation avoids: each weight, picture, label row and score once, S and V written and read."""
-    vision, dim = config.vision, config.embed_dim
+    vision, dim = config.vit, config.embed_dim
     weights = vision.layers * (4 + 2 * vision.mlp_ratio) * vision.width**2 + 3 * dim**2
     rows = 2 * labels * dim
     per_picture = 3 * vision.image_size**2 * 4 + labels * 4 + 4 * labels * dim * 4

@@ -121,7 +121,7 @@ def _random_model(name: str, folder: Path) -> SigRL:
     from sigrl_deploy.checkpoints.model_config import model_config
 
     clip = config_of(name)
-    vision, text = clip.vision, clip.text
+    vision, text = clip.vit, clip.text
     variant = Variant(
         vision.layers, vision.width, vision.image_size, text.layers, text.width, vision.patch_size, embed=clip.embed_dim
     )

@@ -12,7 +12,8 @@ import time
 
 import torch
 
-from sigrl_deploy.config import Arch, GraphConfig, ModelConfig, VisionConfig
+from sigrl_deploy.config import Arch, GraphConfig, ModelConfig
+from sigrl_deploy.image_towers import VisionConfig
 from sigrl_deploy.model import materialised
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.training.losses import ranking_loss

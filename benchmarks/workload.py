@@ -48,7 +48,8 @@ def _export(folder: Path, precision: str, weights: bool) -> None:
     import torch
 
     from sigrl_deploy.config import Precision
-    from sigrl_deploy.export.run import ExportOptions, export_bundle
+    from sigrl_deploy.export.options import ExportOptions
+    from sigrl_deploy.export.run import export_bundle
 
     names, embedding = folder / "labels.txt", folder / "label_emb.pt"
     names.write_text("\n".join(map(str, range(100))), encoding="utf-8")
@@ -85,7 +86,7 @@ def _write_vocabulary(model: SigRL, labels: int, path: Path) -> None:
 
     from sigrl_deploy.files import replacing
 
-    embedding = torch.from_numpy(label_embeddings(labels, seed=1)).to(model.visual.proj.device)
+    embedding = torch.from_numpy(label_embeddings(labels, seed=1)).to(model.device)
     assert model.gmc is not None
     assert model.svfr is not None
     with torch.inference_mode():
@@ -138,7 +139,7 @@ def batch_of(count: int, size: int) -> FloatArray:
 
 def real_pictures(size: int) -> FloatArray:
     """[12, 3, size, size]: the package's photographs and scenes, for comparing scores."""
-    from sigrl_deploy.config import Contract
+    from sigrl_deploy.architectures import Contract
     from sigrl_deploy.pictures.preprocess import Preprocess
     from sigrl_deploy.pictures.reading import read_image
 

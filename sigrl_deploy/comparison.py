@@ -37,6 +37,11 @@ def score_errors(expected: FloatArray, found: FloatArray) -> ScoreErrors:
     return ScoreErrors(largest, total / expected.size, float(np.sqrt(squares / expected.size)))
 
 
+def unit_of(expected: FloatArray) -> float:
+    """What errors of these scores are counted in: 1, or the largest of them where they go beyond ±1."""
+    return max(1.0, float(np.abs(expected).max()))
+
+
 def lowest_cosine(expected: FloatArray, found: FloatArray) -> float:
     """expected, found [N, C] → the lowest cosine, over the pictures, of the two models' scores of a picture.
 

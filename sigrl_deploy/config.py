@@ -8,16 +8,21 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from sigrl_deploy.architectures import RULES, Contract, TextSide
+from sigrl_deploy.image_towers import (
+    Layers,
+    MlpRatio,
+    Size,
+    TowerConfig,
+    VisionConfig,
+    Width,
+    as_vit,
+    check_heads,
+    kind_of_tower,
+)
 from sigrl_deploy.structs import Checked
 
 FUSED = ("tower", "svfr", "match", "gmc")  # ops that run as kernels on a GPU
-
-# Bounds keep a damaged or hostile file from asking for a model that takes very long to build, or very much memory.
-MOST_LAYERS = 256
-Size = Annotated[int, Meta(ge=1, le=1 << 16)]
-Width = Annotated[int, Meta(ge=1, le=1 << 14)]
-Layers = Annotated[int, Meta(ge=1, le=MOST_LAYERS)]
-MlpRatio = Annotated[float, Meta(gt=0, le=16)]
 
 
 class Arch(str, Enum):
@@ -25,30 +30,86 @@ class Arch(str, Enum):
 
     `sigrl` scores (local/|local| + global/|global|) / 2 with SVFR's reconstructed patches, `mkt` the same with CLIP's own
     patches, `clip-ft` global/|global| (CLIP fine-tuned by the MKT recipe), `clip` the cosine of g and T (zero-shot CLIP).
+    `scpnet` scores sigmoid(g/‖g‖ · T), T the rows of SCPNet's text side times its scale, `linear` sigmoid(g · T), a linear
+    classifier whose T are its weights with the bias behind them, `biam` and `ml2p` local, with BiAM's regions
+    and the groups of the (ML)²P-Encoder as patches.
     """
 
     SIGRL = "sigrl"
     MKT = "mkt"
     CLIP_FT = "clip-ft"
     CLIP = "clip"
+    SCPNET = "scpnet"
+    LINEAR = "linear"
+    BIAM = "biam"
+    ML2P = "ml2p"
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """The kinds of image towers that give the features which it matches."""
+        return RULES[self.value].towers
+
+    @property
+    def text_side(self) -> TextSide:
+        return RULES[self.value].text_side
 
     @property
     def has_graph(self) -> bool:
         """Whether GMC and SVFR take part, so that a label's row depends on the whole vocabulary."""
-        return self is Arch.SIGRL
+        return RULES[self.value].has_graph
 
     @property
     def has_local(self) -> bool:
-        """Whether patches are matched, so that there is a top-k and per-patch evidence."""
-        return self in (Arch.SIGRL, Arch.MKT)
+        """Whether patches are matched, so that there is a top-k."""
+        return RULES[self.value].has_local
+
+    @property
+    def has_places(self) -> bool:
+        """Whether what is matched lies somewhere in the picture, so that there is evidence by patch."""
+        return self.has_local and RULES[self.value].has_places
+
+    @property
+    def has_global(self) -> bool:
+        """Whether a feature of the whole picture is matched."""
+        return RULES[self.value].has_global
+
+    @property
+    def has_match_kernel(self) -> bool:
+        """Whether `kernels/match.py` computes its rule."""
+        return self.has_local and self.has_global and self.compares_labels
+
+    @property
+    def unit_global(self) -> bool:
+        """Whether the global feature is scaled to unit length before it is matched."""
+        return RULES[self.value].unit_global
+
+    @property
+    def unit_labels(self) -> bool:
+        """Whether label embeddings are scaled to unit length before the global feature is matched with them."""
+        return RULES[self.value].unit_labels
+
+    @property
+    def compares_labels(self) -> bool:
+        """Whether each match is divided by its norm over the labels, so that a score depends on all of them."""
+        return RULES[self.value].compares_labels
+
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether the score is a sigmoid, trained to be the label's probability."""
+        return RULES[self.value].gives_probabilities
 
     @property
     def default_topk(self) -> int:
-        return 18 if self is Arch.MKT else 16
+        return RULES[self.value].topk
 
     @property
     def default_template(self) -> str:
-        return "a photo of a {label}." if self is Arch.CLIP else "There is a {label} in the scene"
+        return RULES[self.value].template
+
+    @property
+    def default_contract(self) -> Contract:
+        """How pictures were prepared in training, where a checkpoint does not say."""
+        return RULES[self.value].contract
 
 
 class Precision(str, Enum):
@@ -202,36 +263,6 @@ class Crop(str, Enum):
     TILES = "tiles"
 
 
-class Contract(str, Enum):
-    """The preprocessing recipes that can be asked for by name."""
-
-    ZERO_SHOT = "zero-shot"
-    SINGLE_POSITIVE = "single-positive"
-    CLIP = "clip"
-
-
-class VisionConfig(Checked, frozen=True):
-    """A CLIP ViT. Pixels are square; P = (image_size // patch_size)²."""
-
-    image_size: Annotated[int, Meta(ge=1, le=1 << 12)]
-    patch_size: Size
-    width: Width
-    layers: Layers
-    heads: Size
-    mlp_ratio: MlpRatio = 4.0
-    quick_gelu: bool = True
-
-    def __post_init__(self) -> None:
-        _check_heads(self.width, self.heads)
-        if self.patch_size > self.image_size:
-            raise ValueError(f"patch_size {self.patch_size} is more than image_size {self.image_size}")
-
-    @property
-    def grid(self) -> int:
-        """Patches along each side."""
-        return self.image_size // self.patch_size
-
-
 class TextConfig(Checked, frozen=True):
     """A CLIP text transformer, read at the end-of-text token."""
 
@@ -244,7 +275,7 @@ class TextConfig(Checked, frozen=True):
     quick_gelu: bool = True
 
     def __post_init__(self) -> None:
-        _check_heads(self.width, self.heads)
+        check_heads(self.width, self.heads)
 
 
 class GraphConfig(Checked, frozen=True):
@@ -264,14 +295,22 @@ class ModelConfig(Checked, frozen=True):
     arch: Arch
     embed_dim: Size
     topk: Size
-    vision: VisionConfig
+    vision: TowerConfig
     text: TextConfig | None = None
     graph: tuple[GraphConfig, ...] = ()
+
+    @property
+    def vit(self) -> VisionConfig:
+        """`vision`, where it is a ViT. Raises ValueError for another tower."""
+        return as_vit(self.vision)
 
     def __post_init__(self) -> None:
         if self.arch.has_graph != bool(self.graph):
             expected = "at least one" if self.arch.has_graph else "none"
             raise ValueError(f"graph has {len(self.graph)} layers, expected {expected} for arch {self.arch.value}")
+        if kind_of_tower(self.vision) not in self.arch.towers:
+            kinds = " or ".join(self.arch.towers)
+            raise ValueError(f"vision is of the kind {kind_of_tower(self.vision)}, expected {kinds} for arch {self.arch.value}")
         # Each layer takes what the one before gives, and the first and the last have the width of the embeddings.
         given = [self.embed_dim, *(layer.heads * layer.width_head for layer in self.graph)]
         taken = [*(layer.width_in for layer in self.graph), self.embed_dim]
@@ -279,8 +318,3 @@ class ModelConfig(Checked, frozen=True):
             raise ValueError(
                 f"the label graph's layers give widths {given[1:]} and take {taken[:-1]}, with embed_dim {given[0]}"
             )
-
-
-def _check_heads(width: int, heads: int) -> None:
-    if heads < 1 or width % heads:
-        raise ValueError(f"width {width} cannot be split into {heads} heads")

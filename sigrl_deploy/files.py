@@ -110,9 +110,24 @@ def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
     # A compressed member may be a thousand times as large as the file.
     if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
         raise ValueError(f"{name} is compressed")
-    data = io.BytesIO(archive.read(member))
+    return _parsed(archive.read(member), name)
+
+
+def read_array(path: Path, most: int) -> NDArray[Any]:
+    """The array of a `.npy` file of `most` bytes at most, as numpy saves it. Raises as `read_arrays` does."""
+    content = read_bounded(path, most)
+    try:
+        return _parsed(content, "the array")
+    except MemoryError:
+        raise
+    except Exception as error:  # as above
+        raise DamagedFileError(f"{path}: cannot be read ({str(error) or type(error).__name__})") from None
+
+
+def _parsed(content: bytes, name: str) -> NDArray[Any]:
+    data = io.BytesIO(content)
     shape, _, dtype = _HEADERS[np.lib.format.read_magic(data)](data)
-    if math.prod(shape) * dtype.itemsize != member.file_size - data.tell():
+    if math.prod(shape) * dtype.itemsize != len(content) - data.tell():
         raise ValueError(f"{name} is not as large as its header says")
     data.seek(0)
     return np.lib.format.read_array(data, allow_pickle=False)

@@ -23,11 +23,15 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: kernels then run on the CPU
 
 from benchmarks.random_weights import VARIANTS, save, sigrl_shapes, tensors, text_shapes, vision_shapes
+from sigrl_deploy.architectures import Contract
 from sigrl_deploy.checkpoints.native import TrainedRecord, write_trained
-from sigrl_deploy.config import Contract, Precision
+from sigrl_deploy.checkpoints.options import SCPNetOptions
+from sigrl_deploy.config import Precision
+from sigrl_deploy.export.options import ExportOptions
 from sigrl_deploy.export.parity import LABELS, PHOTOS
-from sigrl_deploy.export.run import ExportOptions, export_bundle
+from sigrl_deploy.export.run import export_bundle
 from sigrl_deploy.training.models import new_clip
+from tests.support import ml2p_files, scpnet_files, vgg_files
 from tests.support.sharing import Shared
 from tests.support.training_runs import LABELS as COLOURS
 from tests.support.training_runs import TINY
@@ -46,6 +50,8 @@ SLOWEST = (
     "engines/test_openvino.py",
     "engines/test_torch.py",
 )
+
+_SEVERAL = (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8X3)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -153,6 +159,69 @@ def export_tiny(weights: Path, shared: Shared) -> Callable[..., Path]:
 def bundle(export_tiny: Callable[..., Path]) -> Path:
     """The tiny model exported in fp32. All tests share it: copy it before changing it."""
     return export_tiny()
+
+
+@pytest.fixture(scope="session")
+def scpnet(shared: Shared) -> Path:
+    """A folder with `scpnet.ckpt`, `relation.npy` and `labels.txt`, a small SCPNet of random weights."""
+    return shared.folder("scpnet", scpnet_files.write)
+
+
+@pytest.fixture(scope="session")
+def scpnet_bundle(scpnet: Path, shared: Shared) -> Path:
+    """It exported in several precisions, with weights."""
+
+    def fill(folder: Path) -> None:
+        how = SCPNetOptions(scpnet / "relation.npy", sparse_topk=6, reweight=0.2, scale=10.0)
+        files = {"labels": scpnet / "labels.txt", "precisions": _SEVERAL, "weights": True}
+        export_bundle(ExportOptions(scpnet / "scpnet.ckpt", folder / "scpnet", scpnet=how, **files))
+
+    return shared.folder("scpnet-bundle", fill) / "scpnet"
+
+
+@pytest.fixture(scope="session")
+def vgg(shared: Shared) -> Path:
+    """A folder with a small BiAM, a small linear classifier and all that belongs to them; see `vgg_files.write`."""
+    return shared.folder("vgg", vgg_files.write)
+
+
+@pytest.fixture(scope="session")
+def biam_bundle(vgg: Path, shared: Shared) -> Path:
+    """The small BiAM in several precisions, with weights."""
+
+    def fill(folder: Path) -> None:
+        files = {"backbone": vgg / "vgg-tiny.pth", "labels": vgg / "words.txt", "word_vectors": vgg / "glove.txt"}
+        export_bundle(ExportOptions(vgg / "biam.pth", folder / "biam", heads=3, precisions=_SEVERAL, weights=True, **files))
+
+    return shared.folder("biam-bundle", fill) / "biam"
+
+
+@pytest.fixture(scope="session")
+def linear_bundle(vgg: Path, shared: Shared) -> Path:
+    """The small linear classifier in several precisions, with weights."""
+
+    def fill(folder: Path) -> None:
+        files = {"backbone": vgg / "vgg-small.pth", "labels": vgg / "labels.txt", "scaling": vgg / "scaling.npz"}
+        export_bundle(ExportOptions(vgg / "linear.pth", folder / "linear", precisions=_SEVERAL, weights=True, **files))
+
+    return shared.folder("linear-bundle", fill) / "linear"
+
+
+@pytest.fixture(scope="session")
+def ml2p(shared: Shared) -> Path:
+    """A folder with a small (ML)²P-Encoder and its word vectors; see `ml2p_files.write`."""
+    return shared.folder("ml2p", ml2p_files.write)
+
+
+@pytest.fixture(scope="session")
+def ml2p_bundle(ml2p: Path, shared: Shared) -> Path:
+    """It exported in several precisions, with weights."""
+
+    def fill(folder: Path) -> None:
+        words = {"labels": ml2p / "words.txt", "word_vectors": ml2p / "glove.txt"}
+        export_bundle(ExportOptions(ml2p / "ml2p.pth", folder / "ml2p", precisions=_SEVERAL, weights=True, **words))
+
+    return shared.folder("ml2p-bundle", fill) / "ml2p"
 
 
 @pytest.fixture(scope="session")

@@ -127,7 +127,7 @@ def _tower(model: Model, draw: Callable[..., Tensor], config: ModelConfig) -> Ke
     size = config.vision.image_size
     return Kernel(
         "vit.encode_image", ALL,
-        lambda _: vit.candidates(config.vision.width),
+        lambda _: vit.candidates(config.vit.width),
         lambda _, batch, dtype: (model(PRECISIONS[dtype]).visual, draw(dtype, batch, 3, size, size)),
         lambda visual, pixels, how: _joined(vit.encode_image(visual, pixels, how=how)),
         lambda visual, pixels: _joined(sigrl.encode_image(visual, pixels)),

@@ -155,7 +155,7 @@ def compiled(run: Run, cell: Cell) -> Record:
 
 
 def _peer(run: Run, cell: Cell, model: SigRL, forward: Forward, in_graph: bool = False) -> Record:
-    dtype = model.visual.proj.dtype
+    dtype = model.dtype
     pixels = run.setup.normalised(run.setup.pixels(cell.batch)).to(dtype)
     with Peak(run.device) as peak:
         call = captured(lambda: forward(pixels), run.device) if in_graph else lambda: forward(pixels)
@@ -169,7 +169,7 @@ def _peer(run: Run, cell: Cell, model: SigRL, forward: Forward, in_graph: bool =
 def _typed_inputs(run: Run, cell: Cell) -> tuple[SigRL, tuple[Tensor, Tensor]]:
     """The eager model, T and G in the cell's precision."""
     model = run.setup.typed(Precision(cell.precision))
-    dtype = model.visual.proj.dtype
+    dtype = model.dtype
     return model, (run.setup.labels(cell.labels).to(dtype), run.setup.graph(cell.labels).to(dtype))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from benchmarks.gpu.cases import PRECISIONS
 from benchmarks.random_weights import VARIANTS, draw, label_embeddings, sigrl_shapes
 from benchmarks.workload import real_files
+from sigrl_deploy.architectures import Contract
 from sigrl_deploy.arrays import FloatArray, Pixels
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.manifest import MANIFEST, VOCABULARY, Manifest, Variant
@@ -23,7 +24,7 @@ from sigrl_deploy.checkpoints.layouts import Checkpoint
 from sigrl_deploy.checkpoints.model_config import model_config
 from sigrl_deploy.checkpoints.native import TrainedRecord, write_trained
 from sigrl_deploy.checkpoints.weights import Stored
-from sigrl_deploy.config import FUSED, Contract, Device, ModelConfig, Precision
+from sigrl_deploy.config import FUSED, Device, ModelConfig, Precision
 from sigrl_deploy.engines.torch import TorchEngine
 from sigrl_deploy.files import sha256_file
 from sigrl_deploy.model.sigrl import SigRL

@@ -13,9 +13,10 @@ from filelock import FileLock
 from msgspec import Meta
 
 from sigrl_deploy.bundle.engine_records import EngineRecord, FileName, Sha256
-from sigrl_deploy.config import Arch, Precision, Size, Width
+from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.errors import BundleError, ExportError, UsageError, printable
 from sigrl_deploy.files import read_bounded, replacing
+from sigrl_deploy.image_towers import Size, Width
 from sigrl_deploy.pictures.preprocess import Preprocess
 from sigrl_deploy.structs import Checked
 
@@ -59,8 +60,9 @@ class Manifest(Checked, frozen=True):
     """What a bundle holds and how to use it.
 
     `context_length` is None where the bundle has no text tower and so only its own vocabulary. `files` maps the name of every
-    file that may be read to its sha256. The TensorRT `engines`, which are added after the export, are not among them: each has
-    a sha256 of its own, since a damaged one can be built again. `verified` is what `sigrl-deploy verify` measured.
+    file that may be read to its sha256. `groups` is P where local features are no patches. The TensorRT `engines`, which are
+    added after the export, are not among the files: each has a sha256 of its own, since a damaged one can be built again.
+    `verified` is what `sigrl-deploy verify` measured.
 
     Raises ValueError for values that contradict each other: a damaged manifest is found here, not at the first picture.
     """
@@ -78,6 +80,7 @@ class Manifest(Checked, frozen=True):
     source: dict[str, Any]
     tools: dict[str, str]
     created: str
+    groups: Size | None = None
     engines: tuple[EngineRecord, ...] = ()
     verified: tuple[dict[str, Any], ...] = ()
 
@@ -99,13 +102,22 @@ class Manifest(Checked, frozen=True):
                 raise ValueError(f"{name} is missing from its files")
 
     @property
+    def local_features(self) -> int:
+        """P, how many local features a picture has."""
+        rows, columns = self.grid
+        return self.groups or rows * columns
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
         side = self.image_size // self.patch_size
         return side, side
 
     def to_json(self) -> str:
-        return json.dumps(self.to_plain() | {"format_version": FORMAT_VERSION}, indent=2) + "\n"
+        values = self.to_plain()
+        if self.groups is None:  # releases that know no groups open the bundle too
+            del values["groups"]
+        return json.dumps(values | {"format_version": FORMAT_VERSION}, indent=2) + "\n"
 
 
 def change_manifest(folder: Path, change: Callable[[Manifest], Manifest]) -> None:

@@ -20,15 +20,26 @@ if TYPE_CHECKING:
     from sigrl_deploy.model.sigrl import SigRL
 
 
-def build_model(checkpoint: Checkpoint, config: ModelConfig) -> SigRL:
-    """The eager fp32 model in evaluation mode, without a text tower. Raises CheckpointError naming the tensor at fault."""
+_VGG = "visual.vgg."
+
+
+def build_model(checkpoint: Checkpoint, config: ModelConfig, backbone: Checkpoint | None = None) -> SigRL:
+    """The eager fp32 model in evaluation mode, without a text tower. `backbone` holds its VGG19 where the checkpoint does not.
+
+    Raises CheckpointError naming the tensor at fault.
+    """
     import torch
 
     from sigrl_deploy.model.sigrl import SigRL
 
     with torch.device("meta"):
         model = SigRL(config)
-    model.load_state_dict(_collect(checkpoint, model.state_dict()), assign=True)
+    expected = model.state_dict()
+    elsewhere = {name: tensor for name, tensor in expected.items() if backbone is not None and name.startswith(_VGG)}
+    tensors = collect(checkpoint, {name: tensor for name, tensor in expected.items() if name not in elsewhere})
+    if backbone is not None:
+        tensors |= collect(backbone, elsewhere)
+    model.load_state_dict(tensors, assign=True)
     if config.arch.has_graph:
         _check_shared_graph_weights(checkpoint)
     return model.eval().requires_grad_(False)
@@ -59,7 +70,7 @@ def add_text_tower(model: SigRL, checkpoint: Checkpoint, clip: ClipConfig | None
     with torch.device("meta"):
         tower = TextTransformer(config, model.config.embed_dim)
     expected = {f"text.{name}": tensor for name, tensor in tower.state_dict().items()}
-    tensors = _collect(checkpoint, expected)
+    tensors = collect(checkpoint, expected)
     tower.load_state_dict({name.removeprefix("text."): tensor for name, tensor in tensors.items()}, assign=True)
     model.text = tower.eval().requires_grad_(False)
     model.config = replace(model.config, text=config)
@@ -76,7 +87,7 @@ def _check_shared_graph_weights(checkpoint: Checkpoint) -> None:
             )
 
 
-def _collect(checkpoint: Checkpoint, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+def collect(checkpoint: Checkpoint, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """The model's tensors in fp32, by our names.
 
     Raises CheckpointError where one is missing, has the wrong shape or is not finite, or where a tower's tensor has no place in
@@ -114,9 +125,9 @@ def _refuse_leftovers(checkpoint: Checkpoint, expected: dict[str, Tensor]) -> No
     The forward pass would leave it out.
     """
     used = {checkpoint.original(name) for name in expected}
-    for tower in ("visual.", "text."):
-        if any(name.startswith(tower) for name in expected):
-            blocks = checkpoint.original(tower + "transformer.")
+    for blocks in ("visual.transformer.", "text.transformer."):
+        if any(name.startswith(blocks) for name in expected):
+            blocks = checkpoint.original(blocks)
             left = sorted(name for name in checkpoint.tensors if name.startswith(blocks) and name not in used)
             if left:
                 raise CheckpointError(

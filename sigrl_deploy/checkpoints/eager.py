@@ -11,8 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sigrl_deploy.architectures import TextSide
 from sigrl_deploy.arrays import FloatArray
+from sigrl_deploy.checkpoints.layouts import load_checkpoint
 from sigrl_deploy.checkpoints.loading import load_model
+from sigrl_deploy.checkpoints.model_config import chosen_arch
+from sigrl_deploy.checkpoints.open_clip_weights import check_source, is_pretrained
 from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.config import Arch, Device
 from sigrl_deploy.errors import UsageError, member_of
@@ -42,7 +46,7 @@ def tokenize(model: SigRL, template: str, labels: Sequence[str]) -> Tensor:
 @torch.inference_mode()
 def embed_labels(model: SigRL, template: str, labels: Sequence[str]) -> Tensor:
     """Label embeddings T [C, D], on the model's device. Encodes in batches, so that memory is bounded."""
-    device = model.visual.proj.device
+    device = model.device
     ids = tokenize(model, template, labels).split(LABELS_PER_BATCH)
     return torch.cat([model.encode_text(cut_padding(batch).to(device)) for batch in ids])
 
@@ -119,6 +123,18 @@ def load_eager(options: CheckpointOptions, *, device: Device | str = Device.AUTO
         raise UsageError(
             "this torch finds no GPU; check its driver, or use `device='cpu'`", argument="device", value=device.value
         )
+    _require_text_side(options)
     loaded = load_model(options)
     chosen = "cuda" if device is not Device.CPU and torch.cuda.is_available() else "cpu"
     return EagerModel(loaded.model.to(chosen), loaded.preprocess, loaded.template, chosen)
+
+
+def _require_text_side(options: CheckpointOptions) -> None:
+    """Raise UsageError for a checkpoint whose labels have no rows until it is exported, with the files that belong to it."""
+    check_source(options.checkpoint)
+    if is_pretrained(options.checkpoint):
+        return
+    arch = chosen_arch(load_checkpoint(options.checkpoint), options.arch)
+    if arch.text_side is not TextSide.TOWER:
+        problem = f"holds a model of arch {arch.value}, without a text tower; export it, and give the bundle"
+        raise UsageError(problem, argument="checkpoint", value=options.checkpoint)

@@ -5,14 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sigrl_deploy.checkpoints.batch_norms import folded, scales
 from sigrl_deploy.checkpoints.native import TrainedRecord, read_record
 from sigrl_deploy.checkpoints.weights import Stored, read_weights
-from sigrl_deploy.config import MOST_LAYERS
 from sigrl_deploy.errors import CheckpointError
+from sigrl_deploy.image_towers import MOST_LAYERS
 
 # For each layout, pairs of a prefix of our tensor names and the file's prefix; the first that fits applies.
 _REFERENCE_VISION = [("visual.proj", "projection_dist"), ("visual.", "")]
 OWN_LAYOUT = "sigrl-deploy"
+SCPNET = "SCPNet"
+BIAM = "BiAM"
+ML2P = "(ML)²P-Encoder"
+LINEAR = "linear classifier"
+VGG19 = "VGG19"
 _LAYOUTS: dict[str, list[tuple[str, str]]] = {
     OWN_LAYOUT: [("", "")],
     "SigRL": [
@@ -29,6 +35,25 @@ _LAYOUTS: dict[str, list[tuple[str, str]]] = {
     "CLIP": [("visual.", "visual."), ("text.", "")],
     "CustomTextCLIP": [("visual.", "visual."), ("text.", "text.")],
     "text tower": [("text.", "")],
+    SCPNET: [
+        ("visual.", "image_encoder."),
+        ("labels.ctx", "prompt_learner.ctx"),
+        ("labels.token_", "prompt_learner.token_"),
+        ("labels.gc", "gc"),
+        ("labels.", "text_encoder."),
+    ],
+    BIAM: [("labels.", "W."), ("visual.", "")],
+    ML2P: [("visual.", "")],
+    LINEAR: [("labels.", "fc1.")],
+    VGG19: [("visual.vgg.", "")],
+}
+_BIAM_EPSILON = 1e-3  # of its batch norms, which stand behind ReLUs
+# What tells checkpoints that hold no tagger, and what to do instead.
+_NO_TAGGERS = {
+    "self_attn1.query_conv.weight": "is BiAM's network for Open Images, whose forward pass is published nowhere; use its "
+    "checkpoint for NUS-WIDE",
+    "early_fusion.fc1.weight": "is Gen-MLZSL's generator, which makes training features and tags nothing; give the classifier "
+    "that was trained on them (fc1.weight, fc1.bias), and `scaling`",
 }
 _PREFIXES = ("module.f.feature_extractor.", "f.module.feature_extractor.", "f.feature_extractor.", "module.")
 
@@ -89,7 +114,11 @@ class Checkpoint:
 
     def layers(self, tower: str) -> int:
         """The number of transformer blocks in `tower` ("visual." or "text.")."""
-        start = self.original(tower + "transformer.resblocks.")
+        return self.count(tower + "transformer.resblocks.")
+
+    def count(self, start: str) -> int:
+        """The number of blocks whose tensors' names begin with `start`, one of our names, and a number."""
+        start = self.original(start)
         numbers = {name[len(start) :].split(".")[0] for name in self.tensors if name.startswith(start)}
         if not 0 < len(numbers) <= MOST_LAYERS:
             where = self.prefix + start[:-1]
@@ -109,12 +138,18 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name in tensors)), "")
     if prefix:
         tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    for name, reason in _NO_TAGGERS.items():
+        if name in tensors:
+            raise CheckpointError(f"{path}: {reason}")
     layout = _recognise(tensors)
+    tensors = folded(str(path), tensors)
+    if layout == BIAM:
+        tensors = scales(str(path), tensors, _BIAM_EPSILON)
     if layout is None:
         shown = ", ".join(sorted(tensors)[:3]) or "none"
         raise CheckpointError(
-            f"{path}: has an unknown layout (its first tensors are {shown}); expected a SigRL, MKT or "
-            "CLIP ViT checkpoint, in a layout that docs/export.md lists"
+            f"{path}: has an unknown layout (its first tensors are {shown}); expected a SigRL, MKT, "
+            "CLIP or other checkpoint, in a layout that docs/export.md lists"
         )
     # OpenAI's own archives, and state dicts made from them, carry their input resolution beside the weights.
     openai = "input_resolution" in tensors or not layout.endswith("CLIP")
@@ -124,6 +159,16 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 def _recognise(tensors: dict[str, Stored]) -> str | None:
     if any(name.startswith(("SemanticDecoupling.", "DecouplingSemantic.", "GATv2_1.")) for name in tensors):
         return "SigRL"
+    if "region_context_block.w_q.weight" in tensors:
+        return BIAM
+    if "Channel_MLP.channel_attn.temperature" in tensors:
+        return ML2P
+    if tensors.keys() == {"fc1.weight", "fc1.bias"}:
+        return LINEAR
+    if "features.0.weight" in tensors and "classifier.0.weight" in tensors:
+        return VGG19
+    if "prompt_learner.ctx" in tensors or "gc1.weight" in tensors:
+        return SCPNET
     if "projection_dist" in tensors or "class_embedding" in tensors:
         return "MKT"
     if any(name.startswith("visual.") for name in tensors):

@@ -7,9 +7,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from sigrl_deploy.architectures import Contract, TextSide
 from sigrl_deploy.checkpoints.building import add_text_tower, build_model
 from sigrl_deploy.checkpoints.layouts import Checkpoint, load_checkpoint
-from sigrl_deploy.checkpoints.model_config import model_config
+from sigrl_deploy.checkpoints.model_config import chosen_arch, model_config
 from sigrl_deploy.checkpoints.open_clip_configs import ClipConfig, clip_config
 from sigrl_deploy.checkpoints.open_clip_weights import (
     NAMED,
@@ -20,8 +21,9 @@ from sigrl_deploy.checkpoints.open_clip_weights import (
     openai_name,
 )
 from sigrl_deploy.checkpoints.options import CheckpointOptions
-from sigrl_deploy.config import Arch, Contract
+from sigrl_deploy.checkpoints.vgg_models import load_backbone, vgg_model_config
 from sigrl_deploy.errors import CheckpointError, UsageError, member_of
+from sigrl_deploy.image_towers import local_features
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.pictures.preprocess import Preprocess
 
@@ -33,13 +35,15 @@ MIN_CONTEXT = 8  # tokens of the prompt without a label: seven, and end of text
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """An eager fp32 model, and the files that it came from. `text` is None where no text tower was asked for."""
+    """An eager fp32 model, and the files that it came from. `text` is None where no text tower was asked for,
+    `backbone` where it has no VGG19 of its own."""
 
     checkpoint: Checkpoint
     text: Checkpoint | None
     model: SigRL
     preprocess: Preprocess
     template: str
+    backbone: Checkpoint | None = None
 
 
 def load_model(options: CheckpointOptions, *, with_text: bool = True) -> LoadedCheckpoint:
@@ -54,19 +58,26 @@ def load_model(options: CheckpointOptions, *, with_text: bool = True) -> LoadedC
         problem = f"{options.checkpoint} has its config in its header; leave it out"
         raise UsageError(problem, argument="clip_config", value=options.clip_config)
     clip = clip_config(options.clip_config) if options.clip_config else clip
+    backbone = load_backbone(options, checkpoint)
     text = text_clip = None
-    if with_text:
+    if chosen_arch(checkpoint, options.arch).text_side is not TextSide.TOWER:
+        _refuse_text(options)
+    elif with_text:
         text, text_clip = _text_source(options, checkpoint, clip)
         clip = clip if options.clip_config else text_clip
-    model = build_model(checkpoint, model_config(checkpoint, options.arch, options.topk, clip))
-    patches = model.config.vision.grid**2
+    if backbone is None:
+        config = model_config(checkpoint, options.arch, options.topk, clip)
+    else:
+        config = vgg_model_config(checkpoint, backbone, options)
+    model = build_model(checkpoint, config, backbone)
+    patches = local_features(model.config.vision)
     if options.topk is not None and options.topk > patches:
         raise UsageError(f"the model has {patches} patches; expected at most that many", argument="topk", value=options.topk)
     if text is not None:
         add_text_tower(model, text, text_clip)
         _check_tokens(text, model)
     template = options.template or (checkpoint.record.template if checkpoint.record else model.config.arch.default_template)
-    return LoadedCheckpoint(checkpoint, text, model, _preprocess(options, checkpoint, model), template)
+    return LoadedCheckpoint(checkpoint, text, model, _preprocess(options, checkpoint, model), template, backbone)
 
 
 def _open(source: str | Path, argument: str) -> tuple[Checkpoint, ClipConfig | None]:
@@ -101,6 +112,13 @@ def _openai_text(source: str | Path, checkpoint: Checkpoint) -> tuple[Checkpoint
         raise UsageError(f"{source}: holds no text tower, and {name} is not available ({_reason(error)}); {advice}") from None
 
 
+def _refuse_text(options: CheckpointOptions) -> None:
+    """Raise UsageError where a text tower is given to a model that uses none."""
+    if options.text_tower is not None:
+        problem = f"{options.checkpoint} has no use for one; leave it out"
+        raise UsageError(problem, argument="text_tower", value=options.text_tower)
+
+
 def _reason(error: CheckpointError) -> str:
     """What was wrong, without the advice that follows it."""
     return error.problem.rpartition("; ")[0] or error.problem
@@ -133,7 +151,7 @@ def _preprocess(options: CheckpointOptions, checkpoint: Checkpoint, model: SigRL
     if record is not None and contract in (None, record.preprocess.contract):
         return record.preprocess
     if contract is None:
-        contract = Contract.CLIP if model.config.arch is Arch.CLIP else Contract.ZERO_SHOT
+        contract = model.config.arch.default_contract
         if "feature_extractor" in checkpoint.prefix:
             log.warning(
                 "%s: has the layout of the single-positive recipe, and is used with zero-shot preprocessing; "

@@ -19,6 +19,7 @@ from sigrl_deploy.checkpoints.weights import MAX_HEADER, open_safetensors
 from sigrl_deploy.config import ModelConfig
 from sigrl_deploy.errors import CheckpointError
 from sigrl_deploy.files import replacing
+from sigrl_deploy.image_towers import VIT
 from sigrl_deploy.pictures.preprocess import Preprocess
 from sigrl_deploy.structs import Checked
 
@@ -52,7 +53,10 @@ class TrainedRecord(Checked, frozen=True):
             raise ValueError(f"template is {reprlib.repr(self.template)}, expected one line with {{label}} in it, once")
 
     def to_json(self) -> str:
-        return json.dumps(self.to_plain() | {"format_version": FORMAT_VERSION}, sort_keys=True)
+        values = self.to_plain()
+        if values["config"]["vision"]["tower"] == VIT:  # which releases before other towers do not name
+            del values["config"]["vision"]["tower"]
+        return json.dumps(values | {"format_version": FORMAT_VERSION}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str, path: Path) -> TrainedRecord:
@@ -60,6 +64,7 @@ class TrainedRecord(Checked, frozen=True):
         try:
             values = json.loads(text)
             version = values.pop("format_version")
+            values["config"]["vision"].setdefault("tower", VIT)
             if type(version) is int and version == FORMAT_VERSION:
                 return cls.from_plain(values)
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:

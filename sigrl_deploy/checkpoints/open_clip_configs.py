@@ -8,9 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sigrl_deploy.config import Size, TextConfig, VisionConfig
+from sigrl_deploy.config import TextConfig
 from sigrl_deploy.errors import CheckpointError, UsageError
 from sigrl_deploy.files import read_bounded
+from sigrl_deploy.image_towers import HEAD_WIDTH, VIT, ResNetConfig, Size, VisionConfig, as_vit
 from sigrl_deploy.structs import Checked
 
 OPENAI = "openai"
@@ -27,15 +28,20 @@ class ClipConfig(Checked, frozen=True):
 
     name: str
     embed_dim: Size
-    vision: VisionConfig
+    vision: VisionConfig | ResNetConfig
     text: TextConfig
+
+    @property
+    def vit(self) -> VisionConfig:
+        """`vision`, where it is a ViT. Raises ValueError for another tower."""
+        return as_vit(self.vision)
 
 
 def clip_config(value: str) -> ClipConfig | None:
     """The config that `value` names: one of open_clip's, that of `NAME:PRETRAINED`, or a JSON file in open_clip's format.
 
     None for "openai", whose convention the tensors' shapes determine. Raises UsageError where there is no such config,
-    CheckpointError where it describes anything other than a plain CLIP ViT.
+    CheckpointError where it describes anything other than a plain CLIP ViT or ResNet.
     """
     if value == OPENAI:
         return None
@@ -60,7 +66,7 @@ def fitting_configs(shapes: Shapes, most: int = 3) -> list[str]:
 
 @cache
 def _all_configs() -> dict[str, ClipConfig]:
-    """Those of open_clip's configs that are plain CLIP ViTs, by name."""
+    """Those of open_clip's configs that are plain CLIP ViTs or ResNets, by name."""
     import open_clip
 
     found = {}
@@ -113,13 +119,24 @@ def _parse(name: str, raw: dict[str, Any]) -> ClipConfig:
     text = dict(raw["text_cfg"])
     _refuse_unknown(name, "vision_cfg", vision, CLIPVisionCfg(), _VISION_KEYS)
     _refuse_unknown(name, "text_cfg", text, CLIPTextCfg(), _TEXT_KEYS)
-    vision = {"image_size": 224, "patch_size": 16, "width": 768, "layers": 12, "head_width": 64} | _only(vision, _VISION_KEYS)
     text = {"width": 512, "layers": 12, "heads": 8} | _only(text, _TEXT_KEYS)
-    for section, values in (("vision_cfg", vision), ("text_cfg", text)):
-        _check_divisor(section, values, "head_width" if "head_width" in values else "heads")
-    vision["heads"] = vision["width"] // vision.pop("head_width")
-    towers = {"vision": vision | {"quick_gelu": quick_gelu}, "text": text | {"quick_gelu": quick_gelu}}
+    _check_divisor("text_cfg", text, "heads")
+    tower = _resnet(vision) if isinstance(vision.get("layers"), (list, tuple)) else _vit(vision) | {"quick_gelu": quick_gelu}
+    towers = {"vision": tower, "text": text | {"quick_gelu": quick_gelu}}
     return ClipConfig.from_plain({"name": name, "embed_dim": raw["embed_dim"], **towers})
+
+
+def _vit(values: dict[str, Any]) -> dict[str, Any]:
+    values = {"image_size": 224, "patch_size": 16, "width": 768, "layers": 12, "head_width": 64} | _only(values, _VISION_KEYS)
+    _check_divisor("vision_cfg", values, "head_width")
+    return values | {"tower": VIT, "heads": values["width"] // values.pop("head_width")}
+
+
+def _resnet(values: dict[str, Any]) -> dict[str, Any]:
+    if values.get("head_width", HEAD_WIDTH) != HEAD_WIDTH:
+        raise ValueError(f"vision_cfg.head_width = {values['head_width']!r}, expected {HEAD_WIDTH} in a ResNet")
+    sizes = {"image_size": 224, "width": 64} | _only(values, {"image_size", "width"})
+    return sizes | {"tower": "resnet", "blocks": list(values["layers"])}
 
 
 def _check_divisor(section: str, values: dict[str, Any], key: str) -> None:
@@ -138,7 +155,5 @@ def _refuse_unknown(name: str, section: str, values: dict[str, Any], defaults: o
         if key not in known and value != getattr(defaults, key, None):
             raise CheckpointError(
                 f"open_clip config {name}: {section}.{key} = {reprlib.repr(value)} is not supported; "
-                "expected a plain CLIP ViT with a class token and a causal text transformer"
+                "expected a plain CLIP ViT with a class token, or its ResNet, and a causal text transformer"
             )
-    if isinstance(values.get("layers", 12), (list, tuple)):
-        raise CheckpointError(f"open_clip config {name}: a ResNet has no patch tokens; expected a ViT")

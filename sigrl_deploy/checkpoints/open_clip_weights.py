@@ -16,10 +16,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from sigrl_deploy.architectures import Contract
 from sigrl_deploy.checkpoints.layouts import Checkpoint, load_checkpoint
 from sigrl_deploy.checkpoints.model_config import checkpoint_shapes
 from sigrl_deploy.checkpoints.open_clip_configs import ClipConfig, clip_config
-from sigrl_deploy.config import Contract
 from sigrl_deploy.errors import CheckpointError, UsageError
 from sigrl_deploy.pictures.preprocess import Preprocess
 
@@ -101,7 +101,7 @@ def openai_name(checkpoint: Checkpoint) -> str | None:
     A model of the same resolution is preferred.
     """
     shapes = checkpoint_shapes(checkpoint)
-    grid = shapes.pop("vision.grid")
+    grid = shapes.pop("vision.grid", 0)
     ours = {name: config for name in _OPENAI if (config := clip_config(name))}
     fitting = {
         name: config
@@ -109,12 +109,12 @@ def openai_name(checkpoint: Checkpoint) -> str | None:
         if shapes
         == {
             "embed_dim": config.embed_dim,
-            "vision.patch_size": config.vision.patch_size,
-            "vision.width": config.vision.width,
-            "vision.layers": config.vision.layers,
+            "vision.patch_size": config.vit.patch_size,
+            "vision.width": config.vit.width,
+            "vision.layers": config.vit.layers,
         }
     }
-    names = sorted(fitting, key=lambda name: fitting[name].vision.grid != grid)
+    names = sorted(fitting, key=lambda name: fitting[name].vit.grid != grid)
     return f"{names[0]}:openai" if names else None
 
 

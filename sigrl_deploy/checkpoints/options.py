@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 
-from sigrl_deploy.config import Arch, Contract
+from sigrl_deploy.architectures import Contract
+from sigrl_deploy.config import Arch
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class CheckpointOptions:
         checkpoint that is `NAME:PRETRAINED`, or OpenAI's convention.
     preprocess: how pictures were prepared in training.
     template: the prompt, with `{label}` in it.
+    backbone: torchvision's weights of VGG19, which checkpoints of BiAM and of a linear classifier go without.
+    heads: of BiAM's attention, which its tensors do not show.
     """
 
     checkpoint: str | Path
@@ -32,3 +35,28 @@ class CheckpointOptions:
     clip_config: str | None = None
     preprocess: Contract | None = None
     template: str | None = None
+    backbone: Path | None = None
+    heads: int | None = None
+
+
+@dataclass(frozen=True)
+class SCPNetOptions:
+    """What decides the rows of an SCPNet checkpoint's labels and is not in it.
+
+    relation: a `.npy` file [C, C] of how related the labels are, which training used.
+    preset: the published data set whose settings are taken for those that are None.
+    sparse_topk: related labels that each label keeps, itself among them.
+    reweight: the share of a label's row that comes from the others, `reweight_p` in the published configurations.
+    scale: the factor of the cosine, or "clip" for the checkpoint's own.
+    """
+
+    relation: Path | None = None
+    preset: str | None = None
+    sparse_topk: int | None = None
+    reweight: float | None = None
+    scale: float | str | None = None
+
+    @property
+    def given(self) -> dict[str, object]:
+        """The options that were given, by name."""
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}

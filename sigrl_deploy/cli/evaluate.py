@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from sigrl_deploy.architectures import Contract
 from sigrl_deploy.cli.options import (
     PATH,
     backend_option,
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 @click.option("--arch", type=click.Choice([arch.value for arch in Arch]), help="The checkpoint's, as for export.")
 @click.option("--clip-config", help="The checkpoint's, as for export.")
 @click.option(
-    "--preprocess", type=click.Choice(["zero-shot", "single-positive", "clip"]), help="The checkpoint's, as for export."
+    "--preprocess", type=click.Choice([contract.value for contract in Contract]), help="The checkpoint's, as for export."
 )
 @click.option("--template", help="The checkpoint's, as for export.")
 @click.option("--topk", type=click.IntRange(min=1), help="The checkpoint's, as for export.")

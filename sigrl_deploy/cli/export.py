@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 
+from sigrl_deploy.architectures import Contract
 from sigrl_deploy.bundle.engine_records import Ops, Range
 from sigrl_deploy.cli.options import PATH
-from sigrl_deploy.config import Arch, Backend, Contract, Precision
+from sigrl_deploy.config import Arch, Backend, Precision
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.extras import require
 from sigrl_deploy.tensorrt.library import LIBRARIES
@@ -20,7 +22,7 @@ def export() -> None:
     """Turn a trained checkpoint into a bundle, and a bundle into TensorRT engines or a Triton repository."""
 
 
-def _values(enum: type[Arch] | type[Precision]) -> click.Choice[str]:
+def _values(enum: type[Arch] | type[Contract] | type[Precision]) -> click.Choice[str]:
     return click.Choice([member.value for member in enum])
 
 
@@ -36,8 +38,14 @@ def _values(enum: type[Arch] | type[Precision]) -> click.Choice[str]:
     help="CLIP text tower: a file, or NAME:PRETRAINED [default: CHECKPOINT's own, or OpenAI's of the same size, which the "
     "training recipes freeze].",
 )
-@click.option("--labels", type=PATH, help="Put this vocabulary into the bundle.")
-@click.option("--label-embeddings", type=PATH, help="Saved embeddings [C, D] of --labels, instead of a text tower.")
+@click.option(
+    "--labels", type=PATH, help="Put this vocabulary into the bundle; for SCPNet all labels of its training, in order."
+)
+@click.option(
+    "--label-embeddings",
+    type=PATH,
+    help="Saved embeddings [C, D] of --labels, instead of a text tower; of BiAM and (ML)²P, word vectors.",
+)
 @click.option("--arch", type=_values(Arch), help="How pictures are scored [default: inferred from the checkpoint's tensors].")
 @click.option(
     "--clip-config",
@@ -53,11 +61,14 @@ def _values(enum: type[Arch] | type[Precision]) -> click.Choice[str]:
     show_default=True,
     help="dtype of the exported graphs; repeatable. The bundle runs in the first one by default.",
 )
-@click.option("--topk", type=int, help="Patches that the local match averages [default: 16; 18 for mkt].")
+@click.option(
+    "--topk", type=int, help="Patches that the local match averages [default: 16; 18 for mkt, 6 for biam, 1 for ml2p]."
+)
 @click.option(
     "--preprocess",
-    type=click.Choice(["zero-shot", "single-positive", "clip"]),
-    help="How pictures were prepared in training [default: zero-shot; clip for --arch clip].",
+    type=_values(Contract),
+    help="How pictures were prepared in training [default: zero-shot; clip for --arch clip, clip-bilinear for scpnet, squash "
+    "for biam and linear, squash-cifar for ml2p].",
 )
 @click.option("--template", help="Prompt with {label} in it [default: the checkpoint's or its architecture's].")
 @click.option(
@@ -65,24 +76,40 @@ def _values(enum: type[Arch] | type[Precision]) -> click.Choice[str]:
     type=float,
     help="Largest score error [default: 1e-4 fp32, 5e-3 fp16, 3e-2 bf16, 1e-2 int8 and int8x3, 5e-2 int8-all].",
 )
+@click.option("--backbone", type=PATH, help="BiAM and linear classifiers: torchvision's weights of VGG19.")
+@click.option("--heads", type=int, help="BiAM: heads of its attention; 8 for NUS-WIDE's checkpoint.")
+@click.option("--word-vectors", type=PATH, help="BiAM, (ML)²P: GloVe's vectors as text, for --labels of one word each.")
+@click.option("--raw-vectors", is_flag=True, help="(ML)²P: match by word vectors as they are, not at unit length.")
+@click.option("--scaling", type=PATH, help="Linear classifiers: the .npz file of their features' minimum and maximum.")
+@click.option("--relation", type=PATH, help="SCPNet: the .npy file [C, C] of related labels that training used.")
+@click.option(
+    "--preset", type=click.Choice(["coco", "voc", "nus-wide", "cub"]), help="SCPNet: the settings published for a data set."
+)
+@click.option("--sparse-topk", type=int, help="SCPNet: related labels that each keeps, itself too [default: --preset's].")
+@click.option("--reweight", type=float, help="SCPNet: the share of the others in a label's row [default: --preset's].")
+@click.option("--scale", help="SCPNet: the factor of the cosine, or clip for the checkpoint's own [default: --preset's].")
 @click.option("--weights", is_flag=True, help="Also write weights.safetensors, which the torch backend (for GPUs) needs.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle at --out.")
 def export_onnx(**options: Any) -> None:
     """Export CHECKPOINT to a bundle: visual.onnx, text.onnx, tokenizer and manifest. Scores are compared with the checkpoint's.
 
-    CHECKPOINT is a file (SigRL, MKT, CLIP, or saved by train), or NAME:PRETRAINED for weights that open_clip downloads, such as
-    ViT-B-16:openai; `python -c "import open_clip; print(open_clip.list_pretrained())"` lists them.
+    CHECKPOINT is a file (SigRL, MKT, CLIP, SCPNet, BiAM, (ML)²P, a linear classifier, or saved by train), or NAME:PRETRAINED
+    for weights that open_clip downloads, such as ViT-B-16:openai; `python -c "import open_clip;
+    print(open_clip.list_pretrained())"` lists them.
     """
     from sigrl_deploy.checkpoints.open_clip_weights import check_source, default_bundle
 
     check_source(options["checkpoint"])  # before anything that takes seconds
     options["out"] = options["out"] or default_bundle(options["checkpoint"])
     require("torch", "onnx", "onnxscript", "open_clip", "safetensors", extra="export")
-    from sigrl_deploy.export.run import ExportOptions, export_bundle
+    from sigrl_deploy.checkpoints.options import SCPNetOptions
+    from sigrl_deploy.export.options import ExportOptions
+    from sigrl_deploy.export.run import export_bundle
 
     for name, enum in (("arch", Arch), ("preprocess", Contract)):
         options[name] = options[name] and enum(options[name])
     options["precisions"] = tuple(map(Precision, options["precisions"]))
+    options["scpnet"] = SCPNetOptions(**{field.name: options.pop(field.name) for field in fields(SCPNetOptions)})
     for parity in export_bundle(ExportOptions(**options)):
         measured = f"largest score error {parity.largest_error:.1e} (tolerance {parity.tolerance:g})"
         click.echo(f"{options['out']}: exported; {measured}, {parity.backend}")

@@ -12,8 +12,9 @@ from typing import Any
 
 import click
 
+from sigrl_deploy.architectures import Contract
 from sigrl_deploy.checkpoints.options import CheckpointOptions
-from sigrl_deploy.config import FUSED, Arch, Backend, Contract, Crop, Device, Precision
+from sigrl_deploy.config import FUSED, Arch, Backend, Crop, Device, Precision
 from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.machine import cpus

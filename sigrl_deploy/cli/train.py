@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from sigrl_deploy.architectures import Contract
 from sigrl_deploy.cli.options import PATH, device_option
 from sigrl_deploy.config import Arch
 from sigrl_deploy.errors import printable
@@ -30,7 +31,7 @@ _POSITIVE = click.IntRange(min=1, max=10**9)
 @click.option("--clip-config", help="open_clip config of a CLIP that is not OpenAI's, as for export.")
 @click.option("--template", help="Text prompt with {label} in it [default: the architecture's].")
 @click.option(
-    "--preprocess", type=click.Choice(["zero-shot", "single-positive", "clip"]), help="[default: --init's, or the recipe's]"
+    "--preprocess", type=click.Choice([contract.value for contract in Contract]), help="[default: --init's, or the recipe's]"
 )
 @click.option("--augment", type=click.Choice(["randaugment", "crop", "flip", "none"]), help="[default: the recipe's]")
 @click.option("--topk", type=_POSITIVE, help="Patches that the local score averages [default: 16; 18 for mkt].")
@@ -78,7 +79,6 @@ def train(**options: Any) -> None:
 
     The best checkpoint by validation becomes OUT/model.safetensors, which sigrl-deploy export onnx reads.
     """
-    from sigrl_deploy.config import Contract
     from sigrl_deploy.training.checks import check_run
     from sigrl_deploy.training.recipes import LossInput, RecipeName, TrainOptions
 

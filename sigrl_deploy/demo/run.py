@@ -13,7 +13,8 @@ from sigrl_deploy.demo.marked import Marked, mark
 from sigrl_deploy.demo.page import check_replaceable, write_page
 from sigrl_deploy.demo.table import table
 from sigrl_deploy.errors import BundleError
-from sigrl_deploy.export.run import ExportOptions, export_bundle
+from sigrl_deploy.export.options import ExportOptions
+from sigrl_deploy.export.run import export_bundle
 from sigrl_deploy.files import replacing
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.tagging.heatmaps import open_folder, write_heatmaps

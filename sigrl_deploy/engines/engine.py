@@ -51,7 +51,9 @@ class Engine(Protocol):
         """The bundle's `Preprocess`, on the engine's device. Raises UsageError where the engine has none."""
 
     def encode(self, pixels: Pixels, vocabulary: Vocabulary) -> tuple[FloatArray | None, FloatArray]:
-        """pixels [B, 3, H, W] → local features [B, P, D] (None where patches are not matched), global feature [B, D]."""
+        """pixels [B, 3, H, W] → local features [B, P, D] (None where patches are not matched), global feature [B, D],
+        or [B, 0] where that is not matched.
+        """
 
     def score(self, pixels: Pixels, vocabulary: Vocabulary) -> FloatArray:
         """pixels [B, 3, H, W] → scores [B, R] of the vocabulary's rows by the bundle's rule (see `Arch`)."""

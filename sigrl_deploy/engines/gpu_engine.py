@@ -264,7 +264,7 @@ class GpuEngine(ABC):
 
     def _match(self, local: Tensor, global_feature: Tensor, vocabulary: GpuVocabulary) -> Tensor:
         sizes, rows = self.sizes, vocabulary.label_embedding
-        if "match" in self.fused and sizes.arch.has_local:
+        if "match" in self.fused and sizes.arch.has_match_kernel:
             how = self._launches.of(len(local), len(rows)).get("match")
             return match.match(local, global_feature, rows, sizes.topk, how=how)[0]
         return sigrl.match(sizes.arch, local.float(), global_feature.float(), rows.float(), sizes.topk)

@@ -104,15 +104,16 @@ class OnnxEngine(OnnxTextEngine):
         else:
             outputs = self._visual(feeds)
         self._check_features(outputs, len(pixels))
-        return outputs.get("local_feature"), outputs["global_feature"]
+        return outputs.get("local_feature"), outputs.get("global_feature", np.empty((len(pixels), 0), np.float32))
 
     def _check_features(self, outputs: Mapping[str, FloatArray], batch: int) -> None:
         """Raise BundleError where features do not have the manifest's sizes, which a graph may leave open."""
         manifest = self._bundle.manifest
-        expected: dict[str, tuple[int, ...]] = {"global_feature": (batch, manifest.embed_dim)}
+        expected: dict[str, tuple[int, ...]] = {}
+        if manifest.arch.has_global:
+            expected["global_feature"] = batch, manifest.embed_dim
         if manifest.arch.has_local:
-            rows, columns = manifest.grid
-            expected["local_feature"] = (batch, rows * columns, manifest.embed_dim)
+            expected["local_feature"] = batch, manifest.local_features, manifest.embed_dim
         for name, shape in expected.items():
             found = outputs[name].shape if name in outputs else None
             if found != shape:

@@ -52,7 +52,7 @@ class OnnxRuntimeFusedEngine(GpuEngine, OnnxTextEngine):
         manifest, dtype = bundle.manifest, getattr(torch, self.precision.torch_name)
         on_gpu = device is Device.CUDA
         place = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-        sizes = Sizes(manifest.arch, manifest.grid[0] * manifest.grid[1], manifest.embed_dim, manifest.topk)
+        sizes = Sizes(manifest.arch, manifest.local_features, manifest.embed_dim, manifest.topk)
         super().__init__(bundle, sizes, dtype, place, fused, folder)
         path = bundle.file(self._variant.visual)
         model = onnx.load(path)

@@ -71,7 +71,7 @@ class TensorRtEngine(GpuEngine):
         fused = frozenset(fused) - (frozenset() if self.key.ops is Ops.FUSED else {"svfr"})
         # Where SVFR is inside the engine, its inputs and outputs are fp32.
         dtype = getattr(torch, self.precision.torch_name) if self.key.ops is Ops.FUSED else torch.float32
-        sizes = Sizes(manifest.arch, manifest.grid[0] * manifest.grid[1], manifest.embed_dim, manifest.topk)
+        sizes = Sizes(manifest.arch, manifest.local_features, manifest.embed_dim, manifest.topk)
         super().__init__(bundle, sizes, dtype, place, fused, folder)
         self._visual = self._load(self._records["visual"])
         self._contexts: SizeCache[Context] = self._new_cache(MOST_CONTEXTS)
@@ -105,6 +105,8 @@ class TensorRtEngine(GpuEngine):
         if vocabulary.graph_projection is not None:
             inputs["graph_projection"] = vocabulary.graph_projection
         outputs = context(inputs)
+        if not self.sizes.arch.has_global:
+            return outputs["local_feature"], outputs["local_feature"][:, 0, :0]
         global_feature = outputs["global_feature"].to(self.dtype)
         if self._svfr is not None:
             return self._reconstruct(outputs["patches"], vocabulary), global_feature

@@ -18,6 +18,7 @@ from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.config import Device, Precision
 from sigrl_deploy.engines.cuda_graphs import GpuVocabulary
 from sigrl_deploy.engines.gpu_engine import GpuEngine
+from sigrl_deploy.image_towers import VisionConfig, local_features
 from sigrl_deploy.kernels import gmc, vit
 from sigrl_deploy.kernels.cases import Shape, Sizes
 from sigrl_deploy.model.sigrl import GMC, encode_image
@@ -54,8 +55,10 @@ class TorchEngine(GpuEngine):
         self.model = typed(model, self.precision).to(place).eval().requires_grad_(False)
         config = self.model.config
         vision = config.vision
-        sizes = Sizes(config.arch, vision.grid**2, config.embed_dim, config.topk, config.graph, vision.width)
-        super().__init__(bundle, sizes, self.model.visual.proj.dtype, place, fused, folder)
+        width = vision.width if isinstance(vision, VisionConfig) else 0
+        fused = fused if width else frozenset(fused) - {"tower"}  # whose kernels are a ViT's
+        sizes = Sizes(config.arch, local_features(vision), config.embed_dim, config.topk, config.graph, width)
+        super().__init__(bundle, sizes, self.model.dtype, place, fused, folder)
         if self.model.svfr is not None:
             with self.running():
                 self._set_svfr(self.model.svfr)

@@ -157,7 +157,7 @@ def open_models(options: EvaluateOptions) -> list[Model]:
 
         eager = load_eager(options.checkpoint, device=options.engine.device)
         log.info("engine: %s", eager.description)  # as a recognizer does
-        arch, device = eager.model.config.arch, eager.model.visual.proj.device.type
+        arch, device = eager.model.config.arch, eager.device
         models.append(Model(Path(options.checkpoint.checkpoint), eager.description, arch, Precision.FP32, device, eager))
     if options.bundles:
         for path, precision in itertools.product(options.bundles, options.precisions or (None,)):

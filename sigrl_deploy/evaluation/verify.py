@@ -20,7 +20,7 @@ from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.manifest import VOCABULARY, Manifest, change_manifest
 from sigrl_deploy.checkpoints.options import CheckpointOptions
-from sigrl_deploy.comparison import agreement, flips, lowest_cosine, overlap, score_errors
+from sigrl_deploy.comparison import agreement, flips, lowest_cosine, overlap, score_errors, unit_of
 from sigrl_deploy.config import Backend, Device, Precision
 from sigrl_deploy.datasets.dataset import UNKNOWN, Dataset
 from sigrl_deploy.datasets.labelled_folder import LABELS_CSV, read_folder
@@ -263,15 +263,15 @@ def compare(
     its_map: float | None,
 ) -> Comparison:
     """exact, scores [N, C] fp32 of the same pictures and labels, threshold one or [C] → how they differ."""
-    errors = score_errors(exact, scores)
+    errors, unit = score_errors(exact, scores), unit_of(exact)
     flipped = flips(exact, scores, threshold)
     most = [int(i) for i in np.argsort(-flipped, kind="stable")[:_SHOWN_LABELS] if flipped[i]]
     return Comparison(
         description=model.description,
         precision=model.precision.value,
         tolerance=model.precision.tolerance if tolerance is None else tolerance,
-        largest_error=errors.largest,
-        mean_error=errors.mean,
+        largest_error=errors.largest / unit,
+        mean_error=errors.mean / unit,
         cosine=lowest_cosine(exact, scores),
         top1_agreement=agreement(exact, scores, 1),
         top5_overlap=overlap(exact, scores, 5),

@@ -65,13 +65,14 @@ class GMCNode(nn.Module):
 class VisualGraph(nn.Module):
     """Pixels [B, 3, H, W], T [C, D] and G Wbᵀ [C, D] to local features [B, P, D] and the global feature [B, D].
 
-    Without SVFR pixels are the only input; without a local match the global feature is the only output.
+    Without SVFR pixels are the only input; a feature that is not matched is no output.
     """
 
     def __init__(self, model: SigRL, precision: Precision = Precision.FP32) -> None:
         super().__init__()
-        self.visual = model.visual
-        self.local = model.config.arch.has_local
+        self.visual, self.dtype = model.visual, model.dtype
+        arch = model.config.arch
+        self.local, self.whole = arch.has_local, arch.has_global
         self.svfr = SVFRNode(model.svfr, model.config.embed_dim, precision) if model.svfr is not None else None
 
     @property
@@ -80,15 +81,15 @@ class VisualGraph(nn.Module):
 
     @property
     def output_names(self) -> list[str]:
-        return ["local_feature", "global_feature"] if self.local else ["global_feature"]
+        return ["local_feature"] * self.local + ["global_feature"] * self.whole
 
     def forward(self, pixels: Tensor, *vocabulary: Tensor) -> tuple[Tensor, ...]:
-        dtype = self.visual.conv1.weight.dtype
+        dtype = self.dtype
         patches, global_feature = encode_image(self.visual, pixels.to(dtype))
         if self.svfr is not None:
             label_embedding, graph_projection = vocabulary
             patches = self.svfr(patches, label_embedding.to(dtype), graph_projection.to(dtype))
-        return (patches.float(), global_feature.float()) if self.local else (global_feature.float(),)
+        return (patches.float(),) * self.local + (global_feature.float(),) * self.whole
 
 
 class TextGraph(nn.Module):

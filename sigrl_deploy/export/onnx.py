@@ -79,7 +79,7 @@ def exponent_bound(model: SigRL) -> float:
     and shift has norm √width at most.
     """
     assert model.svfr is not None
-    visual = model.visual
+    visual = model.vit
     proj = visual.proj.float()
     scaled = (visual.ln_post.weight.float()[:, None] * proj).norm(dim=0) * math.sqrt(proj.shape[0])
     largest_patch = (scaled + (visual.ln_post.bias.float() @ proj).abs()).max().item()

@@ -13,7 +13,7 @@ import torch
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.checkpoints.eager import cut_padding
-from sigrl_deploy.comparison import agreement, overlap, score_errors
+from sigrl_deploy.comparison import agreement, overlap, score_errors, unit_of
 from sigrl_deploy.config import Backend, Device, Precision, runs
 from sigrl_deploy.export.graph_modules import TextGraph, VisualGraph
 from sigrl_deploy.model.sigrl import SigRL, encode_text, match
@@ -49,7 +49,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Parity:
-    """What the export measured. `largest_error` is over all cases; scores lie within ±1.
+    """What the export measured. `largest_error` is over all cases; scores lie within ±1, or else errors are counted in
+    the largest score.
 
     `device_preprocess_drift` is the largest score difference that preparing pictures in PyTorch makes, where the bundle has
     weights for it, else None.
@@ -117,8 +118,8 @@ class EagerScorer:
         inputs = [torch.from_numpy(pixels)]
         if vocabulary.graph_projection is not None:
             inputs += [label_embedding, torch.from_numpy(vocabulary.graph_projection)]
-        *local, global_feature = self.visual(*inputs)
-        patches = local[0] if local else torch.empty(0)
+        outputs = dict(zip(self.visual.output_names, self.visual(*inputs), strict=True))
+        patches, global_feature = (outputs.get(name, torch.empty(0)) for name in ("local_feature", "global_feature"))
         scores: FloatArray = match(self.config.arch, patches, global_feature, label_embedding, self.config.topk).numpy()
         return scores
 
@@ -184,6 +185,8 @@ def _engine_scorer(recognizer: Recognizer) -> Scorer:
 
 
 def _compare(expected: FloatArray, got: FloatArray) -> Case:
-    errors = score_errors(expected, got)
+    errors, unit = score_errors(expected, got), unit_of(expected)
     batch, labels = expected.shape
-    return Case(batch, labels, errors.largest, errors.mean, agreement(expected, got, 1), overlap(expected, got, 5))
+    return Case(
+        batch, labels, errors.largest / unit, errors.mean / unit, agreement(expected, got, 1), overlap(expected, got, 5)
+    )

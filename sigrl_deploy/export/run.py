@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import tempfile
 import time
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
-import torch
 from msgspec.structs import replace
 
 from sigrl_deploy.bundle.manifest import MANIFEST, TOKENIZER, VOCABULARY, Manifest, Variant
-from sigrl_deploy.checkpoints.eager import tokenize
 from sigrl_deploy.checkpoints.loading import LoadedCheckpoint, load_model
 from sigrl_deploy.checkpoints.native import TrainedRecord, write_trained
-from sigrl_deploy.checkpoints.options import CheckpointOptions
-from sigrl_deploy.checkpoints.weights import read_tensor
 from sigrl_deploy.config import Backend, Device, Precision, runs
-from sigrl_deploy.errors import CheckpointError, ExportError, UsageError
+from sigrl_deploy.errors import ExportError, UsageError
+from sigrl_deploy.export.label_rows import label_rows, own_labels, sources
 from sigrl_deploy.export.onnx import DATA, export_text, export_visual
-from sigrl_deploy.export.out_folder import check_out, replaced_folder
-from sigrl_deploy.export.parity import LABELS, EagerScorer, Parity, Reference, measure
+from sigrl_deploy.export.options import ExportOptions, check_options
+from sigrl_deploy.export.out_folder import replaced_folder
+from sigrl_deploy.export.parity import EagerScorer, Parity, Reference, measure
 from sigrl_deploy.files import sha256_file
-from sigrl_deploy.labels.names import check_labels, read_labels
-from sigrl_deploy.labels.reading import read_names
+from sigrl_deploy.image_towers import Ml2pConfig
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.model.towers import typed
 from sigrl_deploy.recognizer import Recognizer
@@ -41,28 +35,6 @@ log = logging.getLogger(__name__)
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "open_clip_torch")
 
 
-@dataclass(frozen=True)
-class ExportOptions(CheckpointOptions):
-    """What to export, and how.
-
-    out: the bundle's folder.
-    labels: a label file, whose vocabulary is put into the bundle; None takes the labels that our own training recorded, if any.
-    label_embeddings: a saved tensor [C, D] of those labels, in place of a text tower.
-    precisions: the variants of the graphs; the first runs by default.
-    tolerance: the largest score error against the PyTorch model in fp32; None takes each precision's own.
-    weights: also write the weights that the PyTorch engine needs.
-    force: replace a bundle at `out`.
-    """
-
-    out: Path
-    labels: Path | None = None
-    label_embeddings: Path | None = None
-    precisions: tuple[Precision, ...] = (Precision.FP32,)
-    tolerance: float | None = None
-    weights: bool = False
-    force: bool = False
-
-
 def export_bundle(options: ExportOptions) -> list[Parity]:
     """Write a bundle, and return the measured parity of each precision, in the order of `options.precisions`.
 
@@ -70,16 +42,15 @@ def export_bundle(options: ExportOptions) -> list[Parity]:
     read, ExportError where the folder cannot be written or scores differ by more than the tolerance. Whatever it raises,
     nothing is left behind.
     """
-    _check_options(options)
-    given = read_names(options.labels) if options.labels else ()
+    check_options(options)
     loaded = load_model(options, with_text=options.label_embeddings is None)
-    model, record = loaded.model, loaded.checkpoint.record
+    model = loaded.model
     if Precision.INT8 in options.precisions and model.svfr is None:
         problem = f"int8 is for SVFR's products, and {model.config.arch.value} has no SVFR; use `precisions='int8x3'`"
         raise UsageError(problem, argument="precisions", value="int8")
     log.info("%s: a %s checkpoint, exported as %s", options.checkpoint, loaded.checkpoint.layout, model.config.arch.value)
-    own = given or (check_labels(record.labels) if record and record.labels else ())
-    rows = _label_rows(options, model, loaded.template, own)
+    own = own_labels(options, loaded)
+    rows = label_rows(options, loaded, own)
     with replaced_folder(options.out) as folder, tempfile.TemporaryDirectory(prefix="sigrl-deploy-") as cache:
         log.info("scoring the package's photographs with the PyTorch model, to measure against")
         reference = Reference(model, rows, loaded.preprocess, Path(cache))
@@ -92,7 +63,7 @@ class _Export:
 
     def __init__(self, options: ExportOptions, loaded: LoadedCheckpoint, reference: Reference, folder: Path) -> None:
         self._options, self._loaded, self._reference, self._folder = options, loaded, reference, folder
-        self._model, self._sources = loaded.model, _sources(options, loaded)
+        self._model, self._sources = loaded.model, sources(options, loaded)
         self._variants: dict[Precision, Variant] = {}
         self._hashes: dict[str, str] = {}
         self._texts: dict[str, str | None] = {}  # by dtype: variants of one dtype share a text graph
@@ -184,6 +155,7 @@ class _Export:
             embed_dim=config.embed_dim,
             image_size=config.vision.image_size,
             patch_size=config.vision.patch_size,
+            groups=config.vision.groups if isinstance(config.vision, Ml2pConfig) else None,
             topk=config.topk,
             template=self._loaded.template,
             context_length=config.text.context_length if config.text else None,
@@ -194,64 +166,3 @@ class _Export:
             tools=tool_versions(*_TOOLS),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
-
-
-def _check_options(options: ExportOptions) -> None:
-    if options.label_embeddings and not options.labels:
-        problem = "needs the labels of its rows; give their file as `labels`"
-        raise UsageError(problem, argument="label_embeddings", value=options.label_embeddings)
-    if options.label_embeddings and options.text_tower:
-        problem = "takes the place of a text tower; leave out either it or `text_tower`"
-        raise UsageError(problem, argument="label_embeddings", value=options.label_embeddings)
-    if options.topk is not None and options.topk < 1:
-        raise UsageError("expected at least 1 patch", argument="topk", value=options.topk)
-    if options.template is not None and options.template.count("{label}") != 1:
-        raise UsageError("expected the text {label} in it, once", argument="template", value=options.template)
-    if options.weights and not any(runs(Backend.TORCH, precision) for precision in options.precisions):
-        raise UsageError("are for PyTorch, which runs no int8; add fp32, fp16 or bf16 to `precisions`", argument="weights")
-    if len(set(options.precisions)) != len(options.precisions):
-        raise UsageError("names a precision twice; leave one of them out", argument="precisions")
-    if options.tolerance is not None and not 0 <= options.tolerance < math.inf:
-        raise UsageError("expected a score error of 0 or more", argument="tolerance", value=options.tolerance)
-    check_out(options.out, options.force)
-
-
-def _sources(options: ExportOptions, loaded: LoadedCheckpoint) -> dict[str, Any]:
-    """Where the model came from, for people."""
-    sources: dict[str, Any] = {"checkpoint": _source(options.checkpoint), "layout": loaded.checkpoint.layout}
-    if loaded.checkpoint.record is not None:
-        sources["training"] = loaded.checkpoint.record.training
-    if loaded.text is not None:
-        return sources | {"text_tower": _source(loaded.text.path)}
-    assert options.label_embeddings is not None
-    return sources | {"label_embeddings": _source(options.label_embeddings)}
-
-
-def _source(source: str | Path) -> dict[str, Any]:
-    """A file's name and digest; for open_clip's own weights, their name."""
-    path = Path(source)
-    return {"file": path.name, "sha256": sha256_file(path)} if path.is_file() else {"file": str(source), "sha256": None}
-
-
-def _label_rows(options: ExportOptions, model: SigRL, template: str, own: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """The labels that parity is measured with, each with its token ids (by open_clip's tokenizer) or its given embedding.
-
-    They are the bundle's own vocabulary, where it gets one.
-    """
-    labels = own or read_labels(LABELS)
-    if options.label_embeddings is not None:
-        return dict(zip(labels, _read_embeddings(options.label_embeddings, len(labels), model.config.embed_dim), strict=True))
-    return dict(zip(labels, tokenize(model, template, labels), strict=True))
-
-
-def _read_embeddings(path: Path, labels: int, dim: int) -> torch.Tensor:
-    stored = read_tensor(path)
-    if stored.shape != (labels, dim) or not stored.is_float:
-        held = f"{list(stored.shape)} of {stored.dtype}"
-        raise CheckpointError(
-            f"{path}: holds {held}, expected a tensor [{labels}, {dim}] of floats: one row for each line of `labels`"
-        )
-    rows = stored.read().float()
-    if not rows.isfinite().all():
-        raise CheckpointError(f"{path}: holds NaN or infinite values; encode the labels again")
-    return rows

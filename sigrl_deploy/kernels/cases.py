@@ -72,7 +72,7 @@ def cases(sizes: Sizes, dtype: torch.dtype, device: torch.device, fused: Collect
         semantic, fuse, hows = v.float(), random(dim, 2 * dim), between.candidates(dim, dtype)
         yield Case("svfr.between", size, hows, lambda how: between.between(semantic, t, t, fuse, how=how))
         yield Case("svfr.reconstruct", sizes2, stage2, lambda how: svfr.reconstruct(x, v, weight, count=count, how=how))
-    if "match" in fused and sizes.arch.has_local:
+    if "match" in fused and sizes.arch.has_match_kernel:
         y, g, labels = random(served.pictures, patches, dim), random(served.pictures, dim), random(served.rows, dim)
         hows = match.candidates(patches, dim, dtype)
         yield Case("match", size, hows, lambda how: match.match(y, g, labels, sizes.topk, how=how))

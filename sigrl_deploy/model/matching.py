@@ -69,15 +69,25 @@ def local_match(local: FloatArray, label_embedding: FloatArray, topk: int) -> Fl
 def score(
     arch: Arch, local: FloatArray | None, global_feature: FloatArray, label_embedding: FloatArray, topk: int
 ) -> FloatArray:
-    """Y [P, D] (None where patches are not matched), g [D], T [C, D] → scores [C] by the architecture's rule (see `Arch`)."""
-    with _blas.limit(limits=1, user_api="blas"):
-        if arch is Arch.CLIP:
-            cosine: FloatArray = _unit_rows(label_embedding) @ _unit_rows(global_feature)
-            return cosine
-        global_score = _unit_rows(label_embedding @ global_feature)
-    if local is None:
-        return global_score
-    return (_unit_rows(local_match(local, label_embedding, topk)) + global_score) / np.float32(2)
+    """Y [P, D], g [D], T [C, D] → scores [C] by the architecture's rule (see `Arch`). What it does not match is not read."""
+    matches: list[FloatArray] = []
+    if arch.has_global:
+        with _blas.limit(limits=1, user_api="blas"):
+            rows = _unit_rows(label_embedding) if arch.unit_labels else label_embedding
+            matches.append(rows @ (_unit_rows(global_feature) if arch.unit_global else global_feature))
+    if arch.has_local:
+        assert local is not None
+        matches.append(local_match(local, label_embedding, topk))
+    if arch.compares_labels:
+        matches = [_unit_rows(each) for each in matches]
+    found: FloatArray = matches[0] if len(matches) == 1 else (matches[0] + matches[1]) / np.float32(2)
+    return _sigmoid(found) if arch.gives_probabilities else found
+
+
+def _sigmoid(x: FloatArray) -> FloatArray:
+    """1 / (1 + exp(−x)); exp(−|x|) cannot overflow."""
+    small = np.exp(-np.abs(x))
+    return np.where(x >= 0, np.float32(1), small) / (1 + small)
 
 
 def require_finite(scores: FloatArray, precision: str) -> None:

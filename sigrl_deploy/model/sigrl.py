@@ -17,7 +17,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from sigrl_deploy.config import Arch, GraphConfig, ModelConfig
+from sigrl_deploy.image_towers import BiamConfig, Ml2pConfig, ResNetConfig, VggConfig
+from sigrl_deploy.model.biam import BiamTower
+from sigrl_deploy.model.image_tower import ImageTower
+from sigrl_deploy.model.ml2p import Ml2pTower
+from sigrl_deploy.model.resnet import ResNet
 from sigrl_deploy.model.text import TextTransformer
+from sigrl_deploy.model.vgg import VggTower
 from sigrl_deploy.model.vit import VisionTransformer
 
 LEAKY_SLOPE = 0.2
@@ -55,10 +61,13 @@ def full_precision(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return in_full
 
 
-def encode_image(visual: VisionTransformer, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """CLIP's ViT, `ln_post` and projection on every token: pixels [B, 3, H, W] → patches X [B, P, D], global g [B, D]."""
+def encode_image(visual: ImageTower, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """The image tower: pixels [B, 3, H, W] → patches X [B, P, D], global g [B, D].
+
+    A tower without patches gives X [B, 0, D], one without a global feature g [B, 0].
+    """
     tokens = visual(pixels)
-    return tokens[:, 1:], tokens[:, 0]
+    return (tokens[:, 1:], tokens[:, 0]) if visual.has_global else (tokens, tokens[:, 0, :0])
 
 
 def encode_text(text: TextTransformer, token_ids: Tensor) -> Tensor:
@@ -182,13 +191,26 @@ def unit_rows(x: Tensor) -> Tensor:
 
 
 def match(arch: Arch, local: Tensor, global_feature: Tensor, label_embedding: Tensor, topk: int) -> Tensor:
-    """Scores [B, C] by the architecture's rule (see `Arch`). They rank the labels of one picture, and are not probabilities."""
-    if arch is Arch.CLIP:
-        return unit_rows(global_feature) @ unit_rows(label_embedding).T
-    score = unit_rows(global_feature @ label_embedding.T)
-    if arch.has_local:
-        score = (unit_rows(local_match(local, label_embedding, topk)) + score) / 2
-    return score
+    """Scores [B, C] by the architecture's rule (see `Arch`). They rank the labels of one picture."""
+    matches = [local_match(local, label_embedding, topk)] if arch.has_local else []
+    if arch.has_global:
+        picture = unit_rows(global_feature) if arch.unit_global else global_feature
+        matches.append(picture @ (unit_rows(label_embedding) if arch.unit_labels else label_embedding).T)
+    if arch.compares_labels:
+        matches = [unit_rows(each) for each in matches]
+    score = matches[0] if len(matches) == 1 else (matches[0] + matches[1]) / 2
+    return torch.sigmoid(score) if arch.gives_probabilities else score
+
+
+def _image_tower(config: ModelConfig) -> ImageTower:
+    vision, dim = config.vision, config.embed_dim
+    if isinstance(vision, ResNetConfig):
+        return ResNet(vision, dim)
+    if isinstance(vision, VggConfig):
+        return VggTower(vision)
+    if isinstance(vision, Ml2pConfig):
+        return Ml2pTower(vision)
+    return BiamTower(vision, dim) if isinstance(vision, BiamConfig) else VisionTransformer(vision, dim)
 
 
 class SigRL(nn.Module):
@@ -197,10 +219,26 @@ class SigRL(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.visual = VisionTransformer(config.vision, config.embed_dim)
+        self.visual = _image_tower(config)
         self.text = TextTransformer(config.text, config.embed_dim) if config.text else None
         self.gmc = GMC(config.graph) if config.arch.has_graph else None
         self.svfr = SVFR(config.embed_dim) if config.arch.has_graph else None
+
+    @property
+    def vit(self) -> VisionTransformer:
+        """The image tower, where it is a ViT. Raises ValueError for another."""
+        if not isinstance(self.visual, VisionTransformer):
+            raise ValueError("the image tower is no ViT")
+        return self.visual
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the matrix weights."""
+        return next(self.visual.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.visual.parameters()).device
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
         """token ids [N, L] → label embeddings [N, D]; see `encode_text`."""

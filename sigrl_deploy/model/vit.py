@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sigrl_deploy.config import VisionConfig
+from sigrl_deploy.image_towers import VisionConfig
+from sigrl_deploy.model.image_tower import ImageTower
 from sigrl_deploy.model.transformer import LayerNorm, Transformer
 
 
@@ -33,7 +34,7 @@ class PatchEmbedding(nn.Module):
         return F.linear(patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2), self.weight.flatten(1))
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(ImageTower):
     """CLIP's ViT with a class token; the last norm and the projection apply to every token, as SigRL needs them."""
 
     def __init__(self, config: VisionConfig, embed_dim: int) -> None:

@@ -14,8 +14,8 @@ from msgspec import Meta
 from numpy.typing import NDArray
 from PIL import Image
 
+from sigrl_deploy.architectures import Contract
 from sigrl_deploy.arrays import FloatArray
-from sigrl_deploy.config import Contract
 from sigrl_deploy.errors import ImageError, UsageError, member_of
 from sigrl_deploy.structs import Checked
 
@@ -23,6 +23,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR_STD = (0.2023, 0.1994, 0.2010)
 
 MAX_IMAGE_SIZE = 4096
 
@@ -83,12 +86,15 @@ class Preprocess(Checked, frozen=True):
         if chosen is Contract.ZERO_SHOT:
             resize_size = math.floor(image_size / 0.875)
             mean, std = IMAGENET_MEAN, IMAGENET_STD
-        elif chosen is Contract.CLIP:
+        elif chosen in (Contract.CLIP, Contract.CLIP_BILINEAR):
             resize_size, mean, std = image_size, CLIP_MEAN, CLIP_STD
         else:
-            mean, std = IMAGENET_MEAN, IMAGENET_STD
-            return cls(chosen, image_size, 448, "squash", "bilinear", "tensor-bilinear", mean, std)
-        return cls(chosen, image_size, resize_size, "short-side", "bicubic", "center-crop", mean, std)
+            of_cifar = chosen is Contract.SQUASH_CIFAR
+            mean, std = (CIFAR_MEAN, CIFAR_STD) if of_cifar else (IMAGENET_MEAN, IMAGENET_STD)
+            side = 448 if chosen is Contract.SINGLE_POSITIVE else image_size
+            return cls(chosen, image_size, side, "squash", "bilinear", "tensor-bilinear", mean, std)
+        interpolation: Literal["bicubic", "bilinear"] = "bilinear" if chosen is Contract.CLIP_BILINEAR else "bicubic"
+        return cls(chosen, image_size, resize_size, "short-side", interpolation, "center-crop", mean, std)
 
     def __call__(self, image: Image.Image) -> FloatArray:
         """An RGB picture of any size → normalised pixels [3, S, S] float32, channels in RGB order.

@@ -14,13 +14,13 @@ class Prediction:
     Attributes:
         label: the label.
         score: ranks the labels of one picture within one vocabulary. It is not a probability, and it shrinks as the vocabulary
-            grows.
+            grows, unless the architecture gives probabilities.
         evidence: fp32 [rows, columns], how well each patch of the picture matches the label. None unless it was asked for.
             Square, unless the recognizer's `crop` shows more of a picture.
         strength: fp32 [rows, columns], 0 to 1, how clearly each patch shows the label: its evidence, compared with that of all
             labels, on one scale for all predictions of a picture. None unless evidence was asked for.
         threshold: what the score had to reach; None where there was no threshold.
-        probability: that the picture has the label, where a file of thresholds has a curve for it.
+        probability: that the picture has the label, where a file of thresholds has a curve for it, or the score is one.
         child: for a parent that a label below it brought with it, that label: score, threshold and evidence are the child's.
 
     >>> cat = Prediction("cat", 0.31)

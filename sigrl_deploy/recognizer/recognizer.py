@@ -16,7 +16,7 @@ from PIL import Image
 
 from sigrl_deploy.arrays import FloatArray, Pixels
 from sigrl_deploy.bundle.bundle import Bundle
-from sigrl_deploy.config import Arch, Backend, Crop, Device, Precision
+from sigrl_deploy.config import Backend, Crop, Device, Precision
 from sigrl_deploy.engines.engine import Engine
 from sigrl_deploy.engines.opening import open_engine
 from sigrl_deploy.engines.options import EngineOptions
@@ -346,8 +346,9 @@ class Recognizer:
         evidence: bool = False,
     ) -> Selection:
         """Which labels of a picture become predictions, by the arguments of `recognize`. Raises UsageError as that does."""
-        chosen = Selection.of(lambda: self.scope(vocabulary), vocabulary, top, threshold, thresholds, evidence)
-        chosen.check(self.bundle.manifest.arch)
+        arch = self.bundle.manifest.arch
+        chosen = Selection.of(arch, lambda: self.scope(vocabulary), vocabulary, top, threshold, thresholds, evidence)
+        chosen.check(arch)
         return chosen
 
     def scope(self, vocabulary: Vocabulary) -> Scope:
@@ -362,7 +363,7 @@ class Recognizer:
 
     def _advised(self, labels: Labels) -> Vocabulary:
         vocabulary = self.vocabulary(labels)
-        if len(vocabulary.label_embedding) < FEW_LABELS and self.bundle.manifest.arch is not Arch.CLIP:
+        if len(vocabulary.label_embedding) < FEW_LABELS and self.bundle.manifest.arch.compares_labels:
             _advise_more_labels(len(vocabulary))
         return vocabulary
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sigrl_deploy.arrays import FloatArray
-from sigrl_deploy.calibration.probabilities import Curve
+from sigrl_deploy.calibration.probabilities import Curve, Isotonic
 from sigrl_deploy.config import Arch
 from sigrl_deploy.errors import UsageError, kind_of
 from sigrl_deploy.recognizer.predictions import Prediction
@@ -17,6 +17,7 @@ from sigrl_deploy.recognizer.thresholds import Scope, Thresholds
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 DEFAULT_TOP = 5
+_SCORES = Isotonic(x=(0.0, 1.0), y=(0.0, 1.0))  # scores that are probabilities as they are
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Selection:
     """The `top` best labels (None: all) of those that reach their threshold, and the parents that they bring with them.
 
     `threshold` holds for every label that has none of its own. `limits` fp32 [C] are those of a file of thresholds and of the
-    labels themselves, and `probabilities` is the file's curve.
+    labels themselves, and `probabilities` is the file's curve, or that of a model whose scores are probabilities.
     """
 
     top: int | None
@@ -36,6 +37,7 @@ class Selection:
     @classmethod
     def of(
         cls,
+        arch: Arch,
         scope: Callable[[], Scope],
         vocabulary: Vocabulary,
         top: int | None,
@@ -44,8 +46,9 @@ class Selection:
         evidence: bool,
     ) -> Selection:
         """From the arguments of `Recognizer.recognize`. Raises UsageError for thresholds that are not of this scope."""
+        own = _SCORES if arch.gives_probabilities else None
         if thresholds is None:
-            return cls(DEFAULT_TOP if top is None else top, threshold, evidence)
+            return cls(DEFAULT_TOP if top is None else top, threshold, evidence, probabilities=own)
         if not isinstance(thresholds, (str, os.PathLike, Thresholds)):
             problem = (
                 f"is {kind_of(thresholds)}, expected a file that sigrl-deploy calibrate wrote; one number is a `threshold`"
@@ -53,7 +56,7 @@ class Selection:
             raise UsageError(problem, argument="thresholds")
         file = thresholds if isinstance(thresholds, Thresholds) else Thresholds.read(os.fsdecode(thresholds))
         here = scope()
-        return cls(top, threshold, evidence, file.limits(here, vocabulary), file.probabilities(here))
+        return cls(top, threshold, evidence, file.limits(here, vocabulary), file.probabilities(here) or own)
 
     def check(self, arch: Arch) -> None:
         """Raise UsageError for values that mean nothing, and for evidence where the architecture matches no patches."""
@@ -64,7 +67,7 @@ class Selection:
             raise UsageError("expected a finite number or None", argument="threshold", value=self.threshold)
         if self.threshold is not None and self.limits is not None:
             raise UsageError("`thresholds` has one for every label; leave out one of the two", argument="threshold")
-        if self.evidence and not arch.has_local:
+        if self.evidence and not arch.has_places:
             raise UsageError(
                 f"a bundle of arch {arch.value} scores whole pictures and has no evidence by patch; leave it out",
                 argument="evidence",

@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 
 _MOST_BYTES = 1 << 28
 _RESCALE = "calibrate again, or scale it, which is less exact: `rescale_thresholds`, or Thresholds.read(path, rescale=True)"
-_WEIGHTS = ("checkpoint", "text_tower", "label_embeddings")  # of what a manifest says about an export's sources
+# Of what a manifest says about an export's sources.
+_WEIGHTS = ("checkpoint", "text_tower", "label_embeddings", "backbone", "word_vectors", "relation", "scaling")
 _Finite: TypeAlias = Annotated[float, Meta(ge=-1e6, le=1e6)]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from sigrl_deploy.architectures import TextSide
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.manifest import TOKENIZER, VOCABULARY
@@ -114,16 +115,18 @@ class _LabelEncoder:
         own = self.bundled
         assert own is not None
         if any(map(has_template, wordings)):
-            problem = (
-                "the bundle has no text tower, so it has no use for templates; leave them out, or export with `text_tower`"
-            )
-            raise LabelError(problem, argument="labels")
+            raise LabelError("the bundle has no text tower, so it has no use for templates; leave them out", argument="labels")
         row = {label: i for i, label in enumerate(own.labels)}
         unknown = [wording for wording in wordings if wording not in row]
         if unknown:
+            arch = self._bundle.manifest.arch
+            reason, advice = "has no text tower and", "export again with `text_tower`"
+            if arch.text_side is TextSide.CHECKPOINT:
+                reason, advice = f"holds a model of arch {arch.value}, which", "train for it"
+            elif arch.text_side is TextSide.VECTORS:
+                advice = "export again with it and its word vector"
             raise LabelError(
-                f"the bundle has no text tower and knows only its own {len(own)} labels; leave this label out, or export "
-                "again with `text_tower`",
+                f"the bundle {reason} knows only its own {len(own)} labels; leave this label out, or {advice}",
                 argument="labels",
                 value=unknown[0],
             )

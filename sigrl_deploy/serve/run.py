@@ -147,6 +147,6 @@ def _info(recognizer: Recognizer) -> dict[str, Any]:
             "created": manifest.created,
         },
         "engine": recognizer.engine.description,
-        "heatmaps": manifest.arch.has_local,
+        "heatmaps": manifest.arch.has_places,
         "open_labels": manifest.context_length is not None,
     }

@@ -91,7 +91,7 @@ def run_infer(options: InferOptions) -> int:
     )
     manifest = recognizer.bundle.manifest
     if options.heatmaps:
-        if not manifest.arch.has_local:
+        if not manifest.arch.has_places:
             problem = f"a bundle of arch {manifest.arch.value} scores whole pictures and has no evidence by patch; leave it out"
             raise UsageError(problem, argument="heatmaps")
         open_folder(options.heatmaps)

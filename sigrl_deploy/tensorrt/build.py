@@ -315,7 +315,7 @@ def _plugin(bundle: Bundle, key: EngineKey) -> dict[str, Any] | None:
     if len(key.compute_capabilities) > 1:
         raise UsageError("kernels are compiled for one compute capability; name one", argument="ops", value="plugin")
     manifest = bundle.manifest
-    sizes = {"patches": manifest.grid[0] * manifest.grid[1], "dim": manifest.embed_dim}
+    sizes = {"patches": manifest.local_features, "dim": manifest.embed_dim}
     return sizes | {"precision": key.precision.value, "capability": version_tuple(key.compute_capabilities[0])}
 
 

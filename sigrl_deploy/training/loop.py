@@ -101,7 +101,7 @@ class Run:
     ) -> None:
         self._fabric, self._task, self._folder, self._validate = fabric, task, folder, validate
         self._recipe, self._schedule = recipe, schedule
-        optimizer = build_optimizer(task, recipe, len(task.model.visual.transformer.resblocks))
+        optimizer = build_optimizer(task, recipe, len(task.model.vit.transformer.resblocks))
         self._rates = build_schedule(optimizer, schedule.warmup, schedule.steps, recipe.lr_floor)
         self._trained, self._optimizer = fabric.setup(task, optimizer)
         self.reached = Reached()

@@ -11,12 +11,14 @@ from msgspec.structs import replace
 from torch import Tensor
 from torch.nn import functional as F
 
+from sigrl_deploy.architectures import Contract
 from sigrl_deploy.checkpoints.loading import CLIP_TOKENS, load_model
 from sigrl_deploy.checkpoints.open_clip_configs import clip_config
 from sigrl_deploy.checkpoints.options import CheckpointOptions
-from sigrl_deploy.config import Arch, Contract, GraphConfig, ModelConfig
+from sigrl_deploy.config import Arch, GraphConfig, ModelConfig
 from sigrl_deploy.errors import UsageError, errors_about
 from sigrl_deploy.files import sha256_file
+from sigrl_deploy.image_towers import VisionConfig
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.pictures.preprocess import Preprocess
 from sigrl_deploy.training.recipes import TrainOptions
@@ -47,10 +49,12 @@ def new_clip(config: str, template: str | None, contract: Contract) -> Start:
             argument="clip_config",
             value=config,
         )
+    if not isinstance(clip.vision, VisionConfig):
+        raise UsageError("describes a ResNet, and training needs a ViT; choose another", argument="clip_config", value=config)
     arch = Arch.CLIP
     model = SigRL(ModelConfig(arch, clip.embed_dim, arch.default_topk, clip.vision, clip.text))
     with torch.no_grad():
-        model.visual.positional_embedding[1:] = places_of_patches(clip.vision.grid, clip.vision.width)
+        model.vit.positional_embedding[1:] = places_of_patches(clip.vision.grid, clip.vision.width)
     return Start(
         model, template or Arch.SIGRL.default_template, Preprocess.for_contract(contract, clip.vision.image_size), config
     )
@@ -86,6 +90,8 @@ def start_from(options: TrainOptions, contract: Contract) -> Start:
     with errors_about(checkpoint="init"):
         loaded = load_model(source)
     base, record = loaded.model, loaded.checkpoint.record
+    if not isinstance(base.config.vision, VisionConfig):
+        raise UsageError("its image tower is a ResNet, and training needs a ViT", argument="init", value=options.init)
     preprocess = record.preprocess if record is not None and options.preprocess is None else loaded.preprocess
     continued = record is not None and record.config.arch is arch
     template = options.template or (record.template if record and continued else arch.default_template)

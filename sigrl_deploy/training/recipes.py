@@ -8,7 +8,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from sigrl_deploy.config import Arch, Contract
+from sigrl_deploy.architectures import Contract, TextSide
+from sigrl_deploy.config import Arch
 from sigrl_deploy.errors import UsageError
 
 
@@ -234,6 +235,8 @@ def _check(options: TrainOptions) -> None:
             raise UsageError("expected the config of the CLIP to train; give a .json file", argument="clip_config")
     elif options.arch is Arch.CLIP:
         raise UsageError("is CLIP as it is, without training; use sigrl, mkt or clip-ft", argument="arch", value="clip")
+    elif options.arch is not None and options.arch.text_side is not TextSide.TOWER:
+        raise UsageError("is not trained here; use sigrl, mkt or clip-ft", argument="arch", value=options.arch.value)
     elif options.init is None:
         raise UsageError(
             "expected the CLIP checkpoint to start from, such as ViT-B-16.pt, or open_clip's NAME:PRETRAINED", argument="init"

@@ -44,7 +44,7 @@ def freeze_vision(model: SigRL, trained_blocks: int | None) -> None:
     """Freeze the ViT except for its last blocks, last norm and projection; None freezes nothing."""
     if trained_blocks is None:
         return
-    visual = model.visual
+    visual = model.vit
     visual.requires_grad_(False)
     last = list(visual.transformer.resblocks)[max(0, len(visual.transformer.resblocks) - trained_blocks) :]
     for module in (*last, visual.ln_post):

@@ -113,8 +113,11 @@ class Front:
         try:
             with errors_about(labels=LABELS, top=TOP, threshold=THRESHOLD):
                 vocabulary = self._vocabulary(row.labels)
-                selection = Selection.of(self._no_scope, vocabulary, row.top, row.threshold, thresholds=None, evidence=False)
-                selection.check(self._bundle.manifest.arch)
+                arch = self._bundle.manifest.arch
+                selection = Selection.of(
+                    arch, self._no_scope, vocabulary, row.top, row.threshold, thresholds=None, evidence=False
+                )
+                selection.check(arch)
             return vocabulary, selection
         except UsageError as error:
             return Answer(error=str(error))

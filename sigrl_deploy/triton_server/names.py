@@ -23,9 +23,9 @@ def visual_inputs(manifest: Manifest) -> dict[str, list[int | str]]:
 
 def visual_outputs(manifest: Manifest) -> dict[str, list[int | str]]:
     """The outputs of the visual graph, as `visual_inputs`."""
-    rows, columns = manifest.grid
-    local: dict[str, list[int | str]] = {"local_feature": [rows * columns, manifest.embed_dim]}
-    return (local if manifest.arch.has_local else {}) | {"global_feature": [manifest.embed_dim]}
+    local: dict[str, list[int | str]] = {"local_feature": [manifest.local_features, manifest.embed_dim]}
+    whole: dict[str, list[int | str]] = {"global_feature": [manifest.embed_dim]}
+    return (local if manifest.arch.has_local else {}) | (whole if manifest.arch.has_global else {})
 
 
 def text_inputs(manifest: Manifest) -> dict[str, list[int | str]]:

@@ -23,9 +23,10 @@ from benchmarks.stages import STAGES, onnx_stages
 from benchmarks.tables import cell, summary
 from benchmarks.workload import OURS
 from sigrl_deploy import Recognizer
-from sigrl_deploy.config import Arch, Backend, Device, GraphConfig, ModelConfig, Precision, VisionConfig, runs
+from sigrl_deploy.config import Arch, Backend, Device, GraphConfig, ModelConfig, Precision, runs
 from sigrl_deploy.engines.onnxruntime import CUDA, has_provider
 from sigrl_deploy.errors import UsageError
+from sigrl_deploy.image_towers import VisionConfig
 from sigrl_deploy.model.sigrl import LABEL_TILE
 from tests.support.checkpoints import loaded, saved, sigrl
 from tests.support.paths import ROOT

@@ -60,7 +60,7 @@ def test_safetensors_old_format_and_half_precision(tmp_path: Path) -> None:
     assert torch.equal(scores(loaded(tmp_path / "old.pth")), plain)
 
 
-@pytest.mark.parametrize("arch", list(Arch))
+@pytest.mark.parametrize("arch", [Arch.SIGRL, Arch.MKT, Arch.CLIP_FT, Arch.CLIP])
 def test_arch_picks_the_matching_rule(tmp_path: Path, arch: Arch) -> None:
     path = saved(tmp_path / "mkt.pth", mkt())
     assert model_config(load_checkpoint(path)).arch is Arch.MKT
@@ -188,7 +188,7 @@ def test_wrong_kinds_of_file(tmp_path: Path) -> None:
     text_tower_is_refused("narrow.pth", "module.text_projection", "256", "512")
     resnet = {"visual.conv1.weight": torch.zeros(32, 3, 3, 3), "visual.attnpool.positional_embedding": torch.zeros(50, 64)}
     saved(tmp_path / "resnet.pth", resnet | text() | {"input_resolution": torch.tensor(224)})
-    assert_refused(lambda: loaded(tmp_path / "resnet.pth"), CheckpointError, "resnet.pth", "visual.class_embedding", "ResNet")
+    assert_refused(lambda: loaded(tmp_path / "resnet.pth"), CheckpointError, "resnet.pth", "visual.attnpool.c_proj.weight")
     assert load_checkpoint(tmp_path / "resnet.pth").has_text  # whose text tower can be used
     add_text_tower(model, load_checkpoint(tmp_path / "resnet.pth"))
     hf = {"visual.class_embedding": torch.zeros(4), "text.transformer.embeddings.word_embeddings.weight": torch.zeros(9, 4)}

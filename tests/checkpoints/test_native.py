@@ -13,15 +13,18 @@ from msgspec.structs import replace
 from safetensors.torch import save_file
 
 from sigrl_deploy import Recognizer
+from sigrl_deploy.architectures import Contract
 from sigrl_deploy.checkpoints.eager import load_eager
 from sigrl_deploy.checkpoints.layouts import load_checkpoint
 from sigrl_deploy.checkpoints.loading import load_model
 from sigrl_deploy.checkpoints.model_config import model_config
 from sigrl_deploy.checkpoints.native import HEADER, TrainedRecord, read_record, write_trained
 from sigrl_deploy.checkpoints.options import CheckpointOptions
-from sigrl_deploy.config import Arch, Contract, ModelConfig, TextConfig, VisionConfig
+from sigrl_deploy.config import Arch, ModelConfig, TextConfig
 from sigrl_deploy.errors import CheckpointError
-from sigrl_deploy.export.run import ExportOptions, export_bundle
+from sigrl_deploy.export.options import ExportOptions
+from sigrl_deploy.export.run import export_bundle
+from sigrl_deploy.image_towers import VisionConfig
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.pictures.preprocess import Preprocess
 from sigrl_deploy.training.models import as_arch

@@ -170,7 +170,6 @@ UNSUPPORTED = {
     "hugging face text tower": ("xlm-roberta-base-ViT-B-32", "text_cfg.hf_model_name"),
     "another tokenizer": ("ViT-H-14-worldwide", "text_cfg.hf_tokenizer_name"),
     "timm": ("EVA02-B-16", "vision_cfg.timm_model_name"),
-    "ResNet": ("RN50", "ResNet"),
     "attentional pooling": ("coca_ViT-B-32", "vision_cfg.attentional_pool"),
     "SigLIP": ("ViT-B-16-SigLIP", "vision_cfg.timm_model_name"),
 }

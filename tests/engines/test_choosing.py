@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from sigrl_deploy.architectures import Contract
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.manifest import Manifest, Variant
-from sigrl_deploy.config import FUSED, Arch, Backend, Contract, Device, Precision, runs
+from sigrl_deploy.config import FUSED, Arch, Backend, Device, Precision, runs
 from sigrl_deploy.engines.choosing import Choice, choose
 from sigrl_deploy.engines.engine import UnavailableError
 from sigrl_deploy.engines.opening import open_engine

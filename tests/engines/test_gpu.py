@@ -20,7 +20,8 @@ from sigrl_deploy.config import FUSED, Arch, Precision
 from sigrl_deploy.engines import gpu_engine
 from sigrl_deploy.engines.onnxruntime import CUDA, has_provider
 from sigrl_deploy.engines.options import EngineOptions
-from sigrl_deploy.export.run import ExportOptions, export_bundle
+from sigrl_deploy.export.options import ExportOptions
+from sigrl_deploy.export.run import export_bundle
 from sigrl_deploy.kernels import cases, tuning
 from sigrl_deploy.kernels.match import match
 from sigrl_deploy.kernels.svfr import decouple

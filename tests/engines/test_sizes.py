@@ -15,9 +15,10 @@ from msgspec.structs import replace
 from PIL import Image
 
 from sigrl_deploy import Recognizer
+from sigrl_deploy.architectures import Contract
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.manifest import change_manifest
-from sigrl_deploy.config import Contract, Device, Precision
+from sigrl_deploy.config import Device, Precision
 from sigrl_deploy.engines import onnxruntime_fused
 from sigrl_deploy.engines.onnxruntime_fused import OnnxRuntimeFusedEngine
 from sigrl_deploy.engines.size_cache import SizeCache

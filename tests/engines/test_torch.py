@@ -16,12 +16,13 @@ from torch import Tensor
 from sigrl_deploy import Recognizer
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.cli.main import main
-from sigrl_deploy.config import FUSED, Arch, Device, GraphConfig, ModelConfig, Precision, TextConfig, VisionConfig
+from sigrl_deploy.config import FUSED, Arch, Device, GraphConfig, ModelConfig, Precision, TextConfig
 from sigrl_deploy.engines.cuda_graphs import GpuVocabulary, bucket
 from sigrl_deploy.engines.gpu_memory import check_room, pass_bytes
 from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.engines.torch import TorchEngine
 from sigrl_deploy.errors import UsageError
+from sigrl_deploy.image_towers import VisionConfig
 from sigrl_deploy.model.sigrl import SigRL
 from tests.support.refusals import assert_refused, refused
 

@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from sigrl_deploy.checkpoints.native import read_record
 from sigrl_deploy.cli.main import main
 from sigrl_deploy.datasets.opening import open_dataset
-from sigrl_deploy.export.run import ExportOptions, export_bundle
+from sigrl_deploy.export.options import ExportOptions
+from sigrl_deploy.export.run import export_bundle
 from tests.support.training_runs import QUICK, TOPK, train
 
 SHARE = ["--validation-share", "0.3"]

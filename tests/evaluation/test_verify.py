@@ -14,8 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sigrl_deploy import Recognizer
+from sigrl_deploy.architectures import Contract
 from sigrl_deploy.cli.main import main
-from sigrl_deploy.config import Arch, Contract, Precision
+from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.evaluation.scoring import Model
 from sigrl_deploy.evaluation.verify import Comparison, Verification, VerifyOptions, compare

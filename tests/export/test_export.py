@@ -20,10 +20,12 @@ import torch
 
 from benchmarks.random_weights import VARIANTS, save, sigrl_shapes, tensors
 from sigrl_deploy import Recognizer
-from sigrl_deploy.config import Arch, Contract, Precision
+from sigrl_deploy.architectures import Contract
+from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.errors import CheckpointError, ExportError, SigRLError, UsageError
+from sigrl_deploy.export.options import ExportOptions
 from sigrl_deploy.export.out_folder import replaced_folder
-from sigrl_deploy.export.run import ExportOptions, export_bundle
+from sigrl_deploy.export.run import export_bundle
 from tests.support.paths import ROOT
 
 FP32_OPS = {"Exp", "Softmax", "LayerNormalization", "ReduceL2", "ReduceSum", "Div", "Sqrt", "Pow", "ReduceMean"}

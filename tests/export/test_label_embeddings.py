@@ -10,7 +10,8 @@ import torch
 
 from sigrl_deploy.checkpoints.weights import read_tensor
 from sigrl_deploy.errors import CheckpointError
-from sigrl_deploy.export.run import ExportOptions, export_bundle
+from sigrl_deploy.export.options import ExportOptions
+from sigrl_deploy.export.run import export_bundle
 from tests.support.refusals import assert_refused
 
 EMBEDDINGS = {

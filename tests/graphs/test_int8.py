@@ -18,7 +18,8 @@ from sigrl_deploy import Recognizer
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.export.run import ExportOptions, export_bundle
+from sigrl_deploy.export.options import ExportOptions
+from sigrl_deploy.export.run import export_bundle
 from sigrl_deploy.graphs.cutting import GLOBAL, tower
 from sigrl_deploy.graphs.functions import DOMAIN, OPSET, RUNTIME_DOMAIN, linear_function, svfr_function
 from sigrl_deploy.graphs.quantising import LARGEST, LARGEST_WEIGHT, columns, digits, split_products

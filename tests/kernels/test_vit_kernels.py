@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sigrl_deploy.config import Arch, ModelConfig, Precision, VisionConfig
+from sigrl_deploy.config import Arch, ModelConfig, Precision
 from sigrl_deploy.errors import UsageError
+from sigrl_deploy.image_towers import VisionConfig
 from sigrl_deploy.kernels import vit
 from sigrl_deploy.model.sigrl import SigRL, encode_image
 from sigrl_deploy.model.towers import typed

@@ -28,14 +28,14 @@ def test_scores_equal_the_eager_rule(arch: Arch, patches: int, labels: int, topk
     expected = match(arch, *(torch.from_numpy(a).double() for a in (local[None], global_feature[None], embedding)), topk)[0]
     scores = matching.score(arch, local if arch.has_local else None, global_feature, embedding, topk)
     assert scores.dtype == np.float32
-    assert np.abs(scores - expected.numpy()).max() < TOLERANCE
+    assert np.abs(scores - expected.numpy()).max() < TOLERANCE * max(1, np.abs(scores).max())  # which norms keep within ±1
 
 
 @pytest.mark.parametrize("arch", Arch)
 def test_zero_features_score_zero(arch: Arch) -> None:
     local = np.zeros((25, 512), np.float32) if arch.has_local else None
     scores = matching.score(arch, local, np.zeros(512, np.float32), label_embeddings(4, 1), 16)
-    assert (scores == 0).all()
+    assert (scores == (0.5 if arch.gives_probabilities else 0)).all()
 
 
 def test_evidence_is_what_the_local_match_averages() -> None:

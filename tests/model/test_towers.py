@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.random_weights import images
 from sigrl_deploy.checkpoints.open_clip_configs import ClipConfig, clip_config
-from sigrl_deploy.config import Arch, ModelConfig, Precision, TextConfig, VisionConfig
+from sigrl_deploy.config import Arch, ModelConfig, Precision, TextConfig
+from sigrl_deploy.image_towers import VisionConfig
 from sigrl_deploy.model.sigrl import SigRL, encode_image, encode_text
 from sigrl_deploy.model.text import TextTransformer
 from sigrl_deploy.model.towers import typed

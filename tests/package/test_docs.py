@@ -17,7 +17,8 @@ import pytest
 from sigrl_deploy.bundle.manifest import FORMAT_VERSION
 from sigrl_deploy.cli.main import main
 from sigrl_deploy.demo import CHECKPOINT
-from sigrl_deploy.export.run import ExportOptions, export_bundle
+from sigrl_deploy.export.options import ExportOptions
+from sigrl_deploy.export.run import export_bundle
 from sigrl_deploy.training.recipes import RECIPES, RecipeName
 from sigrl_deploy.version import __version__
 from tests.support.paths import ROOT

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sigrl_deploy.config import Contract
+from sigrl_deploy.architectures import Contract
 from sigrl_deploy.errors import ImageError
 from sigrl_deploy.pictures.device_preprocess import DevicePreprocess
 from sigrl_deploy.pictures.preprocess import Preprocess

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
-from sigrl_deploy.config import Contract
+from sigrl_deploy.architectures import Contract
 from sigrl_deploy.errors import ImageError, UsageError
 from sigrl_deploy.pictures.preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from tests.support.refusals import assert_refused, refused
@@ -43,9 +44,9 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def cropped_by_torchvision(
-    image: Image.Image, resize: int, size: int, mean: tuple[float, ...], std: tuple[float, ...]
+    image: Image.Image, resize: int, size: int, mean: tuple[float, ...], std: tuple[float, ...], how: object = CUBIC
 ) -> np.ndarray:
-    steps = [transforms.Resize(resize, CUBIC), transforms.CenterCrop(size), transforms.ToTensor()]
+    steps = [transforms.Resize(resize, how), transforms.CenterCrop(size), transforms.ToTensor()]
     return transforms.Compose([*steps, transforms.Normalize(mean, std)])(image).numpy()
 
 
@@ -75,6 +76,17 @@ def test_clip_equals_torchvision_bit_for_bit(size: tuple[int, int], image_size: 
     image = noise(*size)
     expected = cropped_by_torchvision(image, image_size, image_size, CLIP_MEAN, CLIP_STD)
     np.testing.assert_array_equal(Preprocess.for_contract(Contract.CLIP, image_size)(image), expected)
+    expected = cropped_by_torchvision(image, image_size, image_size, CLIP_MEAN, CLIP_STD, LINEAR)
+    np.testing.assert_array_equal(Preprocess.for_contract(Contract.CLIP_BILINEAR, image_size)(image), expected)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("image_size", [224, 225])
+def test_squash_equals_torchvision_bit_for_bit(size: tuple[int, int], image_size: int) -> None:
+    image = noise(*size)
+    steps = [transforms.Resize((image_size, image_size), LINEAR), transforms.ToTensor()]
+    expected = transforms.Compose([*steps, transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])(image).numpy()
+    np.testing.assert_array_equal(Preprocess.for_contract(Contract.SQUASH, image_size)(image), expected)
 
 
 @settings(max_examples=60, deadline=None)
@@ -101,8 +113,8 @@ def test_single_positive_equals_torch(size: tuple[int, int], image_size: int) ->
 
 def test_contracts_differ() -> None:
     image = noise(300, 200)
-    zero_shot, single_positive, clip = (Preprocess.for_contract(c, 224)(image) for c in Contract)
-    assert min(np.abs(a - b).max() for a, b in [(zero_shot, clip), (zero_shot, single_positive)]) > 0.1
+    made = [Preprocess.for_contract(contract, 224)(image) for contract in Contract]
+    assert min(np.abs(a - b).max() for a, b in combinations(made, 2)) > 0.1
 
 
 def test_channels_come_out_in_rgb_order() -> None:

@@ -13,8 +13,9 @@ from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.checkpoints.eager import load_eager
 from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.errors import LabelError, UsageError
+from sigrl_deploy.export.options import ExportOptions
 from sigrl_deploy.export.parity import LABELS
-from sigrl_deploy.export.run import ExportOptions, export_bundle
+from sigrl_deploy.export.run import export_bundle
 from sigrl_deploy.labels.label_set import Label, LabelSet, Match
 from sigrl_deploy.labels.names import read_labels
 from sigrl_deploy.recognizer.recognizer import _advise_more_labels

@@ -23,8 +23,9 @@ from sigrl_deploy.checkpoints.building import add_text_tower, build_model
 from sigrl_deploy.checkpoints.layouts import load_checkpoint
 from sigrl_deploy.checkpoints.model_config import model_config
 from sigrl_deploy.errors import LabelError, ScoreError, UsageError
+from sigrl_deploy.export.options import ExportOptions
 from sigrl_deploy.export.parity import LABELS
-from sigrl_deploy.export.run import ExportOptions, export_bundle
+from sigrl_deploy.export.run import export_bundle
 from sigrl_deploy.labels.names import read_labels
 from sigrl_deploy.model import materialised
 from sigrl_deploy.recognizer.recognizer import _advise_more_labels

@@ -43,11 +43,12 @@ def main(weights: Path, text: Path, tokenizer: Path, out: Path, labels: Sequence
 
     import sigrl_deploy
     from sigrl_deploy import Recognizer
+    from sigrl_deploy.architectures import Contract
     from sigrl_deploy.bundle.manifest import MANIFEST, TOKENIZER, Manifest, Variant
     from sigrl_deploy.checkpoints.loading import load_model
     from sigrl_deploy.checkpoints.native import TrainedRecord, write_trained
     from sigrl_deploy.checkpoints.options import CheckpointOptions
-    from sigrl_deploy.config import FUSED, Contract, Device, Precision
+    from sigrl_deploy.config import FUSED, Device, Precision
     from sigrl_deploy.engines.torch import TorchEngine
     from sigrl_deploy.export.parity import PHOTOS
     from sigrl_deploy.files import sha256_file

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from sigrl_deploy.architectures import Contract
 from sigrl_deploy.checkpoints.native import HEADER, TrainedRecord
-from sigrl_deploy.config import Arch, Contract, ModelConfig, TextConfig, VisionConfig
+from sigrl_deploy.config import Arch, ModelConfig, TextConfig
+from sigrl_deploy.image_towers import VisionConfig
 from sigrl_deploy.pictures.preprocess import Preprocess
 from tests.support.checkpoints import openai, sigrl
 

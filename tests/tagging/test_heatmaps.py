@@ -23,7 +23,8 @@ from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.manifest import Manifest
 from sigrl_deploy.config import Arch
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.export.run import ExportOptions, export_bundle
+from sigrl_deploy.export.options import ExportOptions
+from sigrl_deploy.export.run import export_bundle
 from sigrl_deploy.pictures.preprocess import Preprocess
 from sigrl_deploy.recognizer.predictions import Prediction, Record
 from sigrl_deploy.tagging.heatmaps import heatmap_name, is_heatmap_name, sheet_name, write_heatmaps

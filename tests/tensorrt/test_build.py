@@ -29,8 +29,9 @@ from sigrl_deploy.cli.main import main
 from sigrl_deploy.config import Arch, Precision
 from sigrl_deploy.engines.onnxruntime import TENSORRT, has_provider
 from sigrl_deploy.errors import BundleError, ExportError, UsageError
+from sigrl_deploy.export.options import ExportOptions
 from sigrl_deploy.export.out_folder import check_out
-from sigrl_deploy.export.run import ExportOptions, export_bundle
+from sigrl_deploy.export.run import export_bundle
 from sigrl_deploy.machine.gpu import Gpu
 from sigrl_deploy.tensorrt.build import Task, run_builder
 from sigrl_deploy.tensorrt.find import find_engine
@@ -113,6 +114,15 @@ def test_architectures_without_a_label_graph(arch: Arch, weights: Path, without_
     assert export(tmp_path / "out", *AHEAD).exit_code == 0
     assert {record.key.ops.value for record in Bundle(tmp_path / "out").manifest.engines} == {"inlined"}
     assert "has no SVFR" in refusal(tmp_path / "out", *AHEAD, "--ops", "fused")
+
+
+@pytest.mark.parametrize("name", ["scpnet_bundle", "biam_bundle", "ml2p_bundle", "linear_bundle"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_other_systems(name: str, precision: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    own = Path(shutil.copytree(request.getfixturevalue(name), tmp_path / "own"))
+    done = export(own, *AHEAD, "--precision", precision)
+    assert done.exit_code == 0, done.output
+    assert [record.key.graph for record in Bundle(own).manifest.engines] == ["visual"]
 
 
 def test_a_closed_vocabulary(weights: Path, bundle: Path, tmp_path: Path) -> None:

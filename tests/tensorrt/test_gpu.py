@@ -22,7 +22,8 @@ from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.config import Precision
 from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.export.run import ExportOptions, export_bundle
+from sigrl_deploy.export.options import ExportOptions
+from sigrl_deploy.export.run import export_bundle
 from sigrl_deploy.tensorrt.build import BuildOptions, build_engines
 from sigrl_deploy.tensorrt.library import installed
 from tests.support.paths import ROOT

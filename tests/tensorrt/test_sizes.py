@@ -9,9 +9,10 @@ import onnx
 import pytest
 import torch
 
-from sigrl_deploy.config import Arch, GraphConfig, ModelConfig, Precision, TextConfig, VisionConfig
+from sigrl_deploy.config import Arch, GraphConfig, ModelConfig, Precision, TextConfig
 from sigrl_deploy.export.onnx import export_text, export_visual
 from sigrl_deploy.graphs.cutting import tower
+from sigrl_deploy.image_towers import VisionConfig
 from sigrl_deploy.model.sigrl import SigRL
 from sigrl_deploy.model.towers import typed
 from sigrl_deploy.tensorrt.build import Task, run_builder

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sigrl_deploy.config import Arch, GraphConfig, ModelConfig, VisionConfig
+from sigrl_deploy.config import Arch, GraphConfig, ModelConfig
+from sigrl_deploy.image_towers import VisionConfig
 from sigrl_deploy.model import materialised, sigrl
 from sigrl_deploy.model.sigrl import GMC, SVFR, GraphAttention, SigRL
 from tests.support.paths import ROOT

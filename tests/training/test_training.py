@@ -16,12 +16,13 @@ from msgspec.structs import replace
 from safetensors.torch import load_file
 
 from sigrl_deploy import Recognizer
+from sigrl_deploy.architectures import Contract
 from sigrl_deploy.checkpoints.eager import load_eager
 from sigrl_deploy.checkpoints.loading import load_model
 from sigrl_deploy.checkpoints.native import read_record, write_trained
 from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.cli.main import main
-from sigrl_deploy.config import Arch, Contract
+from sigrl_deploy.config import Arch
 from sigrl_deploy.datasets.scenes import Scenes
 from sigrl_deploy.demo import CHECKPOINT
 from sigrl_deploy.training.models import new_clip

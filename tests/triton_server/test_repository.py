@@ -20,7 +20,8 @@ from sigrl_deploy.bundle.engine_records import EngineKey, EngineRecord, Ops, Pro
 from sigrl_deploy.bundle.manifest import change_manifest
 from sigrl_deploy.config import Arch, Backend, Precision
 from sigrl_deploy.errors import BundleError, ExportError, UsageError
-from sigrl_deploy.export.run import ExportOptions, export_bundle
+from sigrl_deploy.export.options import ExportOptions
+from sigrl_deploy.export.run import export_bundle
 from sigrl_deploy.triton_server.repository import RepositoryOptions, write_repository
 from tests.support.refusals import assert_refused
 
