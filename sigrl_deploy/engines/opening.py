@@ -115,6 +115,10 @@ def _open(bundle: Bundle, choice: Choice, options: EngineOptions) -> Engine:
         from sigrl_deploy.engines.onnxruntime_fused import OnnxRuntimeFusedEngine
 
         return OnnxRuntimeFusedEngine(bundle, choice.device, precision, kernels, folder)
+    if choice.device is Device.CPU and bundle.manifest.arch.has_graph:
+        from sigrl_deploy.engines.onnxruntime_cpu import OnnxRuntimeCpuEngine
+
+        return OnnxRuntimeCpuEngine(bundle, choice, options.threads)
     from sigrl_deploy.engines.onnxruntime import OnnxRuntimeEngine
 
     return OnnxRuntimeEngine(bundle, choice, folder, options.threads)
