@@ -41,7 +41,7 @@ def stages(cell: Cell, folder: Path, recognizer: Any, pixels: FloatArray) -> dic
         found |= engine_stages(recognizer.engine, pixels, vocabulary)
     elif cell.device == "cpu":
         path = bundle_of(folder, cell.precision) / "visual.onnx"
-        parts = onnx_stages(path, recognizer, pixels, vocabulary)
+        parts = recognizer.engine.stages(pixels, vocabulary) or onnx_stages(path, recognizer, pixels, vocabulary)
         found |= {name: median_ms(part) for name, part in parts.items()}
     return {name: round(ms, 3 if cell.device == "cuda" else 2) for name, ms in found.items()}
 

@@ -136,8 +136,8 @@ def open_session(
 ) -> ort.InferenceSession:
     """Open an ONNX file, or a `model` made from it, on `threads` CPU threads, by default `cpus.threads()`.
 
-    With `spins` threads that are idle during a run spin, else they sleep. A `model` in bytes may have weights in other files, in
-    the folder of `path`.
+    With `spins` threads that are idle during a run spin, else they sleep. A `model` in bytes may have weights in other files
+    of the folder of `path`.
 
     Raises BundleError where it cannot be opened, UnavailableError where a GPU's provider does not start.
     """

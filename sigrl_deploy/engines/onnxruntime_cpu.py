@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 
-from sigrl_deploy.arrays import FloatArray
+from sigrl_deploy.arrays import FloatArray, Pixels
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.config import Precision
 from sigrl_deploy.engines.choosing import Choice
@@ -18,6 +19,7 @@ from sigrl_deploy.errors import UsageError
 from sigrl_deploy.graphs.cut_file import GLOBAL, CutGraph, cut
 from sigrl_deploy.kernels.cpu.library import Found, find, installed_library
 from sigrl_deploy.kernels.cpu.svfr import CpuSvfr, Products
+from sigrl_deploy.model import matching
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 _WEIGHT_IN_THE_FILE = 63  # the largest in 8 bits, which every instruction set multiplies without overflow
@@ -48,6 +50,21 @@ class OnnxRuntimeCpuEngine(OnnxRuntimeEngine):
         products = Products(Precision.INT8, _WEIGHT_IN_THE_FILE) if graph.has_int8 else Products(Precision.FP32)
         svfr = CpuSvfr(graph.weights, installed_library(), chosen, products, self._threads)
         return TowerAndSvfr(OpenSession(session, path), svfr, graph)
+
+    def stages(self, pixels: Pixels, vocabulary: Vocabulary) -> dict[str, Callable[[], Any]] | None:
+        """The stages of a batch, each on inputs that are there; None where ONNX Runtime runs the graph as a whole."""
+        visual, rows, manifest = self._visual, self._rows(vocabulary), self._bundle.manifest
+        if not isinstance(visual, TowerAndSvfr):
+            return None
+        batches = np.split(pixels, len(pixels)) if self.precision.takes_one_picture else [pixels]
+        made = [visual.run_tower(batch) for batch in batches]
+        features = [pair for x, g in made for pair in zip(visual.run_svfr(x, rows), g, strict=True)]
+        embedding = vocabulary.label_embedding
+        return {
+            "tower": lambda: [visual.run_tower(batch) for batch in batches],
+            "svfr": lambda: [visual.run_svfr(x, rows) for x, _ in made],
+            "match": lambda: [matching.score(manifest.arch, y, g, embedding, manifest.topk) for y, g in features],
+        }
 
     def _rows(self, vocabulary: Vocabulary) -> dict[str, Any]:
         if isinstance(self._visual, TowerAndSvfr):  # which takes arrays as they are

@@ -111,11 +111,11 @@ def _open(bundle: Bundle, choice: Choice, options: EngineOptions) -> Engine:
         from sigrl_deploy.engines.openvino import OpenVinoEngine
 
         return OpenVinoEngine(bundle, precision, options.threads)
-    if kernels:
+    if kernels and choice.device is Device.CUDA:
         from sigrl_deploy.engines.onnxruntime_fused import OnnxRuntimeFusedEngine
 
         return OnnxRuntimeFusedEngine(bundle, choice.device, precision, kernels, folder)
-    if choice.device is Device.CPU and bundle.manifest.arch.has_graph:
+    if kernels:
         from sigrl_deploy.engines.onnxruntime_cpu import OnnxRuntimeCpuEngine
 
         return OnnxRuntimeCpuEngine(bundle, choice, options.threads)

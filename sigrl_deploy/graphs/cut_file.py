@@ -40,9 +40,9 @@ _ELEMENTS = {1: np.float32, 3: np.int8, 10: np.float16}  # onnx.TensorProto.Data
 class CutGraph:
     """The tower, an ONNX file whose weights lie in the whole graph's folder, and what SVFR needs behind it.
 
-    The tower computes X [B, P, D], which is called `patches`, and GLOBAL [B, D] from pixels [B, 3, H, W]. `inputs` are the whole
-    graph's (see `OpenGraph.inputs`), `weights` SVFR's in fp32 by the names in WEIGHTS. `has_int8` says whether W1 and W2 are
-    8-bit numbers with one scale for each output channel.
+    The tower computes X [B, P, D], which is called `patches`, and GLOBAL [B, D] from pixels [B, 3, H, W]. `inputs` are those of
+    the whole graph (see `OpenGraph.inputs`), `weights` SVFR's in fp32 by the names in WEIGHTS. `has_int8` says whether W1 and
+    W2 are 8-bit numbers with one scale for each output channel.
     """
 
     tower: bytes

@@ -86,6 +86,11 @@ def _function(library: ctypes.CDLL, name: str, result: type | None, *arguments: 
 _opened: list[Library] = []
 
 
+def is_built() -> bool:
+    """Whether the package was installed where it could be built."""
+    return find_spec(_MODULE) is not None
+
+
 def installed_library() -> Library:
     """The library that was built with the package. Raises OSError where there is none, or where it cannot be loaded."""
     if not _opened:
