@@ -48,7 +48,10 @@ class OnnxRuntimeCpuEngine(OnnxRuntimeEngine):
             return super()._open(path)
         session = open_session(path, providers_of(self.device), graph.tower, threads=self._threads, spins=True)
         products = Products(Precision.INT8, _WEIGHT_IN_THE_FILE) if graph.has_int8 else Products(Precision.FP32)
-        svfr = CpuSvfr(graph.weights, installed_library(), chosen, products, self._threads)
+        try:
+            svfr = CpuSvfr(graph.weights, installed_library(), chosen, products, self._threads)
+        except MemoryError as error:
+            raise UsageError(f"{error}; take fewer `threads`") from None
         return TowerAndSvfr(OpenSession(session, path), svfr, graph)
 
     def stages(self, pixels: Pixels, vocabulary: Vocabulary) -> dict[str, Callable[[], Any]] | None:
