@@ -41,7 +41,7 @@ def stages(cell: Cell, folder: Path, recognizer: Any, pixels: FloatArray) -> dic
         found |= engine_stages(recognizer.engine, pixels, vocabulary)
     elif cell.device == "cpu":
         path = bundle_of(folder, cell.precision) / "visual.onnx"
-        parts = onnx_stages(path, recognizer, pixels, vocabulary)
+        parts = cpu_stages(path, recognizer, pixels, vocabulary)
         found |= {name: median_ms(part) for name, part in parts.items()}
     return {name: round(ms, 3 if cell.device == "cuda" else 2) for name, ms in found.items()}
 
@@ -76,6 +76,15 @@ def engine_stages(engine: Any, pixels: FloatArray, vocabulary: Vocabulary) -> di
         with torch.cuda.stream(torch.cuda.Stream()):  # the engine's own stream is for its own graphs
             parts = engine.stages(torch.from_numpy(pixels).to(engine.place), on_device)
             return {name: microseconds([part], engine.device) / 1000 for name, part in parts.items()}
+
+
+def cpu_stages(path: Path, recognizer: Any, pixels: FloatArray, vocabulary: Vocabulary) -> dict[str, Stage]:
+    """ONNX Runtime's tower, SVFR in the native kernel or as the graph's function, whichever the engine runs, and matching."""
+    from sigrl_deploy.engines.onnxruntime_cpu import OnnxRuntimeCpuEngine
+
+    engine = recognizer.engine
+    native = engine.stages(pixels, vocabulary) if isinstance(engine, OnnxRuntimeCpuEngine) else None
+    return native or onnx_stages(path, recognizer, pixels, vocabulary)
 
 
 def onnx_stages(path: Path, recognizer: Any, pixels: FloatArray, vocabulary: Vocabulary) -> dict[str, Stage]:

@@ -18,6 +18,7 @@ from sigrl_deploy.bundle.engine_records import EngineRecord, version_tuple
 from sigrl_deploy.config import Backend, runs
 from sigrl_deploy.errors import SigRLError, UsageError
 from sigrl_deploy.extras import install_command, package_of
+from sigrl_deploy.kernels.cpu.library import VARIABLE, find, is_built
 from sigrl_deploy.machine.cache_folder import ENVIRONMENT, cached_files, require_private
 from sigrl_deploy.machine.gpu import OLDEST_FUSED, Gpu, NoGpuError, gpu_at_hand, has_driver
 from sigrl_deploy.tensorrt.library import installed, open_library
@@ -45,6 +46,7 @@ _EXTRAS = {
 }
 _TENSORRT = f"{install_command('tensorrt-rtx')}  # or the extra tensorrt, where pip finds NVIDIA's index"
 BUNDLE = "bundle"
+_BUILD = "apt-get install g++, or your system's C++ compiler; then install this package from its source again"
 _CUDA_LIBRARIES = {"libcudart": (13, 12), "libcublasLt": (13, 12), "libcudnn": (9,)}  # and their major versions
 
 
@@ -94,7 +96,7 @@ def examine(cache: Path, bundle: Path | None = None) -> Report:
     What only a GPU needs is checked only where there is one.
     """
     gpu, gpu_finding = _gpu()
-    findings = [_cpu(), gpu_finding, _onnxruntime_packages(), *_cuda_libraries(gpu), *_torch(gpu), *_extras()]
+    findings = [_cpu(), _cpu_kernel(), gpu_finding, _onnxruntime_packages(), *_cuda_libraries(gpu), *_torch(gpu), *_extras()]
     findings += [*_tensorrt(gpu), *_caches(cache, gpu)]
     if bundle is not None:
         findings += _bundle(bundle, gpu)
@@ -113,6 +115,19 @@ def _cpu() -> Finding:
             has = [flag for flag in known if flag in flags]
             found += f"; {what} products: {', '.join(has) or 'no instructions for them, so they may not be faster than fp32'}"
     return Finding("CPU", True, found)
+
+
+def _cpu_kernel() -> Finding:
+    """Whether SVFR runs in its native kernel, with which instruction set, and why."""
+    try:
+        found = find()
+    except UsageError as error:
+        return Finding("SVFR on the CPU", False, error.problem, f"unset {VARIABLE}")
+    if found.chosen is not None:
+        return Finding("SVFR on the CPU", True, f"in a native kernel with {found.chosen.full_name}, {found.reason}")
+    # A choice, or a CPU that has no kernel, is no fault.
+    fine = is_built() or platform.machine().lower() not in ("x86_64", "amd64")
+    return Finding("SVFR on the CPU", fine, f"as an ONNX function, which is slower: {found.reason}", None if fine else _BUILD)
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from sigrl_deploy.bundle.protobuf import BYTES, MOST_BYTES, MOST_FIELDS, fields
 from sigrl_deploy.files import open_regular
 
 # Message → field number → the message in that field. These lead to every tensor that a model may hold.
@@ -24,12 +25,9 @@ _SCHEMA: dict[str, dict[int, str]] = {
     "Tensor": {13: "External"},
     "External": {},
 }
-_MOST_BYTES = 1 << 31  # protobuf's own limit
-_MOST_FIELDS = 500_000  # a ViT-H has a tenth of that
 _DEEPEST = 100  # nested messages; protobuf's own limit
 _OP_TYPE = 4  # field of a node
 _KEY, _VALUE = 1, 2  # fields of an entry of a tensor's external data
-_VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5  # how a field is encoded
 
 
 def external_files(path: Path) -> set[str]:
@@ -38,11 +36,11 @@ def external_files(path: Path) -> set[str]:
     Raises OSError where the file cannot be read. Raises ValueError where it is not a whole ONNX file, or holds an EPContext
     node, which is compiled code, or names a file of it, that some execution providers would run.
     """
-    with open_regular(path, _MOST_BYTES) as file:
+    with open_regular(path, MOST_BYTES) as file:
         if os.fstat(file.fileno()).st_size == 0:
             return set()
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return set(_locations(content, 0, len(content), "Model", 0, iter(range(_MOST_FIELDS))))
+            return set(_locations(content, 0, len(content), "Model", 0, iter(range(MOST_FIELDS))))
 
 
 def _locations(content: mmap.mmap, start: int, end: int, message: str, depth: int, left: Iterator[int]) -> Iterator[str]:
@@ -50,7 +48,9 @@ def _locations(content: mmap.mmap, start: int, end: int, message: str, depth: in
     if depth > _DEEPEST:
         raise ValueError(f"more than {_DEEPEST} nested messages")
     inner, entry = _SCHEMA[message], {}
-    for number, first, last in _fields(content, start, end, left):
+    for number, kind, _, first, last in fields(content, start, end, left):
+        if kind != BYTES:
+            continue
         if message == "Node" and number == _OP_TYPE and content[first:last] == b"EPContext":
             raise ValueError("it holds an EPContext node, which is compiled code")
         if message == "External":
@@ -59,39 +59,3 @@ def _locations(content: mmap.mmap, start: int, end: int, message: str, depth: in
             yield from _locations(content, first, last, inner[number], depth + 1, left)
     if entry.get(_KEY) == b"location":
         yield entry.get(_VALUE, b"").decode("utf-8")
-
-
-def _fields(content: mmap.mmap, start: int, end: int, left: Iterator[int]) -> Iterator[tuple[int, int, int]]:
-    """Number, start and end of each field that holds bytes."""
-    position = start
-    while position < end:
-        if next(left, None) is None:
-            raise ValueError(f"more than {_MOST_FIELDS} fields")
-        tag, position = _varint(content, position, end)
-        number, kind = tag >> 3, tag & 7
-        if kind == _VARINT:
-            _, position = _varint(content, position, end)
-        elif kind in (_EIGHT_BYTES, _FOUR_BYTES):
-            position += 8 if kind == _EIGHT_BYTES else 4
-        elif kind == _BYTES:
-            length, position = _varint(content, position, end)
-            if position + length <= end:
-                yield number, position, position + length
-            position += length
-        else:
-            raise ValueError(f"a field of kind {kind} at byte {position}")
-    if position != end:
-        raise ValueError(f"cut short at byte {end}")
-
-
-def _varint(content: mmap.mmap, position: int, end: int) -> tuple[int, int]:
-    """A number in groups of seven bits, the lowest first, and the position after it."""
-    value = 0
-    for i in range(10):
-        if position + i >= end:
-            break
-        byte = content[position + i]
-        value |= (byte & 0x7F) << 7 * i
-        if byte < 0x80:
-            return value, position + i + 1
-    raise ValueError(f"expected a number at byte {position}")

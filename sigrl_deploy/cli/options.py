@@ -51,7 +51,7 @@ unfused_option = click.option(
     "--unfused",
     multiple=True,
     type=click.Choice(FUSED),
-    help="On a GPU, run this op in its plain form instead of as a kernel; repeatable.",
+    help="Run this op in its plain form instead of as a kernel; on a CPU only svfr is one. Repeatable.",
 )
 build_option = click.option(
     "--no-build",

@@ -31,7 +31,7 @@ class Machine(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """What is opened. `kernels` are the ops of FUSED that run as kernels.
+    """What is opened. `kernels` are the ops of FUSED that run as kernels; on a CPU svfr, where its native kernel runs there.
 
     `reason` says why the model does not run on a GPU though nobody chose the CPU; "" where there is nothing to explain.
     """
@@ -97,12 +97,14 @@ def _device(backend: Backend, bundle: Bundle, options: EngineOptions, machine: M
 def _kernels(backend: Backend, device: Device, bundle: Bundle, options: EngineOptions, machine: Machine) -> frozenset[str]:
     """The ops that run as kernels. Raises UsageError for an op in `unfused` that would not run as one anyway."""
     able = backend.kernels if device is Device.CUDA and _has_kernels(backend, bundle, machine) else frozenset()
+    native = backend is Backend.ONNXRUNTIME and device is Device.CPU and bundle.manifest.arch.has_graph
+    on_cpu = frozenset({"svfr"}) if native else frozenset()
     for op in options.unfused:
-        if op in able:
+        if op in able | on_cpu:
             continue
         problem = f"{backend.full_name} has no kernel for it, and runs it in its own ops" if able else "nothing is fused here"
         raise UsageError(f"{problem}; leave it out, or use `backend='torch'` on a GPU", argument="unfused", value=op)
-    found = able - options.unfused
+    found = (able | on_cpu) - options.unfused
     # Behind ONNX Runtime's tower matching alone gains nothing: the whole graph then runs in ONNX Runtime.
     return frozenset() if backend is Backend.ONNXRUNTIME and "svfr" not in found else found
 

@@ -21,7 +21,7 @@ from sigrl_deploy.bundle.manifest import Manifest
 from sigrl_deploy.config import Backend
 from sigrl_deploy.engines.choosing import Choice
 from sigrl_deploy.engines.engine import UnavailableError
-from sigrl_deploy.engines.onnx_graphs import OnnxEngine
+from sigrl_deploy.engines.onnx_graphs import OnnxEngine, OpenGraph
 from sigrl_deploy.errors import BundleError, SigRLError, UsageError, printable
 from sigrl_deploy.machine import cpus
 from sigrl_deploy.machine.cache_folder import make_private
@@ -55,7 +55,7 @@ class OnnxRuntimeEngine(OnnxEngine):
         provider = " with TensorRT" if self._tensorrt else ""
         self.description = f"ONNX Runtime {ort.__version__} on {self.device}{provider}{because}, {self.precision.value}"
 
-    def _open(self, path: Path) -> OpenSession:
+    def _open(self, path: Path) -> OpenGraph:
         providers = providers_of(self.device)
         # Labels are encoded once and then cached, which is not worth building an engine for.
         if self._tensorrt and path.name == self._bundle.manifest.variants[self.precision].visual:
@@ -136,7 +136,8 @@ def open_session(
 ) -> ort.InferenceSession:
     """Open an ONNX file, or a `model` made from it, on `threads` CPU threads, by default `cpus.threads()`.
 
-    With `spins` idle threads spin, else they sleep.
+    With `spins` threads that are idle during a run spin, else they sleep. A `model` in bytes may have weights in other files
+    of the folder of `path`.
 
     Raises BundleError where it cannot be opened, UnavailableError where a GPU's provider does not start.
     """
@@ -144,6 +145,10 @@ def open_session(
     options.log_severity_level = 4  # errors, which it prints at 3, are raised as exceptions too
     options.intra_op_num_threads = threads or cpus.threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
+    # Otherwise they spin on after a run, which takes cores from what follows it, and from other processes.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if isinstance(model, bytes):
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
         # Without its own fallback, which prints to standard output; the check below takes its place.
         session = ort.InferenceSession(model or path, options, providers=providers, enable_fallback=0)

@@ -111,10 +111,14 @@ def _open(bundle: Bundle, choice: Choice, options: EngineOptions) -> Engine:
         from sigrl_deploy.engines.openvino import OpenVinoEngine
 
         return OpenVinoEngine(bundle, precision, options.threads)
-    if kernels:
+    if kernels and choice.device is Device.CUDA:
         from sigrl_deploy.engines.onnxruntime_fused import OnnxRuntimeFusedEngine
 
         return OnnxRuntimeFusedEngine(bundle, choice.device, precision, kernels, folder)
+    if kernels:
+        from sigrl_deploy.engines.onnxruntime_cpu import OnnxRuntimeCpuEngine
+
+        return OnnxRuntimeCpuEngine(bundle, choice, options.threads)
     from sigrl_deploy.engines.onnxruntime import OnnxRuntimeEngine
 
     return OnnxRuntimeEngine(bundle, choice, folder, options.threads)

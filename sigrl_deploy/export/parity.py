@@ -15,6 +15,7 @@ from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.checkpoints.eager import cut_padding
 from sigrl_deploy.comparison import agreement, overlap, score_errors, unit_of
 from sigrl_deploy.config import Backend, Device, Precision, runs
+from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.export.graph_modules import TextGraph, VisualGraph
 from sigrl_deploy.model.sigrl import SigRL, encode_text, match
 from sigrl_deploy.pictures.device_preprocess import DevicePreprocess
@@ -145,15 +146,17 @@ class Reference:
 def measure(reference: Reference, bundle: Path, precision: Precision, tolerance: float, graphs: SigRL) -> Parity:
     """Compare a written bundle with the PyTorch fp32 model.
 
-    The files run in ONNX Runtime as `infer` would run them. What its CPU provider does not run, bf16, runs in PyTorch:
-    `graphs`, the typed model that the files were made from.
+    The files run in ONNX Runtime as `infer` runs them where there is no kernel for SVFR: what they hold is measured. What its
+    CPU provider does not run, bf16, runs in PyTorch: `graphs`, the typed model that the files were made from.
     """
     tested: Scorer
     if not runs(Backend.ONNXRUNTIME, precision, Device.CPU):
         backend, tested = f"PyTorch {torch.__version__} on cpu, {precision.value}", EagerScorer(graphs, reference.rows)
         has_weights = Bundle(bundle).manifest.variants[precision].weights
     else:
-        recognizer = Recognizer(bundle, device="cpu", precision=precision, cache_dir=reference.cache)
+        unfused = frozenset({"svfr"} if graphs.svfr is not None else {})
+        options = EngineOptions(Backend.ONNXRUNTIME, Device.CPU, precision, unfused)
+        recognizer = Recognizer(bundle, options=options, cache_dir=reference.cache)
         backend, tested = recognizer.engine.description, _engine_scorer(recognizer)
         has_weights = recognizer.bundle.manifest.variants[precision].weights
     cases = [

@@ -19,12 +19,13 @@ from benchmarks.contenders import ON_CPU, ON_GPU, chosen, eager_forward
 from benchmarks.machine import describe, floor_ms, least_bytes, svfr_flop, vit_flop
 from benchmarks.random_weights import label_embeddings
 from benchmarks.report import stages
-from benchmarks.stages import STAGES, onnx_stages
+from benchmarks.stages import STAGES, cpu_stages
 from benchmarks.tables import cell, summary
 from benchmarks.workload import OURS
 from sigrl_deploy import Recognizer
 from sigrl_deploy.config import Arch, Backend, Device, GraphConfig, ModelConfig, Precision, runs
 from sigrl_deploy.engines.onnxruntime import CUDA, has_provider
+from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.image_towers import VisionConfig
 from sigrl_deploy.model.sigrl import LABEL_TILE
@@ -135,16 +136,18 @@ def test_every_stage_is_measured(results: dict[str, Any]) -> None:
             assert all(ms > 0 for ms in record[STAGES].values())
 
 
+@pytest.mark.parametrize("unfused", [frozenset(), frozenset({"svfr"})], ids=["kernel", "function"])
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT8X3])
 def test_the_stages_of_onnx_runtime_are_the_whole_pass(
-    precision: Precision, export_tiny: Callable[..., Path], photos: list[Path]
+    precision: Precision, unfused: frozenset[str], export_tiny: Callable[..., Path], photos: list[Path]
 ) -> None:
     """What the last stage gives, from what the ones before it made, are the engine's own scores."""
     out = export_tiny(precision)
-    recognizer = Recognizer(out, backend="onnxruntime", device="cpu", cache_dir=False)
+    options = EngineOptions(Backend.ONNXRUNTIME, Device.CPU, unfused=unfused)
+    recognizer = Recognizer(out, options=options, cache_dir=False)
     vocabulary = recognizer.vocabulary(["cat", "cup", "sky"])
     pixels = np.stack([recognizer.pixels(path) for path in photos[:2]])
-    parts = onnx_stages(out / "visual.onnx", recognizer, pixels, vocabulary)
+    parts = cpu_stages(out / "visual.onnx", recognizer, pixels, vocabulary)
     assert list(parts) == ["tower", "svfr", "match"]
     for part in parts.values():
         last = part()

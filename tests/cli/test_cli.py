@@ -168,7 +168,7 @@ main()
             ["--out", "tags.xml"],
             "--out tags.xml: no format has this ending; expected .jsonl, .json, .csv, .txt (a table), or give --format",
         ),
-        (["--device", "cpu", "--unfused", "svfr"], "--unfused svfr: "),
+        (["--device", "cpu", "--unfused", "match"], "--unfused match: "),
         (["--out", "missing/a.json"], "--out missing/a.json: the folder missing does not exist"),
         (["--out", "folder"], "--out folder: is a folder, device or pipe"),
         (["--out", "pipe"], "--out pipe: is a folder, device or pipe"),

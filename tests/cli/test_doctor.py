@@ -22,6 +22,7 @@ from sigrl_deploy.config import Precision
 from sigrl_deploy.doctor import _bundle
 from sigrl_deploy.doctor import examine as looked_at
 from sigrl_deploy.extras import install_command
+from sigrl_deploy.kernels.cpu.library import VARIABLE, find
 from sigrl_deploy.machine.gpu import Gpu
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without a GPU")
@@ -69,6 +70,21 @@ def test_the_cpu_comes_first_with_what_int8_and_bf16_depend_on() -> None:
     for flag in ("amx_int8", "avx512_vnni", "amx_bf16", "avx512_bf16"):
         assert (flag in found["CPU"]["found"]) == (flag in flags)
     assert "int8 products: " in found["CPU"]["found"]
+
+
+def test_it_says_how_svfr_runs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    kernel = find()
+    found = examine()["SVFR on the CPU"]
+    if kernel.chosen is not None:
+        assert (found["fine"], found["command"]) == (True, None)
+        assert kernel.chosen.full_name in found["found"]
+    monkeypatch.setenv(VARIABLE, "off")
+    assert f"as an ONNX function, which is slower: {VARIABLE} is off" in examine()["SVFR on the CPU"]["found"]
+    monkeypatch.setenv(VARIABLE, "sse")
+    found = examine()["SVFR on the CPU"]
+    assert (found["fine"], found["command"]) == (False, f"unset {VARIABLE}")
+    assert f"{VARIABLE} is 'sse'" in found["found"]
 
 
 def _said(*arguments: str) -> str:

@@ -170,7 +170,7 @@ def test_no_kernels_run_where_they_cannot() -> None:
     [
         ("onnxruntime", "cuda", "gmc"),
         ("onnxruntime", "cuda", "tower"),
-        ("onnxruntime", "cpu", "svfr"),
+        ("onnxruntime", "cpu", "match"),
         ("tensorrt", "cuda", "tower"),
         ("torch", "cpu", "svfr"),
         ("openvino", "cpu", "match"),
@@ -180,6 +180,13 @@ def test_only_a_kernel_can_be_switched_off(backend: str, device: str, op: str) -
     with pytest.raises(UsageError) as refused:
         chosen(Held(FP32), SERVER, backend, device, unfused=frozenset({op}))
     assert (refused.value.argument, refused.value.value) == ("unfused", op)
+
+
+def test_svfr_runs_as_a_kernel_on_a_cpu_unless_it_is_switched_off() -> None:
+    assert chosen(Held(FP32), LAPTOP).kernels == {"svfr"}
+    assert not chosen(Held(FP32), LAPTOP, unfused=frozenset({"svfr"})).kernels
+    assert not chosen(Held(FP32, arch=Arch.MKT), LAPTOP).kernels
+    assert not chosen(Held(FP32), LAPTOP, "openvino").kernels
 
 
 def test_it_says_why_a_model_is_not_on_a_gpu() -> None:

@@ -57,7 +57,8 @@ def main(weights: Path, text: Path, tokenizer: Path, out: Path, labels: Sequence
     from sigrl_deploy.version import tool_versions
 
     for module in pkgutil.walk_packages(sigrl_deploy.__path__, "sigrl_deploy."):
-        if not module.name.endswith(("__main__", "triton_server.model")):  # a server has a module for the latter
+        # A server has a module for `model`, and `native_library` is for ctypes.
+        if not module.name.endswith(("__main__", "triton_server.model", "cpu.native_library")):
             importlib.import_module(module.name)
 
     model = load_model(CheckpointOptions(weights, text_tower=str(text))).model

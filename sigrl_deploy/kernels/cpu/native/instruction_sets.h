@@ -1,0 +1,10 @@
+// Which kernels this CPU and this build have.
+#pragma once
+#include "kernels.h"
+
+namespace sigrl {
+
+// The kernels of one instruction set, or null where the CPU, its operating system or this build has none.
+const Kernels* kernels_of(InstructionSet set);
+
+}  // namespace sigrl
