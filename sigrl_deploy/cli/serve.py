@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import os
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -78,11 +83,23 @@ def serve(labels: tuple[str, ...], thresholds: tuple[str, ...], **options: Any) 
 
     options |= {"labels": _pairs(labels, "labels"), "thresholds": _pairs(thresholds, "thresholds")}
     options["limits"] = _limits(options)
-    raise SystemExit(run_serve(ServeOptions(engine=engine_options(options), **options)))
+    _exit(run_serve(ServeOptions(engine=engine_options(options), **options)))
+
+
+def _exit(status: int) -> NoReturn:
+    if threading.active_count() == 1:
+        raise SystemExit(status)
+    # An engine hangs. What the interpreter tears down at its end would crash under it.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def _limits(options: dict[str, Any]) -> Limits:
-    """Take what bounds the service out of the options. Raises UsageError where a body would never be taken."""
+    """Take what bounds the service out of the options. Raises UsageError for numbers that make no sense."""
+    for name in ("body_mb", "in_flight_mb"):
+        if not math.isfinite(options[name]):
+            raise UsageError("expected a number", argument=name, value=f"{options[name]:g}")
     body, in_flight = options.pop("body_mb"), options.pop("in_flight_mb")
     if in_flight < body:
         raise UsageError(f"is less than one body may have, {body:g}; raise it", argument="in_flight_mb", value=f"{in_flight:g}")

@@ -43,7 +43,7 @@ _GONE = 499  # as nginx logs a client that left; nobody reads it
 
 @dataclass(frozen=True)
 class Service:
-    """Everything that the routes use. `api_key` None asks for none."""
+    """Everything that the routes use. `api_key` None asks for none; `local` where only this machine reaches the service."""
 
     tagger: Tagger
     vocabularies: ServedVocabularies
@@ -52,6 +52,7 @@ class Service:
     admission: Admission
     info: dict[str, Any]
     api_key: str | None = None
+    local: bool = False
 
     async def tag_all(self, pictures: Sequence[bytes | RequestError], asked: TagOptions, tag: TagOne) -> list[dict[str, Any]]:
         """What `tag` answers for each picture. Raises what is wrong with what is asked, and what `tag` raises."""
@@ -134,11 +135,12 @@ class Chosen:
     selection: Selection
 
 
-def make_app(service: Service, lifespan: Callable[[FastAPI], Any]) -> FastAPI:
+def make_app(service: Service) -> FastAPI:
     # FastAPI's own document would have no bodies, options or errors.
-    app = FastAPI(lifespan=lifespan, openapi_url=None, redirect_slashes=False)
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
     _add_errors(app, service)
-    app.add_middleware(Guard, metrics=service.metrics, api_key=service.api_key)
+    seconds = service.limits.body_seconds
+    app.add_middleware(Guard, metrics=service.metrics, body_seconds=seconds, api_key=service.api_key, local=service.local)
     _add_tagging(app, service)
     _add_vocabularies(app, service)
     _add_state(app, service)
@@ -158,7 +160,7 @@ def _add_errors(app: FastAPI, service: Service) -> None:
         service.metrics.error(problem.code)
         return response(problem)
 
-    for kind in (RequestError, SigRLError, HTTPException, ClientDisconnect, Exception):
+    for kind in (RequestError, SigRLError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, answer)
 
 
@@ -246,6 +248,7 @@ def _add_vocabularies(app: FastAPI, service: Service) -> None:
 def _add_state(app: FastAPI, service: Service) -> None:
     document = describe(has_key=service.api_key is not None)
 
+    @app.head("/")
     @app.get("/")
     async def page() -> FileResponse:
         return FileResponse(PAGE / "index.html")
@@ -266,10 +269,12 @@ def _add_state(app: FastAPI, service: Service) -> None:
         vocabularies = {"default_vocabulary": held.default, "vocabularies": list(map(service.about, held.all()))}
         return service.info | {"limits": asdict(service.limits)} | vocabularies
 
+    @app.head("/health/live", response_class=PlainTextResponse)
     @app.get("/health/live", response_class=PlainTextResponse)
     async def live() -> str:
         return "live\n"
 
+    @app.head("/health/ready", response_class=PlainTextResponse)
     @app.get("/health/ready", response_class=PlainTextResponse)
     async def ready() -> PlainTextResponse:
         is_ready = service.tagger.ready

@@ -62,13 +62,15 @@ class Reservation:
 
     def up_to(self, count: int) -> None:
         """Have room for so many bytes in all. Raises OverloadedError where there is none."""
-        more = count - self.bytes
-        if more <= 0:
-            return
-        if self.admission.bytes + more > self.admission.most:
-            raise OverloadedError("the bodies of other requests take all memory that is set aside for them")
+        self.check(count)
+        more = max(0, count - self.bytes)
         self.admission.bytes += more
-        self.bytes = count
+        self.bytes += more
+
+    def check(self, count: int) -> None:
+        """Raise OverloadedError where there is no room now for so many bytes in all."""
+        if self.admission.bytes + max(0, count - self.bytes) > self.admission.most:
+            raise OverloadedError("the bodies of other requests take all memory that is set aside for them")
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ async def read_raw(request: Request, limits: Limits, room: Reservation) -> bytes
         if not length.isascii() or not length.isdigit():
             raise RequestError(HTTPStatus.BAD_REQUEST, "request", "Content-Length is no number")
         _check_size(int(length), limits)
-        room.up_to(int(length))
+        room.check(int(length))  # and takes it as the bytes come: many may be announced and never sent
     try:
         return await asyncio.wait_for(_collected(request, limits, room), limits.body_seconds)
     except asyncio.TimeoutError:
@@ -109,7 +111,7 @@ async def _collected(request: Request, limits: Limits, room: Reservation) -> byt
 def _check_size(count: int, limits: Limits) -> None:
     if count > limits.body_bytes:
         line = f"the body has {count:,} bytes or more, expected {limits.body_bytes:,} at most; make the pictures smaller"
-        raise RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body", line, {"Connection": "close"})
+        raise RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body", line)
 
 
 async def read_body(request: Request, limits: Limits, room: Reservation, key: str) -> Body:

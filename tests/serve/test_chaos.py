@@ -30,7 +30,7 @@ async def ask(served: Served, body: bytes, path: str = "/v1/tag") -> tuple[int, 
     """POST a picture over a connection of its own → status and body of the answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(served.url.rsplit(":", 1)[1]))
     try:
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: image/jpeg\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: image/jpeg\r\n"
         head += f"Content-Length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
         answer = await asyncio.wait_for(reader.read(), _SECONDS)
@@ -83,11 +83,13 @@ def test_clients_that_trickle_and_that_leave(crowded: Served, photos: list[Path]
     async def run() -> list[tuple[int, bytes]]:
         half_open = [await asyncio.open_connection("127.0.0.1", port) for _ in range(100)]
         for _, writer in half_open:
-            writer.write(b"POST /v1/tag HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 1000\r\n\r\nabc")
+            writer.write(
+                b"POST /v1/tag HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: 1000\r\n\r\nabc"
+            )
         for _ in range(100):
             _, writer = await asyncio.open_connection("127.0.0.1", port)
-            head = f"POST /v1/tag HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
-            writer.write(head.encode() + picture)
+            head = b"POST /v1/tag HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
+            writer.write(head + b"Content-Length: %d\r\n\r\n" % len(picture) + picture)
             await writer.drain()
             writer.close()
         answers = []

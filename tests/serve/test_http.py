@@ -241,10 +241,12 @@ def test_clients_that_are_slow(bundle: Path, label_file: Path) -> None:
     with serving(bundle, "--labels", f"everyday={label_file}", *limits) as server:
         port = int(server.url.rsplit(":", 1)[1])
         with socket.create_connection(("127.0.0.1", port), timeout=60) as half_open:
-            half_open.sendall(b"POST /v1/tag HTTP/1.1\r\nHost: x\r\n")
+            half_open.sendall(b"POST /v1/tag HTTP/1.1\r\nHost: localhost\r\n")
             assert half_open.recv(1000) == b""  # closed
         with socket.create_connection(("127.0.0.1", port), timeout=60) as trickling:
-            trickling.sendall(b"POST /v1/tag HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 100\r\n\r\nabc")
+            trickling.sendall(
+                b"POST /v1/tag HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: 100\r\n\r\nabc"
+            )
             assert trickling.recv(1000).startswith(b"HTTP/1.1 408 ")
         assert httpx.get(f"{server.url}/health/ready").status_code == 200
 
