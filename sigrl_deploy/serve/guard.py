@@ -50,7 +50,7 @@ class _AccessHandler(logging.StreamHandler[TextIO]):
 
     _said = False
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+    def handleError(self, record: logging.LogRecord) -> None:
         if not self._said:
             self._said = True
             log.error("the access log cannot be written (%s), and lacks requests", sys.exc_info()[1])

@@ -23,7 +23,7 @@ if sys.platform != "win32":
 
 log = logging.getLogger(__name__)
 
-_KEEP_ALIVE = 30  # seconds that an idle connection stays open
+_KEEP_ALIVE = 75  # seconds that an idle connection stays open: longer than nginx keeps it, which then never finds it closed
 _AFTER_DEATH = 5  # seconds that requests have left where the engine has died
 _BACKLOG = 2048
 _CONNECTIONS = 4096
@@ -31,7 +31,7 @@ _OTHER_FILES = 64  # that the process has open besides its connections
 
 
 class Server(uvicorn.Server):
-    """Ends on SIGTERM and SIGINT, after all requests that it had taken are answered; on a second SIGINT at once."""
+    """Ends on SIGTERM, SIGINT and SIGHUP, after all requests that it had taken are answered; on a second SIGINT at once."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         connections, backlog = _room()
@@ -68,7 +68,9 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Without uvicorn's raising them again at the end, which would make the exit status that of a killed process."""
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        # SIGHUP comes where a terminal is closed; Windows has none.
+        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
         try:
             yield
         finally:
