@@ -122,7 +122,9 @@ def started(address: str | None, object_store_bytes: int = 0) -> Iterator[None]:
             line = str(error).strip().splitlines()[0][:200]
             if address is None:
                 raise UsageError(f"Ray could not start ({line})") from None
-            problem = f"no cluster answers ({line}); expected such as ray-head:6379, and RAY_AUTH_MODE=token where it has a token"
+            problem = (
+                f"no cluster answers ({line}); expected such as ray-head:6379, and RAY_AUTH_MODE=token where it has a token"
+            )
             raise UsageError(problem, argument="address", value=address) from None
         _quiet_data()
         yield

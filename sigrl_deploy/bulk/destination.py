@@ -118,14 +118,15 @@ class Destination:
             return None
 
     def write(self, unit: int, number: int, records: Sequence[Record], about: Part) -> None:
-        """Write the rows of one file. Raises OSError."""
+        """Write the rows of one file. Raises UsageError where that fails."""
         found = columns(records)
         values = [pa.array([_text(record.path) for record in records], pa.string()), *found.values()]
         values.append(pa.array([about.run] * len(records), pa.string()))
         schema = SCHEMA.with_metadata({_METADATA: json.dumps(asdict(about))})
         file = io.BytesIO()
         pq.write_table(pa.Table.from_arrays(values, schema=schema), file, compression="zstd")
-        self.place.below(self.part_name(unit, number)).write(file.getvalue())
+        with self._errors():
+            self.place.below(self.part_name(unit, number)).write(file.getvalue())
 
     def part_name(self, unit: int, number: int) -> str:
         return f"part-{self.shard.name}{unit:06}-{number:04}.parquet"

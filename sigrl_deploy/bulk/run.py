@@ -20,7 +20,7 @@ from sigrl_deploy.bulk.sample import estimate
 from sigrl_deploy.bulk.sources import Kind, find_source
 from sigrl_deploy.bulk.worker import Reading, TagPictures
 from sigrl_deploy.config import Crop
-from sigrl_deploy.errors import BundleError, ClusterError, SigRLError, UsageError
+from sigrl_deploy.errors import ClusterError, SigRLError, UsageError
 from sigrl_deploy.labels.label_set import LabelSet
 from sigrl_deploy.labels.reading import read_label_set
 from sigrl_deploy.progress import Progress
@@ -181,8 +181,8 @@ def _summary(pictures: int, errors: int, size: int, seconds: float, out: str) ->
 
 def _raise_failure(batch: pa.Table) -> None:
     for row in batch.filter(batch.column("failure").is_valid()).to_pylist():
-        kind = UsageError if row["exit_code"] == UsageError.exit_code else BundleError
-        raise kind(row["failure"])
+        kind = UsageError if row["exit_code"] == UsageError.exit_code else ClusterError
+        raise kind(row["failure"], argument=row["argument"], value=row["value"])
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import pyarrow as pa
 
@@ -14,7 +15,7 @@ from sigrl_deploy.bulk.parquet_files import read_rows
 from sigrl_deploy.bulk.plan import Unit
 from sigrl_deploy.bulk.sources import Kind
 from sigrl_deploy.bulk.tar_files import read_members
-from sigrl_deploy.errors import SigRLError, printable
+from sigrl_deploy.errors import ClusterError, SigRLError, printable
 from sigrl_deploy.ray.shipping import Shipped
 from sigrl_deploy.ray.tagger import Tagger, content_of
 from sigrl_deploy.recognizer.predictions import Record
@@ -22,7 +23,16 @@ from sigrl_deploy.recognizer.streaming import Content
 from sigrl_deploy.storage import Place, reason
 
 # A row for each picture, so that Ray's progress counts pictures; of a worker that cannot go on, one with a failure.
-DONE = pa.schema([("bytes", pa.int64()), ("failed", pa.bool_()), ("failure", pa.string()), ("exit_code", pa.int8())])
+DONE = pa.schema(
+    [
+        ("bytes", pa.int64()),
+        ("failed", pa.bool_()),
+        ("failure", pa.string()),
+        ("argument", pa.string()),
+        ("value", pa.string()),
+        ("exit_code", pa.int8()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -51,24 +61,21 @@ class TagPictures:
     """
 
     def __init__(self, shipped: Shipped, reading: Reading, destination: Destination, rows_per_file: int) -> None:
-        self._reading, self._destination, self._rows_per_file = reading, destination, rows_per_file
-        self._failure: pa.Table | None = None
-        try:
-            self._tagger = Tagger(shipped)
-        except Exception as error:
-            self._failure = _failure("a worker could not start", error)
+        self._shipped, self._reading, self._destination, self._rows_per_file = shipped, reading, destination, rows_per_file
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """A batch of units, as JSON in the column `unit` → a table DONE for each file that is written."""
         for text in batch.column("unit").to_pylist():
-            if self._failure is not None:
-                yield self._failure
-                return
             try:
                 yield from map(_said, self._files(Unit.from_json(text)))
             except Exception as error:
-                yield _failure("a worker could not go on", error)
+                yield _failure(error)
                 return
+
+    @cached_property
+    def _tagger(self) -> Tagger:
+        # Not in the constructor: how often Ray repeats a task can be bounded to a few times, but not how often it constructs.
+        return Tagger(self._shipped)
 
     def _files(self, unit: Unit) -> Iterator[Part]:
         """Write the files of a unit that are missing, and say what every one holds."""
@@ -137,21 +144,16 @@ def _size(path: str) -> int:
 def _said(part: Part) -> pa.Table:
     """The rows that the driver counts: the bytes of a file stand in its first row."""
     count = part.rows
-    rows = {
-        "bytes": [part.bytes, *[0] * (count - 1)] if count else [],
-        "failed": [True] * part.errors + [False] * (count - part.errors),
-        "failure": [None] * count,
-        "exit_code": [None] * count,
-    }
-    return pa.table(rows, schema=DONE)
+    first = pa.array([part.bytes, *[0] * (count - 1)] if count else [], pa.int64())
+    failed = pa.array([True] * part.errors + [False] * (count - part.errors), pa.bool_())
+    return pa.Table.from_arrays([first, failed, *(pa.nulls(count, field.type) for field in list(DONE)[2:])], schema=DONE)
 
 
-def _failure(what: str, error: Exception) -> pa.Table:
-    if isinstance(error, SigRLError):
-        line, code = str(error), error.exit_code
-    else:
+def _failure(error: Exception) -> pa.Table:
+    """The row that ends a run: an error of this package as it is, any other in one line."""
+    if not isinstance(error, SigRLError):
         line = reason(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}".splitlines()[0]
-        code = 3
-    return pa.table(
-        {"bytes": [0], "failed": [False], "failure": [printable(f"{what}: {line}")], "exit_code": [code]}, schema=DONE
-    )
+        error = ClusterError(f"a worker cannot go on ({printable(line)})")
+    value = None if error.value is None else str(error.value)
+    row = {"bytes": 0, "failed": False, "failure": error.problem, "argument": error.argument, "value": value}
+    return pa.Table.from_pylist([row | {"exit_code": error.exit_code}], schema=DONE)

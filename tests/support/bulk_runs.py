@@ -50,11 +50,11 @@ def wait_for_parts(process: subprocess.Popen[bytes], out: Path, count: int) -> N
 
 def kill_worker(driver: int) -> None:
     """End one of a run's workers at once."""
-    (pid, *_) = [pid for pid in _below(driver) if WORKER in _command(pid)]
+    (pid, *_) = [pid for pid in below(driver) if WORKER in command_of(pid)]
     os.kill(pid, signal.SIGKILL)
 
 
-def _below(pid: int) -> list[int]:
+def below(pid: int) -> list[int]:
     """The processes that a process started, and those that they started."""
     parents: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
@@ -75,7 +75,7 @@ def _parent(pid: int) -> int:
         return -1
 
 
-def _command(pid: int) -> bytes:
+def command_of(pid: int) -> bytes:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -136,7 +136,7 @@ def cluster(folder: Path, cpus: int) -> Iterator[str]:
         yield f"127.0.0.1:{port}"
     finally:
         # At once: Ray takes half a minute to say goodbye.
-        for pid in [*_below(head.pid), head.pid]:
+        for pid in [*below(head.pid), head.pid]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         head.communicate(timeout=60)

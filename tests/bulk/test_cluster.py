@@ -1,9 +1,14 @@
-"""What `bulk` writes is what `infer` says, to the bit, whatever the pictures lie in. All runs share one Ray cluster."""
+"""What `bulk` and `Tagger` give is what `infer` says, to the bit, whatever the pictures lie in; in one Ray cluster."""
 
 from __future__ import annotations
 
 import io
+import os
+import shutil
+import subprocess
+import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow.fs import S3FileSystem
 
-from tests.support.bulk_runs import about, assert_equal, bulk, cluster, expected, rows, s3_server
+from tests.support.bulk_runs import SECONDS, TOKEN, about, assert_equal, bulk, cluster, expected, rows, s3_server
+from tests.support.paths import ROOT
 
 Options = list[str | Path]
 
@@ -21,8 +27,6 @@ Options = list[str | Path]
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     # Ray's sockets have no room for pytest's long names.
-    import tempfile
-
     with tempfile.TemporaryDirectory(prefix="ray-") as folder, cluster(Path(folder), cpus=2) as address:
         yield address
 
@@ -41,7 +45,9 @@ def test_a_folder(
     address: str, options: Options, tenth_broken: Path, wanted: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    done = bulk(tenth_broken, *options, "--out", out, "--address", address, "--workers", "2", "--cpus-per-worker", "1", status=1)
+    done = bulk(
+        tenth_broken, *options, "--out", out, "--address", address, "--workers", "2", "--cpus-per-worker", "1", status=1
+    )
     assert_equal(rows(out), wanted)
     assert {row["path"] for row in rows(out)} == {record["path"] for record in wanted.values()}
     assert b"4 pictures could not be read or scored; see the column error" in done.stderr
@@ -175,3 +181,76 @@ def test_buckets(
     assert b"error: SOURCE s3://nowhere/in: " in missing.stderr
     missing = bulk("s3://lake/in", *command, "--out", "s3://nowhere/out", status=2)
     assert b"error: --out s3://nowhere/out: " in missing.stderr
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("damage", "ClusterError: "),
+        ("die", "ClusterError: workers died again and again ("),
+        ("die at once", "ClusterError: workers died again and again ("),
+    ],
+)
+def test_workers_that_always_fail_end_the_run_with_one_line(
+    address: str, bundle: Path, labels: Path, tenth_broken: Path, tmp_path: Path, what: str, said: str
+) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    command = [sys.executable, "-m", "tests.support.bulk_child", what, address, tenth_broken, copy, labels, tmp_path / "out"]
+    child = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, timeout=SECONDS, env=os.environ | TOKEN, cwd=ROOT
+    )
+    assert child.stdout.startswith(said), child.stderr
+    assert child.stdout.count("\n") == 1
+    assert "Traceback" not in child.stderr
+    assert ("differs from the manifest's sha256" in child.stdout) == (what == "damage")
+    assert len(list((tmp_path / "out").glob("part-*"))) == (what == "die")  # the unit before
+
+
+TAGGER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import ray
+
+from sigrl_deploy.ray import Tagger, ship
+from sigrl_deploy.ray import shipping
+
+address, pictures, bundle, labels, out, cache = sys.argv[1:]
+ray.init(address=address, log_to_driver=False)
+shipped = ship(bundle, labels, options=shipping.EngineOptions(device="cpu"))
+# As on another machine, which has no such path: the files come through the object store.
+elsewhere = replace(shipped.settings, bundle=Path("/nowhere"), cache_dir=Path(cache))
+files = {name: ray.put(content) for name, content in shipping._files(Path(bundle)).items()}
+for settings, files in ((shipped.settings, {}), (elsewhere, files)):
+    dataset = ray.data.read_binary_files(pictures, include_paths=True)
+    tagged = dataset.map_batches(
+        Tagger,
+        fn_constructor_args=[replace(shipped, settings=settings, files=files)],
+        batch_format="pyarrow",
+        batch_size=7,
+        num_cpus=1,
+        compute=ray.data.ActorPoolStrategy(size=1),
+    )
+    tagged.drop_columns(["bytes"]).write_parquet(f"{out}/{len(files)}")
+"""
+
+
+def test_tagger_in_a_pipeline_of_one_s_own(
+    address: str, bundle: Path, labels: Path, tenth_broken: Path, wanted: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Once with the bundle at its path, and once on a node that has no such path."""
+    cache = tmp_path / "cache"
+    arguments = [address, tenth_broken, bundle, labels, tmp_path / "out", cache]
+    command = [sys.executable, "-c", TAGGER, *map(str, arguments)]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=os.environ | TOKEN, cwd=ROOT)
+    assert child.returncode == 0, child.stderr
+    outs = sorted((tmp_path / "out").iterdir())
+    assert len(outs) == 2
+    for out in outs:
+        found = [row | {"run": ""} for row in rows(out)]
+        assert_equal(found, wanted, same_run=False)
+    (copied,) = (cache / "bundles").glob("*/")
+    assert (copied / "manifest.json").read_bytes() == (bundle / "manifest.json").read_bytes()

@@ -1,0 +1,171 @@
+"""How fast `sigrl-deploy bulk` is beside `infer`, what start and memory it costs, and its rows over time while it is killed.
+
+python -m benchmarks.bulk FOLDER        # makes what it needs in FOLDER; writes results/bulk.json. A quarter of an hour.
+
+The model is ViT-B/16 with random weights in fp32, with a hundred labels. Rounds of `infer` and of each way to share the cores
+take turns. A run's rate counts the rows between its first files and its last one, so without the start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from PIL import Image
+
+from benchmarks.machine import identity
+from benchmarks.workload import bundle_of, prepare
+from sigrl_deploy.export.parity import PHOTOS
+from sigrl_deploy.files import replacing
+from sigrl_deploy.version import version_of
+from tests.support.bulk_runs import BULK, about, below, kill_worker, rows
+from tests.support.processes import INFER
+
+RESULTS = Path(__file__).resolve().parent / "results" / "bulk.json"
+PICTURES = 240
+SIDE = 640  # pixels of a picture's longer side
+SHARES = ((1, 2), (2, 1))  # workers, CPUs of each
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pictures", type=int, default=PICTURES)
+    parser.add_argument("--variant", default="vit-b16")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    prepare(args.folder, args.variant, [], [("onnxruntime", "fp32")], "cpu")
+    bundle, pictures = bundle_of(args.folder, "fp32"), args.folder / "pictures"
+    make_pictures(pictures, args.pictures)
+    measured = rounds(pictures, bundle, args.folder / "rows", args.rounds)
+    machine = identity("cpu") | {"ray": version_of("ray")}
+    results = {"machine": machine, "variant": args.variant, "pictures": args.pictures} | measured
+    results["killed"] = killed(pictures, bundle, args.folder / "killed")
+    with replacing(args.out) as temporary:
+        temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(results, indent=1))
+
+
+def make_pictures(folder: Path, count: int) -> None:
+    """Crops of the package's photographs, as JPEG files."""
+    folder.mkdir(exist_ok=True)
+    photos = [Image.open(path) for path in sorted(PHOTOS.glob("*.jpg"))]
+    for i in range(count):
+        photo, shift = photos[i % len(photos)], i // len(photos)
+        picture = photo.crop((shift, shift, photo.width, photo.height))
+        picture.thumbnail((SIDE, SIDE))
+        picture.save(folder / f"{i:04}.jpg", quality=90)
+
+
+def rounds(pictures: Path, bundle: Path, out: Path, count: int) -> dict[str, Any]:
+    """Pictures a second of `infer` and of `bulk`, by round; seconds to the first row and bytes of memory of `bulk`."""
+    infer: list[float] = []
+    found: dict[tuple[int, int], list[dict[str, float]]] = {share: [] for share in SHARES}
+    for _ in range(count):
+        infer.append(infer_rate(pictures, bundle))
+        for workers, cpus in SHARES:
+            shutil.rmtree(out, ignore_errors=True)
+            found[workers, cpus].append(one_run(command(pictures, bundle, out, workers, cpus), out, workers))
+    shares = [
+        {"workers": workers, "cpus": cpus}
+        | {name: [run[name] for run in runs] for name in runs[0]}
+        | {"of_infer": median(run["rate"] / rate for run, rate in zip(runs, infer, strict=True))}
+        for (workers, cpus), runs in found.items()
+    ]
+    return {"infer": infer, "bulk": shares}
+
+
+def infer_rate(pictures: Path, bundle: Path) -> float:
+    run = [*INFER, str(pictures), "--bundle", str(bundle), "--device", "cpu", "--format", "jsonl", "-v"]
+    said = subprocess.run(run, check=True, capture_output=True, text=True).stderr
+    match = re.search(r"(\d+) pictures in ([\d.]+) s", said)
+    assert match
+    return int(match[1]) / float(match[2])
+
+
+def command(pictures: Path, bundle: Path, out: Path, workers: int, cpus: int) -> list[str]:
+    options = ["--bundle", bundle, "--device", "cpu", "--out", out, "--workers", workers, "--cpus-per-worker", cpus]
+    return [*BULK, str(pictures), *map(str, options)]
+
+
+def one_run(run: list[str], out: Path, workers: int) -> dict[str, float]:
+    """A run that nothing disturbs."""
+    start, most = time.time(), 0
+    process = subprocess.Popen(run, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        most = max(most, sum(map(own_bytes, [process.pid, *below(process.pid)])))
+        time.sleep(0.5)
+    assert process.returncode == 0
+    written = files(out)
+    first, whole = written[workers - 1][0], sum(count for _, count in written)
+    before = sum(count for _, count in written[:workers])
+    rate = (whole - before) / (written[-1][0] - first)
+    return {"rate": rate, "start": written[0][0] - start - written[0][1] * workers / rate, "memory": most}
+
+
+def files(out: Path) -> list[tuple[float, int]]:
+    """When each file of a run was written, and how many rows it has."""
+    return sorted((path.stat().st_mtime, about(path)["rows"]) for path in out.glob("part-*"))
+
+
+def own_bytes(pid: int) -> int:
+    """Memory of a process; what it shares with others is shared among them."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+def killed(pictures: Path, bundle: Path, out: Path) -> dict[str, Any]:
+    """A run whose worker is killed, then its driver; and the same command again. Seconds and rows."""
+    shutil.rmtree(out, ignore_errors=True)
+    run, start = command(pictures, bundle, out, 2, 1), time.time()
+    total = len(list(pictures.iterdir()))
+    events: list[dict[str, Any]] = []
+    process = subprocess.Popen(run, stderr=subprocess.DEVNULL)
+    for what, share, act in (("worker", 0.2, kill_worker), ("driver", 0.6, lambda _: process.kill())):
+        wait_until(lambda share=share: done(out) >= share * total)
+        act(process.pid)
+        events.append({"killed": what, "at": time.time() - start, "rows": done(out)})
+    process.wait()
+    events.append({"started": "driver", "at": time.time() - start, "rows": done(out)})
+    subprocess.run(run, check=True, stderr=subprocess.DEVNULL)
+    paths = [row["path"] for row in rows(out)]
+    assert len(paths) == len(set(paths)) == total
+    return {
+        "events": events,
+        "rows": [[when - start, count] for when, count in cumulative(files(out))],
+        "rows_per_file": max(count for _, count in files(out)),
+    }
+
+
+def done(out: Path) -> int:
+    return sum(about(path)["rows"] for path in out.glob("part-*"))
+
+
+def wait_until(reached: Callable[[], bool]) -> None:
+    while not reached():
+        time.sleep(0.1)
+
+
+def cumulative(written: list[tuple[float, int]]) -> Iterator[tuple[float, int]]:
+    whole = 0
+    for when, count in written:
+        whole += count
+        yield when, whole
+
+
+if __name__ == "__main__":
+    sys.exit(main())
