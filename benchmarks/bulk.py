@@ -3,14 +3,15 @@
 python -m benchmarks.bulk FOLDER        # makes what it needs in FOLDER; writes results/bulk.json. A quarter of an hour.
 
 The model is ViT-B/16 with random weights in fp32, with a hundred labels. Rounds of `infer` and of each way to share the cores
-take turns. A run's rate counts the rows between its first files and its last one, so without the start.
+take turns. Rates and CPU seconds are from a run's first rows to its last ones, so without the start. Where other programs have
+the cores too, CPU seconds say more than rates.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
+import os
 import shutil
 import subprocess
 import sys
@@ -24,8 +25,10 @@ from PIL import Image
 
 from benchmarks.machine import identity
 from benchmarks.workload import bundle_of, prepare
+from sigrl_deploy.bundle.manifest import read_manifest
 from sigrl_deploy.export.parity import PHOTOS
 from sigrl_deploy.files import replacing
+from sigrl_deploy.pictures.reading import read_image
 from sigrl_deploy.version import version_of
 from tests.support.bulk_runs import BULK, about, below, kill_worker, rows
 from tests.support.processes import INFER
@@ -34,6 +37,8 @@ RESULTS = Path(__file__).resolve().parent / "results" / "bulk.json"
 PICTURES = 240
 SIDE = 640  # pixels of a picture's longer side
 SHARES = ((1, 2), (2, 1))  # workers, CPUs of each
+
+Run = dict[str, float]
 
 
 def main() -> None:
@@ -51,6 +56,7 @@ def main() -> None:
     measured = rounds(pictures, bundle, args.folder / "rows", args.rounds)
     machine = identity("cpu") | {"ray": version_of("ray")}
     results = {"machine": machine, "variant": args.variant, "pictures": args.pictures} | measured
+    results["reading_ms"] = reading_ms(pictures, bundle)
     results["killed"] = killed(pictures, bundle, args.folder / "killed")
     with replacing(args.out) as temporary:
         temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -68,30 +74,21 @@ def make_pictures(folder: Path, count: int) -> None:
         picture.save(folder / f"{i:04}.jpg", quality=90)
 
 
-def rounds(pictures: Path, bundle: Path, out: Path, count: int) -> dict[str, Any]:
-    """Pictures a second of `infer` and of `bulk`, by round; seconds to the first row and bytes of memory of `bulk`."""
-    infer: list[float] = []
-    found: dict[tuple[int, int], list[dict[str, float]]] = {share: [] for share in SHARES}
+def rounds(pictures: Path, bundle: Path, folder: Path, count: int) -> dict[str, Any]:
+    """What `infer` and each way to share the cores needed, by round."""
+    infer: list[Run] = []
+    bulk: dict[tuple[int, int], list[Run]] = {share: [] for share in SHARES}
     for _ in range(count):
-        infer.append(infer_rate(pictures, bundle))
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        lines = folder / "infer.jsonl"
+        run = [*INFER, str(pictures), "--bundle", str(bundle), "--device", "cpu", "--format", "jsonl"]
+        infer.append(one_run(run, lambda lines=lines: lines.read_bytes().count(b"\n"), lines))
         for workers, cpus in SHARES:
-            shutil.rmtree(out, ignore_errors=True)
-            found[workers, cpus].append(one_run(command(pictures, bundle, out, workers, cpus), out, workers))
-    shares = [
-        {"workers": workers, "cpus": cpus}
-        | {name: [run[name] for run in runs] for name in runs[0]}
-        | {"of_infer": median(run["rate"] / rate for run, rate in zip(runs, infer, strict=True))}
-        for (workers, cpus), runs in found.items()
-    ]
+            out = folder / f"{workers}x{cpus}"
+            bulk[workers, cpus].append(one_run(command(pictures, bundle, out, workers, cpus), lambda out=out: done(out)))
+    shares = [{"workers": workers, "cpus": cpus, "runs": runs} for (workers, cpus), runs in bulk.items()]
     return {"infer": infer, "bulk": shares}
-
-
-def infer_rate(pictures: Path, bundle: Path) -> float:
-    run = [*INFER, str(pictures), "--bundle", str(bundle), "--device", "cpu", "--format", "jsonl", "-v"]
-    said = subprocess.run(run, check=True, capture_output=True, text=True).stderr
-    match = re.search(r"(\d+) pictures in ([\d.]+) s", said)
-    assert match
-    return int(match[1]) / float(match[2])
 
 
 def command(pictures: Path, bundle: Path, out: Path, workers: int, cpus: int) -> list[str]:
@@ -99,19 +96,37 @@ def command(pictures: Path, bundle: Path, out: Path, workers: int, cpus: int) ->
     return [*BULK, str(pictures), *map(str, options)]
 
 
-def one_run(run: list[str], out: Path, workers: int) -> dict[str, float]:
-    """A run that nothing disturbs."""
-    start, most = time.time(), 0
-    process = subprocess.Popen(run, stderr=subprocess.DEVNULL)
-    while process.poll() is None:
-        most = max(most, sum(map(own_bytes, [process.pid, *below(process.pid)])))
-        time.sleep(0.5)
-    assert process.returncode == 0
-    written = files(out)
-    first, whole = written[workers - 1][0], sum(count for _, count in written)
-    before = sum(count for _, count in written[:workers])
-    rate = (whole - before) / (written[-1][0] - first)
-    return {"rate": rate, "start": written[0][0] - start - written[0][1] * workers / rate, "memory": most}
+def one_run(run: list[str], rows_now: Callable[[], int], stdout: Path = Path(os.devnull)) -> Run:
+    """A run that nothing disturbs, observed from outside: `first` is when the first rows were seen, in seconds."""
+    samples: list[tuple[float, float, int]] = []
+    start, most, used = time.monotonic(), 0, dict[int, float]()
+    with stdout.open("wb") as stream:
+        process = subprocess.Popen(run, stdout=stream, stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            pids = [process.pid, *below(process.pid)]
+            most = max(most, sum(map(own_bytes, pids)))
+            used |= {pid: seconds for pid in pids if (seconds := cpu_seconds(pid)) is not None}
+            samples.append((time.monotonic() - start, sum(used.values()), rows_now()))
+            time.sleep(0.2)
+    assert process.returncode == 0, run
+    rows = [sample for sample in samples if sample[2]]
+    (first, cpu, before), last = rows[0], next(sample for sample in rows if sample[2] == rows[-1][2])
+    counted = last[2] - before
+    return {
+        "first": round(first, 2),
+        "memory_bytes": most,
+        "pictures_per_s": round(counted / (last[0] - first), 3),
+        "cpu_seconds_per_picture": round((last[1] - cpu) / counted, 4),
+    }
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """What a process has computed so far."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def files(out: Path) -> list[tuple[float, int]]:
@@ -149,6 +164,16 @@ def killed(pictures: Path, bundle: Path, out: Path) -> dict[str, Any]:
         "rows": [[when - start, count] for when, count in cumulative(files(out))],
         "rows_per_file": max(count for _, count in files(out)),
     }
+
+
+def reading_ms(pictures: Path, bundle: Path) -> float:
+    """What one thread computes to decode and prepare a picture, the median, in ms."""
+    manifest, times = read_manifest(bundle), []
+    for path in sorted(pictures.iterdir()):
+        start = time.thread_time()
+        manifest.preprocess(read_image(path))
+        times.append(1000 * (time.thread_time() - start))
+    return round(median(times), 3)
 
 
 def done(out: Path) -> int:

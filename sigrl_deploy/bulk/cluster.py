@@ -116,7 +116,7 @@ def started(address: str | None, object_store_bytes: int = 0) -> Iterator[None]:
     kept = True
     try:
         try:
-            with _native_lines_hidden():
+            with _native_lines_hidden(), _without_messages():
                 ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             line = str(error).strip().splitlines()[0][:200]
@@ -136,6 +136,22 @@ def started(address: str | None, object_store_bytes: int = 0) -> Iterator[None]:
                 log.debug("Ray's own logs are in %s", folder)
             else:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _without_messages() -> Iterator[None]:
+    """Ray prints on standard output that a worker died, which is mended, or becomes an error of this program."""
+    from ray._private import worker
+
+    listen = getattr(worker, "listen_error_messages", None)
+    if listen is None:
+        yield
+        return
+    worker.listen_error_messages = lambda *_: None
+    try:
+        yield
+    finally:
+        worker.listen_error_messages = listen
 
 
 @contextmanager

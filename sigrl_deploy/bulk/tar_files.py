@@ -5,6 +5,7 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 from sigrl_deploy.errors import ImageError, printable
 from sigrl_deploy.pictures.reading import is_image_path
@@ -27,19 +28,35 @@ def read_members(place: Place, skip: int) -> Iterator[tuple[str, Content]]:
             yield place.url, partial(_refuse, f"cannot be opened ({reason(error)})")
         return
     with stream:
+        counted = _Counted(stream)
         try:
-            with tarfile.open(fileobj=stream, mode="r|", errorlevel=1) as archive:
+            with tarfile.open(fileobj=counted, mode="r|", errorlevel=1) as archive:
                 for member in archive:
                     archive.members = []  # type: ignore[attr-defined]  # or it would keep them all
                     if not _is_picture(member):
                         continue
-                    count += 1
-                    if count > skip:
+                    if count >= skip:
                         yield f"{place.url}/{member.name}", _content(archive, member)
+                    count += 1
+            if counted.bytes % tarfile.BLOCKSIZE:  # which tarfile takes for the end
+                raise tarfile.ReadError("it ends within a header")
         except (tarfile.TarError, EOFError, ValueError) as error:
             if count >= skip:
                 problem = f"is damaged after {count} pictures ({printable(str(error)) or type(error).__name__})"
                 yield place.url, partial(_refuse, problem)
+
+
+class _Counted:
+    """A stream that counts what is read of it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.bytes = 0
+
+    def read(self, size: int) -> bytes:
+        content: bytes = self._stream.read(size)
+        self.bytes += len(content)
+        return content
 
 
 def _is_picture(member: tarfile.TarInfo) -> bool:

@@ -31,6 +31,7 @@ def bulk(*arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess
     command = [*BULK, *map(str, arguments)]
     run = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False, env=os.environ | TOKEN)
     assert run.returncode == status, run.stderr.decode()
+    assert run.stdout == b""
     for unwanted in (b"Traceback", b"Exception ignored", b"raylet", b"ray.io", b"Warning"):
         assert unwanted not in run.stderr, run.stderr.decode()
     return run
