@@ -14,9 +14,9 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -83,10 +83,10 @@ def rounds(pictures: Path, bundle: Path, folder: Path, count: int) -> dict[str, 
         folder.mkdir()
         lines = folder / "infer.jsonl"
         run = [*INFER, str(pictures), "--bundle", str(bundle), "--device", "cpu", "--format", "jsonl"]
-        infer.append(one_run(run, lambda lines=lines: lines.read_bytes().count(b"\n"), lines))
+        infer.append(one_run(run, partial(lines_in, lines), lines))
         for workers, cpus in SHARES:
             out = folder / f"{workers}x{cpus}"
-            bulk[workers, cpus].append(one_run(command(pictures, bundle, out, workers, cpus), lambda out=out: done(out)))
+            bulk[workers, cpus].append(one_run(command(pictures, bundle, out, workers, cpus), partial(done, out)))
     shares = [{"workers": workers, "cpus": cpus, "runs": runs} for (workers, cpus), runs in bulk.items()]
     return {"infer": infer, "bulk": shares}
 
@@ -150,9 +150,10 @@ def killed(pictures: Path, bundle: Path, out: Path) -> dict[str, Any]:
     total = len(list(pictures.iterdir()))
     events: list[dict[str, Any]] = []
     process = subprocess.Popen(run, stderr=subprocess.DEVNULL)
-    for what, share, act in (("worker", 0.2, kill_worker), ("driver", 0.6, lambda _: process.kill())):
-        wait_until(lambda share=share: done(out) >= share * total)
-        act(process.pid)
+    for what, share in (("worker", 0.2), ("driver", 0.6)):
+        while done(out) < share * total:
+            time.sleep(0.1)
+        kill_worker(process.pid) if what == "worker" else process.kill()
         events.append({"killed": what, "at": time.time() - start, "rows": done(out)})
     process.wait()
     events.append({"started": "driver", "at": time.time() - start, "rows": done(out)})
@@ -180,9 +181,8 @@ def done(out: Path) -> int:
     return sum(about(path)["rows"] for path in out.glob("part-*"))
 
 
-def wait_until(reached: Callable[[], bool]) -> None:
-    while not reached():
-        time.sleep(0.1)
+def lines_in(path: Path) -> int:
+    return path.read_bytes().count(b"\n")
 
 
 def cumulative(written: list[tuple[float, int]]) -> Iterator[tuple[float, int]]:
@@ -193,4 +193,4 @@ def cumulative(written: list[tuple[float, int]]) -> Iterator[tuple[float, int]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

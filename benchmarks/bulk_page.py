@@ -32,11 +32,11 @@ def measured() -> str:
         "machine.\n"
     )
     worker, driver, _ = killed["events"]
+    file = killed["rows_per_file"]
     story = (
         f"\nIn the plot a worker is killed after {worker['rows']} rows and the driver after {driver['rows']}; the same command "
-        f"then goes on. At the end there are {killed['rows'][-1][1]} rows, each once. A file has "
-        f"{killed['rows_per_file']} rows here, so at most {2 * killed['rows_per_file']} pictures were computed twice for each kill of the driver, and "
-        f"{killed['rows_per_file']} for that of a worker.\n"
+        f"then goes on. At the end there are {killed['rows'][-1][1]} rows, each once. A file has {file} rows here, so at most "
+        f"{file} pictures were computed twice for the worker, and {2 * file} for the driver with its two workers.\n"
     )
     return table(header, rows) + caption + story
 

@@ -28,7 +28,7 @@ def read_members(place: Place, skip: int) -> Iterator[tuple[str, Content]]:
             yield place.url, partial(_refuse, f"cannot be opened ({reason(error)})")
         return
     with stream:
-        counted = _Counted(stream)
+        counted: Any = _Counted(stream)
         try:
             with tarfile.open(fileobj=counted, mode="r|", errorlevel=1) as archive:
                 for member in archive:
