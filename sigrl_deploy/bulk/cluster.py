@@ -6,7 +6,9 @@ import logging
 import math
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,7 +118,7 @@ def started(address: str | None, object_store_bytes: int = 0) -> Iterator[None]:
     kept = True
     try:
         try:
-            with _native_lines_hidden(), _without_messages():
+            with _native_lines_hidden(), _without_messages(), _own_signals():
                 ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             line = str(error).strip().splitlines()[0][:200]
@@ -152,6 +154,17 @@ def _without_messages() -> Iterator[None]:
         yield
     finally:
         worker.listen_error_messages = listen
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray puts a handler of its own in the place of this program's, which cleans up and says what is kept."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -76,13 +76,13 @@ class Destination:
     def save(self, plan: Plan) -> None:
         """Begin a run. Raises UsageError where the folder holds something else, or cannot be written."""
         with self._errors():
-            names = [name for name, _ in self.place.entries()] if self._exists() else []
-            self._check_others(names, plan)
+            self._check_others(plan)
             self.place.below(self._plan_name).write(plan.to_bytes())
+            self._check_others(plan)  # again: of two that begin together, at least one sees the other
 
-    def _check_others(self, names: Sequence[str], plan: Plan) -> None:
+    def _check_others(self, plan: Plan) -> None:
         """The folder may hold what other shards of the same run wrote."""
-        for name in names:
+        for name, _ in self.place.entries() if self._exists() else ():
             other = _PLAN.fullmatch(name)
             if other and int(other[3] or 1) != self.shard.count:
                 problem = f"was begun with {other[3] or 'no'} shards; use the same, or another folder"

@@ -17,7 +17,7 @@ from sigrl_deploy.bulk.destination import Destination, Part, finished_units, tot
 from sigrl_deploy.bulk.options import BulkOptions
 from sigrl_deploy.bulk.plan import Plan, make_plan, reading_of
 from sigrl_deploy.bulk.sample import estimate
-from sigrl_deploy.bulk.sources import Kind, find_source
+from sigrl_deploy.bulk.sources import find_source
 from sigrl_deploy.bulk.worker import Reading, TagPictures
 from sigrl_deploy.config import Crop
 from sigrl_deploy.errors import ClusterError, SigRLError, UsageError
@@ -69,7 +69,7 @@ def run_bulk(options: BulkOptions) -> int:
             ray_session.enter_context(cluster.started(None, _bytes(prepared, plan)))
         _say_start(plan, before, workers, prepared)
         shipped = put(settings, prepared)
-        _run(plan, left, shipped, destination, workers, options)
+        _run(plan, left, total(before.values())[0], shipped, destination, workers, options)
     return _check_whole(plan, destination)
 
 
@@ -125,9 +125,15 @@ def _plan(options: BulkOptions, destination: Destination, workers: Workers, run:
 
 
 def _run(
-    plan: Plan, left: list[int], shipped: Shipped, destination: Destination, workers: Workers, options: BulkOptions
+    plan: Plan,
+    left: list[int],
+    done: int,
+    shipped: Shipped,
+    destination: Destination,
+    workers: Workers,
+    options: BulkOptions,
 ) -> None:
-    """Let the workers tag the units that are left, and count what they say."""
+    """Let the workers tag the units that are left, and count what they say; `done` pictures were tagged before."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
@@ -156,8 +162,8 @@ def _run(
         )
     start = time.perf_counter()
     pictures = errors = size = 0
-    expected = plan.pictures if plan.kind is not Kind.TAR else None
-    with _ray_errors(), Progress(expected or 0, "picture", hidden=on_terminal or not expected) as progress:
+    hidden = on_terminal or plan.pictures is None
+    with _ray_errors(), Progress(plan.pictures or 0, "picture", done=done, hidden=hidden) as progress:
         try:
             batches: Iterable[pa.Table] = tagged.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
             for batch in batches:

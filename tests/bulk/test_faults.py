@@ -17,6 +17,7 @@ from sigrl_deploy.config import Device
 from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import UsageError
 from tests.support.bulk_runs import (
+    SECONDS,
     about,
     assert_equal,
     bulk,
@@ -56,7 +57,7 @@ def test_a_killed_worker_costs_no_row(options: Options, many: Path, wanted: dict
     run = started(many, *options, "--out", out, *TWO)
     wait_for_parts(run, out, 2)
     kill_worker(run.pid)
-    _, error = run.communicate(timeout=240)
+    _, error = run.communicate(timeout=SECONDS)
     assert run.returncode == 1, error.decode()
     assert b"480 pictures, 48 of them with an error" in error
     assert_equal(rows(out), wanted)
@@ -110,7 +111,7 @@ def test_a_stopped_run_says_how_to_go_on(options: Options, many: Path, tmp_path:
     run = started(many, *options, "--out", out, *TWO)
     wait_for_parts(run, out, 2)
     run.send_signal(signal.SIGINT)
-    _, error = run.communicate(timeout=240)
+    _, error = run.communicate(timeout=SECONDS)
     assert run.returncode == 130, error.decode()
     assert error.splitlines()[-2:] == [f"the same command goes on with the rows that are in {out}".encode(), b"interrupted"]
     assert b"Traceback" not in error

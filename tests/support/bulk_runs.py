@@ -23,7 +23,7 @@ from tests.support.processes import infer, interruptible, records
 BULK = [sys.executable, "-m", "sigrl_deploy", "bulk"]
 WORKER = b"ray::MapWorker(MapBatches(TagPictures)"
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789" * 7}  # or Ray would keep one in the home folder
-SECONDS = 240  # a busy machine takes a minute to start Ray
+SECONDS = 400  # a busy machine takes a minute to start Ray
 
 
 def bulk(*arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess[bytes]:
