@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import bulk_page
 from benchmarks.gpu_page import GLOSSARY, ordered, sections
 from benchmarks.pretrained_table import pretrained_table
 from benchmarks.readme_table import readme_table
@@ -22,6 +23,7 @@ from benchmarks.tables import CPU_PEERS, GPU_PEERS, Record, caption, name_of, re
 
 ROOT = Path(__file__).resolve().parent.parent
 README, PAGE, PRETRAINED = ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "pretrained.md"
+BULK_PAGE = ROOT / "docs" / "bulk.md"
 TAGGING, DEMO = ROOT / "docs" / "tagging.md", ROOT / "benchmarks" / "results" / "demo.json"
 SERVING = ROOT / "docs" / "serving.md"
 BEGIN, END = "<!-- benchmark table, by benchmarks/report.py -->\n", "<!-- end of benchmark table -->\n"
@@ -68,6 +70,7 @@ def main() -> int:
     args = parser.parse_args()
     tagging = with_demo_figures(TAGGING.read_text(encoding="utf-8"))
     pretrained = between(PRETRAINED.read_text(encoding="utf-8"), BEGIN_PRETRAINED, pretrained_table(), END_PRETRAINED)
+    bulk = with_bulk_figures(BULK_PAGE.read_text(encoding="utf-8"))
     serving = between(
         SERVING.read_text(encoding="utf-8"),
         "<!-- service table, by benchmarks/report.py -->\n",
@@ -80,6 +83,7 @@ def main() -> int:
         PRETRAINED: pretrained,
         TAGGING: tagging,
         SERVING: serving,
+        BULK_PAGE: bulk,
     }
     if args.check:
         old = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
@@ -91,6 +95,7 @@ def main() -> int:
     for path in result_files():
         draw(read(path), ROOT / "docs" / f"benchmarks-{path.stem}.svg")
     service.draw(read(service.FILE), ROOT / "docs" / "benchmarks-serve.svg")
+    bulk_page.draw(ROOT / "docs" / "bulk.svg")
     return 0
 
 
@@ -112,6 +117,14 @@ def with_demo_figures(text: str) -> str:
     side_by_side = f"{shown}, the shipped model's mAP over labels is\n{each}.\n"
     text = between(text, "<!-- heat maps, by benchmarks/report.py -->\n", heat_maps, "<!-- end of heat maps -->\n")
     return between(text, "<!-- crops, by benchmarks/report.py -->\n", side_by_side, "<!-- end of crops -->\n")
+
+
+def with_bulk_figures(text: str) -> str:
+    """docs/bulk.md with what `bulk` measured, and what follows from other results."""
+    for name, figures in (("measured", bulk_page.measured()), ("sizes", bulk_page.sizes())):
+        begin, end = f"<!-- bulk {name}, by benchmarks/report.py -->\n", f"<!-- end of bulk {name} -->\n"
+        text = between(text, begin, figures, end)
+    return text
 
 
 def between(text: str, begin: str, inside: str, end: str) -> str:

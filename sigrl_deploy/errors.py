@@ -10,7 +10,8 @@
     ├── BundleError
     ├── ExportError
     ├── TrainingError
-    └── VerificationError
+    ├── VerificationError
+    └── ClusterError
 
 A message is one line: what was wrong, in which file or argument, what was expected, and what to do about it. Arguments that it
 advises stand in backticks, as a Python keyword: `force`, or `backend='torch'`. The command line prints the line without a
@@ -133,6 +134,10 @@ class BundleError(SigRLError):
 
 class VerificationError(SigRLError):
     """Scores differ from the reference by more than the tolerance."""
+
+
+class ClusterError(SigRLError):
+    """Ray's workers could not start, or died again and again."""
 
 
 def _restored(kind: type[SigRLError], args: tuple[object, ...], fields: dict[str, object]) -> SigRLError:

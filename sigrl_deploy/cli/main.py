@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from sigrl_deploy.cli.bulk import bulk
 from sigrl_deploy.cli.calibrate import calibrate
 from sigrl_deploy.cli.demo import demo
 from sigrl_deploy.cli.doctor import doctor
@@ -117,7 +118,7 @@ def _complete(command: click.Command) -> None:
     command.callback = explained
 
 
-for verb in (demo, infer, labels, calibrate, evaluate, train, export, serve, doctor, verify):
+for verb in (demo, infer, bulk, labels, calibrate, evaluate, train, export, serve, doctor, verify):
     _complete(verb)
     main.add_command(verb)
 

@@ -7,7 +7,7 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -122,16 +122,27 @@ def _folder(folder: str, skipped: Counter[str]) -> list[str]:
 
 
 def _walk(folder: str, skipped: Counter[str]) -> list[str]:
-    found = []
+    return sorted(pictures_among(files_below(folder, skipped), skipped))
+
+
+def files_below(folder: str, skipped: Counter[str]) -> Iterator[str]:
+    """The files in a folder and those below it, as `find_pictures` goes through them. Links to folders are counted as skipped.
+
+    Raises UsageError for a folder that cannot be listed.
+    """
     for parent, names, links in _levels(folder):
         skipped.update([_LINKS] * links)
-        for name in names:
-            extension = os.path.splitext(name)[1].lower()
-            if is_image_path(name):
-                found.append(os.path.join(parent, name))
-            elif extension in _OTHER_PICTURES:
-                skipped[extension] += 1
-    return sorted(found)
+        yield from (os.path.join(parent, name) for name in names)
+
+
+def pictures_among(paths: Iterable[str], skipped: Counter[str]) -> Iterator[str]:
+    """Those that `read_image` opens, by their extension; files of other formats that people take for pictures are counted."""
+    for path in paths:
+        extension = os.path.splitext(path)[1].lower()
+        if is_image_path(path):
+            yield path
+        elif extension in _OTHER_PICTURES:
+            skipped[extension] += 1
 
 
 def _levels(folder: str) -> Iterator[tuple[str, list[str], int]]:

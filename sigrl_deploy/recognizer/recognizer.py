@@ -32,7 +32,7 @@ from sigrl_deploy.recognizer.checks import check_batch_size, check_crop, check_p
 from sigrl_deploy.recognizer.pipeline import Pipeline
 from sigrl_deploy.recognizer.predictions import Prediction, Record
 from sigrl_deploy.recognizer.selection import Selection
-from sigrl_deploy.recognizer.streaming import enough_memory, stream_records
+from sigrl_deploy.recognizer.streaming import Picture, enough_memory, stream_records
 from sigrl_deploy.recognizer.thresholds import Scope, Thresholds
 from sigrl_deploy.recognizer.vocabularies import Vocabularies
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
@@ -214,7 +214,7 @@ class Recognizer:
 
     def stream(
         self,
-        paths: Iterable[str | os.PathLike[str]],
+        paths: Iterable[Picture],
         labels: Labels = None,
         *,
         top: int | None = None,
@@ -233,8 +233,9 @@ class Recognizer:
 
         Pictures are decoded in threads, ahead of inference. Memory depends on the batch size, not on the number of pictures:
         `paths` may be a generator without end. It is read max(threads, 2 × batch size) paths ahead of the batch at the model,
-        eight threads being the most, so the first record comes after that many paths, or the last one. Arguments are those of
-        `recognize`.
+        eight threads being the most, so the first record comes after that many paths, or the last one. In place of a path may
+        be a pair of a name and the bytes of a picture file, or of a name and a function that a thread calls for the bytes; an
+        OSError or ImageError of it is the picture's error. Other arguments are those of `recognize`.
 
         Raises LabelError and UsageError as `recognize` does.
         """

@@ -57,7 +57,7 @@ class Shown:
 class Writer:
     """Writes the records of one run to a text stream, as they come.
 
-    `run` names the bundle, labels and options that make the records, as `name_run` does: only the same can resume it.
+    `run` names the bundle, labels and options that make the records, as `run_name` does: only the same can resume it.
     """
 
     def __init__(self, stream: TextIO, shown: Shown, run: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -14,33 +13,12 @@ from typing import Any, TextIO
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.files import replacing
 from sigrl_deploy.tagging.output import open_text, output_errors
+from sigrl_deploy.tagging.run_name import differing
 
 try:
     import fcntl
 except ImportError:  # Windows: nothing keeps two processes apart
     fcntl = None  # type: ignore[assignment]
-
-
-_DIFFERENCES = {
-    "bundle": "another bundle",
-    "engine": "another backend, precision, preprocessing or crop",
-    "labels": "other labels",
-    "options": "other options (top, threshold, scores or heatmaps)",
-}
-
-
-def name_run(*, bundle: object, engine: object, labels: object, options: object) -> str:
-    """A short name of everything that a record depends on except its picture; it is part of every record."""
-    parts = {"bundle": bundle, "engine": engine, "labels": labels, "options": options}
-    return "-".join(hashlib.sha256(repr(parts[name]).encode()).hexdigest()[:8] for name in _DIFFERENCES)
-
-
-def _differing(theirs: str, ours: str) -> str:
-    """What is different between two runs, in words."""
-    pairs = list(zip(theirs.split("-"), ours.split("-"), strict=False))
-    if len(pairs) != len(_DIFFERENCES) or theirs.count("-") != ours.count("-"):
-        return "another version of this program"
-    return " and ".join(said for said, (a, b) in zip(_DIFFERENCES.values(), pairs, strict=True) if a != b)
 
 
 @dataclass(frozen=True)
@@ -84,7 +62,7 @@ def open_partial(out: Path, run: str, *, resume: bool, retry_errors: bool, overw
     """`OUT.partial`, which becomes `OUT` when the block ends well. One that fails leaves it for `resume`, unless it is empty.
 
     With `resume` it goes on after the last whole line, without the errors where `retry_errors`; a finished `OUT` is continued
-    too. `run` is what `name_run` gives.
+    too. `run` is what `run_name` gives.
 
     Raises UsageError where the file was written by another run, another process is writing it, or it cannot be written, and
     without `resume` or `overwrite` as `check_fresh` does.
@@ -184,7 +162,7 @@ def _parse(line: bytes, path: Path, number: int, run: str) -> dict[str, Any]:
         problem = f"{path}, line {number}: not a record of sigrl-deploy infer; move the file away, or choose another `out`"
         raise UsageError(problem, argument="resume")
     if record["run"] != run:
-        difference = _differing(record["run"], run)
+        difference = differing(record["run"], run)
         problem = f"{path}, line {number}: was written with {difference}; use the same, or move the file away"
         raise UsageError(problem, argument="resume")
     return record

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from msgspec.structs import replace
-
 from sigrl_deploy.bundle.manifest import MANIFEST, Manifest
 from sigrl_deploy.config import Crop
 from sigrl_deploy.engines.options import EngineOptions
@@ -22,13 +20,14 @@ from sigrl_deploy.labels.reading import read_label_set
 from sigrl_deploy.progress import Progress
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.recognizer.predictions import Record
-from sigrl_deploy.recognizer.selection import DEFAULT_TOP, Selection
+from sigrl_deploy.recognizer.selection import Selection
 from sigrl_deploy.recognizer.thresholds import Thresholds, read_thresholds
 from sigrl_deploy.recognizer.vocabularies import asked_labels
 from sigrl_deploy.tagging.drawing import MOST_TAGS
 from sigrl_deploy.tagging.heatmaps import is_heatmap_name, open_folder, write_heatmaps
 from sigrl_deploy.tagging.output import WRITERS, Heatmaps, RawCsvWriter, Shown, check_place, choose_format, open_output
-from sigrl_deploy.tagging.partial import Partial, check_fresh, name_run, open_partial
+from sigrl_deploy.tagging.partial import Partial, check_fresh, open_partial
+from sigrl_deploy.tagging.run_name import run_name
 from sigrl_deploy.vocabulary.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -101,7 +100,9 @@ def run_infer(options: InferOptions) -> int:
     vocabulary = recognizer.vocabulary(asked_labels(labels, options.background, recognizer.vocabulary))
     # Refused before the output begins.
     selection = recognizer.selection(vocabulary, options.top, options.threshold, thresholds, options.heatmaps is not None)
-    run = _run_name(options, recognizer, vocabulary, thresholds)
+    drawn = options.heatmaps and (str(options.heatmaps), "per tag" if options.heatmap_per_tag else "per picture")
+    chosen = options.top, options.threshold, options.all_scores, drawn
+    run = run_name(recognizer, vocabulary, thresholds, chosen, options.engine.device_preprocess)
     shown = Shown(
         vocabulary.labels,
         options.all_scores,
@@ -206,26 +207,3 @@ def _without_heatmaps(pictures: list[str], named: frozenset[str]) -> list[str]:
         count = len(pictures) - len(kept)
         log.info("%d heat map%s of an earlier run %s left out", count, *(("", "is") if count == 1 else ("s", "are")))
     return kept
-
-
-def _run_name(options: InferOptions, recognizer: Recognizer, vocabulary: Vocabulary, thresholds: Thresholds | None) -> str:
-    """Names everything that a record depends on except its picture."""
-    # What was built or measured since changes no record.
-    manifest = replace(recognizer.bundle.manifest, engines=(), verified=())
-    engine = recognizer.engine
-    crop = () if recognizer.crop is Crop.CENTRE else (recognizer.crop.value,)
-    how = type(engine).__name__, engine.precision.value, options.engine.device_preprocess, *crop
-    drawn = options.heatmaps and (str(options.heatmaps), "per tag" if options.heatmap_per_tag else "per picture")
-    top = options.top or (DEFAULT_TOP if thresholds is None else None)
-    decided = [] if thresholds is None else [thresholds.path.name, thresholds.rescale, replace(thresholds.file, calibration={})]
-    chosen = top, options.threshold, options.all_scores, drawn, *decided
-    return name_run(bundle=manifest.to_json(), engine=how, labels=_names(vocabulary), options=chosen)
-
-
-def _names(vocabulary: Vocabulary) -> tuple[object, ...]:
-    """Everything about the labels that a record depends on; of a list of names, the names."""
-    if vocabulary.readout is None:
-        return vocabulary.labels
-    readout = vocabulary.readout
-    limits = None if readout.thresholds is None else readout.thresholds.tolist()
-    return (*vocabulary.labels, readout.rows, readout.ancestors, limits)

@@ -28,7 +28,8 @@ def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_base_install_has_none_of_the_export_tools(tmp_path: Path) -> None:
-    script = "import importlib.util as u; print([n for n in ('torch', 'onnx', 'onnxscript', 'open_clip') if u.find_spec(n)])"
+    names = ("torch", "onnx", "onnxscript", "open_clip", "ray", "pyarrow")
+    script = f"import importlib.util as u; print([n for n in {names} if u.find_spec(n)])"
     assert run("-c", script, cwd=tmp_path).stdout.strip() == "[]"
 
 
@@ -62,6 +63,14 @@ def test_openvino_says_what_it_needs(bundle: Path, photos: list[Path], label_fil
     assert done.returncode == 2
     assert "openvino is not installed" in done.stderr
     assert "[openvino]'" in done.stderr
+
+
+def test_bulk_says_what_it_needs(bundle: Path, photos: list[Path], tmp_path: Path) -> None:
+    arguments = ["bulk", photos[0], "--bundle", bundle, "--out", "rows"]
+    done = run(Path(str(PYTHON)).parent / "sigrl-deploy", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "ray is not installed" in done.stderr
+    assert "[ray]'" in done.stderr
 
 
 def test_the_wheel_carries_its_data_types_and_licence(tmp_path: Path) -> None:

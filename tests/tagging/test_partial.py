@@ -8,7 +8,8 @@ from typing import TextIO
 import pytest
 
 from sigrl_deploy.errors import UsageError
-from sigrl_deploy.tagging.partial import check_fresh, name_run, open_partial, partial_path
+from sigrl_deploy.tagging.partial import check_fresh, open_partial, partial_path
+from sigrl_deploy.tagging.run_name import name_run
 from tests.support.refusals import assert_refused
 
 FIRST = '{"path": "a.jpg", "tags": [], "run": "run"}\n'

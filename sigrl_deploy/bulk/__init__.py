@@ -1,0 +1,1 @@
+"""A run over pictures in any number, on Ray Data."""

@@ -1,0 +1,109 @@
+"""What is to be tagged: which files a source has, and of which kind they are."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from sigrl_deploy.errors import UsageError, errors_about
+from sigrl_deploy.pictures.finding import Found, files_below, pictures_among
+from sigrl_deploy.storage import Place, check_url, is_remote, storage_errors
+from sigrl_deploy.tagging.heatmaps import is_heatmap_name
+
+_ARGUMENT = "source"
+
+
+class Kind(str, Enum):
+    """Pictures, one a file; Parquet files with a picture in each row; or tar files of pictures, such as WebDataset's."""
+
+    PICTURES = "pictures"
+    PARQUET = "Parquet files"
+    TAR = "tar files"
+
+
+_ENDINGS = {".parquet": Kind.PARQUET, ".tar": Kind.TAR}
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files of a run, without repeats; `skipped` is a line about others, as `Found.skipped_line`."""
+
+    kind: Kind
+    urls: list[str]
+    skipped: str = ""
+
+
+def find_source(sources: Sequence[str], endpoint: str | None) -> Source:
+    """The files that `sources` name: folders, which are searched recursively, files, and globs.
+
+    Raises UsageError where a source has no files that can be tagged, or files of several kinds.
+    """
+    skipped: Counter[str] = Counter()
+    urls: dict[str, None] = {}
+    for source in sources:
+        check_url(source, _ARGUMENT)
+        found = list(_remote(source, endpoint) if is_remote(source) else _local(source, skipped))
+        if not found:
+            raise UsageError("no such file, or nothing in it; check the name", argument=_ARGUMENT, value=source)
+        urls.update(dict.fromkeys(found))
+    return _of_one_kind(list(urls), skipped, sources[0])
+
+
+def _of_one_kind(urls: list[str], skipped: Counter[str], first: str) -> Source:
+    by_kind = {kind: [url for url in urls if url.lower().endswith(ending)] for ending, kind in _ENDINGS.items()}
+    pictures = [url for url in pictures_among(urls, skipped) if not is_heatmap_name(url.rpartition("/")[2])]
+    kinds = {kind: found for kind, found in {Kind.PICTURES: pictures, **by_kind}.items() if found}
+    if not kinds:
+        problem = "has no pictures, such as .jpg or .png, and no .parquet or .tar files"
+        raise UsageError(problem, argument=_ARGUMENT, value=first)
+    if len(kinds) > 1:
+        named = " and ".join(f"{len(found):,} {kind.value}" for kind, found in kinds.items())
+        raise UsageError(f"has {named}; name one kind, such as 'folder/*.tar'", argument=_ARGUMENT, value=first)
+    ((kind, found),) = kinds.items()
+    return Source(kind, found, Found([], skipped).skipped_line)
+
+
+def _local(source: str, skipped: Counter[str]) -> Iterator[str]:
+    with errors_about(pictures=_ARGUMENT):
+        if os.path.isdir(source):
+            yield from sorted(files_below(source, skipped))
+        elif os.path.lexists(source) or not glob.has_magic(source):
+            yield from [source] if os.path.lexists(source) else []
+        else:
+            yield from sorted(path for path in glob.glob(source, recursive=True) if os.path.isfile(path))
+
+
+def _remote(source: str, endpoint: str | None) -> Iterator[str]:
+    """Of a bucket: the files of a folder, those that match a glob, or one file."""
+    fixed = source[: min((source.find(mark) for mark in "*?[" if mark in source), default=len(source))]
+    is_glob = fixed != source
+    place = Place(fixed.rpartition("/")[0] if is_glob else source, endpoint)
+    with storage_errors(source, _ARGUMENT, "check the bucket's name, `endpoint` and credentials"):
+        if not is_glob and _is_file(place):
+            yield source
+            return
+        for name, _ in place.entries(recursive=True):
+            url = place.below(name).url
+            hidden = any(part.startswith(".") for part in name.split("/"))
+            if not hidden and (not is_glob or _matches(url, source)):
+                yield url
+
+
+def _is_file(place: Place) -> bool:
+    from pyarrow.fs import FileType
+
+    (info,) = place.filesystem.get_file_info([place.path])
+    return info.type is FileType.File
+
+
+def _matches(url: str, pattern: str) -> bool:
+    """As a shell's glob: a star stays within a folder, two go through any number."""
+    parts, wanted = url.split("/"), pattern.split("/")
+    if "**" in wanted:
+        return fnmatch.fnmatchcase(url, pattern.replace("**/", "*"))
+    return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))

@@ -1,0 +1,31 @@
+"""Pictures of which every tenth is broken, and the options that all runs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("ray", reason="the extra ray is not installed")
+
+
+@pytest.fixture(scope="session")
+def tenth_broken(photos: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty pictures in two folders; one in ten is empty, cut short or no picture."""
+    folder = tmp_path_factory.mktemp("pictures")
+    with Image.open(photos[0]) as photo:
+        for i in range(40):
+            place = folder / ("left" if i % 2 else "right")
+            place.mkdir(exist_ok=True)
+            photo.crop((i, i, 160 + i, 140 + i)).save(place / f"{i:02}.jpg")
+    (folder / "right" / "10.jpg").write_bytes(b"")
+    (folder / "right" / "20.jpg").write_bytes(b"no picture")
+    (folder / "left" / "25.jpg").write_bytes((folder / "left" / "25.jpg").read_bytes()[:900])
+    (folder / "right" / "30.jpg").write_bytes(b"\xff\xd8\xff")
+    return folder
+
+
+@pytest.fixture
+def options(bundle: Path, labels: Path) -> list[str | Path]:
+    return ["--bundle", bundle, "--labels", labels, "--device", "cpu"]
