@@ -17,7 +17,8 @@ import pytest
 from click.testing import CliRunner
 
 from sigrl_deploy.cli.main import main
-from sigrl_deploy.serve.server import bound
+from sigrl_deploy.serve.limits import Limits
+from sigrl_deploy.serve.server import Server, bound
 from tests.support.changed_bundles import broken_for_all, change_graph, endless_for_white_and_broken_for_black
 from tests.support.processes import interruptible
 from tests.support.refusals import refused
@@ -160,8 +161,9 @@ def test_numbers_that_are_none(tmp_path: Path, option: str, value: str) -> None:
     assert "Traceback" not in done.output
 
 
-def test_a_start_has_no_deadline(bundle: Path, label_file: Path) -> None:
-    """Nor has an end that answers what it has: the shortest times that are taken."""
-    options = ["--labels", f"everyday={label_file}", "--answer-seconds", "0.01", "--body-seconds", "0.01"]
-    with serving(bundle, *options) as server:
-        assert httpx.get(f"{server.url}/health/ready", timeout=_SECONDS).status_code == 200
+def test_the_time_to_end_is_no_less_than_that_to_answer() -> None:
+    async def app(*_: object) -> None:
+        pass
+
+    server = Server(app, Limits(answer_seconds=0.5, body_seconds=0.4))
+    assert server.config.timeout_graceful_shutdown == 1
