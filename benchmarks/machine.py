@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from sigrl_deploy.config import ModelConfig, Precision
+from sigrl_deploy.kernels.cpu.library import find
 from sigrl_deploy.machine import cpus
 from sigrl_deploy.version import version_of
 
@@ -43,8 +44,14 @@ def identity(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "versions": {name: found for name in PACKAGES if (found := version_of(name))},
-        **({} if device == "cpu" else {"gpu": _gpu()}),
+        **({"cpu_kernel": _kernel()} if device == "cpu" else {"gpu": _gpu()}),
     }
+
+
+def _kernel() -> str:
+    """The instruction set of SVFR's native kernel, "none" where it does not run."""
+    chosen = find().chosen
+    return "none" if chosen is None else chosen.full_name
 
 
 def _processor() -> str:

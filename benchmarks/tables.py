@@ -11,6 +11,7 @@ MANY = 1006  # labels, at which memory and ratios are given
 CPU_PEERS = ("eager-as-written", "eager")
 GPU_PEERS = (*CPU_PEERS, "compile-graph")
 PEER_NAMES = {"eager-as-written": "faster than as written at {}", "eager": "than eager", "compile-graph": "than compile-graph"}
+BEFORE_KERNEL = "; measured before `onnxruntime` had a native kernel for SVFR"
 Record = dict[str, Any]
 
 
@@ -29,13 +30,15 @@ def caption(results: dict[str, Any]) -> str:
     machine = results["machine"]
     rates = ", ".join(f"{name} {rate:.0f}" for name, rate in machine["gemm_gflops"].items())
     hardware, unit, shown = f"{machine['cpu']}, {machine['cores']} cores", "GFLOP/s", ("torch", "onnxruntime")
+    kernel = f"; SVFR's native kernel: {machine['cpu_kernel']}" if "cpu_kernel" in machine else BEFORE_KERNEL
     if "gpu" in machine:
+        kernel = ""
         rates = ", ".join(f"{name} {rate / 1000:.0f}" for name, rate in machine["gemm_gflops"].items())
         hardware, unit, shown = machine["gpu"]["name"], "TFLOP/s", ("torch", "triton")
     versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items() if name in shown)
     return (
         f"{hardware} (matrix products in {unit}: {rates}; copies {machine['copy_gb_per_s']:.0f} GB/s), {versions}, "
-        f"{machine['date']}; {results['variant']}, random weights, one picture, median in ms, warm.\n"
+        f"{machine['date']}; {results['variant']}, random weights, one picture, median in ms, warm{kernel}.\n"
     )
 
 

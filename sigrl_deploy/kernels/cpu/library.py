@@ -35,6 +35,9 @@ class InstructionSet(str, Enum):
         return names[self.value]
 
 
+ON_REQUEST = (InstructionSet.AMX,)  # has run in emulation only, so that nobody gets it who does not ask
+
+
 @dataclass(frozen=True)
 class Found:
     """Which instruction set SVFR's kernel runs with, or None where it does not run, and why."""
@@ -102,7 +105,7 @@ def installed_library() -> Library:
 
 
 def find() -> Found:
-    """The best instruction set that runs here, or the one that $SIGRL_DEPLOY_CPU_KERNEL names.
+    """The best instruction set that runs here, without those ON_REQUEST, or the one that $SIGRL_DEPLOY_CPU_KERNEL names.
 
     Raises UsageError where that names none that runs here.
     """
@@ -123,5 +126,6 @@ def find() -> Found:
         return Found(InstructionSet(asked), f"{VARIABLE} asks for it")
     if not here:
         return Found(None, reason)
-    others = ", ".join(each.full_name for each in here[:-1])
-    return Found(here[-1], f"the best of this CPU, which also has {others}" if others else "the best that this CPU has")
+    chosen = [each for each in here if each not in ON_REQUEST][-1]
+    others = ", ".join(each.full_name for each in here if each is not chosen)
+    return Found(chosen, f"this CPU also has {others}" if others else "the best that this CPU has")
