@@ -16,6 +16,7 @@ from openapi_spec_validator import validate
 from sigrl_deploy.labels.label_set import Label, LabelSet
 from sigrl_deploy.serve.app import Service, make_app
 from sigrl_deploy.serve.interface import describe
+from sigrl_deploy.serve.limits import Limits
 from sigrl_deploy.serve.metrics import Metrics
 from sigrl_deploy.serve.options import TagOptions
 from tests.serve.conftest import Guarded
@@ -70,7 +71,7 @@ def test_the_document_is_valid_and_says_where_a_key_is_wanted(has_key: bool) -> 
 
 
 def test_every_route_is_in_the_document() -> None:
-    app = make_app(Service(None, None, None, Metrics(), None, {}, None), None)
+    app = make_app(Service(None, None, Limits(), Metrics(), None, {}, None))
     routes = {(route.path, name.lower()) for route in app.routes for name in getattr(route, "methods", ()) if name in METHODS}
     described = {(path, method) for path, operations in describe(False)["paths"].items() for method in operations}
     assert routes - FOR_BROWSERS == described
