@@ -120,8 +120,8 @@ def started(address: str | None, object_store_bytes: int = 0) -> Iterator[None]:
         try:
             with _native_lines_hidden(), _without_messages(), _own_signals():
                 ray.init(**options)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-            line = str(error).strip().splitlines()[0][:200]
+        except Exception as error:  # of a node that starts too slowly Ray raises Exception itself
+            line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             if address is None:
                 raise UsageError(f"Ray could not start ({line})") from None
             problem = (
