@@ -153,8 +153,8 @@ def _run(
             fn_constructor_args=[shipped, reading, destination, plan.rows_per_file],
             batch_size=1,
             batch_format="pyarrow",
-            # No unit waits at one worker while another has nothing to do.
-            compute=ray.data.ActorPoolStrategy(size=workers.count, max_tasks_in_flight_per_actor=1),
+            # No unit waits at one worker while another has nothing to do, and no worker is there for nothing.
+            compute=ray.data.ActorPoolStrategy(size=min(workers.count, len(left)), max_tasks_in_flight_per_actor=1),
             num_cpus=workers.cpus,
             num_gpus=workers.gpus,
             max_restarts=_RESTARTS,
