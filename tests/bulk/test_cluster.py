@@ -178,7 +178,7 @@ def test_buckets(
             stream.write(shard.read_bytes())
     missing = bulk("s3://nowhere/in", *command, "--out", "s3://lake/none", status=2)
     assert missing.stderr.count(b"\n") <= 2
-    assert b"error: SOURCE s3://nowhere/in: " in missing.stderr
+    assert b"error: s3://nowhere/in: " in missing.stderr
     missing = bulk("s3://lake/in", *command, "--out", "s3://nowhere/out", status=2)
     assert b"error: --out s3://nowhere/out: " in missing.stderr
 
