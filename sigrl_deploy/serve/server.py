@@ -82,7 +82,8 @@ class Server(uvicorn.Server):
 def bound(host: str, port: int) -> Iterator[socket.socket]:
     """A socket that has an address and does not listen yet. Raises UsageError where that address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as opened:
+    # Only with its protocol named does asyncio send small answers at once, without waiting for the client's acknowledgement.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as opened:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
