@@ -95,7 +95,8 @@ def main() -> int:
     for path in result_files():
         draw(read(path), ROOT / "docs" / f"benchmarks-{path.stem}.svg")
     service.draw(read(service.FILE), ROOT / "docs" / "benchmarks-serve.svg")
-    bulk_page.draw(ROOT / "docs" / "bulk.svg")
+    if bulk_page.BULK.exists():
+        bulk_page.draw(ROOT / "docs" / "bulk.svg")
     return 0
 
 
@@ -120,7 +121,9 @@ def with_demo_figures(text: str) -> str:
 
 
 def with_bulk_figures(text: str) -> str:
-    """docs/bulk.md with what `bulk` measured, and what follows from other results."""
+    """docs/bulk.md with what `bulk` measured, and what follows from other results; as it is until there are results."""
+    if not bulk_page.BULK.exists():
+        return text
     for name, figures in (("measured", bulk_page.measured()), ("sizes", bulk_page.sizes())):
         begin, end = f"<!-- bulk {name}, by benchmarks/report.py -->\n", f"<!-- end of bulk {name} -->\n"
         text = between(text, begin, figures, end)

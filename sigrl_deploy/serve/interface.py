@@ -18,6 +18,7 @@ _WHEN = {
     409: "the vocabulary stays as it is, or there is no room for another one",
     413: "the body is too large",
     415: "the body is of no type that is read",
+    421: "Host is another name than localhost, and the service, for this machine only, has no key",
     422: "it was understood, and cannot be used: no picture, wrong labels or options",
     429: "too much to do",
     500: "the engine failed",
@@ -40,8 +41,8 @@ def describe(has_key: bool) -> dict[str, Any]:
         for operation in operations.values():
             if has_key and path.startswith(_OPEN):
                 operation["security"] = []
-            elif has_key:
-                operation["responses"] |= _errors(401)
+            else:
+                operation["responses"] |= _errors(401 if has_key else 421)
     about = "Errors are JSON with one line that says what is wrong and what to do."
     found: dict[str, Any] = {
         "openapi": "3.1.0",
