@@ -4,9 +4,9 @@
     python -m benchmarks.serve --models demo --clients 1 8 --seconds 3 --rounds 1   # a quick look
 
 Contenders take turns in rounds, each in processes of its own, with clients in another one, all on the same cores. `in process`
-is no service: `recognize` for one picture alone, `stream` for many. LitServe takes part where it is installed. All
-are asked for tags of the same pictures in the same JSON. What FILE has of other models is kept. `report.py` makes table and
-plot.
+is no service: `recognize` for one picture alone, `stream` for many. LitServe takes part where it is installed. All are asked
+for tags of the same pictures in the same JSON. What FILE has of other models is kept, and with `--rounds 0` of these too.
+`report.py` makes tables and plot.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Record = dict[str, Any]
 
 def main() -> None:
     args = parse()
-    results = begun(args.out, args.models)
+    results = begun(args)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         for model in args.models:
@@ -64,13 +64,13 @@ def main() -> None:
         print(json.dumps(results, indent=1))
 
 
-def begun(path: Path | None, models: list[str]) -> Record:
-    """New results, with what an earlier run on this machine has of other models."""
+def begun(args: argparse.Namespace) -> Record:
+    """New results, with what an earlier run on this machine has and this one does not measure again."""
     results: Record = {"machine": identity("cpu"), "records": [], "steady": []}
-    old: Record = json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else results
+    old: Record = json.loads(args.out.read_text(encoding="utf-8")) if args.out and args.out.exists() else results
     if old["machine"] == results["machine"]:
-        for kind in ("records", "steady"):
-            results[kind] = [record for record in old[kind] if record["model"] not in models]
+        for kind, again in (("records", args.rounds), ("steady", args.steady)):
+            results[kind] = [record for record in old[kind] if not again or record["model"] not in args.models]
     return results
 
 
@@ -81,7 +81,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=10, help="for which clients send")
     parser.add_argument("--patience", type=float, default=30, help="seconds after which a client leaves")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steady", type=int, default=0, help="then so many requests, with the service's memory beside")
+    parser.add_argument("--steady", type=int, default=0, help="then so many requests of 64 clients, with the service's memory")
     parser.add_argument("--folder", type=Path, help="where bundles are kept [default: a temporary folder]")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     return parser.parse_args()
