@@ -39,7 +39,6 @@ from tests.support.training_runs import TINY
 # Files that take longest. They are started first, so that none is left to run alone at the end.
 SLOWEST = (
     "bulk/test_cluster.py",
-    "bulk/test_faults.py",
     "kernels/test_compile.py",
     "export/test_export.py",
     "training/test_training.py",

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 pytest.importorskip("ray", reason="the extra ray is not installed")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_ray_at_a_time(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Two clusters on two cores would take minutes to start, and the workers of both would be killed for want of an answer."""
+    with FileLock(tmp_path_factory.getbasetemp().parent / "ray.lock"):
+        yield
 
 
 @pytest.fixture(scope="session")
