@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -98,7 +99,7 @@ def lake(tmp_path: Path) -> Path:
 
 
 def test_a_folder_s_pictures_are_found_as_infer_finds_them(lake: Path) -> None:
-    found, infer = find_source([str(lake)], None), find_pictures([str(lake)])
+    found, infer = find_source([str(lake)], None), find_pictures([str(lake)], io.BytesIO())
     assert found.urls == infer.paths == [str(lake / "a/1.png"), str(lake / "b/2.jpg")]
     assert found.skipped == infer.skipped_line == "1 was skipped: 1 .cr2"
 

@@ -22,6 +22,8 @@ from tests.support.processes import infer, interruptible, records
 
 BULK = [sys.executable, "-m", "sigrl_deploy", "bulk"]
 WORKER = b"ray::MapWorker(MapBatches(TagPictures)"
+# As many CPUs as the runs of two workers want, whatever a parallel run of the tests leaves to each.
+CPUS = {"OMP_NUM_THREADS": "2"}
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789" * 7}  # or Ray would keep one in the home folder
 SECONDS = 400  # a busy machine takes a minute to start Ray
 
@@ -29,7 +31,7 @@ SECONDS = 400  # a busy machine takes a minute to start Ray
 def bulk(*arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess[bytes]:
     """One run of `sigrl-deploy bulk`, which must exit with `status`, and say what it says in lines of its own."""
     command = [*BULK, *map(str, arguments)]
-    run = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False, env=os.environ | TOKEN)
+    run = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False, env=os.environ | TOKEN | CPUS)
     assert run.returncode == status, run.stderr.decode()
     assert run.stdout == b""
     for unwanted in (b"Traceback", b"Exception ignored", b"raylet", b"ray.io", b"Warning"):
@@ -40,7 +42,7 @@ def bulk(*arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess
 def started(*arguments: str | Path) -> subprocess.Popen[bytes]:
     """A run that the test is going to disturb."""
     command = [*BULK, *map(str, arguments)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=interruptible, env=os.environ | TOKEN)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=interruptible, env=os.environ | TOKEN | CPUS)
 
 
 def wait_for_parts(process: subprocess.Popen[bytes], out: Path, count: int) -> None:
