@@ -39,11 +39,23 @@ from tests.support.browser import (
 )
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Route
 
 AA = 4.5  # least contrast of text
 REFUSED = ("the server responded with a status of 422",)  # what the browser's console says of every such answer
 ODD = "<img src=x onerror=alert(1)> & <b>bold</b>"
+
+
+def test_a_picture_chosen_before_the_script_is_there_is_tagged(open_page: Open, photos: list[Path]) -> None:
+    with open_page() as page:
+        held: list[Route] = []
+        page.route("**/page/page.js", lambda route: held.append(route))
+        page.reload(wait_until="commit")
+        choose(page, photos[0])
+        assert len(held) == 1
+        assert page.get_by_role("article").count() == 0
+        held[0].continue_()
+        wait(page, "1 of 1 picture tagged.")
 
 
 def test_chosen_pictures_get_the_library_s_tags(

@@ -24,6 +24,11 @@ function add(files) {
   for (const card of added) card.tag();
 }
 
+function addChosen() {
+  add($("files").files);
+  $("files").value = "";
+}
+
 function remove(card) {
   const next = cards[cards.indexOf(card) + 1] ?? cards[cards.indexOf(card) - 1];
   discard([card]);
@@ -189,7 +194,7 @@ for (const [kind, carrier] of [["drop", "dataTransfer"], ["paste", "clipboardDat
     add(files);
   });
 }
-$("files").addEventListener("change", ({ target }) => { add(target.files); target.value = ""; });
+$("files").addEventListener("change", addChosen);
 $("threshold").addEventListener("input", ({ target }) => { slider.chosen = Number(target.value); refresh(); });
 $("vocabulary").addEventListener("change", ({ target }) => { drawLabels(); if (target.value !== OWN) tagAll(); });
 $("thresholds").addEventListener("change", tagAll);
@@ -202,3 +207,4 @@ $("clear").addEventListener("click", () => { discard(cards); $("files").focus();
 onKey(startAgain);
 $("most").textContent = TAGS;
 ready = start();
+if ($("files").files.length > 0) addChosen(); // somebody was faster than this script
