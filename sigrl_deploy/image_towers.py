@@ -8,13 +8,7 @@ from msgspec import Meta
 
 from sigrl_deploy.structs import Checked
 
-VIT, RESNET, VGG, BIAM, ML2P = (
-    "vit",
-    "resnet",
-    "vgg",
-    "biam",
-    "ml2p",
-)  # kinds; a record that names none has a ViT
+VIT, RESNET, VGG, BIAM, ML2P = "vit", "resnet", "vgg", "biam", "ml2p"  # kinds; a record that names none has a ViT
 HEAD_WIDTH = 64  # of every attention in the models that OpenAI published
 STRIDE = 32  # pixels of a picture to one position of a ResNet's last stage
 
@@ -48,12 +42,10 @@ class VisionConfig(Checked, frozen=True, tag_field="tower", tag=VIT):
         return self.image_size // self.patch_size
 
 
-class ResNetConfig(Checked, frozen=True, tag_field="tower", tag=RESNET):
-    """A CLIP ResNet with attention pool: stages of `blocks` bottlenecks, `width` channels in the first. Pixels are square."""
+class _Convolutions(Checked, frozen=True):
+    """What towers share whose stages halve a picture five times. Pixels are square."""
 
-    image_size: Annotated[int, Meta(ge=STRIDE, le=1 << 12)]
-    width: Annotated[int, Meta(ge=2, le=1 << 9, multiple_of=2)]
-    blocks: tuple[Layers, Layers, Layers, Layers]
+    image_size: int
 
     @property
     def patch_size(self) -> int:
@@ -65,28 +57,26 @@ class ResNetConfig(Checked, frozen=True, tag_field="tower", tag=RESNET):
         """Positions along each side of the last stage."""
         return self.image_size // STRIDE
 
+
+class ResNetConfig(_Convolutions, frozen=True, tag_field="tower", tag=RESNET):
+    """A CLIP ResNet with attention pool: stages of `blocks` bottlenecks, `width` channels in the first. Pixels are square."""
+
+    image_size: Annotated[int, Meta(ge=STRIDE, le=1 << 12)]
+    width: Annotated[int, Meta(ge=2, le=1 << 9, multiple_of=2)]
+    blocks: tuple[Layers, Layers, Layers, Layers]
+
     @property
     def channels(self) -> int:
         """Channels of the last stage."""
         return 32 * self.width
 
 
-class VggConfig(Checked, frozen=True, tag_field="tower", tag=VGG):
+class VggConfig(_Convolutions, frozen=True, tag_field="tower", tag=VGG):
     """VGG19 up to fc7, with `width` channels in the first stage and `hidden` numbers in fc6 and fc7. Pixels are square."""
 
     image_size: Annotated[int, Meta(ge=STRIDE, le=1 << 12, multiple_of=STRIDE)]
     width: Annotated[int, Meta(ge=1, le=1 << 9)] = 64
     hidden: Width = 4096
-
-    @property
-    def patch_size(self) -> int:
-        """Pixels along each side that one position after the last pool stands for."""
-        return STRIDE
-
-    @property
-    def grid(self) -> int:
-        """Positions along each side after the last pool."""
-        return self.image_size // STRIDE
 
 
 class BiamConfig(Checked, frozen=True, tag_field="tower", tag=BIAM):
@@ -114,7 +104,7 @@ class BiamConfig(Checked, frozen=True, tag_field="tower", tag=BIAM):
         return 2 * self.vgg.grid
 
 
-class Ml2pConfig(Checked, frozen=True, tag_field="tower", tag=ML2P):
+class Ml2pConfig(_Convolutions, frozen=True, tag_field="tower", tag=ML2P):
     """The (ML)²P-Encoder: VGG19 of `width` channels in its first stage, `taps` of its last three, `groups` of `vector`.
 
     `token_hidden` and `channel_hidden` are the hidden widths of its mixer. Pixels are square.
@@ -127,16 +117,6 @@ class Ml2pConfig(Checked, frozen=True, tag_field="tower", tag=ML2P):
     vector: Annotated[int, Meta(ge=1, le=1 << 10)]
     token_hidden: Width
     channel_hidden: Width
-
-    @property
-    def patch_size(self) -> int:
-        """Pixels along each side that one position after the last pool stands for."""
-        return STRIDE
-
-    @property
-    def grid(self) -> int:
-        """Positions along each side after the last pool."""
-        return self.image_size // STRIDE
 
 
 TowerConfig = VisionConfig | ResNetConfig | VggConfig | BiamConfig | Ml2pConfig

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 import click
 
 from sigrl_deploy.cli.options import (
-    backend_option,
     background_option,
     batch_size_option,
     bundle_option,
     cache_option,
+    check_finite,
     crop_option,
-    device_option,
     engine_options,
     labels_option,
-    precision_option,
     rescale_option,
+    running_options,
+    threshold_option,
     thresholds_option,
-    unfused_option,
+    top_option,
 )
-from sigrl_deploy.errors import UsageError
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +32,8 @@ log = logging.getLogger(__name__)
 @labels_option
 @background_option
 @click.option("--out", required=True, metavar="DEST", help="Folder for Parquet files: a path, s3://... or gs://...")
-@click.option(
-    "--top",
-    type=click.IntRange(min=1),
-    help="At most N labels per picture, and their parents [default: 5, any with --thresholds].",
-    metavar="N",
-)
-@click.option("--threshold", type=float, help="Leave out labels that score below this. It is only valid for one label file.")
+@top_option
+@threshold_option
 @thresholds_option
 @rescale_option
 @click.option(
@@ -58,10 +51,7 @@ log = logging.getLogger(__name__)
 @click.option("--dry-run", is_flag=True, help="Count the pictures, and estimate the time from a sample.")
 @batch_size_option
 @crop_option
-@device_option
-@backend_option
-@precision_option
-@unfused_option
+@running_options
 @cache_option
 def bulk(source: tuple[str, ...], shard: str | None, **options: Any) -> None:
     """Tag SOURCE with Ray Data: folders of pictures, *.parquet files or *.tar files, on disks or in buckets (s3://, gs://).
@@ -77,8 +67,7 @@ def bulk(source: tuple[str, ...], shard: str | None, **options: Any) -> None:
     from sigrl_deploy.bulk.options import BulkOptions, Shard
     from sigrl_deploy.bulk.run import run_bulk
 
-    if options["threshold"] is not None and not math.isfinite(options["threshold"]):
-        raise UsageError("expected a finite number, such as 0.02", argument="threshold", value=options["threshold"])
+    check_finite(options, "threshold")
     chosen = BulkOptions(source, shard=Shard.parse(shard), engine=engine_options(options), **options)
     try:
         failed = run_bulk(chosen)

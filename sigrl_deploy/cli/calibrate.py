@@ -9,18 +9,15 @@ import click
 
 from sigrl_deploy.cli.options import (
     PATH,
-    backend_option,
     background_option,
     batch_size_option,
     bundle_option,
     cache_option,
     crop_option,
-    device_option,
     engine_options,
     labels_option,
-    precision_option,
+    running_options,
     threads_option,
-    unfused_option,
 )
 from sigrl_deploy.errors import printable
 
@@ -60,10 +57,7 @@ log = logging.getLogger(__name__)
 @click.option("--limit", type=click.IntRange(min=1), help="Use only the first N pictures.", metavar="N")
 @batch_size_option
 @crop_option
-@device_option
-@backend_option
-@precision_option
-@unfused_option
+@running_options
 @cache_option
 @threads_option
 def calibrate(**options: Any) -> None:

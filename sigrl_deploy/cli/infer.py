@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -12,21 +11,21 @@ import click
 
 from sigrl_deploy.cli.options import (
     PATH,
-    backend_option,
     background_option,
     batch_size_option,
     build_option,
     bundle_option,
     cache_option,
+    check_finite,
     crop_option,
-    device_option,
     engine_options,
     labels_option,
-    precision_option,
     rescale_option,
+    running_options,
     threads_option,
+    threshold_option,
     thresholds_option,
-    unfused_option,
+    top_option,
 )
 from sigrl_deploy.errors import UsageError
 
@@ -44,13 +43,8 @@ log = logging.getLogger(__name__)
 @bundle_option
 @labels_option
 @background_option
-@click.option(
-    "--top",
-    type=click.IntRange(min=1),
-    help="At most N labels per picture, and their parents [default: 5, any with --thresholds].",
-    metavar="N",
-)
-@click.option("--threshold", type=float, help="Leave out labels that score below this. It is only valid for one label file.")
+@top_option
+@threshold_option
 @thresholds_option
 @rescale_option
 @click.option(
@@ -78,10 +72,7 @@ log = logging.getLogger(__name__)
 @click.option("--heatmap-per-tag", is_flag=True, help="With --heatmaps, a file per tag in place of one per picture.")
 @batch_size_option
 @crop_option
-@device_option
-@backend_option
-@precision_option
-@unfused_option
+@running_options
 @click.option(
     "--device-preprocess",
     is_flag=True,
@@ -101,8 +92,7 @@ def infer(pictures: tuple[str, ...], null: bool, scores: str, **options: Any) ->
     if scores == "all" and options["heatmaps"] is not None:
         problem = "heat maps are drawn for the best labels only; leave out `heatmaps` or `scores='all'`"
         raise UsageError(problem, argument="scores", value=scores)
-    if options["threshold"] is not None and not math.isfinite(options["threshold"]):
-        raise UsageError("expected a finite number, such as 0.02", argument="threshold", value=options["threshold"])
+    check_finite(options, "threshold")
     if null and STDIN not in pictures:
         raise UsageError("is for a list on standard input; give - in place of PICTURES, or leave it out", argument="null")
     found = find_pictures(pictures, sys.stdin.buffer if sys.stdin else io.BytesIO(), null_separated=null)

@@ -11,15 +11,12 @@ import click
 
 from sigrl_deploy.cli.options import (
     PATH,
-    backend_option,
     background_option,
     bundle_option,
     cache_option,
-    device_option,
     engine_options,
-    precision_option,
+    running_options,
     threads_option,
-    unfused_option,
 )
 
 
@@ -53,10 +50,7 @@ def show(labels: Path, background: str | None, as_json: bool) -> None:
 @click.argument("labels", metavar="LABEL_FILE", type=PATH)
 @background_option
 @bundle_option
-@device_option
-@backend_option
-@precision_option
-@unfused_option
+@running_options
 @cache_option
 @threads_option
 def build(labels: Path, background: str | None, bundle: Path, cache_dir: Path | None, **options: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import fields
@@ -20,6 +21,18 @@ from sigrl_deploy.errors import UsageError
 from sigrl_deploy.machine import cpus
 
 _Option = Callable[[Any], Any]
+
+
+def _together(*options: _Option) -> _Option:
+    """One decorator for options that always go together, in the order in which help shows them."""
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
 
 PATH = click.Path(path_type=Path)
 MOST_PICTURES = 1024  # at once: a GPU is full long before
@@ -53,6 +66,7 @@ unfused_option = click.option(
     type=click.Choice(FUSED),
     help="Run this op in its plain form instead of as a kernel; on a CPU only svfr is one. Repeatable.",
 )
+running_options = _together(device_option, backend_option, precision_option, unfused_option)
 build_option = click.option(
     "--no-build",
     "build",
@@ -77,6 +91,17 @@ background_option = click.option(
     metavar="bundle|common|FILE",
     help="Labels that are scored beside the others and are never tags: the bundle's, some 300 everyday ones, or those of a "
     "label file [default: what the label file says].",
+)
+top_option = click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    help="At most N labels per picture, and their parents [default: 5, any with --thresholds].",
+    metavar="N",
+)
+threshold_option = click.option(
+    "--threshold",
+    type=float,
+    help="Leave out labels that score below this. It is only valid for one label file.",
 )
 crop_option = click.option(
     "--crop",
@@ -122,6 +147,13 @@ def _level_option(flags: tuple[str, str], level: int, text: str) -> _Option:
 
 quiet_option = _level_option(("-q", "--quiet"), logging.ERROR, "Only print errors.")
 verbose_option = _level_option(("-v", "--verbose"), logging.DEBUG, "Print more: what is computed, how long it takes, and why.")
+
+
+def check_finite(options: dict[str, Any], *names: str) -> None:
+    """Raise UsageError where one of these is nan or inf, which click takes for numbers."""
+    for name in names:
+        if options[name] is not None and not math.isfinite(options[name]):
+            raise UsageError("expected a finite number, such as 0.02", argument=name, value=options[name])
 
 
 def engine_options(options: dict[str, Any]) -> EngineOptions:

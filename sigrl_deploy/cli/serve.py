@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import sys
 import threading
@@ -15,14 +14,12 @@ import click
 
 from sigrl_deploy.cli.options import (
     PATH,
-    backend_option,
     bundle_option,
     cache_option,
-    device_option,
+    check_finite,
     engine_options,
-    precision_option,
+    running_options,
     threads_option,
-    unfused_option,
 )
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.serve.limits import MB, Limits
@@ -68,10 +65,7 @@ def _seconds(what: str, default: float, text: str) -> Callable[[Any], Any]:
 @_seconds("header", Limits.header_seconds, "Close connections whose headers take longer.")
 @_seconds("body", Limits.body_seconds, "Refuse bodies that take longer.")
 @_seconds("answer", Limits.answer_seconds, "Give up on a picture after so long.")
-@device_option
-@backend_option
-@precision_option
-@unfused_option
+@running_options
 @cache_option
 @threads_option
 def serve(labels: tuple[str, ...], thresholds: tuple[str, ...], **options: Any) -> None:
@@ -97,9 +91,7 @@ def _exit(status: int) -> NoReturn:
 
 def _limits(options: dict[str, Any]) -> Limits:
     """Take what bounds the service out of the options. Raises UsageError for numbers that make no sense."""
-    for name in ("body_mb", "in_flight_mb"):
-        if not math.isfinite(options[name]):
-            raise UsageError("expected a number", argument=name, value=f"{options[name]:g}")
+    check_finite(options, "body_mb", "in_flight_mb")
     body, in_flight = options.pop("body_mb"), options.pop("in_flight_mb")
     if in_flight < body:
         raise UsageError(f"is less than one body may have, {body:g}; raise it", argument="in_flight_mb", value=f"{in_flight:g}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from sigrl_deploy.cli.options import (
     background_option,
     bundle_argument,
     cache_option,
+    check_finite,
     checkpoint_options,
     device_option,
     rescale_option,
@@ -59,7 +59,9 @@ log = logging.getLogger(__name__)
     help="Largest score error that is allowed [default: each precision's own, as for export].",
 )
 @click.option(
-    "--threshold", type=float, help="Count scores that move across it [default: one that about five labels per picture pass]."
+    "--threshold",
+    type=float,
+    help="Count scores that move across it [default: one that about five labels per picture pass].",
 )
 @background_option
 @click.option(
@@ -85,9 +87,7 @@ def verify(bundle: Path, pictures: tuple[str, ...], **options: Any) -> None:
     from sigrl_deploy.evaluation.verify_table import not_run_lines, table
     from sigrl_deploy.tagging.output import open_output
 
-    for name in ("tolerance", "threshold"):
-        if options[name] is not None and not math.isfinite(options[name]):
-            raise UsageError("expected a finite number, such as 0.02", argument=name, value=options[name])
+    check_finite(options, "tolerance", "threshold")
     if options["threshold"] is not None and options["thresholds"] is not None:
         raise UsageError("`thresholds` has one for every label; leave out one of the two", argument="threshold")
     options["precisions"] = tuple(map(Precision, options["precisions"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
@@ -16,7 +17,7 @@ from sigrl_deploy.calibration.probabilities import Isotonic
 from sigrl_deploy.recognizer.thresholds import ThresholdFile
 from tests.support.browser import chromium, missing, opened
 from tests.support.servers import Served, serving
-from tests.support.watched_engine import Watched
+from tests.support.watched_engine import SECONDS, Watched
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -112,6 +113,15 @@ def guarded(
     )
     with serving(bundle, *options) as started:
         yield Guarded(started.url, "open-sesame", [tag.label for tag in best[:3]])
+
+
+@pytest.fixture
+def no_threads_left() -> Iterator[None]:
+    yield
+    left = [thread for thread in threading.enumerate() if thread.name.startswith("tagger-")]
+    for thread in left:
+        thread.join(SECONDS)
+    assert not any(thread.is_alive() for thread in left)
 
 
 @pytest.fixture

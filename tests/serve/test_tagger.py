@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
-from collections.abc import Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sigrl_deploy import Recognizer
 from sigrl_deploy.errors import ImageError, ScoreError, SigRLError
-from sigrl_deploy.recognizer.pipeline import Pipeline
-from sigrl_deploy.recognizer.predictions import Prediction
 from sigrl_deploy.serve.errors import EngineError, OverloadedError, StoppedError, TooLateError
 from sigrl_deploy.serve.jobs import Answer
 from sigrl_deploy.serve.limits import Limits
@@ -26,70 +23,15 @@ from sigrl_deploy.serve.tagger import Plan, Tagger
 from sigrl_deploy.tagging.drawing import MAX_PANEL, MIN_PANEL, scaled
 from tests.support.changed_bundles import change_graph, nan_for_dark_pictures
 from tests.support.refusals import refused
+from tests.support.tagger_runs import A, B, Service, assert_same, entered, held, several
 from tests.support.watched_engine import SECONDS, Watched, picture
+
+pytestmark = pytest.mark.usefixtures("no_threads_left")
 
 ALONE = Plan(2)
 BATCHES = Plan(2, batch=4, scorer=True)
-A, B = ("cat", "dog", "rocket"), ("cup", "tree", "house", "boat")
-TOLERANCE = 1e-5  # fp32 scores within ±1, of one graph run in batches of another size
 
 plans = pytest.mark.parametrize("plan", [ALONE, BATCHES], ids=["alone", "batches"])
-
-
-class Service:
-    """A tagger that was started, and what it says."""
-
-    def __init__(self, recognizer: Recognizer, plan: Plan, alone: Pipeline | None = None, **limits: float) -> None:
-        self.deaths: list[BaseException] = []
-        self.metrics = Metrics()
-        self.vocabularies = {labels: recognizer.vocabulary(labels) for labels in (A, B)}
-        self.recognizer = recognizer
-        given = {"answer_seconds": SECONDS, **limits}
-        bounds = Limits(**given)  # type: ignore[arg-type]
-        self.tagger = Tagger(recognizer, bounds, self.metrics, self.deaths.append, plan, alone)
-        self.tagger.start()
-
-    def tag(self, file: bytes, labels: tuple[str, ...] = A, evidence: bool = False) -> Coroutine[None, None, Answer]:
-        vocabulary = self.vocabularies[labels]
-        return self.tagger.tag(file, vocabulary, self.recognizer.selection(vocabulary, evidence=evidence))
-
-    def expected(self, file: bytes, labels: tuple[str, ...] = A) -> list[Prediction]:
-        return self.recognizer.recognize([file], labels)[0]
-
-
-async def several(*calls: Coroutine[None, None, Answer]) -> list[asyncio.Task[Answer]]:
-    """Tasks whose pictures wait in the order of the calls."""
-    tasks = [asyncio.create_task(call) for call in calls]
-    await asyncio.sleep(0)  # lets each run up to where it waits
-    return tasks
-
-
-async def entered(engine: Watched) -> None:
-    assert await asyncio.to_thread(engine.entered.acquire, timeout=SECONDS)
-
-
-async def held(engine: Watched, service: Service, brightness: int = 1) -> asyncio.Task[Answer]:
-    """A picture that is at the engine, which waits."""
-    engine.gate.clear()
-    (task,) = await several(service.tag(picture(brightness)))
-    await entered(engine)
-    return task
-
-
-def assert_same(answer: Answer, expected: list[Prediction]) -> None:
-    assert [each.label for each in answer.predictions] == [each.label for each in expected]
-    np.testing.assert_allclose(
-        [each.score for each in answer.predictions], [each.score for each in expected], rtol=0, atol=TOLERANCE
-    )
-
-
-@pytest.fixture(autouse=True)
-def _no_threads_left() -> Iterator[None]:
-    yield
-    left = [thread for thread in threading.enumerate() if thread.name.startswith("tagger-")]
-    for thread in left:
-        thread.join(SECONDS)
-    assert not any(thread.is_alive() for thread in left)
 
 
 @plans
@@ -423,74 +365,3 @@ def test_there_is_room_for_all_pictures_of_a_request_or_for_none(recognizer: Rec
         assert await service.tagger.drain(SECONDS)
 
     asyncio.run(run())
-
-
-@pytest.mark.parametrize(("seconds", "sizes"), [(1e9, [1, 4, 4, 2]), (0.0, [1] * 11)], ids=["quick", "slow"])
-def test_a_cpu_has_small_batches_of_pictures_that_take_little_time(
-    recognizer: Recognizer, engine: Watched, monkeypatch: pytest.MonkeyPatch, seconds: float, sizes: list[int]
-) -> None:
-    """How long the engine may be busy with one batch stands for how long a picture takes."""
-    monkeypatch.setattr("sigrl_deploy.serve.tagger._SMALL_SECONDS", seconds)
-
-    async def run() -> None:
-        service = Service(recognizer, Plan(1, batch=4))
-        first = await held(engine, service)
-        tasks = await several(*(service.tag(picture(10 + i)) for i in range(10)))
-        engine.gate.set()
-        await asyncio.gather(first, *tasks)
-        assert [len(batch) for batch, _ in engine.batches] == sizes
-        assert await service.tagger.drain(SECONDS)
-
-    asyncio.run(run())
-
-
-def test_no_thread_of_a_cpu_takes_what_another_could_begin(
-    recognizer: Recognizer, engine: Watched, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sigrl_deploy.serve.tagger._SMALL_SECONDS", 1e9)
-
-    async def run() -> None:
-        service = Service(recognizer, Plan(2, batch=4))
-        first = [await held(engine, service, brightness) for brightness in (1, 2)]
-        tasks = await several(*(service.tag(picture(10 + i)) for i in range(4)))
-        engine.gate.set()
-        await asyncio.gather(*first, *tasks)
-        assert sorted(engine.seen) == [1, 2, 10, 11, 12, 13]
-        assert max(len(batch) for batch, _ in engine.batches) == 2
-        assert await service.tagger.drain(SECONDS)
-
-    asyncio.run(run())
-
-
-def test_a_picture_that_is_alone_has_all_cores(recognizer: Recognizer, engine: Watched, bundle: Path) -> None:
-    whole = Watched(other := Recognizer(bundle, backend="onnxruntime", device="cpu", cache_dir=False, threads=2))
-
-    async def run() -> None:
-        service = Service(recognizer, Plan(2), alone=other.pipeline)
-        alone = await held(whole, service, 1)
-        beside = await service.tag(picture(2))
-        whole.gate.set()
-        await alone
-        while service.tagger._began:  # a thread answers before it is free
-            await asyncio.sleep(0)
-        last = await service.tag(picture(3))
-        for brightness, answer in enumerate((await alone, beside, last), start=1):
-            assert_same(answer, service.expected(picture(brightness)))
-        assert (whole.seen, engine.seen[0]) == ([1, 3], 2)
-        whole.failures = {-1: RuntimeError("out of order")}
-        with pytest.raises(StoppedError):
-            await service.tag(picture(4))
-        while not service.deaths:  # what ran before is tried again first
-            await asyncio.sleep(0)
-        assert not service.tagger.ready
-
-    asyncio.run(run())
-
-
-def test_a_gpu_has_one_thread_that_scores_and_batches(recognizer: Recognizer, engine: Watched) -> None:
-    """Its threads decode; a CPU's do both."""
-    assert not Plan.of(recognizer, 6).scorer
-    assert Plan.of(recognizer, 6).threads == 6
-    engine.device = "cuda"
-    assert Plan.of(recognizer, 6).scorer
-    assert Plan.of(recognizer, 6).batch > Plan.of(Recognizer(recognizer.bundle.path, device="cpu"), 6).batch
