@@ -15,7 +15,7 @@ from sigrl_deploy.config import Precision
 from sigrl_deploy.engines.choosing import Choice
 from sigrl_deploy.engines.onnx_graphs import OnnxEngine, OpenGraph
 from sigrl_deploy.engines.onnxruntime import OnnxRuntimeEngine, OpenSession, open_session, providers_of
-from sigrl_deploy.errors import BundleError, UsageError
+from sigrl_deploy.errors import BundleError, UsageError, printable
 from sigrl_deploy.graphs.cut_file import GLOBAL, CutGraph, cut
 from sigrl_deploy.kernels.cpu.library import Found, find, installed_library
 from sigrl_deploy.kernels.cpu.svfr import CpuSvfr, Products
@@ -45,7 +45,7 @@ class OnnxRuntimeCpuEngine(OnnxRuntimeEngine):
             graph = cut(path)
             session = open_session(path, providers_of(self.device), graph.tower, threads=self._threads, spins=True)
         except (OSError, ValueError, BundleError) as error:
-            self._kernel = Found(None, f"{path.name} cannot be cut: {error}")
+            self._kernel = Found(None, f"{path.name} cannot be cut: {printable(str(error))}")
             return super()._open(path)
         products = Products(Precision.INT8, _WEIGHT_IN_THE_FILE) if graph.has_int8 else Products(Precision.FP32)
         try:

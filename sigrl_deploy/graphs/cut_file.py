@@ -141,9 +141,9 @@ class _Cutter:
     def _weights(self, head: _Node, tensors: Mapping[str, _Tensor]) -> dict[str, FloatArray]:
         names = [*WEIGHTS, *(f"{name}_scale" for name in _SCALED)]
         arrays = {name: self._array(tensors.get(key), key) for name, key in zip(names, head.inputs[3:], strict=False)}
-        square = (len(arrays["fuse"]),) * 2
+        square = arrays["fuse"].shape[:1] * 2
         for name, array in arrays.items():
-            if array.shape != (square if name in WEIGHTS else square[1:]):
+            if not square or array.shape != (square if name in WEIGHTS else square[1:]):
                 raise ValueError(f"SVFR's {name} has shape {list(array.shape)}")
         for name in _SCALED:
             if f"{name}_scale" in arrays:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
+import shutil
+import signal
 import subprocess
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +25,9 @@ from tests.support.sharing import Shared
 
 Inputs = tuple[FloatArray, FloatArray, FloatArray]
 WEAK, STRONG = 1.0, 6.0  # weights with energies of which exp does not overflow, and of which it could (identity 5)
-SHAPES = [(512, 49, 7), (100, 13, 2), (64, 17, 1), (5, 3, 30), (130, 33, 81)]  # D, P, C
+# D, P, C: also more labels than channels, which changes the order of products between the stages, and more of either than are
+# multiplied at once.
+SHAPES = [(512, 49, 7), (100, 13, 2), (64, 17, 1), (5, 3, 30), (130, 33, 81), (520, 3, 131), (60, 5, 530)]
 # By the largest weight in 8 bits, the error of Y relative to how far its weights are from uniform: tanh in steps of 1/127 and
 # weights in as many, or half as many, give 0.4 and 0.8 % with 512 channels, and the fewer channels the more.
 INT8_ERROR = {127: 0.02, 63: 0.03}
@@ -32,6 +38,8 @@ def library() -> Library:
     try:
         return installed_library()
     except OSError as error:
+        if shutil.which("g++") and platform.machine() == "x86_64":
+            pytest.fail(f"there is a compiler, and yet {error}")
         pytest.skip(str(error))
 
 
@@ -137,6 +145,52 @@ def test_patches_that_are_not_finite_show_in_the_result(
     y = opened(library, chosen, weights_of(64, WEAK), precision)(x, t, g)
     assert np.isfinite(y[0]).all()
     assert not np.isfinite(y[1, 4, 20])
+
+
+@pytest.mark.parametrize("chosen", sets())
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16, Precision.INT8])
+@pytest.mark.parametrize("where", ["decouple", "fuse", "reconstruct", "x", "t", "g"])
+def test_what_is_no_number_gives_none(library: Library, chosen: InstructionSet, precision: Precision, where: str) -> None:
+    """Eight bits, and the instructions that take a maximum, would make a number of it."""
+    weights, inputs = weights_of(70, WEAK), inputs_of(70, 9, 5)
+    arrays = weights | dict(zip("xtg", inputs, strict=True))
+    arrays[where].reshape(-1, 70)[2, 3] = np.nan
+    exact, _ = in_float64(weights, inputs)
+    got = opened(library, chosen, weights, precision)(*inputs)
+    assert np.isnan(exact).any()
+    assert not np.isfinite(got[np.isnan(exact)]).any()
+
+
+def test_a_forked_process_may_use_what_its_parent_opened(library: Library) -> None:
+    """Whatever the parent's threads were doing; what the child lets go of is not its own."""
+    svfr, inputs = opened(library, sets()[-1], weights_of(96, WEAK), Precision.INT8, threads=3), inputs_of(96, 30, 20)
+    expected, busy = svfr(*inputs), threading.Event()
+
+    def keep_busy() -> None:
+        while not busy.is_set():
+            svfr(*inputs)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(keep_busy)
+        children = []
+        for _ in range(12):
+            if (child := os.fork()) == 0:
+                signal.alarm(60)  # ends a child that hangs
+                same = np.array_equal(svfr(*inputs), expected)
+                del svfr
+                os._exit(0 if same else 1)
+            children.append(child)
+        statuses = [os.waitpid(child, 0)[1] for child in children]
+        busy.set()
+    assert statuses == [0] * len(children)
+
+
+def test_a_library_of_another_version_is_not_called(tmp_path: Path) -> None:
+    (tmp_path / "other.c").write_text("int sigrl_interface(void) { return 0; }")
+    require_tools()
+    subprocess.run(["gcc", "-shared", "-fPIC", "other.c", "-o", "other.so"], cwd=tmp_path, check=True)
+    with pytest.raises(OSError, match="another version"):
+        Library(str(tmp_path / "other.so"))
 
 
 def test_weights_of_seven_bits_are_kept_as_they_are(library: Library) -> None:

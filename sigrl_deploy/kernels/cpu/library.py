@@ -13,6 +13,7 @@ from sigrl_deploy.errors import UsageError
 
 VARIABLE = "SIGRL_DEPLOY_CPU_KERNEL"  # names an instruction set, or `off`
 OFF = "off"
+_INTERFACE = 1  # as in native/api.cpp
 _MODULE = "sigrl_deploy.kernels.cpu.native_library"
 _REBUILD = "install the package again where there is a C++ compiler"
 
@@ -52,6 +53,12 @@ class Library:
     def __init__(self, path: str) -> None:
         library = ctypes.CDLL(path)
         array, size = ctypes.c_void_p, ctypes.c_int
+        try:
+            interface = _function(library, "sigrl_interface", size)()
+        except AttributeError:
+            interface = 0
+        if interface != _INTERFACE:
+            raise OSError(f"{path} is of another version of sigrl-deploy; {_REBUILD}")
         self._has = _function(library, "sigrl_has", size, size)
         self._has_bf16 = _function(library, "sigrl_has_bf16", size, size)
         self._largest_weight = _function(library, "sigrl_largest_weight", size, size)

@@ -14,6 +14,7 @@ steps of 1/127. A result does not depend on the batch, nor on the number of thre
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from sigrl_deploy.config import Precision
 from sigrl_deploy.kernels.cpu.library import InstructionSet, Library, number
 
 WEIGHTS = ("decouple", "fuse", "reconstruct")
+_MOST = 2**31 - 1  # pictures, patches or labels, as the library counts them
 _NUMBERS = {Precision.FP32: 0, Precision.BF16: 1, Precision.INT8: 2}  # as in native/kernels.h
 
 
@@ -49,7 +51,7 @@ class CpuSvfr:
     def __init__(
         self, weights: Mapping[str, FloatArray], library: Library, chosen: InstructionSet, products: Products, threads: int
     ) -> None:
-        arrays = [np.ascontiguousarray(weights[name], np.float32) for name in WEIGHTS]
+        arrays = [np.require(weights[name], np.float32, "CA") for name in WEIGHTS]
         self.dim = len(arrays[0])
         if any(array.shape != (self.dim, self.dim) for array in arrays):
             raise ValueError(f"weights of shapes {[array.shape for array in arrays]}, expected squares of one size")
@@ -62,19 +64,27 @@ class CpuSvfr:
         self._library = library
         self._handle = library.svfr_open(*pointers, self.dim, number(chosen), _NUMBERS[precision], largest, threads)
         if not self._handle:
-            raise MemoryError("no memory for the weights of SVFR, or no thread")
+            raise MemoryError("no memory for the weights of SVFR, no thread, or no permission to use tiles")
         # Not at exit: other threads may still be in here, and the system takes everything back.
-        weakref.finalize(self, library.svfr_close, self._handle).atexit = False
+        weakref.finalize(self, _close, library, self._handle, os.getpid()).atexit = False
 
     def __call__(self, patches: FloatArray, label_embedding: FloatArray, graph_projection: FloatArray) -> FloatArray:
         """patches X [B, P, D], T [C, D], G Wbᵀ [C, D], all fp32 → Y [B, P, D]. Raises MemoryError."""
-        inputs = [np.ascontiguousarray(array, np.float32) for array in (patches, label_embedding, graph_projection)]
+        inputs = [np.require(array, np.float32, "CA") for array in (patches, label_embedding, graph_projection)]
         (batch, count, dim), labels = inputs[0].shape, len(inputs[1])
         if dim != self.dim or inputs[1].shape != (labels, dim) or inputs[2].shape != (labels, dim):
             shapes = [array.shape for array in inputs]
             raise ValueError(f"inputs of shapes {shapes}, expected [B, P, {self.dim}] and twice [C, {self.dim}]")
+        if max(batch, count, labels) > _MOST:
+            raise ValueError(f"inputs of shapes {[array.shape for array in inputs]}, expected at most {_MOST} of each")
         local = np.empty_like(inputs[0])
         x, t, g = (array.ctypes.data for array in inputs)
         if not self._library.svfr_run(self._handle, x, batch, count, dim, t, g, labels, local.ctypes.data):
             raise MemoryError(f"no memory for SVFR of {count} patches and {labels} labels")
         return local
+
+
+def _close(library: Library, handle: int, process: int) -> None:
+    # A forked process has none of the threads that this would end, and the system takes its memory back.
+    if os.getpid() == process:
+        library.svfr_close(handle)

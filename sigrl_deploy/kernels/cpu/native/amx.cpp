@@ -23,18 +23,18 @@ constexpr int LARGEST_WEIGHT = 127;
 #include "product.h"
 
 struct alignas(64) TileConfig {
-    uint8_t palette = 1, start = 0, reserved[14] = {};
-    uint16_t bytes[16] = {};
-    uint8_t rows[16] = {};
+    uint8_t palette, start, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
 };
 
 // For as long as it lives, all eight tiles are 16 rows of 64 bytes.
 struct Tiles {
-    INLINE Tiles() {
-        TileConfig config;
-        for (int i = 0; i < 8; i++) config.bytes[i] = 64, config.rows[i] = TILE;
-        _tile_loadconfig(&config);
-    }
+    // A constant: compilers do not know that _tile_loadconfig reads memory, and may leave out what was only just written there.
+    static constexpr TileConfig CONFIG{
+        1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {TILE, TILE, TILE, TILE, TILE, TILE, TILE, TILE}};
+
+    INLINE Tiles() { _tile_loadconfig(&CONFIG); }
     INLINE ~Tiles() { _tile_release(); }
 };
 

@@ -1,7 +1,4 @@
-// The functions that Python calls (sigrl_deploy/kernels/cpu/library.py). Sizes are checked there.
-#include <new>
-#include <system_error>
-
+// The functions that Python calls (sigrl_deploy/kernels/cpu/library.py). Sizes are checked there. No exception may leave them.
 #include "instruction_sets.h"
 #include "svfr.h"
 
@@ -12,6 +9,9 @@ using sigrl::Kernels;
 using sigrl::Precision;
 using sigrl::Svfr;
 
+// Goes up by one with each change of these functions, here and in library.py.
+EXPORTED int sigrl_interface() { return 1; }
+
 // Whether the CPU, its operating system and this build have an instruction set.
 EXPORTED int sigrl_has(int set) { return sigrl::kernels_of(InstructionSet(set)) != nullptr; }
 
@@ -21,20 +21,21 @@ EXPORTED int sigrl_has_bf16(int set) { return sigrl::kernels_of(InstructionSet(s
 // The largest weight in 8 bits of an instruction set that is there.
 EXPORTED int sigrl_largest_weight(int set) { return sigrl::kernels_of(InstructionSet(set))->largest_weight; }
 
-// W1ᵀ, Waᵀ and W2ᵀ [dim, dim] for an instruction set that is there. Null where there is no memory, or no thread.
+// W1ᵀ, Waᵀ and W2ᵀ [dim, dim] for an instruction set that is there. Null where there is no memory, no thread, or no permission
+// to use tiles.
 EXPORTED Svfr* sigrl_svfr_open(
     const float* decouple, const float* fuse, const float* reconstruct, int dim, int set, int precision, int largest_weight,
     int threads) {
     try {
-        const Kernels& kernels = *sigrl::kernels_of(InstructionSet(set));
-        return new Svfr(decouple, fuse, reconstruct, dim, kernels, Precision(precision), largest_weight, threads);
-    } catch (const std::bad_alloc&) {
-        return nullptr;
-    } catch (const std::system_error&) {
+        const Kernels* kernels = sigrl::kernels_of(InstructionSet(set));
+        if (kernels == nullptr || !sigrl::permitted(InstructionSet(set))) return nullptr;
+        return new Svfr(decouple, fuse, reconstruct, dim, *kernels, Precision(precision), largest_weight, threads);
+    } catch (...) {
         return nullptr;
     }
 }
 
+// Only in the process that opened it, whose threads it ends.
 EXPORTED void sigrl_svfr_close(Svfr* svfr) { delete svfr; }
 
 // patches X [batch, P, D], T and G Wbᵀ [C, D] → local features Y [batch, P, D]. Returns 0 where there is no memory.
@@ -46,7 +47,7 @@ EXPORTED int sigrl_svfr_run(
         const sigrl::Vocabulary vocabulary{labels, label_embedding, graph_projection};
         for (int i = 0; i < batch; i++) svfr->run(patches + size_t(i) * size, count, vocabulary, local + size_t(i) * size);
         return 1;
-    } catch (const std::bad_alloc&) {
+    } catch (...) {
         return 0;
     }
 }

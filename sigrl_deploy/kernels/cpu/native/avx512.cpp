@@ -1,7 +1,7 @@
 // AVX-512 with VNNI, and with products in bf16 where the CPU has them.
 #include "kernels.h"
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && (defined(SIGRL_EMULATED) || defined(__clang__) || __GNUC__ >= 10)
 #include "compiler.h"
 #include "tanh_lines.h"
 #include <immintrin.h>

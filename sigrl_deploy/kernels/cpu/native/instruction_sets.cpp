@@ -27,12 +27,20 @@ bool saves(unsigned kinds) { return (saved_registers() & kinds) == kinds; }
 
 constexpr unsigned YMM = 0x6, ZMM = YMM | 0xe0, TILES = ZMM | 0x60000;
 
-// Linux lets a process use tiles only after it has asked for them; its threads inherit that.
-bool permits_tiles() {
+// Linux lets a process use tiles only after it has asked for them. Its threads inherit that, and it cannot be taken back.
+bool grants_tiles() {
+#if defined(__linux__)
+    constexpr long SUPPORTED = 0x1021, TILE_DATA = 18;  // ARCH_GET_XCOMP_SUPP
+    unsigned long kinds = 0;
+    return syscall(SYS_arch_prctl, SUPPORTED, &kinds) == 0 && (kinds >> TILE_DATA & 1);
+#else
+    return false;
+#endif
+}
+bool request_tiles() {
 #if defined(__linux__)
     constexpr long REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM
-    static const bool permitted = syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
-    return permitted;
+    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
 #else
     return false;
 #endif
@@ -49,7 +57,7 @@ bool has_bf16() { return has(Leaf(7, 1).a, 5); }
 bool has_amx() {
     const Leaf leaf(7, 0);
     const bool tiles = has(leaf.d, 22) && has(leaf.d, 24) && has(leaf.d, 25);  // BF16, TILE, INT8
-    return has_avx512() && has_bf16() && tiles && saves(TILES) && permits_tiles();
+    return has_avx512() && has_bf16() && tiles && saves(TILES) && grants_tiles();
 }
 
 }  // namespace
@@ -73,8 +81,16 @@ const Kernels* kernels_of(InstructionSet set) {
     }
 }
 
+bool permitted(InstructionSet set) {
+#if defined(SIGRL_EMULATED)
+    return true;
+#endif
+    return set != AMX || request_tiles();
+}
+
 }  // namespace sigrl
 
 #else
+bool sigrl::permitted(InstructionSet) { return false; }
 const sigrl::Kernels* sigrl::kernels_of(InstructionSet) { return nullptr; }
 #endif

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 
 namespace sigrl {
 namespace {
@@ -40,23 +41,24 @@ char* PackedWeights::place(int channel, int k, Precision precision) const {
 }
 
 void PackedWeights::pack_channel(const float* transposed, int channel, int dim, Precision precision, int largest) {
-    double norm = 0;
+    double norm = 0, rounded_norm = 0;
     float most = 0;
     for (int k = 0; k < dim; k++) {
         const float weight = std::fabs(transposed[size_t(k) * dim + channel]);
         norm += weight;
         most = std::max(most, weight);
     }
-    view_.shift = view_.shift || !(norm <= LARGEST_ENERGY);
     const float step = std::max(most / float(largest), 1e-30f);
     int sum = 0;
     for (int k = 0; k < dim; k++) {
         const float weight = transposed[size_t(k) * dim + channel];
         char* at = place(channel, k, precision);
         if (precision == INT8) {
-            const int rounded = int(std::lrint(std::clamp(weight / step, float(-largest), float(largest))));
+            const float steps = std::clamp(weight / step, float(-largest), float(largest));
+            const int rounded = std::isnan(steps) ? 0 : int(std::lrint(steps));
             *reinterpret_cast<int8_t*>(at) = int8_t(rounded);
             sum += rounded;
+            rounded_norm += double(step) * std::abs(rounded);
         } else if (precision == BF16) {
             const uint16_t rounded = to_bf16(weight * LOG2_E);
             std::memcpy(at, &rounded, 2);
@@ -65,8 +67,9 @@ void PackedWeights::pack_channel(const float* transposed, int channel, int dim, 
             std::memcpy(at, &scaled, 4);
         }
     }
+    view_.shift = view_.shift || !(std::max(norm, rounded_norm) <= LARGEST_ENERGY);
     if (precision == INT8) {
-        scale_[channel] = step / 127 * LOG2_E;
+        scale_[channel] = std::isfinite(norm) ? step / 127 * LOG2_E : NAN;  // which 8 bits cannot hold
         start_[channel] = -128 * sum;
     }
 }

@@ -26,6 +26,12 @@ Buffer<float> widened(const float* rows, size_t count, size_t dim, size_t padded
     return wide;
 }
 
+bool has_nan(const float* values, size_t count) {
+    unsigned found = 0;
+    for (size_t i = 0; i < count; i++) found |= values[i] != values[i];
+    return found != 0;
+}
+
 }  // namespace
 
 struct Svfr::Workspace {
@@ -90,12 +96,16 @@ Svfr::Svfr(
 }
 
 void Svfr::run(const float* patches, int count, const Vocabulary& vocabulary, float* local) {
+    const size_t size = size_t(count) * size_t(dim_), rows = size_t(vocabulary.labels) * size_t(padded_);
+    if (size == 0 || vocabulary.labels == 0) return void(std::fill_n(local, size, 0.f));
     Workspace space(*this, count, vocabulary);
     lay_out(patches, space);
     decouple(vocabulary, space);
     between(vocabulary, space);
     reconstruct(vocabulary, space);
     add_up(space, local);
+    // In 8 bits NaN would become a number.
+    if (has_nan(patches, size) || has_nan(space.semantic, rows) || has_nan(space.fused, rows)) std::fill_n(local, size, NAN);
 }
 
 void Svfr::lay_out(const float* patches, Workspace& space) {
@@ -160,8 +170,8 @@ void Svfr::unit_rows(Workspace& space) {
                 row[j] = row[j] < 0 ? 0 : row[j];
                 squares += double(row[j]) * row[j];
             }
-            const float factor = squares == 0 ? 1 : float(1 / std::sqrt(squares));
-            for (int j = 0; j < padded_; j++) row[j] *= factor;
+            const double factor = squares == 0 ? 1 : 1 / std::sqrt(squares);
+            for (int j = 0; j < padded_; j++) row[j] = float(row[j] * factor);
         }
     });
 }
@@ -209,14 +219,14 @@ void Svfr::add_up(const Workspace& space, float* local) {
     threads_.each(padded_ / kernels_.channels, [&](int index, int) {
         const size_t channel = size_t(index) * width, panel = channel * count;
         const size_t used = std::min(width, size_t(dim_) - std::min(size_t(dim_), channel));
+        float* total = space.sums + panel;  // of the first part, to which the others are added in order
+        for (int part = 1; part < space.parts; part++) {
+            const float* sum = total + size_t(part) * count * padded;
+            for (size_t i = 0; i < count * width; i++) total[i] += sum[i];
+        }
         for (size_t p = 0; p < count; p++) {
             const float* x = space.panels + panel + p * width;
-            for (size_t i = 0; i < used; i++) {
-                float total = 0;
-                for (int part = 0; part < space.parts; part++)
-                    total += space.sums[size_t(part) * count * padded + panel + p * width + i];
-                local[p * size_t(dim_) + channel + i] = x[i] * total;
-            }
+            for (size_t i = 0; i < used; i++) local[p * size_t(dim_) + channel + i] = x[i] * total[p * width + i];
         }
     });
 }

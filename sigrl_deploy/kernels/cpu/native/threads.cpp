@@ -1,10 +1,30 @@
 #include "threads.h"
 
 #include <algorithm>
+#include <csignal>
 
 namespace sigrl {
 
+namespace {
+
+// For as long as it lives, threads that are started here are started without signals, which are for the program's own threads.
+class WithoutSignals {
+public:
+    WithoutSignals() {
+        sigset_t all;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before_);
+    }
+    ~WithoutSignals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+private:
+    sigset_t before_;
+};
+
+}  // namespace
+
 Threads::Threads(int count) {
+    const WithoutSignals without;
     try {
         for (int thread = 1; thread < count; thread++) helpers_.emplace_back(&Threads::help, this, thread);
     } catch (...) {
@@ -25,7 +45,8 @@ void Threads::stop() {
 }
 
 void Threads::run(Job& job) {
-    if (job.tasks <= 1 || helpers_.empty()) return job.work(0);
+    // A forked process has no helpers, and whoever held the mutex is not there to release it.
+    if (job.tasks <= 1 || helpers_.empty() || getpid() != process_) return job.work(0);
     {
         std::lock_guard<std::mutex> lock(mutex_);
         jobs_.push_back(&job);

@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <mutex>
 #include <thread>
+#include <unistd.h>
 #include <vector>
 
 namespace sigrl {
@@ -12,7 +13,7 @@ class Threads {
 public:
     // `count` threads in all, the caller of `each` among them. Throws std::system_error where one cannot be started.
     explicit Threads(int count);
-    ~Threads();
+    ~Threads();  // not in a process that was forked
     Threads(const Threads&) = delete;
     Threads& operator=(const Threads&) = delete;
 
@@ -47,6 +48,7 @@ private:
     void stop();
     Job* waiting_job();  // one with tasks left, or null
 
+    const pid_t process_ = getpid();
     std::mutex mutex_;
     std::condition_variable has_work_, job_done_;
     std::vector<Job*> jobs_;
