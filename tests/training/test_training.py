@@ -49,7 +49,8 @@ def test_what_training_saves_goes_straight_into_the_exporter(
     assert all(trained[name].equal(start[name]) for name in start if name.startswith("text."))
     assert any(name.startswith("head.") for name in trained)
 
-    done = CliRunner().invoke(main, ["export", "onnx", str(run / "model.safetensors"), "--out", str(tmp_path / "bundle")])
+    export = ["export", "onnx", str(run / "model.safetensors"), "--out", str(tmp_path / "bundle"), "--precision", "fp32"]
+    done = CliRunner().invoke(main, export)
     assert done.exit_code == 0, done.output
     recognizer, eager = (
         Recognizer(tmp_path / "bundle", cache_dir=False),
