@@ -1,5 +1,6 @@
 """The contenders, by name. Each gives a pass: pixels [B, 3, H, W] in memory → scores [B, C] in memory.
 
+clip               its CLIP alone, the tower and a cosine of the whole picture, as a bundle of ours in ONNX Runtime
 eager-as-written   the materialised PyTorch model with GMC in every forward, as the reference computes it
 eager              the same with GMC cached
 compile            `eager` under torch.compile
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.workload import NAIVE, OURS, bundle_of, load, vocabulary_file
+from benchmarks.workload import CLIP, NAIVE, OURS, bundle_of, load, vocabulary_file
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.errors import UsageError
 
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 
 Pass = Callable[[FloatArray], FloatArray]
 ON_CPU = (
-    ("eager-as-written", "fp32"), ("eager", "fp32"), ("compile", "fp32"), ("naive-onnx", "fp32"),
+    ("clip", "fp32"),
+    ("eager-as-written", "fp32"), ("eager", "fp32"), ("compile", "fp32"), ("compile", "bf16"), ("naive-onnx", "fp32"),
     ("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("onnxruntime", "int8x3"), ("onnxruntime", "int8-all"),
     ("openvino", "fp32"), ("openvino", "bf16"),
 )  # fmt: skip
@@ -90,7 +92,7 @@ def _installed(backend: str, device: str) -> bool:
 
 def open_pass(cell: Cell, folder: Path) -> tuple[Pass, Any]:
     """A contender, ready for its first picture, and its recognizer or model. Called in a process of its own."""
-    if cell.backend in OURS:
+    if cell.backend in (*OURS, CLIP):
         return _engine(cell, folder)
     if cell.backend == "naive-onnx":
         return _naive(cell, folder), None
@@ -100,9 +102,10 @@ def open_pass(cell: Cell, folder: Path) -> tuple[Pass, Any]:
 def _engine(cell: Cell, folder: Path) -> tuple[Pass, Recognizer]:
     from sigrl_deploy.recognizer import Recognizer
 
-    recognizer = Recognizer(
-        bundle_of(folder, cell.precision), device=cell.device, backend=cell.backend, cache_dir=folder / "cache"
-    )
+    bundle, backend = bundle_of(folder, cell.precision), cell.backend
+    if backend == CLIP:
+        bundle, backend = bundle_of(folder, CLIP), "onnxruntime"
+    recognizer = Recognizer(bundle, device=cell.device, backend=backend, cache_dir=folder / "cache")
     vocabulary = saved_vocabulary(folder, cell.labels)
     return lambda pixels: recognizer.score_pixels(pixels, vocabulary), recognizer
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.contenders import Cell, open_pass
 from benchmarks.stages import STAGES, stages, timed
-from benchmarks.workload import OURS, batch_of, load, real_pictures, vocabulary_file
+from benchmarks.workload import CLIP, OURS, batch_of, load, real_pictures, vocabulary_file
 from sigrl_deploy.arrays import FloatArray
 
 OUT_OF_MEMORY = 71
@@ -83,7 +83,7 @@ def import_runtime(backend: str) -> None:
         import openvino
 
         assert openvino
-    elif backend in ("onnxruntime", "naive-onnx"):
+    elif backend in ("onnxruntime", "naive-onnx", CLIP):
         import onnxruntime
 
         assert onnxruntime
@@ -91,7 +91,7 @@ def import_runtime(backend: str) -> None:
         import torch
 
         assert torch
-    if backend in OURS:
+    if backend in (*OURS, CLIP):
         import sigrl_deploy.recognizer
 
         assert sigrl_deploy.recognizer

@@ -43,6 +43,8 @@ INTRODUCTION = """# Benchmarks
 Whatever is not in a table was not run{no_gpu}. A *contender* is one implementation in one precision; the *tower* is CLIP's
 image transformer (ViT), and *match* compares its features with the labels.
 
+- `clip` is what a plain CLIP costs: the tower and one cosine for each label, exported and run as this project's bundles are. It
+  computes another score, so it is compared in time only.
 - `eager-as-written`: the reference's operations in PyTorch, with the label graph in every pass. `eager`: the same, with the
   label graph's result kept. `compile`: `eager` under torch.compile. `naive-onnx`: `eager` exported as it stands, in ONNX
   Runtime.
@@ -220,8 +222,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(1, len(panels), figsize=(15, 4.5), layout="constrained")
     for axis, (key, unit, title) in zip(axes, panels, strict=True):
         for name in dict.fromkeys(map(name_of, records)):
-            points = sorted((r["labels"], r[key] / unit) for r in records if name_of(r) == name)
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+            points = sorted((r["labels"], r[key] / unit) for r in records if name_of(r) == name and key in r)
+            axis.plot(*zip(*points, strict=True) if points else ([], []), marker="o", markersize=3, label=name)
         axis.set(xscale="log", yscale="log", xlabel="labels", title=title)
         axis.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")

@@ -10,13 +10,14 @@ import numpy as np
 
 from benchmarks.random_weights import VARIANTS, images, label_embeddings, save, sigrl_shapes, tensors
 from sigrl_deploy.arrays import FloatArray
-from sigrl_deploy.config import Backend
+from sigrl_deploy.config import Arch, Backend
 
 if TYPE_CHECKING:
     from sigrl_deploy.model.sigrl import SigRL
 
 CHECKPOINT = "sigrl.pth"
 NAIVE = "naive.onnx"
+CLIP = "clip"  # a contender: the checkpoint's CLIP alone
 OURS = tuple(backend.value for backend in Backend.named())  # those that run a bundle
 
 
@@ -30,7 +31,9 @@ def prepare(folder: Path, variant: str, labels: Sequence[int], pairs: Sequence[t
     model = load(folder)
     for precision in dict.fromkeys(precision for backend, precision in pairs if backend in OURS):
         if not bundle_of(folder, precision).exists():
-            _export(folder, precision, weights=("torch", precision) in pairs)
+            _export(folder, bundle_of(folder, precision), precision, weights=("torch", precision) in pairs)
+    if any(backend == CLIP for backend, _ in pairs) and not bundle_of(folder, CLIP).exists():
+        _export(folder, bundle_of(folder, CLIP), "fp32", arch=Arch.CLIP_FT)
     if any(backend == "naive-onnx" for backend, _ in pairs) and not (folder / NAIVE).exists():
         export_materialised(model, folder / NAIVE)
     model = model.to(device)  # where the label graph of thousands takes a second
@@ -39,12 +42,12 @@ def prepare(folder: Path, variant: str, labels: Sequence[int], pairs: Sequence[t
             _write_vocabulary(model, count, vocabulary_file(folder, count))
 
 
-def bundle_of(folder: Path, precision: str) -> Path:
-    """A bundle of one precision, as it would be deployed."""
-    return folder / f"bundle-{precision}"
+def bundle_of(folder: Path, name: str) -> Path:
+    """A bundle of one precision, or of CLIP, as it would be deployed."""
+    return folder / f"bundle-{name}"
 
 
-def _export(folder: Path, precision: str, weights: bool) -> None:
+def _export(folder: Path, bundle: Path, precision: str, arch: Arch | None = None, weights: bool = False) -> None:
     import torch
 
     from sigrl_deploy.config import Precision
@@ -57,8 +60,9 @@ def _export(folder: Path, precision: str, weights: bool) -> None:
     export_bundle(
         ExportOptions(
             folder / CHECKPOINT,
-            bundle_of(folder, precision),
+            bundle,
             labels=names,
+            arch=arch,
             label_embeddings=embedding,
             precisions=(Precision(precision),),
             weights=weights,

@@ -51,7 +51,7 @@ class CpuSvfr:
     def __init__(
         self, weights: Mapping[str, FloatArray], library: Library, chosen: InstructionSet, products: Products, threads: int
     ) -> None:
-        arrays = [np.require(weights[name], np.float32, "CA") for name in WEIGHTS]
+        arrays = [np.require(weights[name], np.float32, ["C", "A"]) for name in WEIGHTS]
         self.dim = len(arrays[0])
         if any(array.shape != (self.dim, self.dim) for array in arrays):
             raise ValueError(f"weights of shapes {[array.shape for array in arrays]}, expected squares of one size")
@@ -70,7 +70,7 @@ class CpuSvfr:
 
     def __call__(self, patches: FloatArray, label_embedding: FloatArray, graph_projection: FloatArray) -> FloatArray:
         """patches X [B, P, D], T [C, D], G Wbᵀ [C, D], all fp32 → Y [B, P, D]. Raises MemoryError."""
-        inputs = [np.require(array, np.float32, "CA") for array in (patches, label_embedding, graph_projection)]
+        inputs = [np.require(array, np.float32, ["C", "A"]) for array in (patches, label_embedding, graph_projection)]
         (batch, count, dim), labels = inputs[0].shape, len(inputs[1])
         if dim != self.dim or inputs[1].shape != (labels, dim) or inputs[2].shape != (labels, dim):
             shapes = [array.shape for array in inputs]
