@@ -24,7 +24,11 @@ from sigrl_deploy.version import version_of
 
 PACKAGES = ("torch", "triton", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "open_clip_torch", "numpy")
 REPEATS = 5
-LONGEST = 20.0  # seconds for them; some CPUs have types that they compute very slowly
+SIZES = {
+    "cpu": (256, 2048),
+    "cuda": (8192,),
+}  # of square products, the smaller where a larger one would take longer than LONGEST
+LONGEST = 10.0  # seconds: CPUs without instructions for bf16 take a hundred times as long
 
 
 def cores() -> int:
@@ -74,20 +78,24 @@ def gemm_gflops(device: str) -> dict[str, float]:
     """The best of several square products by precision, in GFLOP/s (int8: billions of operations/s)."""
     import torch
 
-    size = 2048 if device == "cpu" else 8192
     torch.set_num_threads(cores())
     rates = {}
+    largest = SIZES[device][-1]
     for name, dtype in (("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)):
         if device == "cpu" and name == "fp16":
             continue  # no CPU backend computes in it
-        a = torch.randn(size, size, device=device, dtype=dtype)
-        rates[name] = 2 * size**3 / _best_seconds(lambda a=a: a @ a, device) / 1e9  # type: ignore[misc]
+        for size in SIZES[device]:
+            a = torch.randn(size, size, device=device, dtype=dtype)
+            seconds = _best_seconds(lambda a=a: a @ a, device)  # type: ignore[misc]
+            rates[name] = 2 * size**3 / seconds / 1e9
+            if seconds * (largest / size) ** 3 > LONGEST:
+                break
     if device == "cpu":
-        rates["int8"] = 2 * size**3 / _best_seconds(_int8_product(size), device) / 1e9
+        rates["int8"] = 2 * largest**3 / _best_seconds(_int8_product(largest), device) / 1e9
     elif torch.cuda.get_device_capability() >= (8, 0):
-        a = torch.randn(size, size, device=device)
+        a = torch.randn(largest, largest, device=device)
         torch.set_float32_matmul_precision("high")
-        rates["tf32"] = 2 * size**3 / _best_seconds(lambda: a @ a, device) / 1e9
+        rates["tf32"] = 2 * largest**3 / _best_seconds(lambda: a @ a, device) / 1e9
         torch.set_float32_matmul_precision("highest")
         rates["fp32"] = max(rates["fp32"], rates["tf32"] / 3)  # three of these make one of fp32, which the kernels do
     return {name: round(rate, 1) for name, rate in rates.items()}
@@ -127,8 +135,8 @@ def copy_gb_per_s(device: str) -> float:
 def _best_seconds(run: Callable[[], Any], device: str) -> float:
     import torch
 
-    times: list[float] = []
-    while len(times) < 2 or (len(times) <= REPEATS and sum(times) < LONGEST):
+    times = []
+    for _ in range(REPEATS + 1):
         start = time.perf_counter()
         run()
         if device != "cpu":
