@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,13 +22,12 @@ from sigrl_deploy.kernels.cpu.library import find
 from sigrl_deploy.machine import cpus
 from sigrl_deploy.version import version_of
 
+if TYPE_CHECKING:
+    import torch
+
 PACKAGES = ("torch", "triton", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "open_clip_torch", "numpy")
 REPEATS = 5
-SIZES = {
-    "cpu": (256, 2048),
-    "cuda": (8192,),
-}  # of square products, the smaller where a larger one would take longer than LONGEST
-LONGEST = 10.0  # seconds: CPUs without instructions for bf16 take a hundred times as long
+SLOW = 10.0  # times slower than fp32, in a product an eighth as large each way
 
 
 def cores() -> int:
@@ -78,27 +77,31 @@ def gemm_gflops(device: str) -> dict[str, float]:
     """The best of several square products by precision, in GFLOP/s (int8: billions of operations/s)."""
     import torch
 
+    size = 2048 if device == "cpu" else 8192
     torch.set_num_threads(cores())
-    rates = {}
-    largest = SIZES[device][-1]
+    rates: dict[str, float] = {}
     for name, dtype in (("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)):
         if device == "cpu" and name == "fp16":
             continue  # no CPU backend computes in it
-        for size in SIZES[device]:
-            a = torch.randn(size, size, device=device, dtype=dtype)
-            seconds = _best_seconds(lambda a=a: a @ a, device)  # type: ignore[misc]
-            rates[name] = 2 * size**3 / seconds / 1e9
-            if seconds * (largest / size) ** 3 > LONGEST:
-                break
+        # CPUs without instructions for bf16 take a hundred times as long for it.
+        slow = device == "cpu" and name != "fp32" and _product_gflops(size // 8, dtype, device) < rates["fp32"] / SLOW
+        rates[name] = _product_gflops(size // 8 if slow else size, dtype, device)
     if device == "cpu":
-        rates["int8"] = 2 * largest**3 / _best_seconds(_int8_product(largest), device) / 1e9
+        rates["int8"] = 2 * size**3 / _best_seconds(_int8_product(size), device) / 1e9
     elif torch.cuda.get_device_capability() >= (8, 0):
-        a = torch.randn(largest, largest, device=device)
+        a = torch.randn(size, size, device=device)
         torch.set_float32_matmul_precision("high")
-        rates["tf32"] = 2 * largest**3 / _best_seconds(lambda: a @ a, device) / 1e9
+        rates["tf32"] = 2 * size**3 / _best_seconds(lambda: a @ a, device) / 1e9
         torch.set_float32_matmul_precision("highest")
         rates["fp32"] = max(rates["fp32"], rates["tf32"] / 3)  # three of these make one of fp32, which the kernels do
     return {name: round(rate, 1) for name, rate in rates.items()}
+
+
+def _product_gflops(size: int, dtype: torch.dtype, device: str) -> float:
+    import torch
+
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    return 2 * size**3 / _best_seconds(lambda: a @ a, device) / 1e9
 
 
 def _int8_product(size: int) -> Callable[[], Any]:
