@@ -71,7 +71,7 @@ def test_results_of_another_machine_are_not_gone_on_with(tmp_path: Path) -> None
 
 
 def test_a_contender_that_is_not_there_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"--backends onnx: expected some of eager-as-written, eager, compile"):
+    with pytest.raises(UsageError, match=r"--backends onnx: expected some of clip, eager-as-written, eager, compile"):
         chosen("cpu", ["eager", "onnx"])
 
 
