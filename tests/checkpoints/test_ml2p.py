@@ -23,6 +23,7 @@ from sigrl_deploy.evaluation.verify import VerifyOptions, verify
 from sigrl_deploy.export.options import ExportOptions
 from sigrl_deploy.export.run import export_bundle
 from tests.support import ml2p_files, vgg_files
+from tests.support.checkpoints import changed
 from tests.support.paths import ROOT
 from tests.support.refusals import assert_refused, refused
 
@@ -90,6 +91,13 @@ DAMAGES: dict[str, tuple[str, Callable[[Tensor], Tensor | None], str]] = {
     "another backbone": ("vgg.features.0.weight", lambda tensor: None, "VGG19-BN"),
     "no third tap": ("ft_module.2.conv.weight", lambda tensor: None, "ft_module.2.conv.weight"),
     "a tap without its norm": ("ft_module.2.bn.running_var", lambda tensor: None, "ft_module.2.bn"),
+    "a tap without statistics": ("ft_module.2.bn.running_*", lambda tensor: None, "ft_module.2.bn"),
+    "a convolution without statistics": ("vgg.features.1.running_*", lambda tensor: None, "vgg.features.1.running_mean"),
+    "a convolution without its norm": ("vgg.features.1.*", lambda tensor: None, "vgg.features.1.weight"),
+    "a bias of another width": ("vgg.features.0.bias", lambda tensor: tensor[:1], "vgg.features.0.bias"),
+    "a bias of another shape": ("vgg.features.0.bias", lambda tensor: tensor[:, None], "vgg.features.0.bias"),
+    "a backbone beside": ("vgg.layer1.0.conv1.weight", lambda tensor: torch.zeros(3), "vgg.layer1.0.conv1.weight"),
+    "one more weight": ("ft_module.0.extra", lambda tensor: torch.zeros(3), "ft_module.0.extra"),
     "positions in no square": (
         "Channel_MLP.channel_mlp.mlp_token.dense_1.weight",
         lambda tensor: torch.zeros(3, 5),
@@ -103,9 +111,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Tensor], Tensor | None], str]] = {
 def test_other_checkpoints_are_refused(
     name: str, change: Callable[[Tensor], Tensor | None], fact: str, ml2p: Path, tmp_path: Path
 ) -> None:
-    tensors = torch.load(ml2p / "ml2p.pth")
-    changed = change(tensors.pop(f"module.{name}"))
-    torch.save(tensors if changed is None else tensors | {f"module.{name}": changed}, tmp_path / "a.pth")
+    torch.save(changed(torch.load(ml2p / "ml2p.pth"), f"module.{name}", change), tmp_path / "a.pth")
     assert_refused(lambda: load_model(CheckpointOptions(tmp_path / "a.pth")), CheckpointError, "a.pth", fact)
 
 

@@ -98,7 +98,18 @@ def test_exports_that_are_refused(vgg: Path, without_text: dict[str, Path], tmp_
     assert argument("linear.pth", **classifier, word_vectors=vgg / "glove.txt") == "word_vectors"
     wide = ExportOptions(vgg / "linear.pth", out, **classifier | {"backbone": vgg / "vgg-tiny.pth"})
     assert_refused(lambda: export_bundle(wide), CheckpointError, "linear.pth", "128", "24")
+    torch.save(
+        torch.load(vgg / "biam.pth") | {"W.weight": torch.zeros(7, 300), "W.bias": torch.zeros(7)}, out.with_suffix(".pth")
+    )
+    narrow = ExportOptions(out.with_suffix(".pth"), out, **biam, **words)  # type: ignore[arg-type]
+    assert_refused(lambda: export_bundle(narrow), CheckpointError, "out.pth", "7", "20")
     assert not out.exists()
+
+
+def test_weights_of_a_bundle_hold_no_labels(biam_bundle: Path, vgg: Path, tmp_path: Path) -> None:
+    words = {"labels": vgg / "words.txt", "word_vectors": vgg / "glove.txt"}
+    weights = ExportOptions(biam_bundle / "weights.safetensors", tmp_path / "out", **words)
+    assert_refused(lambda: export_bundle(weights), CheckpointError, "weights.safetensors", "the bundle was made from")
 
 
 def test_architectures(biam_bundle: Path, linear_bundle: Path) -> None:
