@@ -1,4 +1,4 @@
-"""The (ML)²P-Encoder: the published numbers, its bundles, and what is refused."""
+"""The (ML)²P-Encoder: its bundles, and what is refused. tests/export/test_published_numbers.py has the published numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sigrl_deploy import Recognizer
 from sigrl_deploy.checkpoints.loading import load_model
 from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.checkpoints.word_vectors import vector_rows
-from sigrl_deploy.config import Arch, Backend
+from sigrl_deploy.config import Backend
 from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import CheckpointError
 from sigrl_deploy.evaluation.verify import VerifyOptions, verify
@@ -24,7 +24,6 @@ from sigrl_deploy.export.options import ExportOptions
 from sigrl_deploy.export.run import export_bundle
 from tests.support import ml2p_files, vgg_files
 from tests.support.checkpoints import changed
-from tests.support.paths import ROOT
 from tests.support.refusals import assert_refused, refused
 
 # Of the largest value. In fp32 this network is 1e-5 off its value in fp64, since sixteen norms and an unbounded product follow
@@ -34,23 +33,6 @@ TOLERANCE = 5e-5
 
 def error(found: Any, expected: Any) -> float:
     return float(np.abs(np.asarray(found) - expected).max() / np.abs(expected).max())
-
-
-@torch.inference_mode()
-def test_published_numbers(tmp_path: Path) -> None:
-    golden = np.load(ROOT / "tests" / "golden" / "ml2p_3groups.npz")
-    path = vgg_files.save(tmp_path / "ml2p.pth", ml2p_files.state(ml2p_files.REAL, int(golden["seed"])))
-    loaded = load_model(CheckpointOptions(path))
-    config = loaded.model.config
-    assert (config.arch, config.topk, config.embed_dim, config.vision.image_size) == (Arch.ML2P, 1, 300, 224)
-    pixels = torch.from_numpy(vgg_files.pixels(int(golden["batch"]), 224, int(golden["image_seed"])))
-    groups, whole = loaded.model.encode_image(pixels, torch.empty(0), None)
-    expected = golden["output"].reshape(len(pixels), 300, 3).transpose(0, 2, 1)  # the network's own channel order, undone
-    assert (groups.shape, whole.shape) == ((3, 3, 300), (3, 0))
-    assert error(groups, expected) < TOLERANCE
-    vectors = torch.from_numpy(vgg_files.word_vectors(int(golden["labels"]), int(golden["label_seed"])))
-    for raw, name in ((True, "score_raw"), (False, "score_normalised")):
-        assert error(loaded.model(pixels, vector_rows(loaded.checkpoint, vectors, raw)), golden[name]) < TOLERANCE
 
 
 @pytest.mark.parametrize("backend", [Backend.ONNXRUNTIME, Backend.TORCH, Backend.OPENVINO])
