@@ -12,16 +12,17 @@ from torch import Tensor
 from sigrl_deploy.architectures import TextSide
 from sigrl_deploy.checkpoints.eager import tokenize
 from sigrl_deploy.checkpoints.loading import LoadedCheckpoint
-from sigrl_deploy.checkpoints.weights import read_tensor
+from sigrl_deploy.checkpoints.weights import Stored, read_tensor
 from sigrl_deploy.checkpoints.word_vectors import read_word_vectors, vector_rows, vector_width
 from sigrl_deploy.errors import CheckpointError, UsageError
 from sigrl_deploy.export.options import ExportOptions
 from sigrl_deploy.export.parity import LABELS
 from sigrl_deploy.export.systems import SYSTEMS, System, options_of_others
-from sigrl_deploy.files import sha256_file
+from sigrl_deploy.files import DamagedFileError, read_array, sha256_file
 from sigrl_deploy.labels.names import check_labels, read_labels
 from sigrl_deploy.labels.reading import read_names
 
+_MOST_HEADER = 1 << 10  # bytes of a .npy file
 _FILES = ("backbone", "label_embeddings", "word_vectors", "relation", "scaling")  # options whose files make the model
 
 
@@ -130,7 +131,7 @@ def _source(source: str | Path) -> dict[str, Any]:
 
 
 def _read_embeddings(path: Path, labels: int, dim: int) -> Tensor:
-    stored = read_tensor(path)
+    stored = _read_array(path, labels * dim) if path.suffix == ".npy" else read_tensor(path)
     if stored.shape != (labels, dim) or not stored.is_float:
         held = f"{list(stored.shape)} of {stored.dtype}"
         raise CheckpointError(
@@ -140,3 +141,14 @@ def _read_embeddings(path: Path, labels: int, dim: int) -> Tensor:
     if not rows.isfinite().all():
         raise CheckpointError(f"{path}: holds NaN or infinite values; encode the labels again")
     return rows
+
+
+def _read_array(path: Path, numbers: int) -> Stored:
+    """The array of a `.npy` file, of so many numbers at most."""
+    try:
+        array = read_array(path, 8 * numbers + _MOST_HEADER)
+        return Stored.of(torch.from_numpy(array.astype(array.dtype.newbyteorder("="))))
+    except (OSError, DamagedFileError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or "not an array of numbers"
+        problem = f"{path}: cannot be read ({reason}); expected a .npy file of a row for each line of `labels`"
+        raise CheckpointError(problem) from None

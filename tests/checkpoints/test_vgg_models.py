@@ -182,6 +182,21 @@ def test_files_that_hold_no_tagger(shapes: dict[str, tuple[int, ...]], fact: str
     assert_refused(lambda: load_model(CheckpointOptions(tmp_path / "a.pth")), CheckpointError, "a.pth", fact)
 
 
+def test_lesa_is_named_and_refused(tmp_path: Path) -> None:
+    np.savez(
+        tmp_path / "lesa.npz", **{"conv/conv/weights": np.zeros((2, 2, 4, 4)), "attention_layer/w_att_1": np.zeros((5, 4))}
+    )
+    # As the first block of a TensorFlow checkpoint's index begins.
+    (tmp_path / "model.ckpt.index").write_bytes(b"\0\0\2\x08\1\0\x17\4attention_layer/w_att_1" + bytes(40))
+    for name in ("lesa.npz", "model.ckpt.index"):
+        assert_refused(lambda name=name: load_checkpoint(tmp_path / name), CheckpointError, name, "LESA")  # type: ignore[misc]
+    (tmp_path / "model.ckpt.data-00000-of-00001").write_bytes(bytes(40))
+    data = tmp_path / "model.ckpt.data-00000-of-00001"
+    assert_refused(lambda: load_checkpoint(data), CheckpointError, "data-00000", "TensorFlow")
+    np.savez(tmp_path / "other.npz", a=np.zeros(3))
+    assert_refused(lambda: load_checkpoint(tmp_path / "other.npz"), CheckpointError, "other.npz", "not a checkpoint")
+
+
 DAMAGES: dict[str, tuple[str, str, Callable[[Tensor], Tensor | None]]] = {
     "a shorter fc6": ("vgg-tiny.pth", "classifier.0.weight", lambda tensor: tensor[:, :-1]),
     "another convolution": ("vgg-tiny.pth", "features.21.weight", lambda tensor: tensor[:, :1]),

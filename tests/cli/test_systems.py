@@ -14,7 +14,7 @@ from tests.support import ml2p_files, scpnet_files, vgg_files
 SYSTEMS = {
     "scpnet_bundle": scpnet_files.LABELS,
     "biam_bundle": vgg_files.BIAM_LABELS,
-    "linear_bundle": tuple(f"label {i}" for i in range(20)),
+    "linear_bundle": vgg_files.LINEAR_LABELS,
     "ml2p_bundle": ml2p_files.LABELS,
 }
 
