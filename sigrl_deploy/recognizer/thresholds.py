@@ -131,8 +131,10 @@ class Thresholds:
         """
         self._check(scope, vocabulary)
         factor = self._factor(scope)
-        if factor != 1:
-            strange = sum(label not in self.file.thresholds for label in vocabulary.labels)
+        strange = sum(label not in self.file.thresholds for label in vocabulary.labels)
+        if strange and self.file.scope.labels == _APART:
+            log.warning("%s: %d labels are not in the file and take its threshold for all", self.path, strange)
+        elif factor != 1:
             log.warning(
                 "%s: thresholds times %.3f, for %d labels in place of %d; %d of them are not in the file and take the one for "
                 "all; to calibrate again is more exact",

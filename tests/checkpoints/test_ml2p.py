@@ -62,13 +62,6 @@ def test_groups_are_no_places(ml2p_bundle: Path, photos: list[Path]) -> None:
         assert refused(lambda: recognizer.recognize(photos[:1], asked, evidence=True))[0] == "evidence"
 
 
-def test_raw_vectors_are_as_long_as_they_are(ml2p: Path, tmp_path: Path) -> None:
-    words = {"labels": ml2p / "words.txt", "word_vectors": ml2p / "glove.txt"}
-    export_bundle(ExportOptions(ml2p / "ml2p.pth", tmp_path / "raw", raw_vectors=True, **words))
-    np.testing.assert_array_equal(np.load(tmp_path / "raw" / "vocabulary.npz")["label_embedding"], ml2p_files.word_vectors())
-    assert json.loads((tmp_path / "raw" / "manifest.json").read_text())["source"]["settings"] == {"raw_vectors": True}
-
-
 DAMAGES: dict[str, tuple[str, Callable[[Tensor], Tensor | None], str]] = {
     "another backbone": ("vgg.features.0.weight", lambda tensor: None, "VGG19-BN"),
     "no third tap": ("ft_module.2.conv.weight", lambda tensor: None, "ft_module.2.conv.weight"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -62,7 +63,8 @@ def test_options_that_are_refused(checkpoint: str, options: list[str], named: st
     assert line.startswith(f"error: {named}: ")
 
 
-def test_raw_vectors(ml2p: Path, tmp_path: Path) -> None:
+def test_raw_vectors_are_as_long_as_they_are(ml2p: Path, tmp_path: Path) -> None:
     words = "--labels", ml2p / "words.txt", "--word-vectors", ml2p / "glove.txt"
     run("export", "onnx", ml2p / "ml2p.pth", *words, "--raw-vectors", "--out", tmp_path / "raw")
     assert json.loads((tmp_path / "raw" / "manifest.json").read_text())["source"]["settings"] == {"raw_vectors": True}
+    np.testing.assert_array_equal(np.load(tmp_path / "raw" / "vocabulary.npz")["label_embedding"], ml2p_files.word_vectors())

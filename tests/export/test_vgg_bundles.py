@@ -102,7 +102,7 @@ def test_exports_that_are_refused(vgg: Path, without_text: dict[str, Path], tmp_
     assert argument("linear.pth", **classifier | {"scaling": None}) == "scaling"
     assert argument("linear.pth", **classifier, word_vectors=vgg / "glove.txt") == "word_vectors"
     wide = ExportOptions(vgg / "linear.pth", out, **classifier | {"backbone": vgg / "vgg-tiny.pth"})
-    assert_refused(lambda: export_bundle(wide), CheckpointError, "linear.pth", "128", "24")
+    assert_refused(lambda: export_bundle(wide), CheckpointError, "linear.pth", "129", "25")  # with the bias
     torch.save(
         torch.load(vgg / "biam.pth") | {"W.weight": torch.zeros(7, 300), "W.bias": torch.zeros(7)}, out.with_suffix(".pth")
     )
