@@ -269,7 +269,7 @@ def test_what_scikit_learn_takes_for_constant(vgg: Path, tmp_path: Path) -> None
     np.savez(tmp_path / "a.npz", data_min_=scaler.data_min_, data_max_=scaler.data_max_)
     assert scaler.data_min_.dtype == np.float32
     rows = linear.label_rows(load_checkpoint(vgg / "linear.pth"), tmp_path / "a.npz")
-    np.testing.assert_allclose(rows[:, :-1], torch.load(vgg / "linear.pth")["fc1.weight"] * scaler.scale_, rtol=1e-5)
+    np.testing.assert_allclose(rows[:, :-1], torch.load(vgg / "linear.pth")["fc1.weight"].numpy() * scaler.scale_, rtol=1e-5)
 
 
 def test_words_of_a_cased_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,9 @@ def test_from_labels_to_tags(name: str, photos: list[Path], tmp_path: Path, requ
         limit = json.loads(thresholds.read_text())["thresholds"][tag["label"]]
         assert tag["score"] >= tag["threshold"] == pytest.approx(limit, rel=1e-6)  # which is fp32 here
         assert tag.get("probability") == (tag["score"] if name in ("scpnet_bundle", "linear_bundle") else None)
+    compared = "--backend", "onnxruntime", "--precision", "fp32", "--precision", "fp16", "--device", "cpu"
+    own = shutil.copytree(bundle, tmp_path / "own")  # which `verify` writes into
+    assert "fp16" in run("verify", own, photos[0], *compared)
     run("infer", photos[0], *here, "--heatmaps", tmp_path / "maps", status=0 if name == "biam_bundle" else 2)
 
 

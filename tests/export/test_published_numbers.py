@@ -1,7 +1,7 @@
 """The other systems: what their published implementations compute, by the PyTorch model and by its graph in ONNX Runtime.
 
 Each file in `tests/golden/` holds the numbers of one case, all of them with weights that `tests/support/` draws again. Cases of
-the published sizes take a minute or two, and up to 3 GB: they run with SIGRL_DEPLOY_LARGE_TESTS=1.
+the published sizes take a minute or two, and up to 3 GB: they run with SIGRL_LARGE_TESTS=1.
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ from tests.support.paths import ROOT
 # its value in fp64, see tests/checkpoints/test_ml2p.py.
 TOLERANCE = {"scpnet": 1e-5, "linear": 1e-5, "biam": 1e-5, "ml2p": 5e-5}
 GOLDEN = ROOT / "tests" / "golden"
-LARGE = pytest.mark.skipif(
-    "SIGRL_DEPLOY_LARGE_TESTS" not in os.environ, reason="takes a minute; set SIGRL_DEPLOY_LARGE_TESTS=1"
-)
+LARGE = pytest.mark.skipif("SIGRL_LARGE_TESTS" not in os.environ, reason="takes a minute; set SIGRL_LARGE_TESTS=1")
 
 Golden = dict[str, FloatArray]
 Made = tuple[SigRL, dict[str, Tensor]]  # rows of labels by the name of their scores
