@@ -161,7 +161,11 @@ class Thresholds:
 
     def _check(self, scope: Scope, vocabulary: Vocabulary) -> None:
         own = self.file.scope
-        without = [label for label in vocabulary.labels if label not in self.file.thresholds]
+        given = None if vocabulary.readout is None else vocabulary.readout.thresholds
+        known = self.file.thresholds.keys() | {
+            label for i, label in enumerate(vocabulary.labels) if given is not None and not np.isnan(given[i])
+        }
+        without = [label for label in vocabulary.labels if label not in known]
         if scope.model != own.model:
             problem = "was made for another bundle; calibrate this one"
         elif scope.crop is not own.crop:

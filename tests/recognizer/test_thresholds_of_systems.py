@@ -60,6 +60,9 @@ def test_some_of_the_labels(case: Case, photos: list[Path], tmp_path: Path) -> N
     assert_refused(
         lambda: recognizer.recognize(photos, list(labels), thresholds=path), UsageError, "no threshold", repr(labels[0])
     )
+    own = [Label(label, threshold=None if label in some else 9.0) for label in labels]
+    for tags in recognizer.recognize(photos, own, thresholds=path):
+        assert {tag.label for tag in tags if tag.label not in some} == set()
     rescaled = recognizer.vocabulary(list(labels))
     every = Thresholds.read(path, rescale=True).limits(recognizer.scope(rescaled), rescaled)
     np.testing.assert_array_equal(every, np.float32([fewer.get(label, 0.0) for label in labels]))  # as they are
