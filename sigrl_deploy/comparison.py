@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sigrl_deploy.arrays import FloatArray
 
 _BLOCK = 1024  # pictures
+_MOST_LOGIT = 8.0  # at which rounding to fp32 moves a logit by 1e-4, a hundred-thousandth
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,19 @@ def score_errors(expected: FloatArray, found: FloatArray) -> ScoreErrors:
         total += float(error.sum())
         squares += float(np.square(error).sum())
     return ScoreErrors(largest, total / expected.size, float(np.sqrt(squares / expected.size)))
+
+
+def compared(scores: FloatArray, probabilities: bool) -> FloatArray:
+    """What errors of scores are found in: they themselves, or, where they are sigmoids, what those were taken of.
+
+    Of a thousand labels most are less probable than any tolerance, so that probabilities would show little. Above
+    _MOST_LOGIT a probability in fp32 has too few digits left, and counts as that.
+    """
+    if not probabilities:
+        return scores
+    p = scores.astype(np.float64).clip(np.finfo(np.float32).tiny, 1 / (1 + np.exp(-_MOST_LOGIT)))
+    logits: FloatArray = np.log(p / (1 - p)).astype(np.float32)  # NaN stays NaN
+    return logits
 
 
 def unit_of(expected: FloatArray) -> float:

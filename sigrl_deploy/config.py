@@ -293,7 +293,7 @@ class ModelConfig(Checked, frozen=True):
     """
 
     arch: Arch
-    embed_dim: Size
+    embed_dim: Width
     topk: Size
     vision: TowerConfig
     text: TextConfig | None = None

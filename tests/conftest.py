@@ -17,6 +17,7 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 if not torch.cuda.is_available():
@@ -25,7 +26,7 @@ if not torch.cuda.is_available():
 from benchmarks.random_weights import VARIANTS, save, sigrl_shapes, tensors, text_shapes, vision_shapes
 from sigrl_deploy.architectures import Contract
 from sigrl_deploy.checkpoints.native import TrainedRecord, write_trained
-from sigrl_deploy.checkpoints.options import SCPNetOptions
+from sigrl_deploy.cli.main import main
 from sigrl_deploy.config import Precision
 from sigrl_deploy.export.options import ExportOptions
 from sigrl_deploy.export.parity import LABELS, PHOTOS
@@ -52,7 +53,7 @@ SLOWEST = (
     "engines/test_torch.py",
 )
 
-_SEVERAL = (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8X3)
+_SEVERAL = (Precision.FP32, Precision.FP16, Precision.INT8X3)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -162,6 +163,16 @@ def bundle(export_tiny: Callable[..., Path]) -> Path:
     return export_tiny()
 
 
+def export_by_command(
+    checkpoint: Path, out: Path, options: dict[str, object], precisions: tuple[Precision, ...] = _SEVERAL
+) -> None:
+    """`export onnx` in several precisions, with weights."""
+    given = [str(part) for option in options.items() for part in option]
+    several = [part for precision in precisions for part in ("--precision", precision.value)]
+    done = CliRunner().invoke(main, ["export", "onnx", str(checkpoint), "--out", str(out), "--weights", *several, *given])
+    assert done.exit_code == 0, done.output
+
+
 @pytest.fixture(scope="session")
 def scpnet(shared: Shared) -> Path:
     """A folder with `scpnet.ckpt`, `relation.npy` and `labels.txt`, a small SCPNet of random weights."""
@@ -173,9 +184,9 @@ def scpnet_bundle(scpnet: Path, shared: Shared) -> Path:
     """It exported in several precisions, with weights."""
 
     def fill(folder: Path) -> None:
-        how = SCPNetOptions(scpnet / "relation.npy", sparse_topk=6, reweight=0.2, scale=10.0)
-        files = {"labels": scpnet / "labels.txt", "precisions": _SEVERAL, "weights": True}
-        export_bundle(ExportOptions(scpnet / "scpnet.ckpt", folder / "scpnet", scpnet=how, **files))
+        files = {"--labels": scpnet / "labels.txt", "--relation": scpnet / "relation.npy"}
+        settings = {"--sparse-topk": 6, "--reweight": 0.2, "--scale": "10"}
+        export_by_command(scpnet / "scpnet.ckpt", folder / "scpnet", files | settings, (*_SEVERAL, Precision.BF16))
 
     return shared.folder("scpnet-bundle", fill) / "scpnet"
 
@@ -191,8 +202,9 @@ def biam_bundle(vgg: Path, shared: Shared) -> Path:
     """The small BiAM in several precisions, with weights."""
 
     def fill(folder: Path) -> None:
-        files = {"backbone": vgg / "vgg-tiny.pth", "labels": vgg / "words.txt", "word_vectors": vgg / "glove.txt"}
-        export_bundle(ExportOptions(vgg / "biam.pth", folder / "biam", heads=3, precisions=_SEVERAL, weights=True, **files))
+        words = {"--labels": vgg / "words.txt", "--word-vectors": vgg / "glove.txt"}
+        tower = {"--backbone": vgg / "vgg-tiny.pth", "--heads": 3}
+        export_by_command(vgg / "biam.pth", folder / "biam", words | tower)
 
     return shared.folder("biam-bundle", fill) / "biam"
 
@@ -202,8 +214,8 @@ def linear_bundle(vgg: Path, shared: Shared) -> Path:
     """The small linear classifier in several precisions, with weights."""
 
     def fill(folder: Path) -> None:
-        files = {"backbone": vgg / "vgg-small.pth", "labels": vgg / "labels.txt", "scaling": vgg / "scaling.npz"}
-        export_bundle(ExportOptions(vgg / "linear.pth", folder / "linear", precisions=_SEVERAL, weights=True, **files))
+        files = {"--backbone": vgg / "vgg-small.pth", "--labels": vgg / "labels.txt", "--scaling": vgg / "scaling.npz"}
+        export_by_command(vgg / "linear.pth", folder / "linear", files)
 
     return shared.folder("linear-bundle", fill) / "linear"
 
@@ -219,8 +231,8 @@ def ml2p_bundle(ml2p: Path, shared: Shared) -> Path:
     """It exported in several precisions, with weights."""
 
     def fill(folder: Path) -> None:
-        words = {"labels": ml2p / "words.txt", "word_vectors": ml2p / "glove.txt"}
-        export_bundle(ExportOptions(ml2p / "ml2p.pth", folder / "ml2p", precisions=_SEVERAL, weights=True, **words))
+        words = {"--labels": ml2p / "words.txt", "--word-vectors": ml2p / "glove.txt"}
+        export_by_command(ml2p / "ml2p.pth", folder / "ml2p", words)
 
     return shared.folder("ml2p-bundle", fill) / "ml2p"
 

@@ -21,67 +21,73 @@ if TYPE_CHECKING:
 
 _EPSILON = 1e-5
 _PARTS = ("weight", "bias", "running_mean", "running_var")
-_VARIANCE = ".running_var"
+_COUNTER = "num_batches_tracked"
 
 
-def folded(path: str, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+def folded(path: str, tensors: Mapping[str, Stored], normed: re.Pattern[str] | None = None) -> dict[str, Stored]:
     """The tensors of a file, with each batch norm folded into the convolution before it; a norm without one stays.
 
-    Raises CheckpointError for a norm that does not fit its convolution, and, when a folded tensor is read, for a variance below
-    0.
+    Convolutions whose names `normed` matches must have a norm.
+
+    Raises CheckpointError for a norm that is missing or does not fit its convolution, and, when a folded tensor is read, for a
+    variance below 0.
     """
     found = dict(tensors)
-    for norm, conv in _pairs(tensors):
+    for norm, conv in _pairs(tensors, normed):
         weight, bias = tensors[f"{conv}.weight"], tensors.get(f"{conv}.bias")
         channels = weight.shape[:1]
         statistics = _statistics(path, tensors, norm, channels, f"{conv}.weight")
+        if bias is not None:
+            _check(path, f"{conv}.bias", bias, channels, f"{conv}.weight")
         scale = partial(_scale_and_shift, f"{path}: tensor {norm}", statistics, _EPSILON)
         found[f"{conv}.weight"] = replace(weight, read=partial(_folded_weight, scale, weight))
         found[f"{conv}.bias"] = Stored(channels, weight.dtype, partial(_folded_bias, scale, bias))
-        for name in [name for name in found if name.startswith(f"{norm}.")]:
-            del found[name]
-    return found
-
-
-def scales(path: str, tensors: Mapping[str, Stored], epsilon: float) -> dict[str, Stored]:
-    """The tensors of a file, with each norm that is left as the `weight` and `bias` of y = x · weight + bias.
-
-    Raises CheckpointError as `folded` does.
-    """
-    found = dict(tensors)
-    for name in [name for name in tensors if name.endswith(_VARIANCE)]:
-        norm = name.removesuffix(_VARIANCE)
-        statistics = _statistics(path, tensors, norm, tensors[name].shape[:1], name)
-        make = partial(_scale_and_shift, f"{path}: tensor {norm}", statistics, epsilon)
-        for which, part in enumerate(_PARTS[:2]):
-            found[f"{norm}.{part}"] = replace(statistics[part], read=partial(_part, make, which))
-        for part in (*_PARTS[2:], "num_batches_tracked"):
+        for part in (*_PARTS, _COUNTER):
             found.pop(f"{norm}.{part}", None)
     return found
 
 
-def _pairs(tensors: Mapping[str, Stored]) -> Iterator[tuple[str, str]]:
+def scales(path: str, tensors: Mapping[str, Stored], norms: Mapping[str, str], epsilon: float) -> dict[str, Stored]:
+    """The tensors of a file, with these norms as the `weight` and `bias` of y = x · weight + bias.
+
+    `norms` are by name, each with the convolution whose channels it has. Raises CheckpointError as `folded` does.
+    """
+    found = dict(tensors)
+    for norm, conv in norms.items():
+        weight = tensors.get(f"{conv}.weight")
+        if weight is None:  # which is an error of its own
+            continue
+        statistics = _statistics(path, tensors, norm, weight.shape[:1], f"{conv}.weight")
+        make = partial(_scale_and_shift, f"{path}: tensor {norm}", statistics, epsilon)
+        for which, part in enumerate(_PARTS[:2]):
+            found[f"{norm}.{part}"] = replace(statistics[part], read=partial(_part, make, which))
+        for part in (*_PARTS[2:], _COUNTER):
+            found.pop(f"{norm}.{part}", None)
+    return found
+
+
+def _pairs(tensors: Mapping[str, Stored], normed: re.Pattern[str] | None) -> Iterator[tuple[str, str]]:
     """Names of each batch norm and of the convolution before it: bn1 and conv1, bn and conv, or numbers in a row."""
-    statistics = [name for name in tensors if name.endswith((".running_mean", _VARIANCE))]
-    for norm in dict.fromkeys(name.rpartition(".")[0] for name in statistics):
-        conv = re.sub(r"\bbn(\d*)$", r"conv\1", norm)
-        if conv == norm:
-            conv = re.sub(r"\b(\d+)$", lambda number: str(int(number[1]) - 1), norm)
-        stored = tensors.get(f"{conv}.weight")
-        if conv != norm and stored is not None and len(stored.shape) == 4:
+    for weight in [name for name, tensor in tensors.items() if name.endswith(".weight") and len(tensor.shape) == 4]:
+        conv = weight.removesuffix(".weight")
+        norm = re.sub(r"\bconv(\d*)$", r"bn\1", conv)
+        if norm == conv:
+            norm = re.sub(r"\b(\d+)$", lambda number: str(int(number[1]) + 1), conv)
+        has_statistics = any(f"{norm}.{part}" in tensors for part in _PARTS[2:])
+        if norm != conv and (has_statistics or (normed is not None and normed.fullmatch(conv))):
             yield norm, conv
 
 
 def _statistics(path: str, tensors: Mapping[str, Stored], norm: str, shape: tuple[int, ...], like: str) -> dict[str, Stored]:
     """The four tensors of a norm. Raises CheckpointError unless they are floats of that shape, which `like` has."""
-    found = {}
-    for part in _PARTS:
-        tensor = tensors.get(f"{norm}.{part}")
-        if tensor is None or tensor.shape != shape or not tensor.is_float:
-            held = "is missing" if tensor is None else f"is {tensor.dtype} of shape {list(tensor.shape)}"
-            raise CheckpointError(f"{path}: tensor {norm}.{part} {held}, expected floats of shape {list(shape)}, as {like} has")
-        found[part] = tensor
-    return found
+    return {part: _check(path, f"{norm}.{part}", tensors.get(f"{norm}.{part}"), shape, like) for part in _PARTS}
+
+
+def _check(path: str, name: str, tensor: Stored | None, shape: tuple[int, ...], like: str) -> Stored:
+    if tensor is None or tensor.shape != shape or not tensor.is_float:
+        held = "is missing" if tensor is None else f"is {tensor.dtype} of shape {list(tensor.shape)}"
+        raise CheckpointError(f"{path}: tensor {name} {held}, expected floats of shape {list(shape)}, as {like} has")
+    return tensor
 
 
 _Scale = Callable[[], "tuple[Tensor, Tensor]"]

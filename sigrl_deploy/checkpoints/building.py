@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from sigrl_deploy.checkpoints.layouts import OWN_LAYOUT, Checkpoint
+from sigrl_deploy.checkpoints.layouts import OTHER_SYSTEMS, OWN_LAYOUT, Checkpoint
 from sigrl_deploy.checkpoints.model_config import text_config
 from sigrl_deploy.checkpoints.open_clip_configs import ClipConfig
 from sigrl_deploy.checkpoints.weights import Stored
@@ -120,17 +120,13 @@ def _matching(checkpoint: Checkpoint, name: str, expected: tuple[int, ...]) -> S
 
 
 def _refuse_leftovers(checkpoint: Checkpoint, expected: dict[str, Tensor]) -> None:
-    """Raise CheckpointError for an unused tensor in a transformer, such as a further layer or a layer scale.
+    """Raise CheckpointError for an unused tensor in a part of the model, such as a further layer or a layer scale.
 
     The forward pass would leave it out.
     """
-    used = {checkpoint.original(name) for name in expected}
-    for blocks in ("visual.transformer.", "text.transformer."):
-        if any(name.startswith(blocks) for name in expected):
-            blocks = checkpoint.original(blocks)
-            left = sorted(name for name in checkpoint.tensors if name.startswith(blocks) and name not in used)
-            if left:
-                raise CheckpointError(
-                    f"{checkpoint.path}: tensor {checkpoint.prefix}{left[0]} has no place in the model; name the checkpoint's "
-                    "open_clip config with `clip_config`"
-                )
+    left = sorted(checkpoint.leftovers(set(expected)))
+    if left:
+        advice = "name the checkpoint's open_clip config with `clip_config`"
+        if checkpoint.layout in OTHER_SYSTEMS:
+            advice = "give a checkpoint of the published network"
+        raise CheckpointError(f"{checkpoint.path}: tensor {checkpoint.prefix}{left[0]} has no place in the model; {advice}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ BIAM = "BiAM"
 ML2P = "(ML)²P-Encoder"
 LINEAR = "linear classifier"
 VGG19 = "VGG19"
+OTHER_SYSTEMS = (SCPNET, BIAM, ML2P, LINEAR, VGG19)
 _LAYOUTS: dict[str, list[tuple[str, str]]] = {
     OWN_LAYOUT: [("", "")],
     "SigRL": [
@@ -48,6 +51,16 @@ _LAYOUTS: dict[str, list[tuple[str, str]]] = {
     VGG19: [("visual.vgg.", "")],
 }
 _BIAM_EPSILON = 1e-3  # of its batch norms, which stand behind ReLUs
+_BIAM_NORMS = {"conv_3X3.bn": "conv_3X3.body", "scene_context_block.gcff.bn": "scene_context_block.gcff.body"}
+# Convolutions that a batch norm follows, by the file's names. Those with a bias of their own would go without.
+_NORMED = {SCPNET: re.compile(r"image_encoder\..*"), ML2P: re.compile(r"vgg\.features\.\d+|ft_module\.\d+\.conv")}
+# By layout, parts of our names of which every tensor has to be used. In others they are the blocks of towers.
+_WHOLE = {SCPNET: ("visual.", "labels."), BIAM: ("visual.", "labels."), ML2P: ("visual.",), VGG19: ("visual.vgg.",)}
+_BLOCKS = ("visual.transformer.", "visual.layer", "text.transformer.")
+# Of those parts, what was saved and is not needed.
+_UNUSED = re.compile(
+    r".*\.num_batches_tracked|prompt_learner\.token_middle|Channel_MLP\.channel_attn\.project_out\..*|classifier\.6\..*"
+)
 # What tells checkpoints that hold no tagger, and what to do instead.
 _NO_TAGGERS = {
     "self_attn1.query_conv.weight": "is BiAM's network for Open Images, whose forward pass is published nowhere; use its "
@@ -82,6 +95,21 @@ class Checkpoint:
     def label(self, name: str) -> str:
         """One of our tensors by the file's full name, for error messages."""
         return self.prefix + self.original(name)
+
+    def has_part(self, part: str) -> bool:
+        """Whether the layout has tensors whose names of ours begin with `part`."""
+        return any(ours.startswith(part) for ours, _ in _LAYOUTS[self.layout])
+
+    def leftovers(self, used: set[str]) -> Iterator[str]:
+        """The file's names, without `prefix`, of tensors that belong to the same parts as the `used` ones, and are not used."""
+        parts = {part for part in _WHOLE.get(self.layout, _BLOCKS) if any(name.startswith(part) for name in used)}
+        for name in self.tensors.keys() - {self.original(name) for name in used}:
+            for ours, theirs in _LAYOUTS[self.layout]:
+                if name.startswith(theirs):
+                    own = ours + name[len(theirs) :]
+                    if any(own.startswith(part) for part in parts) and not _UNUSED.fullmatch(name):
+                        yield name
+                    break
 
     @property
     def has_text(self) -> bool:
@@ -142,15 +170,15 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         if name in tensors:
             raise CheckpointError(f"{path}: {reason}")
     layout = _recognise(tensors)
-    tensors = folded(str(path), tensors)
-    if layout == BIAM:
-        tensors = scales(str(path), tensors, _BIAM_EPSILON)
     if layout is None:
         shown = ", ".join(sorted(tensors)[:3]) or "none"
         raise CheckpointError(
             f"{path}: has an unknown layout (its first tensors are {shown}); expected a SigRL, MKT, "
             "CLIP or other checkpoint, in a layout that docs/export.md lists"
         )
+    tensors = folded(str(path), tensors, _NORMED.get(layout))
+    if layout == BIAM:
+        tensors = scales(str(path), tensors, _BIAM_NORMS, _BIAM_EPSILON)
     # OpenAI's own archives, and state dicts made from them, carry their input resolution beside the weights.
     openai = "input_resolution" in tensors or not layout.endswith("CLIP")
     return Checkpoint(str(path), layout, prefix, tensors, openai)

@@ -16,6 +16,7 @@ from sigrl_deploy.files import DamagedFileError, read_arrays
 if TYPE_CHECKING:
     from torch import Tensor
 
+_LARGEST = 65504.0  # of the rows, which are in fp16 on a GPU
 _NAMES = (("minimum", "maximum"), ("data_min_", "data_max_"))  # our own, and scikit-learn's
 
 
@@ -27,24 +28,31 @@ def label_count(checkpoint: Checkpoint) -> int:
 def label_rows(checkpoint: Checkpoint, scaling: Path | None) -> Tensor:
     """(W', b') [C, F + 1] fp32: what a feature (f, 1) is multiplied with, for W x + b with x = (f − minimum) / range.
 
-    A feature whose minimum is its maximum has the range 1, as in scikit-learn's MinMaxScaler.
+    A feature whose range is 0 but for rounding has the range 1, as in scikit-learn's MinMaxScaler.
 
-    Raises UsageError where the scaling is missing or does not fit, CheckpointError for tensors that do not.
+    Raises UsageError where the scaling is missing, does not fit or gives rows that are too large, CheckpointError for tensors
+    that do not fit.
     """
     import torch
 
     count, width = checkpoint.shape("labels.weight", 2)
     expected = {"labels.weight": torch.empty(count, width, device="meta"), "labels.bias": torch.empty(count, device="meta")}
     tensors = collect(checkpoint, expected)
-    minimum, maximum = _scaling(scaling, width)
-    span = np.where(maximum > minimum, maximum - minimum, 1)
+    minimum, span = _scaling(scaling, width)
     weight = tensors["labels.weight"].double().numpy() / span
-    bias = tensors["labels.bias"].double().numpy() - weight @ minimum
+    shift = weight * minimum
+    largest = np.maximum(np.abs(weight), np.abs(shift)).max(axis=0)
+    if largest.max() > _LARGEST:
+        problem = (
+            f"gives feature {largest.argmax()} the range {span[largest.argmax()]:.2g}, by which the classifier grows beyond"
+        )
+        raise UsageError(f"{problem} {_LARGEST:g}; expected that of training", argument="scaling", value=scaling)
+    bias = tensors["labels.bias"].double().numpy() - shift.sum(axis=1)
     return torch.from_numpy(np.concatenate([weight, bias[:, None]], axis=1).astype(np.float32))
 
 
 def _scaling(path: Path | None, width: int) -> tuple[FloatArray, FloatArray]:
-    """Minimum and maximum [F] of the training features."""
+    """Minimum and range [F] of the training features."""
     if path is None:
         problem = "is not in a classifier's checkpoint; give an .npz file of the training features' minimum and maximum"
         raise UsageError(problem, argument="scaling")
@@ -62,4 +70,6 @@ def _scaling(path: Path | None, width: int) -> tuple[FloatArray, FloatArray]:
     minimum, maximum = arrays
     if (maximum < minimum).any():
         raise UsageError("has a maximum below its minimum; give both of the same features", argument="scaling", value=path)
-    return minimum.astype(np.float64), maximum.astype(np.float64)
+    span = maximum.astype(np.float64) - minimum
+    # scikit-learn takes as constant what varies by less.
+    return minimum.astype(np.float64), np.where(span < 10 * np.finfo(maximum.dtype).eps, 1, span)

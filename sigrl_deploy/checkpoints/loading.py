@@ -22,6 +22,7 @@ from sigrl_deploy.checkpoints.open_clip_weights import (
 )
 from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.checkpoints.vgg_models import load_backbone, vgg_model_config
+from sigrl_deploy.config import Arch
 from sigrl_deploy.errors import CheckpointError, UsageError, member_of
 from sigrl_deploy.image_towers import local_features
 from sigrl_deploy.model.sigrl import SigRL
@@ -60,8 +61,9 @@ def load_model(options: CheckpointOptions, *, with_text: bool = True) -> LoadedC
     clip = clip_config(options.clip_config) if options.clip_config else clip
     backbone = load_backbone(options, checkpoint)
     text = text_clip = None
-    if chosen_arch(checkpoint, options.arch).text_side is not TextSide.TOWER:
-        _refuse_text(options)
+    arch = chosen_arch(checkpoint, options.arch)
+    if arch.text_side is not TextSide.TOWER:
+        _refuse_unused(options, arch)
     elif with_text:
         text, text_clip = _text_source(options, checkpoint, clip)
         clip = clip if options.clip_config else text_clip
@@ -112,11 +114,13 @@ def _openai_text(source: str | Path, checkpoint: Checkpoint) -> tuple[Checkpoint
         raise UsageError(f"{source}: holds no text tower, and {name} is not available ({_reason(error)}); {advice}") from None
 
 
-def _refuse_text(options: CheckpointOptions) -> None:
-    """Raise UsageError where a text tower is given to a model that uses none."""
-    if options.text_tower is not None:
-        problem = f"{options.checkpoint} has no use for one; leave it out"
-        raise UsageError(problem, argument="text_tower", value=options.text_tower)
+def _refuse_unused(options: CheckpointOptions, arch: Arch) -> None:
+    """Raise UsageError for options that are about CLIP's text tower and configs, or about patches that are not matched."""
+    for name in ("text_tower", "clip_config", *(() if arch.has_local else ("topk",))):
+        value = getattr(options, name)
+        if value is not None:
+            problem = f"{options.checkpoint} holds a model of arch {arch.value}, which has no use for it; leave it out"
+            raise UsageError(problem, argument=name, value=value)
 
 
 def _reason(error: CheckpointError) -> str:

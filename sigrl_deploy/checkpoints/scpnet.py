@@ -156,7 +156,10 @@ def _label_side(checkpoint: Checkpoint, count: int) -> SCPNetLabels:
 
 def _own_scale(checkpoint: Checkpoint) -> float:
     stored = checkpoint.tensors.get("logit_scale")
-    scale = math.exp(min(float(stored.read()), 100)) if stored is not None and stored.shape == () else math.nan
+    if stored is None or stored.shape != () or not stored.is_float:
+        held = "is missing" if stored is None else f"is {stored.dtype} of shape {list(stored.shape)}"
+        raise CheckpointError(f"{checkpoint.path}: tensor logit_scale {held}, expected one number; give `scale` as one")
+    scale = math.exp(min(float(stored.read()), 100))
     if not scale < 1e6:
         raise CheckpointError(
             f"{checkpoint.path}: tensor logit_scale gives a scale of {scale:g}, expected that of CLIP's training"

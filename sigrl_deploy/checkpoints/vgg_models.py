@@ -12,7 +12,8 @@ from sigrl_deploy.config import ModelConfig
 from sigrl_deploy.errors import CheckpointError, UsageError
 from sigrl_deploy.image_towers import STRIDE, BiamConfig, VggConfig
 
-_LAYOUTS = (BIAM, LINEAR)  # without a VGG19 of their own
+_OPTIONS = {BIAM: ("backbone", "heads"), LINEAR: ("backbone",)}  # by layouts without a VGG19 of their own
+_CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)  # torchvision's numbers of VGG19's
 _PUBLISHED_HEADS = 8  # of BiAM's checkpoint for NUS-WIDE
 
 
@@ -22,12 +23,12 @@ def load_backbone(options: CheckpointOptions, checkpoint: Checkpoint) -> Checkpo
     Raises UsageError where it is not given, or given and not needed, CheckpointError where the file is no VGG19.
     """
     path = options.backbone
-    if checkpoint.layout not in _LAYOUTS:
-        for name in ("backbone", "heads"):
-            value = getattr(options, name)
-            if value is not None:
-                problem = f"is about BiAM and linear classifiers, and {checkpoint.path} is a {checkpoint.layout} checkpoint"
-                raise UsageError(f"{problem}; leave it out", argument=name, value=value)
+    for name in ("backbone", "heads"):
+        value = getattr(options, name)
+        if value is not None and name not in _OPTIONS.get(checkpoint.layout, ()):
+            problem = f"has no use with {checkpoint.path}, a {checkpoint.layout} checkpoint; leave it out"
+            raise UsageError(problem, argument=name, value=value)
+    if checkpoint.layout not in _OPTIONS:
         return None
     if path is None:
         problem = f"{checkpoint.path} holds no VGG19; give torchvision's weights (vgg19-dcbb9e9d.pth)"
@@ -37,6 +38,11 @@ def load_backbone(options: CheckpointOptions, checkpoint: Checkpoint) -> Checkpo
     backbone = load_checkpoint(path)
     if backbone.layout != VGG19:
         raise CheckpointError(f"{path}: is a {backbone.layout} checkpoint; expected torchvision's vgg19 (features.0.weight …)")
+    if {f"features.{number}.weight" for number in _CONVOLUTIONS} != {
+        name for name in backbone.tensors if name.startswith("features.") and name.endswith(".weight")
+    }:
+        problem = "its convolutions are not those of VGG19, as where it has batch norms or fewer layers"
+        raise CheckpointError(f"{path}: {problem}; expected torchvision's vgg19 (vgg19-dcbb9e9d.pth)")
     return backbone
 
 
@@ -49,8 +55,6 @@ def vgg_model_config(checkpoint: Checkpoint, backbone: Checkpoint, options: Chec
     arch = chosen_arch(checkpoint, options.arch)
     try:
         if checkpoint.layout == LINEAR:
-            if options.heads is not None:
-                raise UsageError("is about BiAM; leave it out", argument="heads", value=options.heads)
             return ModelConfig(arch, vgg.hidden + 1, arch.default_topk, vgg).checked()
         channels = checkpoint.shape("visual.conv_3X3.body.weight", 4)[0]
         embed_dim = checkpoint.shape("visual.conv_1X1.body.weight", 4)[0]

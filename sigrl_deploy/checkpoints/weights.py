@@ -30,6 +30,8 @@ _MAX_DIMS = 16
 # Bytes of a safetensors header, which holds our own labels too; the largest of open_clip's models needs a tenth of it.
 MAX_HEADER = 1 << 22
 _MAX_SHARING = 4  # tied weights are in the file once, and in memory once for each name
+_OF_LESA = b"attention_layer/w_att_1"  # a name in its TensorFlow checkpoint, and in an archive of its tensors
+_LOOKED_AT = 1 << 20  # bytes at either end of a file
 _DAMAGED = "expected a whole file by torch.save, torch.jit.save or safetensors: copy or save it again"
 
 
@@ -71,10 +73,25 @@ def read_weights(path: Path) -> dict[str, Stored]:
     code, or claims tensors that are larger than itself.
     """
     check_file(path, "a .pth, .pt or .safetensors checkpoint")
+    _refuse_tensorflow(path)
     with _explained(path):
         tensors = _safetensors(path) if path.suffix == ".safetensors" else _state_dict(path)
         _check_total(path, tensors.values())
         return tensors
+
+
+def _refuse_tensorflow(path: Path) -> None:
+    """Raise CheckpointError for LESA's weights, and for any TensorFlow checkpoint: reading them as another file says little."""
+    if path.suffix not in (".npz", ".index", ".meta") and ".data-" not in path.name:
+        return
+    with path.open("rb") as file:
+        head = file.read(_LOOKED_AT)
+        file.seek(max(0, os.path.getsize(path) - _LOOKED_AT))
+        ends = head, file.read(_LOOKED_AT)
+    if any(_OF_LESA in end for end in ends):
+        raise CheckpointError(f"{path}: holds LESA's weights, and this project does not run LESA; export another system's")
+    if path.suffix != ".npz":
+        raise CheckpointError(f"{path}: is part of a TensorFlow checkpoint; expected one of PyTorch's, or .safetensors")
 
 
 def read_tensor(path: Path) -> Stored:

@@ -13,7 +13,7 @@ import numpy as np
 
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.checkpoints.building import collect
-from sigrl_deploy.checkpoints.layouts import ML2P, Checkpoint
+from sigrl_deploy.checkpoints.layouts import Checkpoint
 from sigrl_deploy.errors import LabelError, UsageError
 from sigrl_deploy.files import open_regular
 
@@ -23,13 +23,12 @@ if TYPE_CHECKING:
 _MOST_BYTES = 1 << 34
 _MOST_LINE = 1 << 16
 _SHOWN = 5
+_MAP = "labels."  # begins our names of what maps word vectors
 
 
-def vector_width(checkpoint: Checkpoint) -> int:
-    """Numbers of a word vector that a checkpoint takes."""
-    if checkpoint.layout == ML2P:
-        return checkpoint.shape("visual.Channel_MLP.channel_mlp.mlp_channel.dense_1.weight", 2)[1]
-    return checkpoint.shape("labels.weight", 2)[1]
+def vector_width(checkpoint: Checkpoint, features: int) -> int:
+    """Numbers of a word vector that a checkpoint takes, whose pictures have `features` numbers."""
+    return checkpoint.shape("labels.weight", 2)[1] if checkpoint.has_part(_MAP) else features
 
 
 def read_word_vectors(path: Path, labels: Sequence[str], width: int) -> FloatArray:
@@ -37,25 +36,28 @@ def read_word_vectors(path: Path, labels: Sequence[str], width: int) -> FloatArr
 
     Raises LabelError for labels of several words or without a vector, UsageError where the file is not of GloVe's format.
     """
-    words = {label: label.strip().casefold() for label in labels}
+    words = {label: label.strip().lower() for label in labels}
     several = [label for label, word in words.items() if len(word.split()) != 1]
     if several:
         problem = "has several words, and how those get one vector is not defined; give `label_embeddings` with your own"
         raise LabelError(problem, argument="labels", value=several[0])
-    wanted, found = set(words.values()), dict[str, FloatArray]()
+    wanted, found, others = set(words.values()), dict[str, FloatArray](), dict[str, FloatArray]()
     try:
         with open_regular(path, _MOST_BYTES) as file:
             while (line := file.readline(_MOST_LINE)) and len(found) < len(wanted):
                 word, _, numbers = line.partition(b" ")
                 key = word.decode("utf-8", "replace")
-                if key in wanted and key not in found:
-                    found[key] = np.array(numbers.split(), np.float32)
+                # In lower case, where the file has the word so, and else as it comes first.
+                held = found if key == key.lower() else others
+                if key.lower() in wanted and key.lower() not in held:
+                    held[key.lower()] = np.array(numbers.split(), np.float32)
     except OSError as error:
         problem = f"cannot be read ({error.strerror or error}); expected GloVe's vectors as text"
         raise UsageError(problem, argument="word_vectors", value=path) from None
     except ValueError:
         problem = f"has a line of {key!r} without numbers; expected a word and {width} numbers in each line"
         raise UsageError(problem, argument="word_vectors", value=path) from None
+    found = others | found
     strange = [word for word, vector in found.items() if vector.shape != (width,) or not np.isfinite(vector).all()]
     if strange:
         problem = f"has {len(found[strange[0]])} numbers for {strange[0]!r}, expected {width} finite ones"
@@ -78,7 +80,7 @@ def vector_rows(checkpoint: Checkpoint, vectors: Tensor, raw: bool = False) -> T
     from sigrl_deploy.model.sigrl import unit_rows
 
     rows = vectors if raw else unit_rows(vectors)
-    if checkpoint.layout == ML2P:
+    if not checkpoint.has_part(_MAP):
         return rows
     width, dim = vectors.shape[1], checkpoint.shape("labels.weight", 2)[0]
     with torch.device("meta"):

@@ -125,7 +125,9 @@ class GpuEngine(ABC):
     @property
     def kernels(self) -> str:
         """Which ops run as kernels, for the engine's description."""
-        return f"fused {' '.join(sorted(self.fused))}" if self.fused else "nothing fused"
+        arch = self.sizes.arch
+        run = self.fused - (set() if arch.has_match_kernel else {"match"}) - (set() if arch.has_graph else {"svfr", "gmc"})
+        return f"fused {' '.join(sorted(run))}" if run else "nothing fused"
 
     @property
     def _can_pad(self) -> bool:

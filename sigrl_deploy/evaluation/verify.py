@@ -20,7 +20,7 @@ from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.manifest import VOCABULARY, Manifest, change_manifest
 from sigrl_deploy.checkpoints.options import CheckpointOptions
-from sigrl_deploy.comparison import agreement, flips, lowest_cosine, overlap, score_errors, unit_of
+from sigrl_deploy.comparison import agreement, compared, flips, lowest_cosine, overlap, score_errors, unit_of
 from sigrl_deploy.config import Backend, Device, Precision
 from sigrl_deploy.datasets.dataset import UNKNOWN, Dataset
 from sigrl_deploy.datasets.labelled_folder import LABELS_CSV, read_folder
@@ -70,6 +70,8 @@ class VerifyOptions:
 @dataclass(frozen=True)
 class Comparison:
     """How a model's scores [N, C] differ from the reference's; shares are from 0 to 1.
+
+    Errors of probabilities are those before the sigmoid. Beyond ±1 they are counted in the largest score.
 
     `cosine` is the lowest of any picture's scores, `top1_agreement` the share of pictures with the same best label,
     `top5_overlap` the share of the five best labels that are the same, `flips` the share of scores on the other side of the
@@ -263,7 +265,9 @@ def compare(
     its_map: float | None,
 ) -> Comparison:
     """exact, scores [N, C] fp32 of the same pictures and labels, threshold one or [C] → how they differ."""
-    errors, unit = score_errors(exact, scores), unit_of(exact)
+    probabilities = model.arch.gives_probabilities
+    expected = compared(exact, probabilities)
+    errors, unit = score_errors(expected, compared(scores, probabilities)), unit_of(expected)
     flipped = flips(exact, scores, threshold)
     most = [int(i) for i in np.argsort(-flipped, kind="stable")[:_SHOWN_LABELS] if flipped[i]]
     return Comparison(

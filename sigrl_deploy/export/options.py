@@ -18,7 +18,7 @@ class ExportOptions(CheckpointOptions):
 
     out: the bundle's folder.
     labels: a label file, whose vocabulary is put into the bundle; None takes the labels that our own training recorded, if any.
-    label_embeddings: a saved tensor [C, D] of those labels, in place of a text tower.
+    label_embeddings: a saved tensor or `.npy` file [C, D] of those labels, in place of a text tower.
     precisions: the variants of the graphs; the first runs by default.
     tolerance: the largest score error against the PyTorch model in fp32; None takes each precision's own.
     weights: also write the weights that the PyTorch engine needs.

@@ -13,8 +13,8 @@ import torch
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.checkpoints.eager import cut_padding
-from sigrl_deploy.comparison import agreement, overlap, score_errors, unit_of
-from sigrl_deploy.config import Backend, Device, Precision, runs
+from sigrl_deploy.comparison import agreement, compared, overlap, score_errors, unit_of
+from sigrl_deploy.config import Arch, Backend, Device, Precision, runs
 from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.export.graph_modules import TextGraph, VisualGraph
 from sigrl_deploy.model.sigrl import SigRL, encode_text, match
@@ -36,6 +36,8 @@ Scorer = Callable[[FloatArray, Sequence[str]], FloatArray]  # pixels [B, 3, H, W
 @dataclass(frozen=True)
 class Case:
     """One comparison with the PyTorch model: score errors, and how many of its best labels are the graphs' too.
+
+    Errors of probabilities are those before the sigmoid. Beyond ±1 they are counted in the largest score.
 
     `top1_agreement` is a share of pictures, `top5_overlap` a share of the five best labels (of all, where there are fewer).
     """
@@ -160,7 +162,8 @@ def measure(reference: Reference, bundle: Path, precision: Precision, tolerance:
         backend, tested = recognizer.engine.description, _engine_scorer(recognizer)
         has_weights = recognizer.bundle.manifest.variants[precision].weights
     cases = [
-        _compare(expected, tested(reference.pixels[:batch], labels)) for (batch, labels), expected in reference.scores.items()
+        _compare(expected, tested(reference.pixels[:batch], labels), graphs.config.arch)
+        for (batch, labels), expected in reference.scores.items()
     ]
     drift = None
     if has_weights:
@@ -187,8 +190,9 @@ def _engine_scorer(recognizer: Recognizer) -> Scorer:
     return score
 
 
-def _compare(expected: FloatArray, got: FloatArray) -> Case:
-    errors, unit = score_errors(expected, got), unit_of(expected)
+def _compare(expected: FloatArray, got: FloatArray, arch: Arch) -> Case:
+    exact, found = (compared(scores, arch.gives_probabilities) for scores in (expected, got))
+    errors, unit = score_errors(exact, found), unit_of(exact)
     batch, labels = expected.shape
     return Case(
         batch, labels, errors.largest / unit, errors.mean / unit, agreement(expected, got, 1), overlap(expected, got, 5)

@@ -20,6 +20,12 @@ DEFAULT_TOP = 5
 _SCORES = Isotonic(x=(0.0, 1.0), y=(0.0, 1.0))  # scores that are probabilities as they are
 
 
+def no_places(arch: Arch) -> str:
+    """Why there is no evidence by patch."""
+    matched = "matches features that lie nowhere in the picture" if arch.has_local else "scores whole pictures"
+    return f"a bundle of arch {arch.value} {matched} and has no evidence by patch; leave it out"
+
+
 @dataclass(frozen=True)
 class Selection:
     """The `top` best labels (None: all) of those that reach their threshold, and the parents that they bring with them.
@@ -68,10 +74,7 @@ class Selection:
         if self.threshold is not None and self.limits is not None:
             raise UsageError("`thresholds` has one for every label; leave out one of the two", argument="threshold")
         if self.evidence and not arch.has_places:
-            raise UsageError(
-                f"a bundle of arch {arch.value} scores whole pictures and has no evidence by patch; leave it out",
-                argument="evidence",
-            )
+            raise UsageError(no_places(arch), argument="evidence")
 
     def best(self, scores: FloatArray, vocabulary: Vocabulary) -> tuple[Prediction, ...]:
         """scores [C] → predictions without evidence, best first, ties in the order of the labels."""

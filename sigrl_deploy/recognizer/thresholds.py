@@ -1,6 +1,7 @@
 """Thresholds that `sigrl-deploy calibrate` found, and the check that they are used with what they were found for.
 
-Scores are normalised over all rows of a vocabulary, so a threshold holds for one label set, one model and one precision.
+Where scores are normalised over all rows of a vocabulary, a threshold holds for one label set, one model and one precision.
+Where they are not, it holds beside any other labels.
 """
 
 from __future__ import annotations
@@ -31,15 +32,17 @@ log = logging.getLogger(__name__)
 _MOST_BYTES = 1 << 28
 _RESCALE = "calibrate again, or scale it, which is less exact: `rescale_thresholds`, or Thresholds.read(path, rescale=True)"
 # Of what a manifest says about an export's sources.
-_WEIGHTS = ("checkpoint", "text_tower", "label_embeddings", "backbone", "word_vectors", "relation", "scaling")
+_WEIGHTS = ("checkpoint", "text_tower", "label_embeddings", "backbone", "word_vectors", "relation", "scaling", "labels")
+_APART = "any"  # in place of a vocabulary's digest, where each label's score is its own
 _Finite: TypeAlias = Annotated[float, Meta(ge=-1e6, le=1e6)]
 
 
 class Scope(Checked, frozen=True):
     """What thresholds hold for. Two that are equal may share a file of thresholds.
 
-    `labels` is the vocabulary's digest and `rows` how many rows it has, `model` names the weights and everything else that
-    scores depend on, `precision` and `crop` are how they run.
+    `labels` names the vocabulary and `rows` says how many rows a score depends on: all of them, or 1 where the architecture
+    does not compare labels. There, labels that are names alone are scored as in any vocabulary, and `labels` is "any". `model`
+    names the weights and everything else that scores depend on, `precision` and `crop` are how they run.
     """
 
     labels: str
@@ -51,10 +54,16 @@ class Scope(Checked, frozen=True):
     @classmethod
     def of(cls, manifest: Manifest, precision: Precision, crop: Crop, vocabulary: Vocabulary) -> Scope:
         """Exports of the same checkpoint have the same `model`, whatever precisions they hold."""
-        rules = manifest.arch.value, str(manifest.topk), manifest.template, str(manifest.preprocess.description)
+        rules = [manifest.arch.value, str(manifest.topk), manifest.template, str(manifest.preprocess.description)]
+        settings = manifest.source.get("settings")  # which no file shows
+        if settings is not None:
+            rules.append(json.dumps(settings, sort_keys=True))
         made_of = {name: source for name, source in manifest.source.items() if name in _WEIGHTS and isinstance(source, dict)}
         weights = [f"{name} {source.get('sha256') or source.get('file')}" for name, source in sorted(made_of.items())]
-        return cls(vocabulary.digest, len(vocabulary.label_embedding), digest(*rules, *weights), precision, crop)
+        labels, rows = vocabulary.digest, len(vocabulary.label_embedding)
+        if not manifest.arch.compares_labels:
+            labels, rows = (_APART if vocabulary.is_of_names else labels), 1
+        return cls(labels, rows, digest(*rules, *weights), precision, crop)
 
 
 class ThresholdFile(Checked, frozen=True):
@@ -122,8 +131,10 @@ class Thresholds:
         """
         self._check(scope, vocabulary)
         factor = self._factor(scope)
-        if factor != 1:
-            strange = sum(label not in self.file.thresholds for label in vocabulary.labels)
+        strange = sum(label not in self.file.thresholds for label in vocabulary.labels)
+        if strange and self.file.scope.labels == _APART:
+            log.warning("%s: %d labels are not in the file and take its threshold for all", self.path, strange)
+        elif factor != 1:
             log.warning(
                 "%s: thresholds times %.3f, for %d labels in place of %d; %d of them are not in the file and take the one for "
                 "all; to calibrate again is more exact",
@@ -144,10 +155,17 @@ class Thresholds:
 
     def _factor(self, scope: Scope) -> float:
         """Within a picture, the spread of scores times √R is about the same for any vocabulary of R rows."""
-        return 1.0 if scope.labels == self.file.scope.labels else math.sqrt(self.file.scope.rows / scope.rows)
+        if scope.labels == self.file.scope.labels or scope.rows == 1:
+            return 1.0
+        return math.sqrt(self.file.scope.rows / scope.rows)
 
     def _check(self, scope: Scope, vocabulary: Vocabulary) -> None:
         own = self.file.scope
+        given = None if vocabulary.readout is None else vocabulary.readout.thresholds
+        known = self.file.thresholds.keys() | {
+            label for i, label in enumerate(vocabulary.labels) if given is not None and not np.isnan(given[i])
+        }
+        without = [label for label in vocabulary.labels if label not in known]
         if scope.model != own.model:
             problem = "was made for another bundle; calibrate this one"
         elif scope.crop is not own.crop:
@@ -155,8 +173,10 @@ class Thresholds:
         elif self.rescale:
             return
         elif scope.labels != own.labels:
-            others = f"{self._differing(scope, vocabulary)}, and each score depends on all labels"
+            others = self._differing(scope, vocabulary) + (", and each score depends on all labels" if own.rows > 1 else "")
             problem = f"was made for {others}; {_RESCALE}"
+        elif own.labels == _APART and without:
+            problem = f"has no threshold for {without[0]!r}; calibrate with it, or use `rescale_thresholds` for the one for all"
         elif scope.precision is not own.precision:
             problem = (
                 f"was made with `precision='{own.precision.value}'`; use that, calibrate again, or use `rescale_thresholds`"

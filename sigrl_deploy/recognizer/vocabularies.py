@@ -19,7 +19,7 @@ from sigrl_deploy.engines.engine import Engine
 from sigrl_deploy.errors import BundleError, LabelError
 from sigrl_deploy.files import DamagedFileError
 from sigrl_deploy.labels.background import with_background
-from sigrl_deploy.labels.label_set import Label, LabelSet, label_set
+from sigrl_deploy.labels.label_set import Label, LabelSet, Match, label_set
 from sigrl_deploy.labels.names import check_labels
 from sigrl_deploy.labels.reading import read_label_set
 from sigrl_deploy.vocabulary.cache import VocabularyCache, digest
@@ -65,11 +65,19 @@ class Vocabularies:
         given = read_label_set(labels) if isinstance(labels, (str, Path)) else label_set(labels)
         own = self.bundled if given.background == "bundle" else None
         asked = with_background(given, None if own is None else own.labels)
-        if asked.is_plain:
-            found = self._cache.vocabulary(asked.names)
-        else:
-            readout = Readout.of(asked, self._template)
-            found = replace(self._cache.vocabulary(readout.rows), labels=asked.names, readout=readout)
+        self._encoder.check(asked)
+        try:
+            if asked.is_plain:
+                found = self._cache.vocabulary(asked.names)
+            else:
+                readout = Readout.of(asked, self._template)
+                found = replace(self._cache.vocabulary(readout.rows), labels=asked.names, readout=readout)
+        except LabelError as error:
+            own_texts = {text for label in given.labels for text in (label.name, *label.synonyms)}
+            if given.background is None or error.value is None or error.value in own_texts:
+                raise
+            problem = f"holds {error.value!r}, which this bundle does not know; choose 'bundle', or none"
+            raise LabelError(problem, argument="background", value=given.background) from None
         log.debug("%d labels ready in %.2f s", len(found), time.perf_counter() - start)
         return found
 
@@ -97,6 +105,14 @@ class _LabelEncoder:
     def __init__(self, bundle: Bundle, engine: Engine) -> None:
         self._bundle = bundle
         self._engine = engine
+
+    def check(self, labels: LabelSet) -> None:
+        """Raise LabelError for synonyms whose rows would be averaged, where each row was trained to be one label's."""
+        arch = self._bundle.manifest.arch
+        averaged = [label for label in labels.labels if label.synonyms and label.match is Match.MEAN]
+        if averaged and arch.text_side is TextSide.CHECKPOINT:
+            problem = f'has synonyms, and the rows of arch {arch.value} cannot be averaged; give it `match = "any"`'
+            raise LabelError(problem, argument="labels", value=averaged[0].name)
 
     def encode(self, wordings: Sequence[str]) -> FloatArray:
         """A batch of wordings → T [N, D], by the text tower."""

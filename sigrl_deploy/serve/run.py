@@ -199,5 +199,6 @@ def _info(recognizer: Recognizer) -> dict[str, Any]:
         },
         "engine": recognizer.engine.description,
         "heatmaps": manifest.arch.has_places,
+        "probabilities": manifest.arch.gives_probabilities,
         "open_labels": manifest.context_length is not None,
     }

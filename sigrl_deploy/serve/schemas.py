@@ -22,9 +22,9 @@ class Tag(msgspec.Struct):
 
     Attributes:
         label: the label.
-        score: ranks the labels of one picture within one vocabulary; it is no probability.
+        score: ranks the labels of one picture within one vocabulary; it is no probability, unless the service's scores are.
         threshold: what the score had to reach, where there was a threshold.
-        probability: that the picture has the label, where the vocabulary's thresholds have a curve for it.
+        probability: that the picture has the label, where the vocabulary's thresholds have a curve for it, or scores are that.
         child: for a parent, the label below it that brought it; the score is the child's.
         heatmap: where it was found, as a `data:` URI of a JPEG; of the best tags, where heat maps were asked for.
     """
@@ -120,6 +120,7 @@ class Info(msgspec.Struct):
         version: of the program.
         engine: what runs the model, and on what.
         heatmaps: whether heat maps may be asked for.
+        probabilities: whether the scores of its model are probabilities, each of its label alone.
         open_labels: whether labels may come with a request.
         default_vocabulary: the one for requests that ask for none; null where there is none.
     """
@@ -129,6 +130,7 @@ class Info(msgspec.Struct):
     bundle: Bundle
     engine: str
     heatmaps: bool
+    probabilities: bool
     open_labels: bool
     limits: Limits
     default_vocabulary: str | None

@@ -20,7 +20,7 @@ from sigrl_deploy.labels.reading import read_label_set
 from sigrl_deploy.progress import Progress
 from sigrl_deploy.recognizer import Recognizer
 from sigrl_deploy.recognizer.predictions import Record
-from sigrl_deploy.recognizer.selection import Selection
+from sigrl_deploy.recognizer.selection import Selection, no_places
 from sigrl_deploy.recognizer.thresholds import Thresholds, read_thresholds
 from sigrl_deploy.recognizer.vocabularies import asked_labels
 from sigrl_deploy.tagging.drawing import MOST_TAGS
@@ -91,8 +91,7 @@ def run_infer(options: InferOptions) -> int:
     manifest = recognizer.bundle.manifest
     if options.heatmaps:
         if not manifest.arch.has_places:
-            problem = f"a bundle of arch {manifest.arch.value} scores whole pictures and has no evidence by patch; leave it out"
-            raise UsageError(problem, argument="heatmaps")
+            raise UsageError(no_places(manifest.arch), argument="heatmaps")
         open_folder(options.heatmaps)
         most = math.inf if options.top is None and thresholds is not None else options.top or 0
         if most > MOST_TAGS and not options.heatmap_per_tag:

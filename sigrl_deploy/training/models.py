@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sigrl_deploy.architectures import Contract
+from sigrl_deploy.checkpoints.layouts import OTHER_SYSTEMS, load_checkpoint
 from sigrl_deploy.checkpoints.loading import CLIP_TOKENS, load_model
 from sigrl_deploy.checkpoints.open_clip_configs import clip_config
 from sigrl_deploy.checkpoints.options import CheckpointOptions
@@ -88,6 +89,7 @@ def start_from(options: TrainOptions, contract: Contract) -> Start:
         options.init, text_tower=options.text_tower, topk=options.topk, clip_config=options.clip_config, preprocess=contract
     )
     with errors_about(checkpoint="init"):
+        _require_trainable(options.init)
         loaded = load_model(source)
     base, record = loaded.model, loaded.checkpoint.record
     if not isinstance(base.config.vision, VisionConfig):
@@ -98,6 +100,15 @@ def start_from(options: TrainOptions, contract: Contract) -> Start:
     topk = options.topk or (base.config.topk if continued else arch.default_topk)
     origin = sha256_file(Path(options.init)) if Path(options.init).is_file() else options.init
     return Start(as_arch(base, arch, topk), template, preprocess, origin)
+
+
+def _require_trainable(init: str) -> None:
+    """Raise UsageError for a checkpoint of a system that this package does not train."""
+    path = Path(init)
+    layout = load_checkpoint(path).layout if path.is_file() else ""
+    if layout in OTHER_SYSTEMS:
+        problem = f"is a {layout} checkpoint, which training cannot start from; give a CLIP, or a model trained from one"
+        raise UsageError(problem, argument="init", value=init)
 
 
 def as_arch(base: SigRL, arch: Arch, topk: int) -> SigRL:

@@ -55,6 +55,12 @@ class Vocabulary:
         rows = self.labels if self.readout is None else self.readout.rows
         return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()[:32]
 
+    @property
+    def is_of_names(self) -> bool:
+        """Whether each label has one row, which is its name's alone. Beside them there may be rows that are no labels."""
+        readout = self.readout
+        return readout is None or tuple(readout.rows[row] for row in readout.members) == self.labels
+
     def scores(self, of_rows: FloatArray) -> FloatArray:
         """Scores [..., R] of the rows → [..., C] of the labels."""
         return of_rows if self.readout is None else self.readout.scores(of_rows)

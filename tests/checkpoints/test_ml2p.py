@@ -1,4 +1,4 @@
-"""The (ML)²P-Encoder: the published numbers, its bundles, and what is refused."""
+"""The (ML)²P-Encoder: its bundles, and what is refused. tests/export/test_published_numbers.py has the published numbers."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from sigrl_deploy import Recognizer
 from sigrl_deploy.checkpoints.loading import load_model
 from sigrl_deploy.checkpoints.options import CheckpointOptions
 from sigrl_deploy.checkpoints.word_vectors import vector_rows
-from sigrl_deploy.config import Arch, Backend
+from sigrl_deploy.config import Backend
 from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import CheckpointError
 from sigrl_deploy.evaluation.verify import VerifyOptions, verify
 from sigrl_deploy.export.options import ExportOptions
 from sigrl_deploy.export.run import export_bundle
 from tests.support import ml2p_files, vgg_files
-from tests.support.paths import ROOT
+from tests.support.checkpoints import changed
 from tests.support.refusals import assert_refused, refused
 
 # Of the largest value. In fp32 this network is 1e-5 off its value in fp64, since sixteen norms and an unbounded product follow
@@ -33,23 +33,6 @@ TOLERANCE = 5e-5
 
 def error(found: Any, expected: Any) -> float:
     return float(np.abs(np.asarray(found) - expected).max() / np.abs(expected).max())
-
-
-@torch.inference_mode()
-def test_published_numbers(tmp_path: Path) -> None:
-    golden = np.load(ROOT / "tests" / "golden" / "ml2p_3groups.npz")
-    path = vgg_files.save(tmp_path / "ml2p.pth", ml2p_files.state(ml2p_files.REAL, int(golden["seed"])))
-    loaded = load_model(CheckpointOptions(path))
-    config = loaded.model.config
-    assert (config.arch, config.topk, config.embed_dim, config.vision.image_size) == (Arch.ML2P, 1, 300, 224)
-    pixels = torch.from_numpy(vgg_files.pixels(int(golden["batch"]), 224, int(golden["image_seed"])))
-    groups, whole = loaded.model.encode_image(pixels, torch.empty(0), None)
-    expected = golden["output"].reshape(len(pixels), 300, 3).transpose(0, 2, 1)  # the network's own channel order, undone
-    assert (groups.shape, whole.shape) == ((3, 3, 300), (3, 0))
-    assert error(groups, expected) < TOLERANCE
-    vectors = torch.from_numpy(vgg_files.word_vectors(int(golden["labels"]), int(golden["label_seed"])))
-    for raw, name in ((True, "score_raw"), (False, "score_normalised")):
-        assert error(loaded.model(pixels, vector_rows(loaded.checkpoint, vectors, raw)), golden[name]) < TOLERANCE
 
 
 @pytest.mark.parametrize("backend", [Backend.ONNXRUNTIME, Backend.TORCH, Backend.OPENVINO])
@@ -79,17 +62,17 @@ def test_groups_are_no_places(ml2p_bundle: Path, photos: list[Path]) -> None:
         assert refused(lambda: recognizer.recognize(photos[:1], asked, evidence=True))[0] == "evidence"
 
 
-def test_raw_vectors_are_as_long_as_they_are(ml2p: Path, tmp_path: Path) -> None:
-    words = {"labels": ml2p / "words.txt", "word_vectors": ml2p / "glove.txt"}
-    export_bundle(ExportOptions(ml2p / "ml2p.pth", tmp_path / "raw", raw_vectors=True, **words))
-    np.testing.assert_array_equal(np.load(tmp_path / "raw" / "vocabulary.npz")["label_embedding"], ml2p_files.word_vectors())
-    assert json.loads((tmp_path / "raw" / "manifest.json").read_text())["source"]["settings"] == {"raw_vectors": True}
-
-
 DAMAGES: dict[str, tuple[str, Callable[[Tensor], Tensor | None], str]] = {
     "another backbone": ("vgg.features.0.weight", lambda tensor: None, "VGG19-BN"),
     "no third tap": ("ft_module.2.conv.weight", lambda tensor: None, "ft_module.2.conv.weight"),
     "a tap without its norm": ("ft_module.2.bn.running_var", lambda tensor: None, "ft_module.2.bn"),
+    "a tap without statistics": ("ft_module.2.bn.running_*", lambda tensor: None, "ft_module.2.bn"),
+    "a convolution without statistics": ("vgg.features.1.running_*", lambda tensor: None, "vgg.features.1.running_mean"),
+    "a convolution without its norm": ("vgg.features.1.*", lambda tensor: None, "vgg.features.1.weight"),
+    "a bias of another width": ("vgg.features.0.bias", lambda tensor: tensor[:1], "vgg.features.0.bias"),
+    "a bias of another shape": ("vgg.features.0.bias", lambda tensor: tensor[:, None], "vgg.features.0.bias"),
+    "a backbone beside": ("vgg.layer1.0.conv1.weight", lambda tensor: torch.zeros(3), "vgg.layer1.0.conv1.weight"),
+    "one more weight": ("ft_module.0.extra", lambda tensor: torch.zeros(3), "ft_module.0.extra"),
     "positions in no square": (
         "Channel_MLP.channel_mlp.mlp_token.dense_1.weight",
         lambda tensor: torch.zeros(3, 5),
@@ -103,9 +86,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Tensor], Tensor | None], str]] = {
 def test_other_checkpoints_are_refused(
     name: str, change: Callable[[Tensor], Tensor | None], fact: str, ml2p: Path, tmp_path: Path
 ) -> None:
-    tensors = torch.load(ml2p / "ml2p.pth")
-    changed = change(tensors.pop(f"module.{name}"))
-    torch.save(tensors if changed is None else tensors | {f"module.{name}": changed}, tmp_path / "a.pth")
+    torch.save(changed(torch.load(ml2p / "ml2p.pth"), f"module.{name}", change), tmp_path / "a.pth")
     assert_refused(lambda: load_model(CheckpointOptions(tmp_path / "a.pth")), CheckpointError, "a.pth", fact)
 
 

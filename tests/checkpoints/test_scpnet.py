@@ -20,6 +20,7 @@ from sigrl_deploy.config import Arch
 from sigrl_deploy.errors import CheckpointError, UsageError
 from sigrl_deploy.model.scpnet import label_graph
 from tests.support import scpnet_files
+from tests.support.checkpoints import changed
 from tests.support.paths import ROOT
 from tests.support.refusals import assert_refused, refused
 
@@ -120,6 +121,8 @@ def test_relation_files_that_are_no_arrays(content: bytes, scpnet: Path, tmp_pat
 DAMAGES: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor | None]]] = {
     "a variance below 0": ("image_encoder.layer1.0.bn2.running_var", lambda tensor: -tensor),
     "a norm of another width": ("image_encoder.layer1.0.bn2.running_mean", lambda tensor: tensor[:3]),
+    "a norm without statistics": ("image_encoder.bn1.running_*", lambda tensor: None),
+    "one more stage": ("image_encoder.layer5.0.conv1.weight", lambda tensor: torch.zeros(3)),
     "a norm without its mean": ("image_encoder.layer4.0.downsample.1.running_mean", lambda tensor: None),
     "a convolution of another size": ("image_encoder.layer2.0.conv3.weight", lambda tensor: tensor[:, :5]),
     "no attention pool": ("image_encoder.attnpool.v_proj.weight", lambda tensor: None),
@@ -131,10 +134,8 @@ DAMAGES: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor | None]]] = 
 def test_damaged_image_towers_are_refused(
     name: str, change: Callable[[torch.Tensor], torch.Tensor | None], scpnet: Path, tmp_path: Path
 ) -> None:
-    tensors = torch.load(scpnet / "scpnet.ckpt")
-    changed = change(tensors.pop(name))
-    torch.save(tensors if changed is None else tensors | {name: changed}, tmp_path / "a.ckpt")
-    assert_refused(lambda: load_model(CheckpointOptions(tmp_path / "a.ckpt")), CheckpointError, "a.ckpt", name)
+    torch.save(changed(torch.load(scpnet / "scpnet.ckpt"), name, change), tmp_path / "a.ckpt")
+    assert_refused(lambda: load_model(CheckpointOptions(tmp_path / "a.ckpt")), CheckpointError, "a.ckpt", name.rstrip("*"))
 
 
 @pytest.mark.parametrize("name", ["gc2.weight", "text_encoder.ln_final.bias", "prompt_learner.token_suffix"])
@@ -143,6 +144,21 @@ def test_damaged_text_sides_are_refused(name: str, scpnet: Path, options: SCPNet
     torch.save(tensors | {name: tensors[name][:-1]}, tmp_path / "a.ckpt")
     checkpoint = load_checkpoint(tmp_path / "a.ckpt")
     assert_refused(lambda: label_rows(checkpoint, options), CheckpointError, "a.ckpt", name)
+
+
+@pytest.mark.parametrize("name", ["gc4.weight", "text_encoder.transformer.resblocks.0.ls_1.gamma", "prompt_learner.token_end"])
+def test_unknown_tensors_of_text_sides_are_refused(name: str, scpnet: Path, options: SCPNetOptions, tmp_path: Path) -> None:
+    torch.save(torch.load(scpnet / "scpnet.ckpt") | {name: torch.zeros(3)}, tmp_path / "a.ckpt")
+    checkpoint = load_checkpoint(tmp_path / "a.ckpt")
+    assert_refused(lambda: label_rows(checkpoint, options), CheckpointError, "a.ckpt", name)
+
+
+@pytest.mark.parametrize("value", [None, torch.zeros(1), torch.tensor(3), torch.tensor(torch.nan)])
+def test_scales_that_are_refused(value: torch.Tensor | None, scpnet: Path, tmp_path: Path) -> None:
+    torch.save(changed(torch.load(scpnet / "scpnet.ckpt"), "logit_scale", lambda tensor: value), tmp_path / "a.ckpt")
+    checkpoint = load_checkpoint(tmp_path / "a.ckpt")
+    own = SCPNetOptions(scpnet / "relation.npy", None, 6, 0.2, "clip")
+    assert_refused(lambda: label_rows(checkpoint, own), CheckpointError, "a.ckpt", "logit_scale")
 
 
 def test_what_it_cannot_be_used_as(scpnet: Path, weights: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.preprocessing import MinMaxScaler
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,6 +26,7 @@ from sigrl_deploy.checkpoints.word_vectors import read_word_vectors, vector_rows
 from sigrl_deploy.config import Arch
 from sigrl_deploy.errors import CheckpointError, LabelError, UsageError
 from tests.support import vgg_files
+from tests.support.checkpoints import changed
 from tests.support.paths import ROOT
 from tests.support.refusals import assert_refused, refused
 
@@ -160,6 +162,10 @@ def test_options_that_are_refused(vgg: Path, weights: Path) -> None:
     assert argument(checkpoint=vgg / "linear.pth") == "heads"
     assert argument(checkpoint=weights / "mkt.pth") == "backbone"
     assert argument(topk=17) == "topk"
+    assert argument(clip_config="ViT-B-16") == "clip_config"
+    linear = {"checkpoint": vgg / "linear.pth", "backbone": vgg / "vgg-small.pth", "heads": None}
+    assert argument(**linear, topk=4) == "topk"
+    assert argument(**linear, clip_config="ViT-B-16") == "clip_config"
     assert refused(lambda: load_eager(replace(biam, backbone=None)))[0] == "checkpoint"
 
 
@@ -176,10 +182,30 @@ def test_files_that_hold_no_tagger(shapes: dict[str, tuple[int, ...]], fact: str
     assert_refused(lambda: load_model(CheckpointOptions(tmp_path / "a.pth")), CheckpointError, "a.pth", fact)
 
 
+def test_lesa_is_named_and_refused(tmp_path: Path) -> None:
+    np.savez(
+        tmp_path / "lesa.npz", **{"conv/conv/weights": np.zeros((2, 2, 4, 4)), "attention_layer/w_att_1": np.zeros((5, 4))}
+    )
+    # As the first block of a TensorFlow checkpoint's index begins.
+    (tmp_path / "model.ckpt.index").write_bytes(b"\0\0\2\x08\1\0\x17\4attention_layer/w_att_1" + bytes(40))
+    for name in ("lesa.npz", "model.ckpt.index"):
+        assert_refused(lambda name=name: load_checkpoint(tmp_path / name), CheckpointError, name, "LESA")  # type: ignore[misc]
+    (tmp_path / "model.ckpt.data-00000-of-00001").write_bytes(bytes(40))
+    data = tmp_path / "model.ckpt.data-00000-of-00001"
+    assert_refused(lambda: load_checkpoint(data), CheckpointError, "data-00000", "TensorFlow")
+    np.savez(tmp_path / "other.npz", a=np.zeros(3))
+    assert_refused(lambda: load_checkpoint(tmp_path / "other.npz"), CheckpointError, "other.npz", "not a checkpoint")
+
+
 DAMAGES: dict[str, tuple[str, str, Callable[[Tensor], Tensor | None]]] = {
     "a shorter fc6": ("vgg-tiny.pth", "classifier.0.weight", lambda tensor: tensor[:, :-1]),
     "another convolution": ("vgg-tiny.pth", "features.21.weight", lambda tensor: tensor[:, :1]),
-    "no norm": ("biam.pth", "conv_3X3.bn.running_mean", lambda tensor: None),
+    "no mean": ("biam.pth", "conv_3X3.bn.running_mean", lambda tensor: None),
+    "a norm without statistics": ("biam.pth", "scene_context_block.gcff.bn.running_*", lambda tensor: None),
+    "no norm": ("biam.pth", "conv_3X3.bn.*", lambda tensor: None),
+    "whole numbers": ("biam.pth", "conv_3X3.bn.weight", lambda tensor: tensor.long()),
+    "one more layer": ("biam.pth", "region_context_block.w_z.weight", lambda tensor: torch.zeros(3)),
+    "one more layer of VGG19": ("vgg-tiny.pth", "classifier.9.weight", lambda tensor: torch.zeros(3)),
     "a variance below 0": ("biam.pth", "scene_context_block.gcff.bn.running_var", lambda tensor: -tensor),
     "another gate": ("biam.pth", "scene_context_block.w_g.weight", lambda tensor: tensor[:, :7]),
 }
@@ -189,11 +215,26 @@ DAMAGES: dict[str, tuple[str, str, Callable[[Tensor], Tensor | None]]] = {
 def test_damaged_files_are_refused(
     file: str, name: str, change: Callable[[Tensor], Tensor | None], vgg: Path, tmp_path: Path
 ) -> None:
-    tensors = torch.load(vgg / file)
-    changed = change(tensors.pop(name))
-    torch.save(tensors if changed is None else tensors | {name: changed}, tmp_path / file)
+    torch.save(changed(torch.load(vgg / file), name, change), tmp_path / file)
     biam, backbone = (tmp_path / name if name == file else vgg / name for name in ("biam.pth", "vgg-tiny.pth"))
-    assert_refused(lambda: load_model(CheckpointOptions(biam, backbone=backbone, heads=3)), CheckpointError, file, name)
+    assert_refused(
+        lambda: load_model(CheckpointOptions(biam, backbone=backbone, heads=3)), CheckpointError, file, name.rstrip("*")
+    )
+
+
+def test_a_damaged_map_of_word_vectors_is_refused(vgg: Path, tmp_path: Path) -> None:
+    torch.save(torch.load(vgg / "biam.pth") | {"W.scale": torch.zeros(3)}, tmp_path / "biam.pth")
+    checkpoint = load_checkpoint(tmp_path / "biam.pth")
+    assert_refused(lambda: vector_rows(checkpoint, torch.ones(1, 300)), CheckpointError, "biam.pth", "W.scale")
+
+
+@pytest.mark.parametrize("numbers", [(0, 2, 5), (0, 3, 7)])  # VGG11 or the like, and VGG with batch norms
+def test_other_vggs_are_no_backbone(numbers: tuple[int, ...], vgg: Path, tmp_path: Path) -> None:
+    shapes = {"classifier.0.weight": (4, 4)} | {f"features.{number}.weight": (4, 3, 3, 3) for number in numbers}
+    path = tmp_path / "other.pth"
+    torch.save({name: torch.zeros(shape) for name, shape in shapes.items()}, path)
+    biam = CheckpointOptions(vgg / "biam.pth", backbone=path, heads=3)
+    assert_refused(lambda: load_model(biam), CheckpointError, "other.pth", "not those of VGG19", "vgg19-dcbb9e9d.pth")
 
 
 SCALINGS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -202,6 +243,7 @@ SCALINGS: dict[str, Callable[[], dict[str, Any]]] = {
     "with NaN": lambda: {"minimum": np.full(128, np.nan), "maximum": np.ones(128)},
     "the wrong way round": lambda: {"minimum": np.ones(128), "maximum": np.zeros(128)},
     "pickled": lambda: {"minimum": np.array([{}]), "maximum": np.array([{}])},
+    "of a range next to nothing": lambda: {"minimum": np.zeros(128), "maximum": np.full(128, 1e-13)},
 }
 
 
@@ -217,6 +259,24 @@ def test_scikit_learns_names_of_a_scaling(vgg: Path, tmp_path: Path) -> None:
     checkpoint, values = load_checkpoint(vgg / "linear.pth"), np.load(vgg / "scaling.npz")
     np.savez(tmp_path / "a.npz", data_min_=values["minimum"], data_max_=values["maximum"])
     assert torch.equal(linear.label_rows(checkpoint, tmp_path / "a.npz"), linear.label_rows(checkpoint, vgg / "scaling.npz"))
+
+
+def test_what_scikit_learn_takes_for_constant(vgg: Path, tmp_path: Path) -> None:
+    """A feature of fp32 that varies by rounding alone."""
+    low = np.full(128, 0.5, np.float32)
+    values = np.stack([low, low + np.where(np.arange(128) % 3, 1e-2, 1e-6).astype(np.float32)])
+    scaler = MinMaxScaler().fit(values)
+    np.savez(tmp_path / "a.npz", data_min_=scaler.data_min_, data_max_=scaler.data_max_)
+    assert scaler.data_min_.dtype == np.float32
+    rows = linear.label_rows(load_checkpoint(vgg / "linear.pth"), tmp_path / "a.npz")
+    np.testing.assert_allclose(rows[:, :-1], torch.load(vgg / "linear.pth")["fc1.weight"].numpy() * scaler.scale_, rtol=1e-5)
+
+
+def test_words_of_a_cased_file(tmp_path: Path) -> None:
+    """The word in lower case goes before others, and is enough where letters have no single lower case."""
+    (tmp_path / "glove.txt").write_text("Paris 1 2\nTurkey 3 4\nturkey 5 6\nPARIS 7 8\nstraße 9 10\n")
+    found = read_word_vectors(tmp_path / "glove.txt", ["paris", "Turkey", "Straße"], 2)
+    assert found.tolist() == [[1, 2], [5, 6], [9, 10]]
 
 
 def test_labels_of_several_words_are_no_vector(vgg: Path) -> None:

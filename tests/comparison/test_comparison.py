@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sigrl_deploy.comparison import agreement, best_labels, flips, lowest_cosine, overlap, score_errors
+from sigrl_deploy.comparison import agreement, best_labels, compared, flips, lowest_cosine, overlap, score_errors
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,19 @@ def test_a_score_that_is_not_finite_is_an_infinite_error() -> None:
         found = expected.copy()
         found[row, 1] = value
         assert score_errors(expected, found).largest == np.inf
+
+
+def test_probabilities_are_compared_before_their_sigmoid() -> None:
+    """Those next to 0 are told apart, and those next to 1 are not, of which fp32 has few."""
+    logits = np.array([[-80.0, -9.0, -7.5, 0.0, 3.0, 7.9, 12.0, 30.0]], np.float32)
+    probabilities = 1 / (1 + np.exp(-logits))
+    expected = np.minimum(logits, 8)
+    np.testing.assert_allclose(compared(probabilities, True), expected, atol=1e-5 * 80)
+    assert compared(logits, False) is logits
+    swapped = probabilities[:, [1, 2, 0, 3, 4, 5, 6, 7]]
+    assert score_errors(probabilities, swapped).largest < 1e-3
+    assert score_errors(compared(probabilities, True), compared(swapped, True)).largest > 70
+    assert np.isnan(compared(np.full((1, 1), np.nan, np.float32), True)).all()
 
 
 def test_the_cosine_of_scores_that_are_all_zero_is_zero() -> None:

@@ -19,7 +19,9 @@ from sigrl_deploy.evaluation.run import EvaluateOptions, run_evaluate
 from tests.evaluation.conftest import LABELS
 from tests.support.refusals import assert_refused
 
-SHARED = {"scpnet_bundle": ("cat", "person"), "biam_bundle": ("cat", "rocket"), "ml2p_bundle": ("cat", "rocket")}
+SHARED = {"scpnet_bundle": ("cat", "person")} | dict.fromkeys(
+    ("biam_bundle", "ml2p_bundle", "linear_bundle"), ("cat", "rocket")
+)
 
 
 @pytest.mark.parametrize(("name", "labels"), SHARED.items(), ids=SHARED)

@@ -32,7 +32,7 @@ def test_published_numbers_of_a_linear_classifier(backend: Backend, batch: int, 
     golden = np.load(ROOT / "tests" / "golden" / "linear_small.npz")
     pixels = vgg_files.pixels(int(golden["batch"]), 64, int(golden["image_seed"]))[:batch]
     with Recognizer(linear_bundle, cache_dir=False, options=EngineOptions(backend, "cpu", "fp32")) as recognizer:
-        (scores,) = recognizer.score_batches([pixels], recognizer.vocabulary([f"label {i}" for i in range(20)]))
+        (scores,) = recognizer.score_batches([pixels], recognizer.vocabulary(list(vgg_files.LINEAR_LABELS)))
     logits = np.log(scores.astype(np.float64) / (1 - scores.astype(np.float64)))
     assert np.abs(logits - golden["logits"][:batch]).max() < TOLERANCE * np.abs(golden["logits"]).max()
 
@@ -70,9 +70,9 @@ def test_every_precision_is_near(name: str, photos: list[Path], tmp_path: Path, 
 
 def test_own_vectors_in_place_of_gloves(vgg: Path, biam_bundle: Path, tmp_path: Path) -> None:
     """For labels of several words; the same numbers give the same rows."""
-    torch.save(torch.from_numpy(vgg_files.word_vectors(5, seed=0)), tmp_path / "vectors.pt")
+    np.save(tmp_path / "vectors.npy", vgg_files.word_vectors(5, seed=0))
     (tmp_path / "labels.txt").write_text("big cat\nhot dog\nrocket\nCoffee\ntree\n")
-    own = {"labels": tmp_path / "labels.txt", "label_embeddings": tmp_path / "vectors.pt"}
+    own = {"labels": tmp_path / "labels.txt", "label_embeddings": tmp_path / "vectors.npy"}
     export_bundle(ExportOptions(vgg / "biam.pth", tmp_path / "own", backbone=vgg / "vgg-tiny.pth", heads=3, **own))
     rows = [np.load(folder / "vocabulary.npz")["label_embedding"] for folder in (tmp_path / "own", biam_bundle)]
     np.testing.assert_array_equal(*rows)
@@ -90,6 +90,11 @@ def test_exports_that_are_refused(vgg: Path, without_text: dict[str, Path], tmp_
     assert argument("biam.pth", **biam) == "labels"
     assert argument("biam.pth", **biam, labels=vgg / "words.txt") == "word_vectors"
     assert argument("biam.pth", **biam, **words, label_embeddings=without_text["label_embeddings"]) == "word_vectors"
+    (tmp_path / "a.npy").write_bytes(b"no array")
+    np.save(tmp_path / "b.npy", np.zeros((4, 300)))
+    for name, fact in (("a.npy", "cannot be read"), ("b.npy", "[4, 300]")):
+        own = ExportOptions(vgg / "biam.pth", out, **biam, labels=words["labels"], label_embeddings=tmp_path / name)  # type: ignore[arg-type]
+        assert_refused(lambda own=own: export_bundle(own), CheckpointError, name, fact)  # type: ignore[misc]
     assert argument("biam.pth", **biam, **words, scaling=vgg / "scaling.npz") == "scaling"
     assert argument("biam.pth", **biam, **words, template="a {label}") == "template"
     assert argument("biam.pth", **biam, **words, precisions=(Precision.INT8,)) == "precisions"
@@ -97,8 +102,19 @@ def test_exports_that_are_refused(vgg: Path, without_text: dict[str, Path], tmp_
     assert argument("linear.pth", **classifier | {"scaling": None}) == "scaling"
     assert argument("linear.pth", **classifier, word_vectors=vgg / "glove.txt") == "word_vectors"
     wide = ExportOptions(vgg / "linear.pth", out, **classifier | {"backbone": vgg / "vgg-tiny.pth"})
-    assert_refused(lambda: export_bundle(wide), CheckpointError, "linear.pth", "128", "24")
+    assert_refused(lambda: export_bundle(wide), CheckpointError, "linear.pth", "129", "25")  # with the bias
+    torch.save(
+        torch.load(vgg / "biam.pth") | {"W.weight": torch.zeros(7, 300), "W.bias": torch.zeros(7)}, out.with_suffix(".pth")
+    )
+    narrow = ExportOptions(out.with_suffix(".pth"), out, **biam, **words)  # type: ignore[arg-type]
+    assert_refused(lambda: export_bundle(narrow), CheckpointError, "out.pth", "7", "20")
     assert not out.exists()
+
+
+def test_weights_of_a_bundle_hold_no_labels(biam_bundle: Path, vgg: Path, tmp_path: Path) -> None:
+    words = {"labels": vgg / "words.txt", "word_vectors": vgg / "glove.txt"}
+    weights = ExportOptions(biam_bundle / "weights.safetensors", tmp_path / "out", **words)
+    assert_refused(lambda: export_bundle(weights), CheckpointError, "weights.safetensors", "the bundle was made from")
 
 
 def test_architectures(biam_bundle: Path, linear_bundle: Path) -> None:

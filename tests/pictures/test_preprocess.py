@@ -17,8 +17,10 @@ from torchvision import transforms
 from sigrl_deploy.architectures import Contract
 from sigrl_deploy.errors import ImageError, UsageError
 from sigrl_deploy.pictures.preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from tests.support.paths import ROOT
 from tests.support.refusals import assert_refused, refused
 
+GOLDEN = ROOT / "tests" / "golden" / "preprocess.npz"
 CUBIC = transforms.InterpolationMode.BICUBIC
 LINEAR = transforms.InterpolationMode.BILINEAR
 
@@ -240,3 +242,19 @@ def test_an_impossible_image_size_is_a_usage_error(image_size: int) -> None:
     with pytest.raises(UsageError) as error:
         Preprocess.for_contract("clip", image_size)
     assert (error.value.argument, error.value.value) == ("image_size", image_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "contract"),
+    [("scpnet", Contract.CLIP_BILINEAR), ("ml2p", Contract.SQUASH_CIFAR), ("gen_mlzsl", Contract.SQUASH)],
+)
+def test_pixels_of_published_systems(name: str, contract: Contract) -> None:
+    """What their own transforms made of large patches of colour under noise: every 36th row and column, to fp32's rounding."""
+    golden = np.load(GOLDEN)
+    for i, ((height, width), seed) in enumerate(zip(golden["sizes"], golden["seeds"], strict=True)):
+        rng = np.random.RandomState(seed)
+        coarse = rng.uniform(0, 256, (5, 6, 3))
+        patches = coarse[np.arange(height) * 5 // height][:, np.arange(width) * 6 // width]
+        values = np.clip(patches + 40 * rng.standard_normal((height, width, 3)), 0, 255).astype(np.uint8)
+        pixels = Preprocess.for_contract(contract, 224)(Image.fromarray(values))
+        np.testing.assert_allclose(pixels[:, ::36, ::36], golden[f"{name}_{i}"], rtol=0, atol=1e-6)

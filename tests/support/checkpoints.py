@@ -1,6 +1,7 @@
 """Tiny checkpoints in every layout, for the tests that load them."""
 
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,13 @@ def token_ids(vocabulary: int = 50) -> torch.Tensor:
     ids[:, 9:] = 0
     ids[:, 8] = vocabulary - 1  # the end of text is the largest id
     return ids
+
+
+def changed(values: State, name: str, change: Callable[[torch.Tensor], torch.Tensor | None]) -> State:
+    """With another tensor of a name, or of all that begin as it does where it ends in *; None leaves them out."""
+    names = [other for other in values if other.startswith(name[:-1])] if name.endswith("*") else [name]
+    made = {other: change(values.get(other, torch.empty(0))) for other in names}
+    return {other: value for other, value in (values | made).items() if value is not None}
 
 
 def prefixed(prefix: str, values: State) -> State:

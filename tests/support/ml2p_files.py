@@ -33,7 +33,12 @@ class Sizes:
     channel_hidden: int
 
 
-REAL = Sizes(3, 64, (512, 512, 1024), 300, 49, 9, 60)
+def real(groups: int) -> Sizes:
+    """The published sizes, which have 7 groups."""
+    return Sizes(groups, 64, (512, 512, 1024), 300, 49, 9, 60)
+
+
+REAL = real(3)
 TINY = Sizes(3, 2, (5, 6, 7), 20, 4, 3, 6)
 LABELS = ("cat", "dog", "rocket", "coffee", "tree")
 

@@ -1,13 +1,15 @@
-"""SCPNet's files in the published layout with random weights, to which the numbers in `tests/golden/scpnet_tiny.npz` belong.
+"""SCPNet's files in the published layout with random weights, to which the numbers in `tests/golden/scpnet_*.npz` belong.
 
-Weights are drawn per tensor from numpy's frozen legacy generator, so every machine writes the same numbers. The golden file
-holds what the published implementation computes with them on a CPU in fp32: `gcn_relation` [C, C], `logits` and `scores`
-[B, C], and every eighth column of `text_features`, `label_matrix` [C, 1024] and `image_features` [B, 1024].
+Weights are drawn per tensor from numpy's frozen legacy generator, so every machine writes the same numbers. The files hold what
+the published implementation computes with them on a CPU in fp32, `scpnet_tiny.npz` of `TINY` and the seed 0: `gcn_relation` [C,
+C], `logits` and `scores` [B, C], and every eighth column of `text_features`, `label_matrix` [C, 1024] and `image_features` [B,
+1024].
 """
 
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +20,21 @@ from sigrl_deploy.arrays import FloatArray
 
 COLUMNS = 8
 CONTEXT, LEARNED, EMBED, HIDDEN = 77, 4, 1024, 2048
-WIDTH, TEXT_WIDTH, TEXT_LAYERS = 16, 64, 2  # of the image tower, whose stages have one block each, and of the text side
 IMAGE_SIZE = 224
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the image tower, with its blocks by stage, and of the text side."""
+
+    width: int
+    blocks: tuple[int, int, int, int]
+    text_width: int
+    text_layers: int
+
+
+TINY = Sizes(16, (1, 1, 1, 1), 64, 2)
+RN50 = Sizes(64, (3, 4, 6, 3), 512, 12)
 START, END = 49406, 49407
 A_PHOTO_OF_A = (320, 1125, 539, 320)
 # CLIP's tokens of each label and the full stop after it.
@@ -48,18 +63,18 @@ TOKENS = {
 LABELS = tuple(TOKENS)
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, sizes: Sizes = TINY, seed: int = 0, relation_seed: int = 100) -> None:
     """`scpnet.ckpt`, `relation.npy` and `labels.txt`."""
-    torch.save({name: torch.from_numpy(np.asarray(values)) for name, values in state_dict().items()}, folder / "scpnet.ckpt")
-    np.save(folder / "relation.npy", relation(len(LABELS), seed=100))
+    state = {name: torch.from_numpy(np.asarray(values)) for name, values in state_dict(sizes, seed).items()}
+    torch.save(state, folder / "scpnet.ckpt")
+    np.save(folder / "relation.npy", relation(len(LABELS), relation_seed))
     (folder / "labels.txt").write_text("\n".join(LABELS))  # without a line feed at the end, as published
 
 
-def state_dict() -> dict[str, FloatArray]:
-    tensors = {name: _draw(name, shape) for name, shape in (_image_shapes() | _text_shapes()).items()}
-    rows = {
-        token: 0.5 * _rng(f"token {token}").standard_normal(TEXT_WIDTH) for token in {t for each in LABELS for t in _ids(each)}
-    }
+def state_dict(sizes: Sizes, seed: int) -> dict[str, FloatArray]:
+    tensors = {name: _draw(name, shape, seed) for name, shape in (_image_shapes(sizes) | _text_shapes(sizes)).items()}
+    tokens = {token for label in LABELS for token in _ids(label)}
+    rows = {token: 0.5 * _rng(f"token {token}", seed).standard_normal(sizes.text_width) for token in tokens}
     embedded = np.stack([[rows[token] for token in _ids(label)] for label in LABELS]).astype(np.float32)
     tensors["prompt_learner.token_prefix"] = embedded[:, :1].copy()
     tensors["prompt_learner.token_middle"] = embedded[:, 1 : 1 + LEARNED].copy()
@@ -91,21 +106,24 @@ def _norm(prefix: str, width: int) -> Shapes:
     return parts | {f"{prefix}.num_batches_tracked": ()}
 
 
-def _image_shapes() -> Shapes:
-    half = WIDTH // 2
+def _image_shapes(sizes: Sizes) -> Shapes:
+    half = sizes.width // 2
     shapes: Shapes = {}
-    for number, (made, given) in enumerate(((half, 3), (half, half), (WIDTH, half)), start=1):
+    for number, (made, given) in enumerate(((half, 3), (half, half), (sizes.width, half)), start=1):
         shapes |= {f"conv{number}.weight": (made, given, 3, 3)} | _norm(f"bn{number}", made)
-    given = WIDTH
-    for stage in range(1, 5):
-        planes, block = WIDTH << (stage - 1), f"layer{stage}.0."
-        kernels = {"conv1": (planes, given, 1), "conv2": (planes, planes, 3), "conv3": (4 * planes, planes, 1)}
-        for name, (made, taken, side) in kernels.items():
-            shapes[f"{block}{name}.weight"] = (made, taken, side, side)
-            shapes |= _norm(block + name.replace("conv", "bn"), made)
-        shapes[f"{block}downsample.0.weight"] = (4 * planes, given, 1, 1)
-        shapes |= _norm(f"{block}downsample.1", 4 * planes)
-        given = 4 * planes
+    given = sizes.width
+    for stage, blocks in enumerate(sizes.blocks, start=1):
+        planes = sizes.width << (stage - 1)
+        for number in range(blocks):
+            block = f"layer{stage}.{number}."
+            kernels = {"conv1": (planes, given, 1), "conv2": (planes, planes, 3), "conv3": (4 * planes, planes, 1)}
+            for name, (made, taken, side) in kernels.items():
+                shapes[f"{block}{name}.weight"] = (made, taken, side, side)
+                shapes |= _norm(block + name.replace("conv", "bn"), made)
+            if number == 0:
+                shapes[f"{block}downsample.0.weight"] = (4 * planes, given, 1, 1)
+                shapes |= _norm(f"{block}downsample.1", 4 * planes)
+            given = 4 * planes
     shapes["attnpool.positional_embedding"] = ((IMAGE_SIZE // 32) ** 2 + 1, given)
     for name in ("k_proj", "q_proj", "v_proj", "c_proj"):
         made = EMBED if name == "c_proj" else given
@@ -113,28 +131,29 @@ def _image_shapes() -> Shapes:
     return {f"image_encoder.{name}": shape for name, shape in shapes.items()}
 
 
-def _text_shapes() -> Shapes:
+def _text_shapes(sizes: Sizes) -> Shapes:
+    width = sizes.text_width
     tower: Shapes = {
-        "positional_embedding": (CONTEXT, TEXT_WIDTH),
-        "text_projection": (TEXT_WIDTH, EMBED),
-        **block_shapes(TEXT_LAYERS, TEXT_WIDTH),
-        "ln_final.weight": (TEXT_WIDTH,),
-        "ln_final.bias": (TEXT_WIDTH,),
+        "positional_embedding": (CONTEXT, width),
+        "text_projection": (width, EMBED),
+        **block_shapes(sizes.text_layers, width),
+        "ln_final.weight": (width,),
+        "ln_final.bias": (width,),
     }
     graph: Shapes = {"gc1.weight": (EMBED, HIDDEN), "gc2.weight": (HIDDEN, HIDDEN), "gc3.weight": (HIDDEN, EMBED)}
-    own: Shapes = {"logit_scale": (), "prompt_learner.ctx": (LEARNED, TEXT_WIDTH)}
+    own: Shapes = {"logit_scale": (), "prompt_learner.ctx": (LEARNED, width)}
     return own | graph | {f"text_encoder.{name}": shape for name, shape in tower.items()}
 
 
-def _rng(name: str) -> np.random.RandomState:
-    return np.random.RandomState(zlib.crc32(name.encode()))
+def _rng(name: str, seed: int) -> np.random.RandomState:
+    return np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**32)
 
 
-def _draw(name: str, shape: tuple[int, ...]) -> FloatArray:
-    """One tensor's weights, a function of its name and shape alone; scales keep softmax and sigmoid far from uniform."""
+def _draw(name: str, shape: tuple[int, ...], seed: int) -> FloatArray:
+    """One tensor's weights, a function of its name, shape and seed; scales keep softmax and sigmoid far from uniform."""
     if name.endswith("num_batches_tracked"):
         return np.array(1000, np.int64)
-    values = _rng(name).standard_normal(shape)
+    values = _rng(name, seed).standard_normal(shape)
     if name == "logit_scale":
         values = 2.6593 + 0.3 * values
     elif name == "prompt_learner.ctx":

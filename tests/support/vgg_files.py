@@ -19,6 +19,7 @@ from sigrl_deploy.arrays import FloatArray
 
 VECTOR = 300
 BIAM_LABELS = ("cat", "dog", "rocket", "Coffee", "tree")
+LINEAR_LABELS = ("cat", "rocket", *(f"label {i}" for i in range(2, 20)))
 _STAGES = (2, 2, 4, 4, 4)
 
 
@@ -130,8 +131,8 @@ def write(folder: Path) -> None:
     lines = [" ".join([word, *map(repr, map(float, vector))]) for word, vector in rows]
     (folder / "glove.txt").write_text("\n".join(["5 300", "the " + "0.1 " * 300, *reversed(lines)]) + "\n")
     save(folder / "vgg-small.pth", vgg_state(VGG_SMALL))
-    save(folder / "linear.pth", classifier_state(VGG_SMALL, 20))
-    (folder / "labels.txt").write_text("\n".join(f"label {i}" for i in range(20)))
+    save(folder / "linear.pth", classifier_state(VGG_SMALL, len(LINEAR_LABELS)))
+    (folder / "labels.txt").write_text("\n".join(LINEAR_LABELS))
     np.savez(folder / "scaling.npz", **scaling(VGG_SMALL))
 
 

@@ -264,3 +264,11 @@ def test_the_log_has_the_rate_that_the_model_learned_at(tiny_clip: Path, colours
     train(f"folder:{colours}", "--init", tiny_clip, *QUICK, *TOPK, "--lr", "1e-4", "--out", tmp_path / "run")
     rates = [float(row["lr"]) for row in rows(tmp_path / "run") if row["lr"]]
     assert rates[-1] == pytest.approx(1e-7, rel=1e-3)
+
+
+@pytest.mark.parametrize("system", ["ml2p", "scpnet"])
+def test_other_systems_are_no_start(system: str, colours: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    (checkpoint,) = (path for path in request.getfixturevalue(system).iterdir() if path.suffix in (".pth", ".ckpt"))
+    line = refusal(f"folder:{colours}", "--init", checkpoint, "--out", tmp_path / "run")
+    assert line.startswith(f"error: --init {checkpoint}: is a ")
+    assert "training cannot start from" in line

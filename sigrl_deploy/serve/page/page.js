@@ -158,6 +158,7 @@ async function start() {
     $("vocabulary").replaceChildren(...choices);
     $("vocabulary").value = usual ?? vocabularies[0]?.name ?? OWN;
     $("map-hint").hidden = !heatmaps;
+    if (info.probabilities) $("score-hint").textContent = "A number is the probability that the picture shows the tag.";
     $("about").textContent = `${info.name} ${info.version} · ${info.engine}`;
     complain("");
   } catch (error) {
