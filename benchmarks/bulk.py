@@ -152,6 +152,7 @@ def killed(pictures: Path, bundle: Path, out: Path) -> dict[str, Any]:
     process = subprocess.Popen(run, stderr=subprocess.DEVNULL)
     for what, share in (("worker", 0.2), ("driver", 0.6)):
         while done(out) < share * total:
+            assert process.poll() is None, run
             time.sleep(0.1)
         kill_worker(process.pid) if what == "worker" else process.kill()
         events.append({"killed": what, "at": time.time() - start, "rows": done(out)})

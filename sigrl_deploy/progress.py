@@ -46,7 +46,7 @@ class Progress:
         self._open.close()
 
     def advance(self, count: int = 1, detail: Callable[[], str] | None = None) -> None:
-        """Count more of them as done. `detail` gives a text to show beside the count; it is called only when that is due."""
+        """Count more as done, or none. `detail` gives a text to show beside the count; it is called only when that is due."""
         self._done += count
         if not self._shown:
             return
@@ -65,6 +65,8 @@ class Progress:
 
     def _line(self, seconds: float) -> str:
         rate = (self._done - self._before) / seconds
+        if not rate:
+            return f"{self._done:,} of {self._total:,} {self._unit}s"
         speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
         left = _duration((self._total - self._done) / rate)
         return f"{self._done:,} of {self._total:,} {self._unit}s, {speed}/s, {left} to go"

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sigrl_deploy.errors import UsageError
+from sigrl_deploy.errors import UsageError, printable
 from sigrl_deploy.machine import cpus
-from sigrl_deploy.machine.gpu import NoGpuError, gpu_at_hand
+from sigrl_deploy.machine.gpu import gpus_at_hand
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,11 @@ class Node:
     def holds(self, cpus: int, gpus: float) -> int:
         """How many workers of such a size it holds."""
         by_cpu = self.cpus // cpus
-        return by_cpu if not gpus else min(by_cpu, int(self.gpus // gpus) if gpus >= 1 else int(self.gpus) * int(1 // gpus))
+        if not gpus:
+            return by_cpu
+        # Several may share a GPU, but none has parts of two. 1 / 0.2 is a little less than 5 where it is rounded.
+        by_gpu = int(self.gpus // gpus) if gpus >= 1 else int(self.gpus) * int(1 / gpus + 1e-9)
+        return min(by_cpu, by_gpu)
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,15 @@ class Workers:
 
         Raises UsageError where the nodes do not hold so many: Ray would wait for ever, without a word.
         """
+        if gpus is not None and not (math.isfinite(gpus) and (gpus <= 1 or gpus == int(gpus))):
+            raise UsageError("expected a whole number, or a part of 1", argument="gpus_per_worker", value=gpus)
         gpus = (1.0 if any(node.gpus for node in nodes) else 0.0) if gpus is None else gpus
         if cpus is None:
             shares = [
                 node.cpus / max(1, node.gpus / gpus if gpus else math.ceil(node.cpus / _CPUS_PER_WORKER)) for node in nodes
             ]
-            cpus = max(1, math.floor(min(share for share, node in zip(shares, nodes, strict=True) if node.gpus or not gpus)))
+            able = [share for share, node in zip(shares, nodes, strict=True) if node.cpus and (node.gpus or not gpus)]
+            cpus = max(1, math.floor(min(able, default=1)))
         most = sum(node.holds(cpus, gpus) for node in nodes)
         if count is None:
             count = max(1, most)
@@ -71,8 +78,10 @@ def _too_many(nodes: Sequence[Node], count: int, cpus: int, gpus: float, most: i
     size = f"{_count(cpus, 'CPU')}" + (f" and {_count(gpus, 'GPU')}" if gpus else "")
     there = f"{_count(sum(node.cpus for node in nodes), 'CPU')} and {_count(sum(node.gpus for node in nodes), 'GPU')}"
     where = f"{there} on {_count(len(nodes), 'node')}"
-    largest = max(node.cpus for node in nodes)
-    if most:
+    largest = max((node.cpus for node in nodes), default=0)
+    if not largest:
+        fits = "add nodes with CPUs"
+    elif most:
         fits = f"`workers={most}` fits"
     elif gpus and not any(node.holds(1, gpus) for node in nodes):
         fits = "use `gpus_per_worker=0`, or add GPUs"
@@ -190,7 +199,8 @@ def _quiet_data() -> None:
     import ray.data  # noqa: F401 - it makes its handlers
 
     for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+        on_terminal = isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler)
+        if on_terminal and handler not in logging.getLogger().handlers:  # those are the program's own
             handler.setLevel(logging.CRITICAL)
 
 
@@ -203,9 +213,26 @@ def nodes() -> list[Node]:
 
 
 def this_machine() -> list[Node]:
-    """The node that Ray would make of this machine; with one GPU where it has several, which Ray counts when it starts."""
-    try:
-        gpu_at_hand()
-        return [Node(cpus.threads(), 1)]
-    except NoGpuError:
-        return [Node(cpus.threads())]
+    """The node that Ray would make of this machine."""
+    return [Node(cpus.threads(), gpus_at_hand())]
+
+
+def require_shared(paths: Sequence[str], seconds: float) -> None:
+    """Raise UsageError where a node of the cluster does not see what lies on this machine's disks."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if not paths:
+        return
+    task = ray.remote(num_cpus=0)(_missing)
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    on = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in alive]
+    answers = ray.get([task.options(scheduling_strategy=there).remote(paths) for there in on], timeout=seconds)
+    for node, missing in zip(alive, answers, strict=True):
+        if missing is not None:
+            problem = f"{printable(missing)} is not there on node {node['NodeManagerAddress']}"
+            raise UsageError(f"{problem}; use a folder that all nodes share, or a bucket", argument="address")
+
+
+def _missing(paths: Sequence[str]) -> str | None:
+    return next((path for path in paths if not os.path.exists(path)), None)

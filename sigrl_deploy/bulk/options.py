@@ -10,6 +10,8 @@ from sigrl_deploy.config import Crop
 from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import UsageError
 
+# What lies beside the rows of a run: `Shard.name`, then what all shards of a run have in common.
+PLAN_NAME = re.compile(r"_plan-((\d+)of(\d+)-)?([0-9a-f]{16})\.arrow")
 _SHARD = re.compile(r"([1-9]\d{0,4})/([1-9]\d{0,4})")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sigrl_deploy.errors import ImageError, UsageError
-from sigrl_deploy.ray.tagger import content_of
+from sigrl_deploy.ray.tagger import content_of, require_no_outage
 from sigrl_deploy.recognizer.streaming import Content
-from sigrl_deploy.storage import Place, is_outage, is_remote, storage_errors
+from sigrl_deploy.storage import Place, is_remote, reason, storage_errors
 
 _COLUMNS = ("bytes", "image", "path")  # what holds the pictures, unless an option says so
 _KEYS = ("key", "path")
@@ -40,63 +42,87 @@ class Columns:
             raise UsageError(f"{url} has no column {expected}, only {names}; say which with `column`", argument="source")
         if found not in schema.names:
             raise UsageError(f"{url} has no such column, only {names}", argument="column", value=found)
-        if not (
-            _is_bytes(schema.field(found).type) or _is_text(schema.field(found).type) or _is_image(schema.field(found).type)
-        ):
-            kind = schema.field(found).type
-            problem = f"holds {kind} in {url}, expected bytes of picture files, or paths"
+        kind = _plain(schema.field(found).type)
+        if not (_is_bytes(kind) or _is_text(kind) or _is_image(kind)):
+            problem = f"holds {schema.field(found).type} in {url}, expected bytes of picture files, or paths"
             raise UsageError(problem, argument="column", value=found)
         if key is not None and key not in schema.names:
             raise UsageError(f"{url} has no such column, only {names}", argument="key", value=key)
-        named = key or next((name for name in _KEYS if name in schema.names and _is_text(schema.field(name).type)), None)
-        return cls(found, found if named is None and _is_text(schema.field(found).type) else named)
+        texts = {field.name for field in schema if _is_text(_plain(field.type))}
+        named = key or next((name for name in _KEYS if name in texts), None)
+        return cls(found, found if named is None and found in texts else named)
 
 
-def row_groups(places: Sequence[Place], column: str | None, key: str | None) -> Iterator[tuple[str, int, int]]:
-    """Name, row group and number of rows of every row group that has some. Raises UsageError for a file that cannot be used."""
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a Parquet file: `count` of a row group, from row `first` of the file on."""
 
-    def read(place: Place) -> list[tuple[str, int, int]]:
-        file = _opened(place)
+    group: int
+    first: int
+    count: int
+
+
+def rows_of(places: Sequence[Place], column: str | None, key: str | None, most: int) -> Iterator[list[Rows]]:
+    """All rows of each file, in pieces of `most` rows at most. Raises UsageError for a file that cannot be used."""
+
+    def read(place: Place) -> list[Rows]:
+        with _errors(place):
+            file = _opened(place)
         Columns.of(file.schema_arrow, place.url, column, key)
-        counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        return [(place.url, group, count) for group, count in enumerate(counts) if count]
+        starts = _starts(file)
+        pieces = [(group, first) for group, start in enumerate(starts[:-1]) for first in range(start, starts[group + 1], most)]
+        return [Rows(group, first, min(most, starts[group + 1] - first)) for group, first in pieces]
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        for found in pool.map(read, places):
-            yield from found
+        yield from pool.map(read, places)
 
 
 def read_rows(
-    place: Place, group: int, rows: int, skip: int, column: str | None, key: str | None
+    place: Place, name: str, rows: Rows, skip: int, column: str | None, key: str | None
 ) -> Iterator[tuple[str, Content]]:
-    """Name and content of the pictures of a row group, without the first `skip`. Its rows are read as they are needed.
+    """Name and content of the pictures in some rows of a file, without the first `skip`; they are read as they are needed.
 
-    Where the file is damaged the pictures that cannot be read have that as their error.
+    A row without a key is NAME#ROW. Where the file is damaged or missing the pictures that cannot be read have that as their
+    error. Raises UsageError where it cannot be read now.
     """
-    file = _opened(place)
-    columns = Columns.of(file.schema_arrow, place.url, column, key)
-    first = sum(file.metadata.row_group(before).num_rows for before in range(group))
-    wanted = list(dict.fromkeys(name for name in (columns.picture, columns.key) if name is not None))
-    row = 0
+    at, end, opened = rows.first + skip, rows.first + rows.count, False
     try:
-        for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=wanted):
-            for at in range(max(0, skip - row), len(batch)):
-                yield _picture(batch, at, columns, place, first + row + at)
-            row += len(batch)
+        file = _opened(place)
+        opened = True
+        columns = Columns.of(file.schema_arrow, name, column, key)
+        start = _starts(file)[rows.group]
+        names = list(dict.fromkeys(name for name in (columns.picture, columns.key) if name is not None))
+        for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[rows.group], columns=names):
+            while at < min(end, start + len(batch)):
+                yield _picture(batch, at - start, columns, place, f"{name}#{at}")
+                at += 1
+            if at == end:
+                return
+            start += len(batch)
+        raise pa.ArrowInvalid("rows are missing")
+    except MemoryError:
+        raise  # Arrow's, too
     except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and is_outage(error):
-            raise
-        problem = f"{place.url} is damaged ({_line(error)})"
-        for at in range(max(row, skip), rows):
-            yield f"{place.url}#{first + at}", partial(_refuse, problem)
+        failure: Exception = ImageError(f"{name} is damaged ({reason(error)})")
+        if isinstance(error, OSError):
+            require_no_outage(error, name)
+            failure = failure if opened else error
+    yield from ((f"{name}#{row}", partial(_fail, failure)) for row in range(at, end))
 
 
-def _picture(batch: pa.RecordBatch, at: int, columns: Columns, place: Place, row: int) -> tuple[str, Content]:
-    value = batch.column(columns.picture)[at].as_py()
-    name = f"{place.url}#{row}"
-    if columns.key is not None:
-        key = batch.column(columns.key)[at].as_py()
-        name = name if key is None else str(key)
+def _starts(file: pq.ParquetFile) -> list[int]:
+    """The first row of each row group, and the number of all rows."""
+    return [0, *itertools.accumulate(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))]
+
+
+def _picture(batch: pa.RecordBatch, at: int, columns: Columns, place: Place, name: str) -> tuple[str, Content]:
+    try:
+        key = None if columns.key is None else batch.column(columns.key)[at].as_py()
+        value = batch.column(columns.picture)[at].as_py()
+    except UnicodeDecodeError:
+        return name, partial(_fail, ImageError("its row holds text that is not UTF-8"))
+    if key is not None:
+        name = key.decode("utf-8", "backslashreplace") if isinstance(key, bytes) else str(key)
     if isinstance(value, dict):  # as Hugging Face's data sets store pictures
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str):
@@ -113,21 +139,26 @@ def _beside(place: Place, path: str) -> Place:
 
 
 def _opened(place: Place) -> pq.ParquetFile:
+    # Without the buffer, all of a row group's bytes would be in memory at once.
+    return pq.ParquetFile(place.filesystem.open_input_file(place.path), buffer_size=_BUFFER, pre_buffer=False)
+
+
+@contextmanager
+def _errors(place: Place) -> Iterator[None]:
     with storage_errors(place.url, "source", "check the name and its permissions"):
         try:
-            stream = place.filesystem.open_input_file(place.path)
-            # Without the buffer, all of a row group's bytes would be in memory at once.
-            return pq.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False)
+            yield
         except pa.ArrowInvalid as error:
-            raise UsageError(f"is no Parquet file ({_line(error)})", argument="source", value=place.url) from None
+            raise UsageError(f"is no Parquet file ({reason(error)})", argument="source", value=place.url) from None
 
 
-def _refuse(problem: str) -> bytes:
-    raise ImageError(problem)
+def _fail(error: Exception) -> bytes:
+    raise error
 
 
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:300]
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Without the dictionary of a column whose values repeat."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
@@ -139,4 +170,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _is_image(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_struct(kind)) and {"bytes", "path"} <= {kind.field(i).name for i in range(kind.num_fields)}
+    if not pa.types.is_struct(kind):
+        return False
+    fields = {field.name: field.type for field in kind}
+    return {"bytes", "path"} <= fields.keys() and _is_bytes(fields["bytes"]) and _is_text(fields["path"])

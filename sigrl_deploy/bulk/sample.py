@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,15 +12,14 @@ import click
 from sigrl_deploy.bulk.cluster import Workers
 from sigrl_deploy.bulk.options import BulkOptions
 from sigrl_deploy.bulk.plan import Plan
+from sigrl_deploy.bulk.reading import Reading, Sizes
 from sigrl_deploy.bulk.sources import Kind
-from sigrl_deploy.bulk.worker import Reading, measured
 from sigrl_deploy.labels.label_set import LabelSet
 from sigrl_deploy.ray.preparing import Settings
 from sigrl_deploy.ray.tagger import with_threads
 from sigrl_deploy.recognizer.predictions import Record
 from sigrl_deploy.recognizer.streaming import Content
 from sigrl_deploy.recognizer.vocabularies import asked_labels
-from sigrl_deploy.storage import Place
 
 _PICTURES = 32  # of the sample, at most
 _UNITS = 8  # that it is taken from
@@ -34,11 +32,11 @@ def estimate(plan: Plan, options: BulkOptions, settings: Settings, labels: Label
 
     Raises what `run_bulk` raises.
     """
-    sizes: dict[int, int] = {}
+    sizes = Sizes()
     with settings.open(with_threads(settings.engine, workers.cpus)) as recognizer:
         vocabulary = recognizer.vocabulary(asked_labels(labels, options.background, recognizer.vocabulary))
         records = recognizer.stream(
-            measured(_sample(plan, options), sizes),
+            sizes.measured(_sample(plan, options)),
             vocabulary,
             top=settings.top,
             threshold=settings.threshold,
@@ -48,8 +46,8 @@ def estimate(plan: Plan, options: BulkOptions, settings: Settings, labels: Label
         first = list(itertools.islice(records, _WARM_UP))
         timed, seconds = _timed(records)
     tagged = [*first, *timed]
-    size = sum(sizes[place] for place in range(len(tagged))) / max(1, len(tagged))
-    pictures, about = _count(plan, size, options)
+    size = sum(each or 0 for each in sizes.take(len(tagged))) / max(1, len(tagged))
+    pictures, about = _count(plan, size)
     click.echo(
         f"{about}{pictures:,} pictures in {len(plan.table):,} {_things(plan.kind)}, about {pictures * size / 1e6:,.1f} MB"
     )
@@ -75,7 +73,7 @@ def _timed(records: Iterator[Record]) -> tuple[list[Record], float]:
 
 def _sample(plan: Plan, options: BulkOptions) -> Iterator[tuple[str, Content]]:
     """Pictures from units that are evenly spread over the source."""
-    reading = Reading(options.column, options.key, options.endpoint)
+    reading = Reading.of(options, plan)
     numbers = sorted({len(plan) * i // _UNITS for i in range(_UNITS)})
     most = -(-_PICTURES // len(numbers))
     for number in numbers:
@@ -86,14 +84,14 @@ def _sample(plan: Plan, options: BulkOptions) -> Iterator[tuple[str, Content]]:
         yield from itertools.islice(reading.pictures(unit), most)
 
 
-def _count(plan: Plan, size: float, options: BulkOptions) -> tuple[int, str]:
+def _count(plan: Plan, size: float) -> tuple[int, str]:
     """How many pictures there are; of tar files, whose members nobody has counted, as many as their bytes could hold."""
     if plan.pictures is not None:
         return plan.pictures, ""
-    places = [Place(os.fsdecode(url), options.endpoint) for url in plan.table.column("url").to_pylist()]
-    infos = places[0].filesystem.get_file_info([place.path for place in places])
-    return int(sum(info.size or 0 for info in infos) / max(1.0, size)), "at most "
+    if not size:
+        return len(plan.table), "at least "  # one a file: of none that was tried is the size known
+    return int(sum(plan.table.column("size").to_pylist()) / size), "at most "
 
 
 def _things(kind: Kind) -> str:
-    return {Kind.PICTURES: "files", Kind.PARQUET: "row groups of Parquet files", Kind.TAR: "tar files"}[kind]
+    return {Kind.PICTURES: "files", Kind.PARQUET: "pieces of Parquet files", Kind.TAR: "tar files"}[kind]

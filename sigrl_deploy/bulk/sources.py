@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import fnmatch
 import glob
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from fnmatch import fnmatchcase
 
+from sigrl_deploy.bulk.options import PLAN_NAME
 from sigrl_deploy.errors import UsageError, errors_about
-from sigrl_deploy.pictures.finding import Found, files_below, pictures_among
+from sigrl_deploy.pictures.finding import Found, files_below, matching, pictures_among
 from sigrl_deploy.storage import Place, check_url, is_remote, storage_errors
 from sigrl_deploy.tagging.heatmaps import is_heatmap_name
 
@@ -27,6 +28,7 @@ class Kind(str, Enum):
 
 
 _ENDINGS = {".parquet": Kind.PARQUET, ".tar": Kind.TAR}
+_MAGIC = "*?["
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,14 @@ def find_source(sources: Sequence[str], endpoint: str | None) -> Source:
         found = list(_remote(source, endpoint) if is_remote(source) else _local(source, skipped))
         if not found:
             raise UsageError("no such file, or nothing in it; check the name", argument=_ARGUMENT, value=source)
-        urls.update(dict.fromkeys(found))
+        urls.update(dict.fromkeys(_without_rows(found)))
     return _of_one_kind(list(urls), skipped, sources[0])
+
+
+def _without_rows(urls: Sequence[str]) -> Iterator[str]:
+    """Those that no run has written: its output may lie below its source."""
+    written = {folder for folder, _, name in (url.rpartition("/") for url in urls) if PLAN_NAME.fullmatch(name)}
+    return (url for url in urls if url.rpartition("/")[0] not in written)
 
 
 def _of_one_kind(urls: list[str], skipped: Counter[str], first: str) -> Source:
@@ -72,38 +80,39 @@ def _local(source: str, skipped: Counter[str]) -> Iterator[str]:
     with errors_about(pictures=_ARGUMENT):
         if os.path.isdir(source):
             yield from sorted(files_below(source, skipped))
-        elif os.path.lexists(source) or not glob.has_magic(source):
-            yield from [source] if os.path.lexists(source) else []
-        else:
-            yield from sorted(path for path in glob.glob(source, recursive=True) if os.path.isfile(path))
+        elif os.path.lexists(source):
+            yield source
+        elif glob.has_magic(source):
+            for match in sorted(matching(source)):
+                yield from sorted(files_below(match, skipped)) if os.path.isdir(match) else [match]
 
 
 def _remote(source: str, endpoint: str | None) -> Iterator[str]:
-    """Of a bucket: the files of a folder, those that match a glob, or one file."""
-    fixed = source[: min((source.find(mark) for mark in "*?[" if mark in source), default=len(source))]
-    is_glob = fixed != source
-    place = Place(fixed.rpartition("/")[0] if is_glob else source, endpoint)
+    """Of a bucket: one file, the files of a folder, or those that match a glob, as `_local`."""
+    from pyarrow.fs import FileType
+
+    place = Place(source, endpoint)
+    fixed = source[: min((source.find(mark) for mark in _MAGIC if mark in source), default=len(source))]
+    if fixed.count("/") < 3 and fixed != source:
+        raise UsageError("expected the bucket's name before a glob", argument=_ARGUMENT, value=source)
     with storage_errors(source, _ARGUMENT, "check the bucket's name, `endpoint` and credentials"):
-        if not is_glob and _is_file(place):
+        (info,) = place.filesystem.get_file_info([place.path])
+        if info.type is FileType.File:
             yield source
             return
-        for name, _ in place.entries(recursive=True):
-            url = place.below(name).url
+        is_glob = fixed != source and info.type is not FileType.Directory
+        folder = Place(fixed.rpartition("/")[0], endpoint) if is_glob else place
+        for name, _ in folder.entries(recursive=True):
+            url = folder.below(name).url
             hidden = any(part.startswith(".") for part in name.split("/"))
-            if not hidden and (not is_glob or _matches(url, source)):
+            if not hidden and (not is_glob or _matches(url.split("/"), source.split("/"))):
                 yield url
 
 
-def _is_file(place: Place) -> bool:
-    from pyarrow.fs import FileType
-
-    (info,) = place.filesystem.get_file_info([place.path])
-    return info.type is FileType.File
-
-
-def _matches(url: str, pattern: str) -> bool:
-    """As a shell's glob: a star stays within a folder, two go through any number."""
-    parts, wanted = url.split("/"), pattern.split("/")
-    if "**" in wanted:
-        return fnmatch.fnmatchcase(url, pattern.replace("**/", "*"))
-    return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
+def _matches(parts: Sequence[str], wanted: Sequence[str]) -> bool:
+    """As a shell's glob: a star stays within a folder, two alone are any number of folders; a folder stands for its files."""
+    if not wanted:
+        return True
+    if wanted[0] == "**":
+        return any(_matches(parts[i:], wanted[1:]) for i in range(len(parts)))
+    return bool(parts) and fnmatchcase(parts[0], wanted[0]) and _matches(parts[1:], wanted[1:])

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import itertools
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import pyarrow as pa
+import ray
 
-from sigrl_deploy.bulk.destination import Destination, Part
-from sigrl_deploy.bulk.parquet_files import read_rows
-from sigrl_deploy.bulk.plan import Unit
-from sigrl_deploy.bulk.sources import Kind
-from sigrl_deploy.bulk.tar_files import read_members
-from sigrl_deploy.errors import ClusterError, SigRLError, printable
+from sigrl_deploy.bulk.parts import Part, Parts
+from sigrl_deploy.bulk.plan import Plan, Unit
+from sigrl_deploy.bulk.reading import Reading, Sizes
+from sigrl_deploy.errors import ClusterError, SigRLError, UsageError, printable
 from sigrl_deploy.ray.shipping import Shipped
-from sigrl_deploy.ray.tagger import Tagger, content_of
+from sigrl_deploy.ray.tagger import Tagger
 from sigrl_deploy.recognizer.predictions import Record
-from sigrl_deploy.recognizer.streaming import Content
-from sigrl_deploy.storage import Place, reason
+from sigrl_deploy.storage import reason
 
-# A row for each picture, so that Ray's progress counts pictures; of a worker that cannot go on, one with a failure.
+# What a worker says of each file that is there; or, where it cannot go on, of its failure.
 DONE = pa.schema(
     [
+        ("unit", pa.int64()),
+        ("number", pa.int64()),
+        ("rows", pa.int64()),
+        ("errors", pa.int64()),
         ("bytes", pa.int64()),
-        ("failed", pa.bool_()),
+        ("last", pa.bool_()),
+        ("plan", pa.string()),
         ("failure", pa.string()),
         ("argument", pa.string()),
         ("value", pa.string()),
@@ -35,42 +38,29 @@ DONE = pa.schema(
 )
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How pictures are found in files; see `BulkOptions`."""
-
-    column: str | None
-    key: str | None
-    endpoint: str | None
-
-    def pictures(self, unit: Unit, skip: int = 0) -> Iterator[tuple[str, Content]]:
-        """Names and contents of the pictures of a unit, without the first `skip`. Raises OSError."""
-        if unit.kind is Kind.PICTURES:
-            return ((url, content_of(Place(url, self.endpoint))) for url in unit.urls[skip:])
-        place = Place(unit.urls[0], self.endpoint)
-        if unit.kind is Kind.TAR:
-            return read_members(place, skip)
-        assert unit.group is not None
-        assert unit.rows is not None
-        return read_rows(place, unit.group, unit.rows, skip, self.column, self.key)
-
-
 class TagPictures:
-    """Ray shows the name of this class beside its progress. A failure of any kind is a row: Ray would start a worker again and
-    again where the same failure waits for it.
+    """A failure of any kind is a row: Ray would start a worker again and again where the same failure waits for it.
+
+    `plan` is a reference to the Plan in Ray's object store, where a node has it once, whatever its size.
     """
 
-    def __init__(self, shipped: Shipped, reading: Reading, destination: Destination, rows_per_file: int) -> None:
-        self._shipped, self._reading, self._destination, self._rows_per_file = shipped, reading, destination, rows_per_file
+    def __init__(self, shipped: Shipped, plan: Any, reading: Reading, parts: Parts) -> None:
+        self._shipped, self._plan_reference, self._reading, self._parts = shipped, plan, reading, parts
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        """A batch of units, as JSON in the column `unit` → a table DONE for each file that is written."""
-        for text in batch.column("unit").to_pylist():
+        """A batch of units, by their numbers in the column `unit` → a table DONE of one row for each file."""
+        for unit in batch.column("unit").to_pylist():
             try:
-                yield from map(_said, self._files(Unit.from_json(text)))
+                for number, part in enumerate(self._files(self._plan.unit(unit))):
+                    yield pa.Table.from_pylist([vars(part) | {"unit": unit, "number": number}], schema=DONE)
             except Exception as error:
                 yield _failure(error)
                 return
+
+    @cached_property
+    def _plan(self) -> Plan:
+        plan: Plan = ray.get(self._plan_reference)
+        return plan
 
     @cached_property
     def _tagger(self) -> Tagger:
@@ -78,75 +68,48 @@ class TagPictures:
         return Tagger(self._shipped)
 
     def _files(self, unit: Unit) -> Iterator[Part]:
-        """Write the files of a unit that are missing, and say what every one holds."""
+        """Write the files of a unit that are missing, and say what every one holds, from the first.
+
+        Ray counts on it that a worker that tries again says the same.
+        """
         skip = 0
         for number in itertools.count():
-            part = self._destination.part(unit.number, number)
+            part = self._parts.part(unit.number, number)
             if part is None:
                 break
             yield part
             if part.last:
                 return
             skip += part.rows
-        sizes: dict[int, int] = {}
-        records = self._tagger.records(measured(self._reading.pictures(unit, skip), sizes))
+        sizes = Sizes()
+        records = self._tagger.records(sizes.measured(self._reading.pictures(unit, skip)))
+        # Without all labels' scores, which would be in memory for a whole file.
+        short = (replace(record, scores=None) for record in records)
         # One record is read ahead: only then is it known whether a file is the last.
-        waiting = next(records, None)
+        waiting = next(short, None)
         while True:
-            rows = [] if waiting is None else [waiting, *itertools.islice(records, self._rows_per_file - 1)]
-            waiting = next(records, None)
-            yield self._write(unit, number, rows, sizes, last=waiting is None)
+            rows = [] if waiting is None else [waiting, *itertools.islice(short, self._plan.rows_per_file - 1)]
+            waiting = next(short, None)
+            yield self._write(unit, number, rows, sizes.take(len(rows)), last=waiting is None)
             if waiting is None:
                 return
             number += 1
 
-    def _write(self, unit: Unit, number: int, rows: list[Record], sizes: dict[int, int], last: bool) -> Part:
+    def _write(self, unit: Unit, number: int, rows: list[Record], sizes: Sequence[int | None], last: bool) -> Part:
+        if rows and all(size is None for size in sizes):
+            self._require_reach(rows[0])
         errors = sum(record.error is not None for record in rows)
-        part = Part(len(rows), errors, _taken(sizes, len(rows)), last, self._tagger.run)
-        self._destination.write(unit.number, number, rows, part)
+        part = Part(len(rows), errors, sum(size or 0 for size in sizes), last, self._parts.plan)
+        self._parts.write(unit.number, number, rows, self._tagger.run, part)
         return part
 
-
-def measured(pictures: Iterator[tuple[str, Content]], sizes: dict[int, int]) -> Iterator[tuple[str, Content]]:
-    """The pictures, with the bytes of each noted in `sizes` by its place, as far as they can be told."""
-    for place, (name, content) in enumerate(pictures):
-        sizes[place] = 0
-        if isinstance(content, bytes):
-            sizes[place] = len(content)
-        elif isinstance(content, str):
-            sizes[place] = _size(content)
-        else:
-            content = _noting(content, sizes, place)
-        yield name, content
-
-
-def _noting(read: Callable[[], bytes], sizes: dict[int, int], place: int) -> Callable[[], bytes]:
-    def noted() -> bytes:
-        content = read()
-        sizes[place] = len(content)
-        return content
-
-    return noted
-
-
-def _taken(sizes: dict[int, int], count: int) -> int:
-    """The bytes of the `count` oldest pictures, which are forgotten."""
-    return sum(sizes.pop(place) for place in list(itertools.islice(sizes, count)))
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except (OSError, ValueError):
-        return 0
-
-
-def _said(part: Part) -> pa.Table:
-    """The rows that the driver counts: the bytes of a file stand in its first row."""
-    count = part.rows
-    first = pa.array([part.bytes, *[0] * (count - 1)] if count else [], pa.int64())
-    failed = pa.array([True] * part.errors + [False] * (count - part.errors), pa.bool_())
-    return pa.Table.from_arrays([first, failed, *(pa.nulls(count, field.type) for field in list(DONE)[2:])], schema=DONE)
+    def _require_reach(self, record: Record) -> None:
+        """After a file of which nothing could be opened: missing credentials or a disk that is away are no pictures' errors."""
+        if not self._reading.reaches(self._plan):
+            said = (record.error or "").partition(";")[0]
+            problem = f"{printable(record.path)} {said}, and the same goes for others from all over the source on this machine"
+            advice = "see that it reaches them, and has credentials; the same command then goes on"
+            raise UsageError(f"{problem}; {advice}", argument="source")
 
 
 def _failure(error: Exception) -> pa.Table:
@@ -155,5 +118,5 @@ def _failure(error: Exception) -> pa.Table:
         line = reason(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}".splitlines()[0]
         error = ClusterError(f"a worker cannot go on ({printable(line)})")
     value = None if error.value is None else str(error.value)
-    row = {"bytes": 0, "failed": False, "failure": error.problem, "argument": error.argument, "value": value}
-    return pa.Table.from_pylist([row | {"exit_code": error.exit_code}], schema=DONE)
+    row = {"failure": error.problem, "argument": error.argument, "value": value, "exit_code": error.exit_code}
+    return pa.Table.from_pylist([row], schema=DONE)

@@ -56,6 +56,24 @@ def gpu_at_hand() -> Gpu:
         pynvml.nvmlShutdown()
 
 
+def gpus_at_hand() -> int:
+    """How many GPUs CUDA_VISIBLE_DEVICES leaves visible."""
+    try:
+        gpu_at_hand()
+    except NoGpuError:
+        return 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len(visible.split(","))
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        return int(pynvml.nvmlDeviceGetCount())
+    finally:
+        pynvml.nvmlShutdown()
+
+
 def _first_visible(pynvml: Any) -> Any:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     first = "0" if visible is None else visible.split(",")[0].strip()

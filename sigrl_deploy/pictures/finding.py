@@ -101,7 +101,7 @@ def _expand(argument: str, skipped: Counter[str]) -> list[str]:
         return _folder(argument, skipped)
     if os.path.lexists(argument) or not glob.has_magic(argument):
         return [argument]
-    matches = sorted(_glob(argument))
+    matches = sorted(matching(argument))
     if not matches:
         raise UsageError("matches no file; check the pattern", argument=_ARGUMENT, value=argument)
     return [path for match in matches for path in (_walk(match, skipped) if os.path.isdir(match) else [match])]
@@ -173,15 +173,15 @@ def _levels(folder: str) -> Iterator[tuple[str, list[str], int]]:
         yield parent, files, links
 
 
-def _glob(pattern: str, root: str = "") -> list[str]:
-    """Like glob.glob(recursive=True), which before Python 3.12 recurses, and which follows links in circles."""
+def matching(pattern: str, root: str = "") -> list[str]:
+    """Files and folders, as glob.glob(recursive=True), which before Python 3.12 recurses, and follows links in circles."""
     base, *rest = _ANY_DEPTH.split(pattern, maxsplit=1)
     if not rest:
         return [os.path.join(root, path) for path in glob.glob(pattern, root_dir=root or None)]
-    starts = _glob(base, root) if base else [root]
+    starts = matching(base, root) if base else [root]
     if not rest[0]:
         return starts
-    return [path for start in starts for level, _, _ in _levels(start) for path in _glob(rest[0], level)]
+    return [path for start in starts for level, _, _ in _levels(start) for path in matching(rest[0], level)]
 
 
 def _kinds(skipped: Counter[str]) -> str:

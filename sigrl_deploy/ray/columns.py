@@ -35,5 +35,10 @@ def columns(records: Sequence[Record]) -> dict[str, pa.Array]:
         name: [None if record.error is not None else [read(tag) for tag in record.predictions] for record in records]
         for name, read in of_tags.items()
     }
-    rows["error"] = [record.error for record in records]
+    rows["error"] = [None if record.error is None else text(record.error) for record in records]
     return {field.name: pa.array(rows[field.name], field.type) for field in FIELDS}
+
+
+def text(value: str) -> str:
+    """A name that Arrow can hold; bytes of a file name that are not text are written as `infer` writes them."""
+    return value.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -35,7 +35,7 @@ class Shipped:
         settings: how pictures are tagged.
         manifest: sha256 of the bundle's manifest, which has those of the other files.
         prepared: a reference to the vocabulary and the name of the run.
-        files: references to the bundle's files by name; empty where all nodes read the bundle at its own path.
+        files: references to the bundle's files by name; empty where all nodes have to find the bundle at its own path.
     """
 
     settings: Settings
@@ -91,7 +91,7 @@ def ship(
 def put(settings: Settings, prepared: Prepared | None) -> Shipped:
     """Put what was prepared, and where Ray has several nodes the bundle, into the object store.
 
-    Raises UsageError where the bundle is too large for that, or Ray was not started.
+    Raises UsageError where Ray was not started.
     """
     import ray
 
@@ -104,12 +104,11 @@ def put(settings: Settings, prepared: Prepared | None) -> Shipped:
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    """The content of the manifest and of the files that it lists."""
+    """The content of the manifest and of the files that it lists; none where they are too large for that."""
     paths = [folder / MANIFEST, *(folder / name for name in Bundle(folder).manifest.files)]
     size = sum(path.stat().st_size for path in paths)
     if size > _MOST_BYTES:
-        problem = f"has {size:,} bytes, more than is sent to nodes; put it on a path that all nodes share"
-        raise UsageError(problem, argument="bundle", value=folder)
+        return {}  # a node that does not have it at its path says so
     return {path.name: read_bounded(path, _MOST_FILE_BYTES) for path in paths}
 
 

@@ -11,7 +11,7 @@ import ray
 from threadpoolctl import threadpool_limits
 
 from sigrl_deploy.engines.options import EngineOptions
-from sigrl_deploy.errors import BundleError, UsageError, kind_of
+from sigrl_deploy.errors import BundleError, ImageError, UsageError, kind_of
 from sigrl_deploy.pictures.structure.limits import MAX_FILE_BYTES
 from sigrl_deploy.ray.columns import FIELDS, columns
 from sigrl_deploy.ray.preparing import Prepared
@@ -56,7 +56,8 @@ class Tagger:
 
         Raises UsageError for a batch that is no Arrow table, has no such column, or has columns of these names already.
         """
-        records = list(self.records(self._pictures(batch)))
+        # Without all labels' scores, which would be in memory for the whole batch.
+        records = [replace(record, scores=None) for record in self.records(self._pictures(batch))]
         for name, values in columns(records).items():
             batch = batch.append_column(name, values)
         return batch
@@ -102,13 +103,21 @@ def content_of(place: Place) -> Content:
 
 
 def _read_object(place: Place) -> bytes:
-    """Raises OSError where that is about this object, and UsageError where all others would fail too."""
+    """Raises OSError or ImageError where that is about this object, and UsageError where all others would fail too."""
     try:
         return place.read(MAX_FILE_BYTES)
     except OSError as error:
-        if not is_outage(error):
-            raise
-        raise UsageError(f"{place.url}: cannot be read now ({reason(error)}); run the same again when it can") from None
+        require_no_outage(error, place.url)
+        raise
+    except ValueError as error:
+        raise ImageError(f"cannot be opened ({reason(error)}); check its name") from None
+
+
+def require_no_outage(error: OSError, url: str) -> None:
+    """Raise UsageError where a file could not be read since no other could be, either."""
+    if is_outage(error):
+        advice = "run the same again when it can; if it never can, delete it"
+        raise UsageError(f"{url}: cannot be read now ({reason(error)}); {advice}") from None
 
 
 def cpus_given() -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,33 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow.fs import S3FileSystem
 
-from tests.support.bulk_runs import SECONDS, TOKEN, about, assert_equal, bulk, cluster, expected, rows, s3_server
+from sigrl_deploy.bulk import plan
+from sigrl_deploy.bulk.options import BulkOptions, Shard
+from sigrl_deploy.bulk.run import run_bulk
+from sigrl_deploy.config import Device
+from sigrl_deploy.engines.options import EngineOptions
+from sigrl_deploy.errors import UsageError
+from tests.support.bulk_runs import SECONDS, Wanted, about, assert_equal, bulk, rows, s3_server
 from tests.support.paths import ROOT
+from tests.support.refusals import assert_refused
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # from Ray, about itself
 
 Options = list[str | Path]
+Run = Callable[..., int]
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    # Ray's sockets have no room for pytest's long names.
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder, cluster(Path(folder), cpus=2) as address:
-        yield address
+@pytest.fixture
+def run(address: str, bundle: Path, labels: Path, caplog: pytest.LogCaptureFixture) -> Run:
+    """A run in this process, which is spared the start of another, by one worker; the lines that it says are in `caplog`."""
+    caplog.set_level(logging.INFO, "sigrl_deploy")
+    given = BulkOptions((), "", bundle, labels, engine=EngineOptions(device=Device.CPU), address=address, cpus_per_worker=1)
 
+    def call(source: str | Path, out: str | Path, **more: Any) -> int:
+        caplog.clear()
+        return run_bulk(replace(given, source=(str(source),), out=str(out), **{"workers": 1} | more))
 
-@pytest.fixture(scope="module")
-def wanted(bundle: Path, labels: Path, tenth_broken: Path) -> dict[str, dict[str, Any]]:
-    return expected(tenth_broken, "--bundle", bundle, "--labels", labels, "--device", "cpu")
+    return call
 
 
 @pytest.fixture
@@ -42,103 +54,59 @@ def files(tenth_broken: Path) -> list[Path]:
 
 
 def test_a_folder(
-    address: str, options: Options, tenth_broken: Path, wanted: dict[str, dict[str, Any]], tmp_path: Path
+    address: str,
+    options: Options,
+    run: Run,
+    tenth_broken: Path,
+    wanted: Wanted,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """By its relative name, and with relative options: the cluster's processes have another folder."""
+    monkeypatch.chdir(tenth_broken.parent)
     out = tmp_path / "out"
     done = bulk(
-        tenth_broken, *options, "--out", out, "--address", address, "--workers", "2", "--cpus-per-worker", "1", status=1
+        *(tenth_broken.name, *options, "--out", os.path.relpath(out), "--address", address),
+        *("--workers", "2", "--cpus-per-worker", "1"),
+        status=1,
     )
     assert_equal(rows(out), wanted)
-    assert {row["path"] for row in rows(out)} == {record["path"] for record in wanted.values()}
+    assert {row["path"] for row in rows(out)} == {os.path.relpath(record["path"]) for record in wanted.values()}
     assert b"4 pictures could not be read or scored; see the column error" in done.stderr
     assert b"40 pictures, 4 of them with an error" in done.stderr
-    again = bulk(tenth_broken, *options, "--out", out, "--address", address, "--cpus-per-worker", "1", status=1)
-    assert b"finished before" in again.stderr
-    assert b"holds 40 rows, 4 of them with an error" in again.stderr
+    assert run(tenth_broken.name, out) == 4
+    assert "finished before" in caplog.text
+    assert "holds 40 rows, 4 of them with an error" in caplog.text
+    monkeypatch.chdir("/")
+    assert_refused(lambda: run(tenth_broken.name, out), UsageError, f"was begun in the folder {tenth_broken.parent}")
 
 
-def test_types_do_not_depend_on_what_was_found(address: str, options: Options, small: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "pictures"
+def test_parquet_by_two_shards(run: Run, files: list[Path], wanted: Wanted, tmp_path: Path) -> None:
+    """Bytes, paths and Hugging Face's structs, with keys and without, in a file each."""
+    folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
-    (folder / "a.jpg").write_bytes(b"")
-    out = tmp_path / "out"
-    bulk(folder, *options, "--out", out, "--address", address, status=1)
-    schema = pq.read_schema(next(out.glob("part-*")))
-    assert {field.name: str(field.type) for field in schema} == {
-        "path": "string",
-        "labels": "list<element: string>",
-        "scores": "list<element: float>",
-        "thresholds": "list<element: float>",
-        "probabilities": "list<element: float>",
-        "children": "list<element: string>",
-        "error": "string",
-        "run": "string",
+    (folder / "pictures").symlink_to(files[0].parents[1])
+    names, contents = [file.name for file in files], [file.read_bytes() for file in files]
+    images = pa.array(
+        [{"bytes": file, "path": None} for file in contents], pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    )
+    paths = [f"pictures/{file.relative_to(file.parents[1])}" for file in files]
+    tables = {
+        "a": pa.table({"key": names[:17], "bytes": contents[:17], "other": range(17)}),
+        "b": pa.table({"path": paths[17:25]}),
+        "c": pa.table({"key": names[25:37], "image": images[25:37]}),
+        "d": pa.table({"image": contents[37:]}),
     }
-
-
-@pytest.mark.parametrize("holds", ["bytes", "paths", "images"])
-def test_parquet(
-    address: str, options: Options, files: list[Path], wanted: dict[str, dict[str, Any]], tmp_path: Path, holds: str
-) -> None:
-    names = [file.name for file in files]
-    columns: dict[str, Any] = {
-        "bytes": {"key": names, "bytes": [file.read_bytes() for file in files], "other": range(len(files))},
-        "paths": {"picture": [f"pictures/{file.relative_to(file.parents[1])}" for file in files]},
-        "images": {"name": names, "image": [{"bytes": file.read_bytes(), "path": None} for file in files]},
-    }
-    more = {"bytes": [], "paths": ["--column", "picture"], "images": ["--key", "name"]}
-    (tmp_path / "pictures").symlink_to(files[0].parents[1])
-    if holds == "images":
-        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-        columns["images"]["image"] = pa.array(columns["images"]["image"], kind)
-    # Row groups of 17 in one file, and a second file.
-    table = pa.table(columns[holds])
-    pq.write_table(table.slice(0, 35), tmp_path / "a.parquet", row_group_size=17)
-    pq.write_table(table.slice(35), tmp_path / "b.parquet")
-    out = tmp_path / "out"
-    found = tmp_path / "*.parquet"
-    bulk(found, *options, *more[holds], "--out", out, "--address", address, "--cpus-per-worker", "1", status=1)
-    assert_equal(rows(out), wanted)
-    assert len(list(out.glob("part-*"))) == 6  # row groups of 17 in files of 16 and 1, twice, of 1, and of 5
-
-
-def test_rows_without_a_key_are_named_by_file_and_number(
-    address: str, options: Options, files: list[Path], tmp_path: Path
-) -> None:
-    pq.write_table(pa.table({"image": [file.read_bytes() for file in files[:5]]}), tmp_path / "a.parquet", row_group_size=2)
-    bulk(tmp_path / "a.parquet", *options, "--out", tmp_path / "out", "--address", address)
-    assert sorted(row["path"] for row in rows(tmp_path / "out")) == [f"{tmp_path / 'a.parquet'}#{i}" for i in range(5)]
-
-
-@pytest.fixture
-def shards(files: list[Path], tmp_path: Path) -> list[Path]:
-    """Three tar files as WebDataset has them: each picture beside its caption."""
-    made = []
-    for number in range(3):
-        path = tmp_path / f"{number:06}.tar"
-        with tarfile.open(path, "w") as archive:
-            for file in files[number::3]:
-                for name, content in ((file.name, file.read_bytes()), (f"{file.stem}.txt", b"a caption")):
-                    member = tarfile.TarInfo(f"{file.parent.name}/{name}")
-                    member.size = len(content)
-                    archive.addfile(member, io.BytesIO(content))
-        made.append(path)
-    return made
-
-
-def test_tar_shards(
-    address: str, options: Options, shards: list[Path], wanted: dict[str, dict[str, Any]], tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    command = [*shards, *options, "--out", out, "--address", address, "--workers", "2", "--cpus-per-worker", "1"]
-    bulk(*command, status=1)
-    assert_equal(rows(out), wanted)
-    # A run that was stopped within a shard goes on with the rest of it.
-    part = next(out.glob("part-000001-*"))
-    part.unlink()
-    assert b"27 of them done before" in bulk(*command, status=1).stderr
-    assert_equal(rows(out), wanted)
-    assert about(part)["last"]
+    for name, table in tables.items():
+        pq.write_table(table, folder / f"{name}.parquet", row_group_size=9)
+    # The first with a GPU for its worker, which then encodes the labels.
+    errors = [run(folder / "*.parquet", out, shard=Shard(n, 2), gpus_per_worker=gpus) for n, gpus in ((1, 1), (2, None))]
+    assert sum(errors) == 4
+    assert len(list(out.glob("_plan-*of2-*.arrow"))) == 2
+    found = rows(out)
+    without_key = {f"{folder / 'd.parquet'}#{i}": names[37 + i] for i in range(3)}
+    assert_equal([row | {"path": without_key.get(row["path"], row["path"])} for row in found], wanted)
 
 
 @pytest.fixture(scope="module")
@@ -148,10 +116,8 @@ def endpoint() -> Iterator[str]:
 
 
 @pytest.fixture
-def bucket(endpoint: str, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> S3FileSystem:
-    """Of a bucket `lake` with the pictures."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+def bucket(endpoint: str, files: list[Path]) -> S3FileSystem:
+    """Of a bucket `lake` with the pictures, and with tar files as WebDataset has them: each picture beside its caption."""
     filesystem = S3FileSystem(
         endpoint_override=endpoint.partition("://")[2], scheme="http", region="us-east-1", allow_bucket_creation=True
     )
@@ -159,52 +125,80 @@ def bucket(endpoint: str, files: list[Path], monkeypatch: pytest.MonkeyPatch) ->
     for file in files:
         with filesystem.open_output_stream(f"lake/in/{file.parent.name}/{file.name}") as stream:
             stream.write(file.read_bytes())
+    for number in range(3):
+        content = io.BytesIO()
+        with tarfile.open(fileobj=content, mode="w") as archive:
+            for file in files[number::3]:
+                for name, of_member in ((file.name, file.read_bytes()), (f"{file.stem}.txt", b"a caption")):
+                    member = tarfile.TarInfo(f"{file.parent.name}/{name}")
+                    member.size = len(of_member)
+                    archive.addfile(member, io.BytesIO(of_member))
+        with filesystem.open_output_stream(f"lake/tar/{number:06}.tar") as stream:
+            stream.write(content.getvalue())
     return filesystem
 
 
 def test_buckets(
-    options: Options, endpoint: str, bucket: S3FileSystem, wanted: dict[str, dict[str, Any]], shards: list[Path]
+    run: Run,
+    endpoint: str,
+    bucket: S3FileSystem,
+    wanted: Wanted,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A folder of a bucket to a bucket, then tar files of it; with Ray of its own, whose workers have the credentials."""
-    command = [*options, "--endpoint", endpoint]
-    done = bulk("s3://lake/in", *command, "--out", "s3://lake/out", "--cpus-per-worker", "1", status=1)
-    assert b"rows are in s3://lake/out" in done.stderr
+    """A folder of a bucket to a bucket; then tar files of it, each of which has several files of rows."""
+    assert run("s3://lake/in", "s3://lake/out", endpoint=endpoint) == 4
+    assert "rows are in s3://lake/out" in caplog.text
     assert_equal(rows("lake/out", bucket), wanted)
     assert all(row["path"].startswith("s3://lake/in/") for row in rows("lake/out", bucket))
-    again = bulk("s3://lake/in", *command, "--out", "s3://lake/out", "--cpus-per-worker", "1", status=1)
-    assert b"finished before" in again.stderr
-    for shard in shards:
-        with bucket.open_output_stream(f"lake/tar/{shard.name}") as stream:
-            stream.write(shard.read_bytes())
-    missing = bulk("s3://nowhere/in", *command, "--out", "s3://lake/none", status=2)
-    assert missing.stderr.count(b"\n") <= 2
-    assert b"error: s3://nowhere/in: " in missing.stderr
-    missing = bulk("s3://lake/in", *command, "--out", "s3://nowhere/out", status=2)
-    assert b"error: --out s3://nowhere/out: " in missing.stderr
+    assert run("s3://lake/in", "s3://lake/out", endpoint=endpoint) == 4
+    assert "finished before" in caplog.text
+    with pytest.raises(UsageError, match="s3://nowhere/in") as raised:
+        run("s3://nowhere/in", "s3://lake/none", endpoint=endpoint)
+    assert raised.value.argument == "source"
+    with pytest.raises(UsageError, match="s3://nowhere/out") as raised:
+        run("s3://lake/in", "s3://nowhere/out", endpoint=endpoint)
+    assert raised.value.argument == "out"
+
+    monkeypatch.setattr(plan, "ROWS", 5)
+    out = tmp_path / "out"
+    assert run("s3://lake/tar/*.tar", out, endpoint=endpoint) == 4
+    assert_equal(rows(out), wanted)
+    # A run that was stopped within a tar file goes on with the rest of it, and counts what it tagged.
+    parts = sorted(out.glob("part-000001-*"))
+    assert [about(part)["rows"] for part in parts] == [5, 5, 3]
+    assert [about(part)["last"] for part in parts] == [False, False, True]
+    first = parts[0].stat().st_mtime_ns
+    for part in parts[1:]:
+        part.unlink()
+    assert run("s3://lake/tar/*.tar", out, endpoint=endpoint) == 4
+    assert "32 of them done before" in caplog.text
+    assert "8 pictures" in caplog.text
+    assert_equal(rows(out), wanted)
+    assert parts[0].stat().st_mtime_ns == first
 
 
-@pytest.mark.parametrize(
-    ("what", "said"),
-    [
-        ("damage", "ClusterError: "),
-        ("die", "ClusterError: workers died again and again ("),
-        ("die at once", "ClusterError: workers died again and again ("),
-    ],
-)
-def test_workers_that_always_fail_end_the_run_with_one_line(
-    address: str, bundle: Path, labels: Path, tenth_broken: Path, tmp_path: Path, what: str, said: str
+def test_runs_that_cannot_go_on_end_with_one_line(
+    address: str, bundle: Path, labels: Path, tenth_broken: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "bundle"
     shutil.copytree(bundle, copy)
-    command = [sys.executable, "-m", "tests.support.bulk_child", what, address, tenth_broken, copy, labels, tmp_path / "out"]
-    child = subprocess.run(
-        [*map(str, command)], capture_output=True, text=True, timeout=SECONDS, env=os.environ | TOKEN, cwd=ROOT
-    )
-    assert child.stdout.startswith(said), child.stderr
-    assert child.stdout.count("\n") == 1
+    command = [sys.executable, "-m", "tests.support.bulk_child", address, tenth_broken, copy, labels, tmp_path]
+    child = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=SECONDS, cwd=ROOT)
     assert "Traceback" not in child.stderr
-    assert ("differs from the manifest's sha256" in child.stdout) == (what == "damage")
-    assert len(list((tmp_path / "out").glob("part-*"))) == (what == "die")  # the unit before
+    said = dict(line.split(": ", 1) for line in child.stdout.splitlines())
+    assert list(said) == ["busy", "elsewhere", "out of reach", "long", "dies", "dies at once", "damaged"], child.stderr
+    assert "the workers did not start within 3 s" in said["busy"]
+    assert f"UsageError: address: /proc/self/cwd/{tenth_broken.name}/left/01.jpg is not there on node" in said["elsewhere"]
+    assert "out of reach/00.jpg cannot be opened (No such file or directory), and the same goes for" in said["out of reach"]
+    assert said["long"] == "ClusterError: the driver has heard of the first file"
+    assert "ClusterError: workers died again and again (" in said["dies"]
+    assert f"delete the file that kills them, in {tenth_broken}/left/33.jpg to {tenth_broken}/right/22.jpg" in said["dies"]
+    assert "ClusterError: workers died again and again (" in said["dies at once"]
+    assert "differs from the manifest's sha256" in said["damaged"]
+    written = {name: len(list((tmp_path / name).glob("part-*"))) for name in said}
+    assert written == dict.fromkeys(said, 0) | {"dies": 1}  # the unit before
 
 
 TAGGER = """
@@ -239,13 +233,13 @@ for settings, files in ((shipped.settings, {}), (elsewhere, files)):
 
 
 def test_tagger_in_a_pipeline_of_one_s_own(
-    address: str, bundle: Path, labels: Path, tenth_broken: Path, wanted: dict[str, dict[str, Any]], tmp_path: Path
+    address: str, bundle: Path, labels: Path, tenth_broken: Path, wanted: Wanted, tmp_path: Path
 ) -> None:
     """Once with the bundle at its path, and once on a node that has no such path."""
     cache = tmp_path / "cache"
     arguments = [address, tenth_broken, bundle, labels, tmp_path / "out", cache]
     command = [sys.executable, "-c", TAGGER, *map(str, arguments)]
-    child = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=os.environ | TOKEN, cwd=ROOT)
+    child = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=ROOT)
     assert child.returncode == 0, child.stderr
     outs = sorted((tmp_path / "out").iterdir())
     assert len(outs) == 2

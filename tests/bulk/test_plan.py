@@ -11,11 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sigrl_deploy.bulk.destination import Destination
 from sigrl_deploy.bulk.options import BulkOptions, Shard
-from sigrl_deploy.bulk.plan import ROWS, Plan, Unit, make_plan
-from sigrl_deploy.bulk.sources import Kind, Source, find_source
+from sigrl_deploy.bulk.parquet_files import Rows
+from sigrl_deploy.bulk.plan import ROWS, Plan, make_plan
+from sigrl_deploy.bulk.sources import Kind, Source, _matches, find_source
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.pictures.finding import find_pictures
+from sigrl_deploy.storage import Place
 from tests.support.refusals import assert_refused, refused
 
 
@@ -23,8 +26,8 @@ def options(*source: str, **more: object) -> BulkOptions:
     return BulkOptions(source, "out", Path("bundle"), **more)  # type: ignore[arg-type]
 
 
-def plan(count: int, workers: int = 2, **more: object) -> Plan:
-    return make_plan(Source(Kind.PICTURES, [f"{i}.jpg" for i in range(count)]), options("a", **more), workers, "run")
+def plan(count: int, run: str = "run", **more: object) -> Plan:
+    return make_plan(Source(Kind.PICTURES, [f"{i}.jpg" for i in range(count)]), options("a", **more), run)
 
 
 def names(made: Plan) -> list[str]:
@@ -32,13 +35,13 @@ def names(made: Plan) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("count", "files", "largest"), [(1, 1, 1), (17, 2, 16), (337, 16, 22), (16_000, 16, ROWS), (16_001, 17, ROWS)]
+    ("count", "files", "largest"), [(1, 1, 1), (17, 2, 16), (1345, 62, 22), (64_000, 64, ROWS), (64_001, 65, ROWS)]
 )
 def test_small_sources_are_shared_by_all_workers_and_large_ones_have_large_files(count: int, files: int, largest: int) -> None:
     made = plan(count)
     assert (len(made), max(len(unit.urls) for unit in made.units())) == (files, largest)
     assert names(made) == [f"{i}.jpg" for i in range(count)]
-    assert made.pictures == count == sum(unit.rows or 0 for unit in made.units())
+    assert made.pictures == count
 
 
 @pytest.mark.parametrize("count", [7, 100])
@@ -48,6 +51,7 @@ def test_shards_have_each_picture_once(count: int) -> None:
     assert sorted(found) == sorted(names(plan(count)))
     assert max(map(len, map(names, shards))) - min(map(len, map(names, shards))) <= 1
     assert {shard.listing for shard in shards} == {plan(count).listing} != {plan(count + 1).listing}
+    assert len({shard.id for shard in shards}) == 1
 
 
 def test_a_shard_without_pictures_is_refused() -> None:
@@ -61,14 +65,10 @@ def test_what_is_no_shard_is_refused(text: str) -> None:
 
 def test_plans_survive_a_file_and_names_that_are_not_text(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.jpg")
-    made = make_plan(Source(Kind.PICTURES, [name, "b.jpg"]), options("a"), 1, "run")
+    made = make_plan(Source(Kind.PICTURES, [name, "b.jpg"]), options("a"), "run")
     read = Plan.from_bytes(made.to_bytes())
     assert names(read) == [name, "b.jpg"]
-    assert (read.kind, read.rows_per_file, read.run, read.listing, read.reading) == (
-        made.kind, made.rows_per_file, made.run, made.listing, made.reading,
-    )  # fmt: skip
-    (unit,) = read.units()
-    assert Unit.from_json(unit.to_json()) == unit
+    assert (read.id, read.base) == (made.id, os.getcwd())
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: b"", lambda content: content[:200]])
@@ -82,11 +82,29 @@ def test_row_groups_are_units(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "b.parquet", row_group_size=20)
     pq.write_table(table.slice(0, 0), tmp_path / "empty.parquet")
     pq.write_table(table.slice(0, 3), tmp_path / "c.parquet")
-    made = make_plan(find_source([str(tmp_path)], None), options("a"), 2, "run")
-    assert [(Path(u.urls[0]).name, u.group, u.rows) for u in made.units()] == [
-        ("b.parquet", 0, 20), ("b.parquet", 1, 20), ("b.parquet", 2, 5), ("c.parquet", 0, 3),
-    ]  # fmt: skip
+    made = make_plan(find_source([str(tmp_path)], None), options("a"), "run")
+    assert [(Path(u.urls[0]).name, u.rows) for u in made.units()] == [
+        ("b.parquet", Rows(0, 0, 20)),
+        ("b.parquet", Rows(1, 20, 20)),
+        ("b.parquet", Rows(2, 40, 5)),
+        ("c.parquet", Rows(0, 0, 3)),
+    ]
     assert made.pictures == 48
+
+
+def test_row_groups_of_a_million_rows_are_shared_by_workers(tmp_path: Path) -> None:
+    """As pyarrow and pandas write them by default."""
+    pq.write_table(pa.table({"path": ["a.jpg"] * 25_001}), tmp_path / "a.parquet", row_group_size=25_000)
+    made = make_plan(find_source([str(tmp_path)], None), options("a"), "run")
+    assert [u.rows for u in made.units()] == [
+        Rows(0, 0, 10_000), Rows(0, 10_000, 10_000), Rows(0, 20_000, 5000), Rows(1, 25_000, 1),
+    ]  # fmt: skip
+
+
+def test_parquet_files_without_rows_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"bytes": pa.array([], pa.binary())}), tmp_path / "a.parquet")
+    source = find_source([str(tmp_path)], None)
+    assert_refused(lambda: make_plan(source, options("a"), "run"), UsageError, "source=", "have no rows")
 
 
 @pytest.fixture
@@ -114,6 +132,48 @@ def test_several_kinds_are_refused(lake: Path) -> None:
     assert find_source([f"{lake}/*.tar"], None).kind is Kind.TAR
 
 
+def test_globs_go_through_folders_as_infer_goes(lake: Path) -> None:
+    """A link that leads back is no other folder, a folder that matches stands for its pictures, and ** is whole names."""
+    (lake / "a" / "loop").symlink_to(lake)
+    (lake / "ab").mkdir()
+    (lake / "ab" / "3.jpg").touch()
+    for pattern in ("**/*.jpg", "[ab]*", "**/b/*.jpg"):
+        found = find_source([f"{lake}/{pattern}"], None)
+        assert found.urls == find_pictures([f"{lake}/{pattern}"], io.BytesIO()).paths
+    assert len(found.urls) == 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "url", "matches"),
+    [
+        ("**/x/*.jpg", "x/1.jpg", True),
+        ("**/x/*.jpg", "a/b/x/1.jpg", True),
+        ("**/x/*.jpg", "a/fox/1.jpg", False),
+        ("**/*.jpg", "a/b/1.jpg", True),
+        ("*.jpg", "a/1.jpg", False),
+        ("*/x", "a/x/b/1.jpg", True),
+        ("a/**", "a/b/1.jpg", True),
+    ],
+)
+def test_globs_in_buckets(pattern: str, url: str, matches: bool) -> None:
+    assert _matches(f"s3://lake/{url}".split("/"), f"s3://lake/{pattern}".split("/")) is matches
+
+
+def test_what_a_run_wrote_below_its_source_is_no_source(lake: Path) -> None:
+    made = plan(3)
+    parts = Destination(Place(str(lake / "tags")), Shard()).begin(made)
+    pq.write_table(pa.table({"path": ["a"]}), lake / "tags" / parts.name(0, 0))
+    assert find_source([str(lake)], None).kind is Kind.PICTURES
+
+
+@pytest.mark.parametrize("source", ["s3://key:secret@lake/in", "s3://lake//in", "s3://*/in"])
+def test_names_that_no_bucket_has_are_refused_without_their_secrets(source: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        find_source([source], None)
+    assert "secret" not in str(raised.value)
+    assert raised.value.argument == "source"
+
+
 @pytest.mark.parametrize("source", ["missing", "missing/*.jpg", "http://host/a.jpg", "s3://", "hdfs://a/b"])
 def test_sources_that_are_none_are_refused(source: str) -> None:
     assert refused(lambda: find_source([source], None)) == ("source", source)
@@ -138,7 +198,7 @@ def test_parquet_files_without_the_column_are_refused(
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     source = find_source([str(tmp_path)], None)
     with pytest.raises(UsageError) as raised:
-        make_plan(source, options("a", **more), 1, "run")
+        make_plan(source, options("a", **more), "run")
     assert raised.value.argument == argument
     assert said in str(raised.value)
 
@@ -146,4 +206,4 @@ def test_parquet_files_without_the_column_are_refused(
 def test_what_is_no_parquet_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and more")
     source = find_source([str(tmp_path)], None)
-    assert_refused(lambda: make_plan(source, options("a"), 1, "run"), UsageError, "a.parquet", "is no Parquet file")
+    assert_refused(lambda: make_plan(source, options("a"), "run"), UsageError, "a.parquet", "is no Parquet file")

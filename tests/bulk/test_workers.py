@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from sigrl_deploy.bulk.cluster import Node, Workers
-from sigrl_deploy.errors import UsageError
-from tests.support.refusals import assert_refused
+from sigrl_deploy.bulk.tagging import ray_errors
+from sigrl_deploy.errors import ClusterError, UsageError
+from tests.support.refusals import assert_refused, refused
 
 LAPTOP, BIG, GPUS = [Node(2)], [Node(64)], [Node(4), Node(32, 4), Node(32, 4)]
 
@@ -25,6 +26,11 @@ LAPTOP, BIG, GPUS = [Node(2)], [Node(64)], [Node(4), Node(32, 4), Node(32, 4)]
         (GPUS, (None, 2, 0.5), (16, 2, 0.5)),
         (GPUS, (None, None, 0), (17, 4, 0)),
         ([Node(2), Node(3)], (None, 2, None), (2, 2, 0)),
+        ([Node(0), Node(64)], (None, None, None), (16, 4, 0)),  # a head that computes nothing
+        ([Node(64, 8)], (8, None, None), (8, 8, 1)),
+        ([Node(64, 1)], (5, None, 0.2), (5, 12, 0.2)),
+        ([Node(64, 1)], (10, None, 0.1), (10, 6, 0.1)),
+        ([Node(64, 4)], (None, None, 2), (2, 32, 2)),
     ],
 )
 def test_workers_fill_the_nodes(nodes: list[Node], asked: tuple[object, ...], wanted: tuple[object, ...]) -> None:
@@ -40,9 +46,27 @@ def test_workers_fill_the_nodes(nodes: list[Node], asked: tuple[object, ...], wa
         (LAPTOP, (None, 4, None), "`cpus_per_worker=2` is the most"),
         ([Node(2), Node(2)], (1, 3, None), "4 CPUs and 0 GPUs on 2 nodes; `cpus_per_worker=2` is the most"),
         (LAPTOP, (1, 1, 1), "1 CPU and 1 GPU, and there are 2 CPUs and 0 GPUs on 1 node; use `gpus_per_worker=0`"),
+        (LAPTOP, (1, None, 1), "use `gpus_per_worker=0`"),
+        ([], (1, None, 1), "add nodes with CPUs"),
+        ([Node(0)], (None, None, None), "add nodes with CPUs"),
         (GPUS, (9, 1, 1), "`workers=8` fits"),
         (GPUS, (9, None, None), "`workers=8` fits"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_would(nodes: list[Node], asked: tuple[object, ...], said: str) -> None:
     assert_refused(lambda: Workers.of(nodes, *asked), UsageError, "workers=", said)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("gpus", [1.5, float("nan"), float("inf")])
+def test_parts_of_two_gpus_are_refused(gpus: float) -> None:
+    assert refused(lambda: Workers.of([Node(8, 4)], 1, 1, gpus))[0] == "gpus_per_worker"
+
+
+def test_a_run_that_stands_still_ends_with_one_line() -> None:
+    from ray.data.exceptions import ExecutionTimeoutError
+
+    def stands() -> None:
+        with ray_errors():
+            raise ExecutionTimeoutError("no progress\nfor hours")
+
+    assert_refused(stands, ClusterError, "no file was finished in 4 hours", "the same command goes on")
