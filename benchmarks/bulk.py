@@ -24,6 +24,7 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.machine import identity
+from benchmarks.opened_files import counting_opens
 from benchmarks.workload import bundle_of, prepare
 from sigrl_deploy.bundle.manifest import read_manifest
 from sigrl_deploy.export.parity import PHOTOS
@@ -149,21 +150,23 @@ def killed(pictures: Path, bundle: Path, out: Path) -> dict[str, Any]:
     run, start = command(pictures, bundle, out, 2, 1), time.time()
     total = len(list(pictures.iterdir()))
     events: list[dict[str, Any]] = []
-    process = subprocess.Popen(run, stderr=subprocess.DEVNULL)
-    for what, share in (("worker", 0.2), ("driver", 0.6)):
-        while done(out) < share * total:
-            assert process.poll() is None, run
-            time.sleep(0.1)
-        kill_worker(process.pid) if what == "worker" else process.kill()
-        events.append({"killed": what, "at": time.time() - start, "rows": done(out)})
-    process.wait()
-    events.append({"started": "driver", "at": time.time() - start, "rows": done(out)})
-    subprocess.run(run, check=True, stderr=subprocess.DEVNULL)
+    with counting_opens(pictures) as times_opened:
+        process = subprocess.Popen(run, stderr=subprocess.DEVNULL)
+        for what, share in (("worker", 0.2), ("driver", 0.6)):
+            while done(out) < share * total:
+                assert process.poll() is None, run
+                time.sleep(0.1)
+            kill_worker(process.pid) if what == "worker" else process.kill()
+            events.append({"killed": what, "at": time.time() - start, "rows": done(out)})
+        process.wait()
+        events.append({"started": "driver", "at": time.time() - start, "rows": done(out)})
+        subprocess.run(run, check=True, stderr=subprocess.DEVNULL)
     paths = [row["path"] for row in rows(out)]
     assert len(paths) == len(set(paths)) == total
     return {
         "events": events,
         "rows": [[when - start, count] for when, count in cumulative(files(out))],
+        "opened_again": times_opened.total() - len(times_opened),
         "rows_per_file": max(count for _, count in files(out)),
     }
 

@@ -28,15 +28,15 @@ def measured() -> str:
     caption = (
         f"\n{results['pictures']} pictures, {results['variant']} with random weights in fp32, 100 labels. {machine['cpu']}, "
         f"{machine['cores']} cores, Ray {machine['ray']}, {machine['date']}. CPU seconds, without the start, are those of all "
-        "processes. Other programs had the same cores too, so pictures/s and the time to the first rows are those of a busy "
-        "machine.\n"
+        "processes; memory is theirs too, with Ray's own.\n"
     )
     worker, driver, _ = killed["events"]
     file = killed["rows_per_file"]
     story = (
         f"\nIn the plot a worker is killed after {worker['rows']} rows and the driver after {driver['rows']}; the same command "
-        f"then goes on. At the end there are {killed['rows'][-1][1]} rows, each once. A file has {file} rows here, so at most "
-        f"{file} pictures were computed twice for the worker, and {2 * file} for the driver with its two workers.\n"
+        f"then goes on. At the end there are {killed['rows'][-1][1]} rows, each once. Pictures were opened "
+        f"{killed['opened_again']} times more than there are. A file has {file} rows here, so up to {file} are lost with a "
+        f"worker, and {2 * file} with the driver and its two workers.\n"
     )
     return table(header, rows) + caption + story
 
