@@ -50,7 +50,7 @@ class Admission:
         try:
             yield reservation
         finally:
-            self.bytes -= reservation.bytes
+            reservation.give_back()
 
 
 @dataclass
@@ -61,11 +61,22 @@ class Reservation:
     bytes: int = 0
 
     def up_to(self, count: int) -> None:
-        """Have room for so many bytes in all. Raises OverloadedError where there is none."""
-        self.check(count)
+        """Have room for so many bytes in all. Raises OverloadedError where there is none, and gives back what there was.
+
+        At once, and not only at the end of the request: else many that come at the same time could refuse each other.
+        """
+        try:
+            self.check(count)
+        except OverloadedError:
+            self.give_back()
+            raise
         more = max(0, count - self.bytes)
         self.admission.bytes += more
         self.bytes += more
+
+    def give_back(self) -> None:
+        self.admission.bytes -= self.bytes
+        self.bytes = 0
 
     def check(self, count: int) -> None:
         """Raise OverloadedError where there is no room now for so many bytes in all."""
