@@ -22,13 +22,13 @@ def measured() -> str:
     for share in results["bulk"]:
         workers, cpus = share["workers"], share["cpus"]
         name = f"`bulk`, {workers} worker{'s' * (workers > 1)} of {cpus} CPU{'s' * (cpus > 1)}"
-        rows.append(_row(name, share["runs"], _middle(results["infer"], "cpu_seconds_per_picture")))
-    header = ["", "CPU seconds a picture", "of `infer`'s", "pictures/s", "first rows after, s", "memory, GB"]
+        rows.append(_row(name, share["runs"], _middle(results["infer"], "pictures_per_s")))
+    header = ["", "pictures/s", "of `infer`'s", "CPU seconds a picture", "first rows after, s", "memory, GB"]
     machine, killed = results["machine"], results["killed"]
     caption = (
         f"\n{results['pictures']} pictures, {results['variant']} with random weights in fp32, 100 labels. {machine['cpu']}, "
-        f"{machine['cores']} cores, Ray {machine['ray']}, {machine['date']}. CPU seconds, without the start, are those of all "
-        "processes; memory is theirs too, with Ray's own.\n"
+        f"{machine['cores']} cores, Ray {machine['ray']}, {machine['date']}. Rates and CPU seconds are without the start; CPU "
+        "seconds and memory are those of all processes, Ray's among them.\n"
     )
     worker, driver, _ = killed["events"]
     file = killed["rows_per_file"]
@@ -42,10 +42,10 @@ def measured() -> str:
 
 
 def _row(name: str, runs: list[dict[str, float]], infer: float | None = None) -> list[Any]:
-    cpu = _middle(runs, "cpu_seconds_per_picture")
-    share = "" if infer is None else f"{100 * infer / cpu:.0f} %"
-    rate, first, memory = (_middle(runs, name) for name in ("pictures_per_s", "first", "memory_bytes"))
-    return [name, f"{cpu:.3f}", share, f"{rate:.2f}", f"{first:.0f}", f"{memory / 1e9:.1f}"]
+    rate, cpu = _middle(runs, "pictures_per_s"), _middle(runs, "cpu_seconds_per_picture")
+    share = "" if infer is None else f"{100 * rate / infer:.0f} %"
+    first, memory = (_middle(runs, name) for name in ("first", "memory_bytes"))
+    return [name, f"{rate:.2f}", share, f"{cpu:.3f}", f"{first:.0f}", f"{memory / 1e9:.1f}"]
 
 
 def _middle(runs: list[dict[str, float]], name: str) -> float:
@@ -92,6 +92,8 @@ def sizes() -> str:
 
 
 def _hours(hours: float) -> str:
+    if hours < 1 / 60:
+        return f"{3600 * hours:.0f} s"
     if hours < 1:
         return f"{60 * hours:.1f} min"
     return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"

@@ -21,7 +21,6 @@ from sigrl_deploy.machine.gpu import gpus_at_hand
 log = logging.getLogger(__name__)
 
 _OBJECT_STORE_BYTES = 256 << 20  # beside the bundle's labels: pictures never go through it
-_CPUS_PER_WORKER = 4  # at most, where nobody says: a picture gains little from more
 _LONGEST_FOLDER = 40  # characters of a temporary folder: Ray's sockets lie below it, and have short names
 
 
@@ -52,7 +51,9 @@ class Workers:
 
     @classmethod
     def of(cls, nodes: Sequence[Node], count: int | None, cpus: int | None, gpus: float | None) -> Workers:
-        """What was asked for, and defaults that use all nodes; one GPU a worker where there are any.
+        """What was asked for, and defaults that use all nodes: one GPU a worker where there are any, else one CPU.
+
+        Threads of one worker wait for each other, and for Ray's own processes.
 
         Raises UsageError where the nodes do not hold so many: Ray would wait for ever, without a word.
         """
@@ -60,11 +61,8 @@ class Workers:
             raise UsageError("expected a whole number, or a part of 1", argument="gpus_per_worker", value=gpus)
         gpus = (1.0 if any(node.gpus for node in nodes) else 0.0) if gpus is None else gpus
         if cpus is None:
-            shares = [
-                node.cpus / max(1, node.gpus / gpus if gpus else math.ceil(node.cpus / _CPUS_PER_WORKER)) for node in nodes
-            ]
-            able = [share for share, node in zip(shares, nodes, strict=True) if node.cpus and (node.gpus or not gpus)]
-            cpus = max(1, math.floor(min(able, default=1)))
+            shares = [node.cpus / max(1, node.gpus / gpus) for node in nodes if node.cpus and node.gpus] if gpus else []
+            cpus = max(1, math.floor(min(shares, default=1)))
         most = sum(node.holds(cpus, gpus) for node in nodes)
         if count is None:
             count = max(1, most)

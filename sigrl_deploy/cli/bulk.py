@@ -42,9 +42,7 @@ log = logging.getLogger(__name__)
 @click.option("--key", help="Of Parquet files: what names each picture in the output [default: key or path, or file#row].")
 @click.option("--endpoint", metavar="URL", help="Server of s3:// and gs://, such as http://127.0.0.1:9000.")
 @click.option("--workers", type=click.IntRange(1), help="Processes that tag [default: as many as fit].")
-@click.option(
-    "--cpus-per-worker", type=click.IntRange(1), help="CPUs of each [default: 4 at most, or its share of a node with GPUs]."
-)
+@click.option("--cpus-per-worker", type=click.IntRange(1), help="CPUs of each [default: 1, or its share of a node with GPUs].")
 @click.option("--gpus-per-worker", type=click.FloatRange(0), help="GPUs of each [default: 1 where there are any].")
 @click.option("--address", help="A running Ray cluster, such as ray-head:6379 or auto [default: starts Ray here].")
 @click.option("--shard", metavar="I/N", help="Tag the I-th of N parts only, on machines without a cluster.")

@@ -15,18 +15,18 @@ LAPTOP, BIG, GPUS = [Node(2)], [Node(64)], [Node(4), Node(32, 4), Node(32, 4)]
 @pytest.mark.parametrize(
     ("nodes", "asked", "wanted"),
     [
-        (LAPTOP, (None, None, None), (1, 2, 0)),
+        (LAPTOP, (None, None, None), (2, 1, 0)),
         (LAPTOP, (2, 1, None), (2, 1, 0)),
         (LAPTOP, (None, 1, None), (2, 1, 0)),
         ([Node(1)], (None, None, None), (1, 1, 0)),
-        (BIG, (None, None, None), (16, 4, 0)),
-        (BIG, (3, None, None), (3, 4, 0)),
+        (BIG, (None, None, None), (64, 1, 0)),
+        (BIG, (3, None, None), (3, 1, 0)),
         (GPUS, (None, None, None), (8, 8, 1)),
         (GPUS, (None, 2, None), (8, 2, 1)),
         (GPUS, (None, 2, 0.5), (16, 2, 0.5)),
-        (GPUS, (None, None, 0), (17, 4, 0)),
+        (GPUS, (None, None, 0), (68, 1, 0)),
         ([Node(2), Node(3)], (None, 2, None), (2, 2, 0)),
-        ([Node(0), Node(64)], (None, None, None), (16, 4, 0)),  # a head that computes nothing
+        ([Node(0), Node(64)], (None, None, None), (64, 1, 0)),  # a head that computes nothing
         ([Node(64, 8)], (8, None, None), (8, 8, 1)),
         ([Node(64, 1)], (5, None, 0.2), (5, 12, 0.2)),
         ([Node(64, 1)], (10, None, 0.1), (10, 6, 0.1)),
