@@ -75,7 +75,8 @@ def _summary(labels: LabelSet, whole: LabelSet) -> Iterator[str]:
 
 def _warnings(labels: LabelSet, whole: LabelSet) -> Iterator[str]:
     if len(labels.labels) < FEW_LABELS and labels.background is None:
-        yield f"fewer than {FEW_LABELS} labels: one of them scores high on any picture; add labels, or the background 'common'"
+        advice = "add labels, or the background 'common'"
+        yield f"fewer than {FEW_LABELS} labels: where a system compares them, one scores high on any picture; {advice}"
     seen: dict[str, str] = {}
     doubles = []
     for label in whole.labels:

@@ -16,7 +16,7 @@ from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.bundle.bundle import Bundle
 from sigrl_deploy.bundle.manifest import TOKENIZER, VOCABULARY
 from sigrl_deploy.engines.engine import Engine
-from sigrl_deploy.errors import BundleError, LabelError
+from sigrl_deploy.errors import BundleError, LabelError, printable
 from sigrl_deploy.files import DamagedFileError
 from sigrl_deploy.labels.background import with_background
 from sigrl_deploy.labels.label_set import Label, LabelSet, Match, label_set
@@ -136,13 +136,15 @@ class _LabelEncoder:
         unknown = [wording for wording in wordings if wording not in row]
         if unknown:
             arch = self._bundle.manifest.arch
+            alike = [label for label in own.labels if label.casefold() == unknown[0].casefold()]
+            same = f"write {printable(alike[0])}, " if alike else ""
             reason, advice = "has no text tower and", "export again with `text_tower`"
             if arch.text_side is TextSide.CHECKPOINT:
                 reason, advice = f"holds a model of arch {arch.value}, which", "train for it"
             elif arch.text_side is TextSide.VECTORS:
                 advice = "export again with it and its word vector"
             raise LabelError(
-                f"the bundle {reason} knows only its own {len(own)} labels; leave this label out, or {advice}",
+                f"{self._bundle.path} {reason} knows only its own {len(own)} labels; {same}leave this label out, or {advice}",
                 argument="labels",
                 value=unknown[0],
             )

@@ -83,7 +83,8 @@ def test_the_summary_counts_what_is_scored(file: Path) -> None:
         "templates: a photo of a {label}; {label}",
         "parents that are labels too: bird",
         "parents without a row of their own: furniture, animal",
-        "warning: fewer than 10 labels: one of them scores high on any picture; add labels, or the background 'common'",
+        "warning: fewer than 10 labels: where a system compares them, one scores high on any picture; add labels, or the "
+        "background 'common'",
     ]
 
 
