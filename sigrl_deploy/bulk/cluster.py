@@ -123,6 +123,7 @@ def started(address: str | None, object_store_bytes: int = 0) -> Iterator[None]:
     else:
         options["address"] = address
     kept = True
+    log.info("starting Ray" if address is None else f"joining the Ray cluster at {printable(address)}")
     try:
         try:
             with _native_lines_hidden(), _without_messages(), _own_signals():

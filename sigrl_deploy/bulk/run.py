@@ -37,6 +37,8 @@ def run_bulk(options: BulkOptions) -> int:
     Raises UsageError, LabelError and BundleError for what cannot be tagged, before anything is written, and ClusterError where
     workers die again and again.
     """
+    if not options.out.strip():
+        raise UsageError("expected a folder", argument="out", value=options.out)
     check_url(options.out, "out")
     check_endpoint(options.endpoint)
     if options.engine.device is Device.CPU and options.gpus_per_worker is None:

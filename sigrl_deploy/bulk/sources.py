@@ -11,6 +11,7 @@ from enum import Enum
 from fnmatch import fnmatchcase
 
 from sigrl_deploy.bulk.options import PLAN_NAME
+from sigrl_deploy.bulk.parts import PART_NAME
 from sigrl_deploy.errors import UsageError, errors_about
 from sigrl_deploy.pictures.finding import Found, files_below, matching, pictures_among
 from sigrl_deploy.storage import Place, check_url, is_remote, storage_errors
@@ -57,9 +58,14 @@ def find_source(sources: Sequence[str], endpoint: str | None) -> Source:
 
 
 def _without_rows(urls: Sequence[str]) -> Iterator[str]:
-    """Those that no run has written: its output may lie below its source."""
-    written = {folder for folder, _, name in (url.rpartition("/") for url in urls) if PLAN_NAME.fullmatch(name)}
-    return (url for url in urls if url.rpartition("/")[0] not in written)
+    """Those that no run has written: its output may lie below its source, or in it."""
+    places = [url.rpartition("/") for url in urls]
+    written = {folder for folder, _, name in places if PLAN_NAME.fullmatch(name)}
+    return (
+        url
+        for url, (folder, _, name) in zip(urls, places, strict=True)
+        if folder not in written or not (PLAN_NAME.fullmatch(name) or PART_NAME.fullmatch(name))
+    )
 
 
 def _of_one_kind(urls: list[str], skipped: Counter[str], first: str) -> Source:

@@ -70,7 +70,7 @@ def bulk(source: tuple[str, ...], shard: str | None, **options: Any) -> None:
     try:
         failed = run_bulk(chosen)
     except KeyboardInterrupt:
-        log.info("the same command goes on with the rows that are in %s", chosen.out)
+        log.info("the same command goes on where this one stopped")
         raise
     if failed:
         log.error("%d picture%s could not be read or scored; see the column error", failed, "" if failed == 1 else "s")

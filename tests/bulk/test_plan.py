@@ -101,6 +101,17 @@ def test_row_groups_of_a_million_rows_are_shared_by_workers(tmp_path: Path) -> N
     ]  # fmt: skip
 
 
+def test_what_runs_have_written_is_no_source(tmp_path: Path) -> None:
+    """In the folder of the pictures itself, and below it, beside files of one's own."""
+    for folder in (tmp_path, tmp_path / "rows"):
+        folder.mkdir(exist_ok=True)
+        for name in ("cat.jpg", "_plan-0123456789abcdef.arrow", "part-000000-0000.parquet", "part-1of2-000001-0000.parquet"):
+            (folder / name).write_bytes(b"")
+    found = find_source([str(tmp_path)], None)
+    assert found.kind is Kind.PICTURES
+    assert sorted(found.urls) == [str(tmp_path / "cat.jpg"), str(tmp_path / "rows" / "cat.jpg")]
+
+
 def test_parquet_files_without_rows_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"bytes": pa.array([], pa.binary())}), tmp_path / "a.parquet")
     source = find_source([str(tmp_path)], None)
