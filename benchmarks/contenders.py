@@ -7,6 +7,7 @@ compile            `eager` under torch.compile
 naive-onnx         the materialised graph exported as it stands, in ONNX Runtime, GMC cached
 compile-tiled      our tiled PyTorch model, what it does with one tile of labels under torch.compile
 onnxruntime        our exported bundle in ONNX Runtime under `Recognizer`, vocabulary cached
+onnx-function      the same without the native kernel: SVFR as the graph's own function
 openvino           the same bundle in OpenVINO
 torch              our PyTorch engine: fused kernels in one CUDA graph on a GPU, the tiled model on a CPU
 tensorrt           our TensorRT engine of the tower with the fused kernels behind it; its first start builds it
@@ -15,6 +16,7 @@ onnxruntime-tensorrt   the bundle in ONNX Runtime's TensorRT provider
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -23,9 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.workload import CLIP, NAIVE, OURS, bundle_of, load, vocabulary_file
+from benchmarks.workload import CLIP, FUNCTION, IN_BUNDLES, NAIVE, bundle_of, load, vocabulary_file
 from sigrl_deploy.arrays import FloatArray
 from sigrl_deploy.errors import UsageError
+from sigrl_deploy.kernels.cpu.library import OFF, VARIABLE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +41,7 @@ ON_CPU = (
     ("clip", "fp32"),
     ("eager-as-written", "fp32"), ("eager", "fp32"), ("compile", "fp32"), ("compile", "bf16"), ("naive-onnx", "fp32"),
     ("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("onnxruntime", "int8x3"), ("onnxruntime", "int8-all"),
+    ("onnx-function", "fp32"), ("onnx-function", "int8"), ("onnx-function", "int8x3"),
     ("openvino", "fp32"), ("openvino", "bf16"),
 )  # fmt: skip
 ON_GPU = (
@@ -92,7 +96,7 @@ def _installed(backend: str, device: str) -> bool:
 
 def open_pass(cell: Cell, folder: Path) -> tuple[Pass, Any]:
     """A contender, ready for its first picture, and its recognizer or model. Called in a process of its own."""
-    if cell.backend in (*OURS, CLIP):
+    if cell.backend in IN_BUNDLES:
         return _engine(cell, folder)
     if cell.backend == "naive-onnx":
         return _naive(cell, folder), None
@@ -105,6 +109,8 @@ def _engine(cell: Cell, folder: Path) -> tuple[Pass, Recognizer]:
     bundle, backend = bundle_of(folder, cell.precision), cell.backend
     if backend == CLIP:
         bundle, backend = bundle_of(folder, CLIP), "onnxruntime"
+    if backend == FUNCTION:
+        backend, os.environ[VARIABLE] = "onnxruntime", OFF
     recognizer = Recognizer(bundle, device=cell.device, backend=backend, cache_dir=folder / "cache")
     vocabulary = saved_vocabulary(folder, cell.labels)
     return lambda pixels: recognizer.score_pixels(pixels, vocabulary), recognizer

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.contenders import Cell, open_pass
 from benchmarks.stages import STAGES, stages, timed
-from benchmarks.workload import CLIP, OURS, batch_of, load, real_pictures, vocabulary_file
+from benchmarks.workload import CLIP, FUNCTION, IN_BUNDLES, OURS, batch_of, load, real_pictures, vocabulary_file
 from sigrl_deploy.arrays import FloatArray
 
 OUT_OF_MEMORY = 71
@@ -73,7 +73,7 @@ def measure(cell: Cell, folder: Path, task: dict[str, Any]) -> dict[str, Any]:
     }
     if task["scores"]:
         np.save(task["scores"], scores_of(cell, folder, run, task["image_size"]))
-    if task["stages"] and cell.backend in ("onnxruntime", "torch"):
+    if task["stages"] and cell.backend in ("onnxruntime", FUNCTION, "torch"):
         result[STAGES] = stages(cell, folder, opened, pixels)
     return result
 
@@ -83,7 +83,7 @@ def import_runtime(backend: str) -> None:
         import openvino
 
         assert openvino
-    elif backend in ("onnxruntime", "naive-onnx", CLIP):
+    elif backend in ("onnxruntime", "naive-onnx", FUNCTION, CLIP):
         import onnxruntime
 
         assert onnxruntime
@@ -91,7 +91,7 @@ def import_runtime(backend: str) -> None:
         import torch
 
         assert torch
-    if backend in (*OURS, CLIP):
+    if backend in IN_BUNDLES:
         import sigrl_deploy.recognizer
 
         assert sigrl_deploy.recognizer

@@ -103,7 +103,7 @@ def onnx_stages(path: Path, recognizer: Any, pixels: FloatArray, vocabulary: Voc
         open_session(path, providers_of("cpu"), half.SerializeToString(), recognizer.threads, spins=True)
         for half in (tower(model), svfr(model))
     )
-    batches = np.split(pixels, len(pixels)) if recognizer.engine.precision.takes_one_picture else [pixels]
+    batches = recognizer.engine.parts(pixels)
     made = [dict(zip((PATCHES, GLOBAL), front.run([PATCHES, GLOBAL], {"pixels": batch}), strict=True)) for batch in batches]
     rows = {"label_embedding": vocabulary.label_embedding, "graph_projection": vocabulary.graph_projection}
     local = np.concatenate([back.run(None, rows | {PATCHES: one[PATCHES]})[0] for one in made])

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 CHECKPOINT = "sigrl.pth"
 NAIVE = "naive.onnx"
 CLIP = "clip"  # a contender: the checkpoint's CLIP alone
-OURS = tuple(backend.value for backend in Backend.named())  # those that run a bundle
+FUNCTION = "onnx-function"  # a contender: the bundle in ONNX Runtime without the native kernel
+OURS = (*(backend.value for backend in Backend.named()), FUNCTION)  # those that run the model's bundle
+IN_BUNDLES = (*OURS, CLIP)
 
 
 def prepare(folder: Path, variant: str, labels: Sequence[int], pairs: Sequence[tuple[str, str]], device: str) -> None:

@@ -81,6 +81,7 @@ class OnnxEngine(OnnxTextEngine):
     """
 
     takes_uint8 = False
+    _most_at_once: int | None = None  # pictures that the graph is given at once
 
     def __init__(self, bundle: Bundle, precision: Precision, threads: int | None) -> None:
         self.precision = precision
@@ -98,13 +99,15 @@ class OnnxEngine(OnnxTextEngine):
     def encode(self, pixels: Pixels, vocabulary: Vocabulary) -> tuple[FloatArray | None, FloatArray]:
         """See `Engine.encode`."""
         feeds: dict[str, Any] = {"pixels": pixels} | (self._rows(vocabulary) if self._bundle.manifest.arch.has_graph else {})
-        if self.precision.takes_one_picture:
-            parts = [self._visual(feeds | {"pixels": pixels[i : i + 1]}) for i in range(len(pixels))]
-            outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        else:
-            outputs = self._visual(feeds)
+        found = [self._visual(feeds | {"pixels": part}) for part in self.parts(pixels)]
+        outputs = found[0] if len(found) == 1 else {name: np.concatenate([part[name] for part in found]) for name in found[0]}
         self._check_features(outputs, len(pixels))
         return outputs.get("local_feature"), outputs.get("global_feature", np.empty((len(pixels), 0), np.float32))
+
+    def parts(self, pixels: Pixels) -> list[Pixels]:
+        """A batch as the graph is given it, in one part or several."""
+        most = 1 if self.precision.takes_one_picture else self._most_at_once or len(pixels)
+        return [pixels[i : i + most] for i in range(0, len(pixels), most)]
 
     def _check_features(self, outputs: Mapping[str, FloatArray], batch: int) -> None:
         """Raise BundleError where features do not have the manifest's sizes, which a graph may leave open."""

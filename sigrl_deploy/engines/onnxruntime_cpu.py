@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 
 from sigrl_deploy.arrays import FloatArray, Pixels
@@ -59,7 +58,7 @@ class OnnxRuntimeCpuEngine(OnnxRuntimeEngine):
         visual, rows, manifest = self._visual, self._rows(vocabulary), self._bundle.manifest
         if not isinstance(visual, TowerAndSvfr):
             return None
-        batches = np.split(pixels, len(pixels)) if self.precision.takes_one_picture else [pixels]
+        batches = self.parts(pixels)
         made = [visual.run_tower(batch) for batch in batches]
         features = [pair for x, g in made for pair in zip(visual.run_svfr(x, rows), g, strict=True)]
         embedding = vocabulary.label_embedding

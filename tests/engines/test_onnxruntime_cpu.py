@@ -104,6 +104,26 @@ def test_threads_may_share_an_engine(bundle: Path, photos: list[Path]) -> None:
     assert all(np.array_equal(scores, expected[i % len(pixels)]) for i, scores in enumerate(found))
 
 
+def test_a_large_batch_runs_in_parts(bundle: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which fit the caches, of a size that depends on the threads; each picture scores as it does alone."""
+    recognizer, given = opened(bundle, threads=1), []
+    pixels = np.stack([recognizer.pixels(photos[i % len(photos)]) for i in range(5)])
+    assert isinstance(recognizer.engine, OnnxRuntimeCpuEngine)
+    visual, vocabulary = recognizer.engine._visual, recognizer.vocabulary(LABELS)
+    assert isinstance(visual, TowerAndSvfr)
+    tower = visual.tower
+
+    def watched(feeds: dict[str, FloatArray]) -> dict[str, FloatArray]:
+        given.append(len(feeds["pixels"]))
+        return tower(feeds)
+
+    monkeypatch.setattr(visual, "tower", watched)
+    scores = recognizer.score_pixels(pixels, vocabulary)
+    assert given == [2, 2, 1]
+    alone = np.concatenate([recognizer.score_pixels(each[None], vocabulary) for each in pixels])
+    assert np.abs(scores - alone).max() < 1e-6  # products of another shape add in another order
+
+
 def test_too_much_memory_is_one_line(bundle: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     recognizer = opened(bundle)
     assert isinstance(recognizer.engine, OnnxRuntimeCpuEngine)
