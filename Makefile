@@ -60,7 +60,7 @@ $(VENV)/ready: pyproject.toml
 # What is published: an sdist and a wheel. A release is `twine upload` of them.
 dist: dist/ready
 
-dist/ready: $(SOURCES) pyproject.toml README.md LICENSE $(VENV)/ready
+dist/ready: $(SOURCES) pyproject.toml setup.py README.md LICENSE $(VENV)/ready
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist >/dev/null
 	$(BIN)/python -m twine check --strict dist/*.whl dist/*.tar.gz
