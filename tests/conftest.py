@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -28,11 +29,13 @@ from sigrl_deploy.architectures import Contract
 from sigrl_deploy.checkpoints.native import TrainedRecord, write_trained
 from sigrl_deploy.cli.main import main
 from sigrl_deploy.config import Precision
+from sigrl_deploy.export import onnx as onnx_export
 from sigrl_deploy.export.options import ExportOptions
 from sigrl_deploy.export.parity import LABELS, PHOTOS
 from sigrl_deploy.export.run import export_bundle
 from sigrl_deploy.training.models import new_clip
 from tests.support import ml2p_files, scpnet_files, vgg_files
+from tests.support.exports import once
 from tests.support.sharing import Shared
 from tests.support.training_runs import LABELS as COLOURS
 from tests.support.training_runs import TINY
@@ -91,6 +94,14 @@ def _translations_are_read_once() -> None:
     onnxscript_apis.get_torchlib_ops = cache(onnxscript_apis.get_torchlib_ops)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _collections_are_rare() -> None:
+    """Python would look again and again for what it could free among the million objects of the packages that are imported."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
 @pytest.fixture
 def no_gradients() -> Iterator[None]:
     """Inference, on numbers that are the same every time."""
@@ -114,6 +125,11 @@ def label_file() -> Path:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
     """Folders that all processes of the run share."""
     return Shared(tmp_path_factory)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _graphs_are_exported_once(shared: Shared) -> None:
+    onnx_export._export = once(onnx_export._export, shared)
 
 
 @pytest.fixture(scope="session")
