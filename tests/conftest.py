@@ -95,6 +95,13 @@ def _translations_are_read_once() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _triton_s_interpreter_is_quick() -> None:
+    from tests.support.triton_interpreter import quicken
+
+    quicken()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _collections_are_rare() -> None:
     """Python would look again and again for what it could free among the million objects of the packages that are imported."""
     gc.collect()
