@@ -43,16 +43,19 @@ from tests.support.training_runs import TINY
 # Files that take longest. They are started first, so that none is left to run alone at the end.
 SLOWEST = (
     "bulk/test_cluster.py",
-    "kernels/test_compile.py",
-    "export/test_export.py",
+    "kernels/test_cpu_svfr.py",
     "training/test_training.py",
+    "benchmarks/test_gpu_once.py",
+    "export/test_export.py",
+    "kernels/test_compile.py",
+    "serve/test_chaos.py",
+    "tensorrt/test_build.py",
+    "tensorrt/test_sizes.py",
     "benchmarks/test_benchmarks.py",
     "cli/test_demo.py",
-    "benchmarks/test_gpu_once.py",
-    "kernels/test_kernels.py",
+    "bulk/test_faults.py",
     "checkpoints/test_hostile_checkpoints.py",
-    "training/test_gradients.py",
-    "engines/test_openvino.py",
+    "kernels/test_kernels.py",
     "engines/test_torch.py",
 )
 

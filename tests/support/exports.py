@@ -25,7 +25,7 @@ class _Digest(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return NotImplemented
-        held = hashlib.sha256(value.detach().contiguous().flatten().view(torch.uint8).numpy())
+        held = hashlib.sha256(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return str, (f"{type(value)} {value.dtype} {value.shape} {value.stride()} {value.requires_grad} {held.hexdigest()}",)
 
 
