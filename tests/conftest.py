@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -28,11 +29,13 @@ from sigrl_deploy.architectures import Contract
 from sigrl_deploy.checkpoints.native import TrainedRecord, write_trained
 from sigrl_deploy.cli.main import main
 from sigrl_deploy.config import Precision
+from sigrl_deploy.export import onnx as onnx_export
 from sigrl_deploy.export.options import ExportOptions
 from sigrl_deploy.export.parity import LABELS, PHOTOS
 from sigrl_deploy.export.run import export_bundle
 from sigrl_deploy.training.models import new_clip
 from tests.support import ml2p_files, scpnet_files, vgg_files
+from tests.support.exports import once
 from tests.support.sharing import Shared
 from tests.support.training_runs import LABELS as COLOURS
 from tests.support.training_runs import TINY
@@ -40,16 +43,19 @@ from tests.support.training_runs import TINY
 # Files that take longest. They are started first, so that none is left to run alone at the end.
 SLOWEST = (
     "bulk/test_cluster.py",
-    "kernels/test_compile.py",
-    "export/test_export.py",
+    "kernels/test_cpu_svfr.py",
     "training/test_training.py",
+    "benchmarks/test_gpu_once.py",
+    "export/test_export.py",
+    "kernels/test_compile.py",
+    "serve/test_chaos.py",
+    "tensorrt/test_build.py",
+    "tensorrt/test_sizes.py",
     "benchmarks/test_benchmarks.py",
     "cli/test_demo.py",
-    "benchmarks/test_gpu_once.py",
-    "kernels/test_kernels.py",
+    "bulk/test_faults.py",
     "checkpoints/test_hostile_checkpoints.py",
-    "training/test_gradients.py",
-    "engines/test_openvino.py",
+    "kernels/test_kernels.py",
     "engines/test_torch.py",
 )
 
@@ -91,6 +97,21 @@ def _translations_are_read_once() -> None:
     onnxscript_apis.get_torchlib_ops = cache(onnxscript_apis.get_torchlib_ops)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _triton_s_interpreter_is_quick() -> None:
+    from tests.support.triton_interpreter import quicken
+
+    quicken()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _collections_are_rare() -> None:
+    """Python would look again and again for what it could free among the million objects of the packages that are imported."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
 @pytest.fixture
 def no_gradients() -> Iterator[None]:
     """Inference, on numbers that are the same every time."""
@@ -114,6 +135,11 @@ def label_file() -> Path:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
     """Folders that all processes of the run share."""
     return Shared(tmp_path_factory)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _graphs_are_exported_once(shared: Shared) -> None:
+    onnx_export._export = once(onnx_export._export, shared)
 
 
 @pytest.fixture(scope="session")

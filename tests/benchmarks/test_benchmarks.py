@@ -21,7 +21,7 @@ from benchmarks.random_weights import label_embeddings
 from benchmarks.report import stages
 from benchmarks.stages import STAGES, cpu_stages
 from benchmarks.tables import cell, summary
-from benchmarks.workload import OURS
+from benchmarks.workload import OURS, prepare
 from sigrl_deploy import Recognizer
 from sigrl_deploy.config import Arch, Backend, Device, GraphConfig, ModelConfig, Precision, runs
 from sigrl_deploy.engines.onnxruntime import CUDA, has_provider
@@ -37,6 +37,7 @@ VISION = VisionConfig(image_size=224, patch_size=16, width=768, layers=12, heads
 VIT_B16 = ModelConfig(Arch.SIGRL, 512, 16, VISION, graph=GRAPH)
 
 
+RACED = ["eager", "onnxruntime"]
 EARLIER = {
     "backend": "eager", "precision": "fp32", "device": "cpu", "labels": 20, "batch": 1,
     "status": "not run: a pass would take about 1234 s",
@@ -45,12 +46,15 @@ EARLIER = {
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A race over two sizes, gone on with where an interrupted run had one record; in the second no pass may take any time."""
+    """A race over two sizes, gone on with where an interrupted run had its files and one record; in the second no pass may take
+    any time."""
     folder = tmp_path_factory.mktemp("bench")
     out, partial = folder / "results.json", folder / "results.json.partial"
     partial.write_text(json.dumps({"machine": describe("cpu"), "variant": "tiny", "records": [EARLIER]}))
+    (folder / "tiny").mkdir()
+    prepare(folder / "tiny", "tiny", [7, 20], chosen("cpu", RACED), "cpu")
     command = [sys.executable, "-m", "benchmarks.bench", "--variant", "tiny", "--seconds", 0, "--rounds", 1, "--batches", 1]
-    command += ["--backends", "eager", "onnxruntime", "--labels", 7, 20, "--longest", 0, "--folder", folder, "--out", out]
+    command += ["--backends", *RACED, "--labels", 7, 20, "--longest", 0, "--folder", folder, "--out", out]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert not partial.exists()
