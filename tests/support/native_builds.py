@@ -1,4 +1,4 @@
-"""Building the CPU's kernel for tests: every instruction set emulated on AVX2, with sanitizers."""
+"""Building the CPU's kernel for tests: every instruction set of x86 emulated on AVX2, with sanitizers, and those of ARM."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ SANITIZED = (
     "asan-instrumentation-with-call-threshold=0",
 )
 # Without optimisation SIMDe is ten times as slow. Buffers are filled with NaN, so that what was never written shows.
-FLAGS = ("-std=c++17", "-O1", "-mavx2", "-mfma", "-fno-math-errno", "-w", "-pthread", "-DSIGRL_POISON", *SANITIZED)
-EMULATED = ("-DSIGRL_EMULATED", "-include", str(OWN / "emulated.h"))
+COMMON = ("-std=c++17", "-fno-math-errno", "-w", "-pthread", "-DSIGRL_POISON")
+EMULATED = ("-O1", "-mavx2", "-mfma", *SANITIZED, "-DSIGRL_EMULATED", "-include", str(OWN / "emulated.h"))
+# Static, so that the emulator needs no libraries of ARM's.
+ARM = ("-O2", "-static")
 
 
 def require_tools() -> str:
@@ -40,16 +42,31 @@ def require_tools() -> str:
 
 def build_fuzz(folder: Path) -> None:
     """`fuzz`, of `tests/kernels/native/fuzz.cpp`, in a folder."""
-    compiler = require_tools()
+    _build(folder, require_tools(), EMULATED)
 
+
+def require_arm_tools() -> tuple[str, str]:
+    """The names of a C++ compiler for ARM and of an emulator of its CPUs. Skips the test where one is missing."""
+    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64-static")
+    if compiler is None or emulator is None:
+        pytest.skip("there is no compiler or emulator for ARM, which Debian's g++-aarch64-linux-gnu and qemu-user-static bring")
+    return compiler, emulator
+
+
+def build_arm_fuzz(folder: Path) -> None:
+    """The same for ARM."""
+    _build(folder, require_arm_tools()[0], ARM)
+
+
+def _build(folder: Path, compiler: str, flags: tuple[str, ...]) -> None:
     def compile_one(source: Path) -> Path:
         target = folder / f"{source.stem}.o"
-        _run(compiler, *FLAGS, *EMULATED, "-c", str(source), "-o", str(target))
+        _run(compiler, *COMMON, *flags, "-c", str(source), "-o", str(target))
         return target
 
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, [*SOURCES, OWN / "fuzz.cpp"]))
-    _run(compiler, *FLAGS, *map(str, objects), "-o", str(folder / "fuzz"))
+    _run(compiler, *COMMON, *flags, *map(str, objects), "-o", str(folder / "fuzz"))
 
 
 def _run(*command: str) -> None:

@@ -1,6 +1,8 @@
-// Random shapes and numbers through every instruction set, against sums in double. Built with sanitizers and `emulated.h`.
+// Random shapes and numbers through every instruction set that is there, against sums in double. Built with sanitizers, for x86
+// with `emulated.h`.
 //
-//     fuzz FIRST COUNT    prints one line for each case that errs by too much, and exits with 1 if there was one
+//     fuzz FIRST COUNT    prints the instruction sets' names, then one line for each case that errs by too much, and exits with 1
+//                         if there was one
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -11,6 +13,7 @@
 
 extern "C" {
 int sigrl_has(int set);
+int sigrl_has_bf16(int set);
 int sigrl_largest_weight(int set);
 void* sigrl_svfr_open(const float*, const float*, const float*, int, int, int, int, int);
 void sigrl_svfr_close(void*);
@@ -21,6 +24,8 @@ namespace {
 
 using Floats = std::vector<float>;
 using Doubles = std::vector<double>;
+
+const std::vector<const char*> SETS{"avx2", "avx-vnni", "avx512", "amx", "neon", "i8mm"};  // as in kernels.h
 
 struct Case {
     int dim, patches, labels, threads;
@@ -141,7 +146,7 @@ bool runs(const Case& made, const Doubles& weights, int set, int precision) {
     const bool same = std::equal(y.begin(), y.begin() + std::ptrdiff_t(made.x.size()), y.begin() + std::ptrdiff_t(made.x.size()));
     if (std::sqrt(error) <= allowed && same && y == other) return true;
     std::printf(
-        "set %d, precision %d: D %d, P %d, C %d, weights %g: error %g of %g allowed%s%s\n", set, precision, made.dim,
+        "%s, precision %d: D %d, P %d, C %d, weights %g: error %g of %g allowed%s%s\n", SETS[size_t(set)], precision, made.dim,
         made.patches, made.labels, double(made.size), std::sqrt(error), allowed, same ? "" : "; depends on the batch",
         y == other ? "" : "; differs between callers");
     return false;
@@ -151,14 +156,19 @@ bool runs(const Case& made, const Doubles& weights, int set, int precision) {
 
 int main(int, char** arguments) {
     const int first = std::atoi(arguments[1]), count = std::atoi(arguments[2]);
+    std::vector<int> sets;
+    for (int set = 0; set < int(SETS.size()); set++)
+        if (sigrl_has(set)) sets.push_back(set);
+    for (int set : sets) std::printf("%s ", SETS[size_t(set)]);
+    std::puts("");
     bool fine = true;
     for (int seed = first; seed < first + count; seed++) {
         std::mt19937 random{unsigned(seed)};
         const Case made(random);
         const Doubles weights = made.weights();
-        for (int set = 0; set < 4; set++)
-            for (int precision = 0; precision < 3 && sigrl_has(set); precision++)
-                if (precision != 1 || set >= 2) fine = runs(made, weights, set, precision) && fine;
+        for (int set : sets)
+            for (int precision = 0; precision < 3; precision++)
+                if (precision != 1 || sigrl_has_bf16(set)) fine = runs(made, weights, set, precision) && fine;
     }
     return fine ? 0 : 1;
 }
