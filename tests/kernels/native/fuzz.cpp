@@ -113,9 +113,9 @@ struct Case {
 
 // The largest error of Y allowed, relative to how far its weights are from uniform ones. fp32: its sums are of some hundred
 // terms of 6e-8 each, and energies of 30 multiply that. bf16: 8 bits of tanh and of W. int8: both in steps of 1/127, or of 1/63
-// without VNNI; random weights of size 1 err by 0.4 and 0.8 % (512 channels), and few channels or strong weights by more.
-double tolerance(int precision, float size) {
-    const double large = size > 1 ? 10 : 1;
+// without VNNI; random weights of size 1 err by 0.4 and 0.8 % (512 channels), and few channels or strong weights by more; of one channel, tanh may be less than a step.
+double tolerance(int precision, float size, int dim) {
+    const double large = (size > 1 ? 10 : 1) * (precision == 2 && dim == 1 ? 10 : 1);
     return large * (precision == 0 ? 1e-5 : precision == 1 ? 0.01 : 0.04);
 }
 
@@ -142,7 +142,7 @@ bool runs(const Case& made, const Doubles& weights, int set, int precision) {
         norm += std::pow(x * weights[i], 2);
     }
     // Of one patch all weights are 1, and there is nothing to be relative to.
-    const double allowed = tolerance(precision, made.size) * std::sqrt(spread) + 2e-6 * std::sqrt(norm);
+    const double allowed = tolerance(precision, made.size, made.dim) * std::sqrt(spread) + 2e-6 * std::sqrt(norm);
     const bool same = std::equal(y.begin(), y.begin() + std::ptrdiff_t(made.x.size()), y.begin() + std::ptrdiff_t(made.x.size()));
     if (std::sqrt(error) <= allowed && same && y == other) return true;
     std::printf(
