@@ -126,7 +126,7 @@ def _cpu_kernel() -> Finding:
     if found.chosen is not None:
         return Finding("SVFR on the CPU", True, f"in a native kernel with {found.chosen.full_name}, {found.reason}")
     # A choice, or a CPU that has no kernel, is no fault.
-    fine = is_built() or platform.machine().lower() not in ("x86_64", "amd64")
+    fine = is_built() or platform.machine().lower() not in ("x86_64", "amd64", "aarch64", "arm64")
     return Finding("SVFR on the CPU", fine, f"as an ONNX function, which is slower: {found.reason}", None if fine else _BUILD)
 
 

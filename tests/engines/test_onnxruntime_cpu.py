@@ -36,7 +36,7 @@ def _with_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     try:
         if not installed_library().instruction_sets:
-            pytest.skip("this CPU has no AVX2")
+            pytest.skip("this CPU has no instructions for it")
     except OSError as error:
         pytest.skip(str(error))
 

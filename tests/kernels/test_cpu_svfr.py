@@ -20,7 +20,7 @@ from sigrl_deploy.config import Precision
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.kernels.cpu.library import ON_REQUEST, VARIABLE, InstructionSet, Library, find, installed_library
 from sigrl_deploy.kernels.cpu.svfr import CpuSvfr, Products
-from tests.support.native_builds import build_fuzz, require_tools
+from tests.support.native_builds import build_arm_fuzz, build_fuzz, require_arm_tools, require_tools, run_on_arm
 from tests.support.sharing import Shared
 
 Inputs = tuple[FloatArray, FloatArray, FloatArray]
@@ -36,11 +36,14 @@ INT8_ERROR = {127: 0.02, 63: 0.03}
 @pytest.fixture(scope="module")
 def library() -> Library:
     try:
-        return installed_library()
+        library = installed_library()
     except OSError as error:
-        if shutil.which("g++") and platform.machine() == "x86_64":
+        if shutil.which("g++") and platform.machine() in ("x86_64", "aarch64"):
             pytest.fail(f"there is a compiler, and yet {error}")
         pytest.skip(str(error))
+    if not library.instruction_sets:
+        pytest.skip("this CPU has no instructions for it")
+    return library
 
 
 def sets() -> list[InstructionSet]:
@@ -206,31 +209,33 @@ def test_weights_of_seven_bits_are_kept_as_they_are(library: Library) -> None:
 
 
 def test_shapes_that_do_not_fit_are_refused(library: Library) -> None:
-    svfr = opened(library, InstructionSet.AVX2, weights_of(8, WEAK), Precision.FP32)
+    svfr = opened(library, sets()[0], weights_of(8, WEAK), Precision.FP32)
     x, t, g = inputs_of(8, 3, 2)
     for wrong in ((x[..., :7], t, g), (x, t[:1], g), (x, t, g[:, :7])):
         with pytest.raises(ValueError, match="shapes"):
             svfr(*wrong)
     with pytest.raises(ValueError, match="squares"):
-        opened(library, InstructionSet.AVX2, weights_of(8, WEAK) | {"fuse": np.zeros((8, 7), np.float32)}, Precision.FP32)
+        opened(library, sets()[0], weights_of(8, WEAK) | {"fuse": np.zeros((8, 7), np.float32)}, Precision.FP32)
     assert svfr(x[:0], t, g).shape == (0, 3, 8)
 
 
 def test_the_environment_chooses(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     assert find().chosen is sets()[-1]
-    monkeypatch.setenv(VARIABLE, "avx2")
-    assert find().chosen is InstructionSet.AVX2
+    least = library.instruction_sets[0]
+    monkeypatch.setenv(VARIABLE, least.value)
+    assert find().chosen is least
     monkeypatch.setenv(VARIABLE, "off")
     assert find().chosen is None
-    monkeypatch.setenv(VARIABLE, "neon")
-    with pytest.raises(UsageError, match=rf"{VARIABLE} is 'neon', expected one of avx2, .*off"):
+    elsewhere = "avx2" if least is InstructionSet.NEON else "neon"
+    monkeypatch.setenv(VARIABLE, elsewhere)
+    with pytest.raises(UsageError, match=rf"{VARIABLE} is '{elsewhere}', expected one of {least.value}, .*off"):
         find()
 
 
 @pytest.fixture(scope="module")
 def fuzz(shared: Shared) -> Path:
-    """Built with address and undefined-behaviour sanitizers, with every instruction set, emulated."""
+    """Built with address and undefined-behaviour sanitizers, with every instruction set of x86, emulated."""
     require_tools()
     return shared.folder("native-fuzz", build_fuzz) / "fuzz"
 
@@ -240,4 +245,16 @@ def test_random_shapes_on_every_instruction_set(fuzz: Path, show: Callable[[str]
     count = os.environ.get("SIGRL_FUZZ", "15")
     done = subprocess.run([fuzz, "0", count], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    assert done.stdout.split() == ["avx2", "avx-vnni", "avx512", "amx"]
     show(f"{count} random shapes on AVX2, AVX-VNNI, AVX-512 and AMX, emulated")
+
+
+@pytest.mark.parametrize(("cpu", "sets"), [("max", ["neon", "i8mm"]), ("neoverse-n1", ["neon"]), ("cortex-a72", [])])
+def test_random_shapes_on_arm(shared: Shared, show: Callable[[str], None], cpu: str, sets: list[str]) -> None:
+    """With the same sanitizers. One on which nothing runs shows that what is missing is seen."""
+    require_arm_tools()
+    count = os.environ.get("SIGRL_FUZZ", "6")
+    done = run_on_arm(shared.folder("native-arm-fuzz", build_arm_fuzz) / "fuzz", cpu, "0", count)
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    assert done.stdout.split() == sets
+    show(f"{count} random shapes on {' and '.join(sets) or 'no instruction set'}, emulated as {cpu}")

@@ -1,7 +1,8 @@
-"""Building the CPU's kernel for tests: every instruction set emulated on AVX2, with sanitizers."""
+"""Building the CPU's kernel for tests: every instruction set of x86 emulated on AVX2, with sanitizers, and those of ARM."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -13,16 +14,13 @@ from tests.support.paths import ROOT
 
 SOURCES = sorted((ROOT / "sigrl_deploy/kernels/cpu/native").glob("*.cpp"))
 OWN = ROOT / "tests/kernels/native"
-# Calls in place of checks in line halve the time to compile.
-SANITIZED = (
-    "-fsanitize=address,undefined",
-    "-fno-sanitize-recover=all",
-    "--param",
-    "asan-instrumentation-with-call-threshold=0",
-)
+SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 # Without optimisation SIMDe is ten times as slow. Buffers are filled with NaN, so that what was never written shows.
-FLAGS = ("-std=c++17", "-O1", "-mavx2", "-mfma", "-fno-math-errno", "-w", "-pthread", "-DSIGRL_POISON", *SANITIZED)
-EMULATED = ("-DSIGRL_EMULATED", "-include", str(OWN / "emulated.h"))
+FLAGS = ("-std=c++17", "-O1", "-fno-math-errno", "-w", "-pthread", "-DSIGRL_POISON", *SANITIZED)
+# Calls in place of checks in line halve the time to compile SIMDe.
+CALLS = ("--param", "asan-instrumentation-with-call-threshold=0")
+EMULATED = ("-mavx2", "-mfma", *CALLS, "-DSIGRL_EMULATED", "-include", str(OWN / "emulated.h"))
+ARM_LIBRARIES = "/usr/aarch64-linux-gnu"  # which the compiler brings
 
 
 def require_tools() -> str:
@@ -40,11 +38,34 @@ def require_tools() -> str:
 
 def build_fuzz(folder: Path) -> None:
     """`fuzz`, of `tests/kernels/native/fuzz.cpp`, in a folder."""
-    compiler = require_tools()
+    _build(folder, require_tools(), EMULATED)
 
+
+def require_arm_tools() -> tuple[str, str]:
+    """A C++ compiler for ARM and an emulator of its CPUs. Skips the test where one is missing."""
+    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64-static")
+    if compiler is None or emulator is None:
+        pytest.skip("there is no compiler or emulator for ARM, which Debian's g++-aarch64-linux-gnu and qemu-user-static bring")
+    return compiler, emulator
+
+
+def build_arm_fuzz(folder: Path) -> None:
+    """The same for ARM."""
+    _build(folder, require_arm_tools()[0], ())
+
+
+def run_on_arm(program: Path, cpu: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A program for ARM in an emulator, which ends it at an instruction that the CPU lacks."""
+    _, emulator = require_arm_tools()
+    environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}  # which needs what the emulator lacks
+    command = [emulator, "-cpu", cpu, "-L", ARM_LIBRARIES, str(program), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def _build(folder: Path, compiler: str, flags: tuple[str, ...]) -> None:
     def compile_one(source: Path) -> Path:
         target = folder / f"{source.stem}.o"
-        _run(compiler, *FLAGS, *EMULATED, "-c", str(source), "-o", str(target))
+        _run(compiler, *FLAGS, *flags, "-c", str(source), "-o", str(target))
         return target
 
     with ThreadPoolExecutor(2) as pool:

@@ -19,24 +19,26 @@ _REBUILD = "install the package again where there is a C++ compiler"
 
 
 class InstructionSet(str, Enum):
-    """What the kernel can be run with, the best last. All but AVX2 multiply eight bits without overflow.
+    """What the kernel can be run with, on x86-64 and on ARM, of each the best last.
 
-    The order is that of `InstructionSet` in native/kernels.h.
+    All but AVX2 multiply eight bits without overflow. The order is that of `InstructionSet` in native/kernels.h.
     """
 
     AVX2 = "avx2"
     AVX_VNNI = "avx-vnni"
     AVX512 = "avx512"
     AMX = "amx"
+    NEON = "neon"
+    I8MM = "i8mm"
 
     @property
     def full_name(self) -> str:
         """Its name in a sentence."""
-        names = {"avx2": "AVX2", "avx-vnni": "AVX-VNNI", "avx512": "AVX-512 VNNI", "amx": "AMX"}
-        return names[self.value]
+        return {"avx512": "AVX-512 VNNI"}.get(self.value, self.value.upper())
 
 
-ON_REQUEST = (InstructionSet.AMX,)  # has run in emulation only, so that nobody gets it who does not ask
+# Has run with this project's own stand-in for the instructions only, so that nobody gets it who does not ask.
+ON_REQUEST = (InstructionSet.AMX,)
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def find() -> Found:
     except OSError as error:
         here, reason = (), str(error)
     else:
-        reason = "it needs AVX2, which this CPU does not have"
+        reason = "it needs AVX2, or on ARM the dot product of Armv8.2, which this CPU does not have"
     if asked:
         if asked not in [each.value for each in here]:
             expected = ", ".join([*(each.value for each in here), OFF])

@@ -13,7 +13,7 @@ namespace {
 #include "vector_512.h"
 
 using V = Vector512;
-constexpr int CHANNELS = 2 * V::LANES;  // of a panel: two tiles
+constexpr int CHANNELS = V::VECTORS * V::LANES;  // of a panel: two tiles
 constexpr int TILE = 16;
 constexpr int MULTIPLIED_ROWS = 2 * TILE;
 constexpr int BUFFER_ROWS = 2 * TILE;  // tiles are whole: what they compute of rows behind the last patch is never read

@@ -90,6 +90,45 @@ bool permitted(InstructionSet set) {
 
 }  // namespace sigrl
 
+#elif defined(__aarch64__)
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
+namespace sigrl {
+namespace {
+
+#if defined(__linux__)
+bool has_dot_product() { return getauxval(AT_HWCAP) >> 20 & 1; }  // ASIMDDP
+bool has_i8mm() { return getauxval(AT_HWCAP2) >> 13 & 1; }
+#elif defined(__APPLE__)
+bool has_dot_product() { return true; }  // every Apple silicon of a Mac
+bool has_i8mm() {
+    int value = 0;
+    size_t size = sizeof(value);
+    return sysctlbyname("hw.optional.arm.FEAT_I8MM", &value, &size, nullptr, 0) == 0 && value != 0;
+}
+#else
+bool has_dot_product() { return false; }
+bool has_i8mm() { return false; }
+#endif
+
+}  // namespace
+
+const Kernels* kernels_of(InstructionSet set) {
+    switch (set) {
+        case NEON: return has_dot_product() ? neon_kernels() : nullptr;
+        case I8MM: return has_dot_product() && has_i8mm() ? i8mm_kernels() : nullptr;
+        default: return nullptr;
+    }
+}
+
+bool permitted(InstructionSet) { return true; }
+
+}  // namespace sigrl
+
 #else
 bool sigrl::permitted(InstructionSet) { return false; }
 const sigrl::Kernels* sigrl::kernels_of(InstructionSet) { return nullptr; }

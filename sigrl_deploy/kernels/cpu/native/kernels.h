@@ -9,7 +9,7 @@
 namespace sigrl {
 
 enum Precision { FP32, BF16, INT8 };  // of the products by W1 and W2; everything else is in fp32
-enum InstructionSet { AVX2, AVX_VNNI, AVX512, AMX, INSTRUCTION_SETS };
+enum InstructionSet { AVX2, AVX_VNNI, AVX512, AMX, NEON, I8MM };  // of each kind of CPU the best last
 
 constexpr int BLOCK = 64;           // channels that are turned into an operand at once; D is a multiple of it
 constexpr int ROW_PADDING = 64;     // bytes between rows of the operand, which would else share sets of the cache
@@ -20,7 +20,8 @@ inline int bytes_of(Precision precision) { return precision == INT8 ? 1 : precis
 inline size_t row_bytes(Precision precision, int dim) { return size_t(dim) * bytes_of(precision) + ROW_PADDING; }
 
 // W of one stage, packed: energies in powers of two, z[n, d] = scale[d] · Σ_k A[n, k] W[d, k].
-// A panel is `channels` (see Kernels) wide: [D / channels][K / per][channels][per], where `per` elements fill 4 bytes.
+// A panel is `channels` (see Kernels) wide: [D / channels][K / per][channels][per], where `per` elements fill 4 bytes, or
+// `int8_group` in 8 bits.
 struct Weights {
     int dim = 0;
     bool shift = false;              // exp could overflow, so the maximum over the patches is subtracted (identity 5)
@@ -65,6 +66,8 @@ struct Kernels {
     // Stage 2 of up to LABELS_AT_ONCE labels, whose operands follow each other: adds to `sum`, laid out as Picture::panels.
     void (*reconstruct)(const Weights&, const Picture&, Precision, const char* operands, int labels, float* tiles, float* sum);
     void (*product)(const Product&);
+
+    int int8_group = 4;  // bytes of a channel's weights that lie together
 };
 
 // Null where this build has none.
@@ -72,6 +75,8 @@ const Kernels* avx2_kernels();
 const Kernels* avx_vnni_kernels();
 const Kernels* avx512_kernels(bool bf16);
 const Kernels* amx_kernels();
+const Kernels* neon_kernels();
+const Kernels* i8mm_kernels();
 
 inline size_t round_up(size_t value, size_t step) { return (value + step - 1) / step * step; }
 inline size_t tile_rows(const Kernels& kernels, int patches) { return round_up(size_t(patches), size_t(kernels.rows)); }

@@ -19,7 +19,7 @@ uint16_t to_bf16(float value) {  // rounded to nearest even
 }  // namespace
 
 PackedWeights::PackedWeights(const float* transposed, int dim, const Kernels& kernels, Precision precision, int largest)
-    : channels_(kernels.channels) {
+    : channels_(kernels.channels), int8_group_(kernels.int8_group) {
     const size_t padded = round_up(size_t(dim), BLOCK), bytes = padded * padded * size_t(bytes_of(precision));
     panels_ = Buffer<char>(bytes);
     scale_ = Buffer<float>(padded);
@@ -35,9 +35,10 @@ PackedWeights::PackedWeights(const float* transposed, int dim, const Kernels& ke
 }
 
 char* PackedWeights::place(int channel, int k, Precision precision) const {
-    const size_t size = size_t(bytes_of(precision)), per = 4 / size, width = size_t(channels_);
+    const size_t size = size_t(bytes_of(precision)), width = size_t(channels_);
+    const size_t group = precision == INT8 ? size_t(int8_group_) : 4, per = group / size;
     const size_t panel = size_t(channel) / width * (size_t(view_.dim) / per) * width;
-    return panels_ + (panel + size_t(k) / per * width + size_t(channel) % width) * 4 + size_t(k) % per * size;
+    return panels_ + (panel + size_t(k) / per * width + size_t(channel) % width) * group + size_t(k) % per * size;
 }
 
 void PackedWeights::pack_channel(const float* transposed, int channel, int dim, Precision precision, int largest) {

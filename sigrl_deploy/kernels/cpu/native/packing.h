@@ -17,7 +17,7 @@ private:
     void pack_channel(const float* transposed, int channel, int dim, Precision precision, int largest);
     char* place(int channel, int k, Precision precision) const;  // of W[channel, k]
 
-    int channels_;  // of a panel
+    int channels_, int8_group_;  // as in Kernels
     Buffer<char> panels_;
     Buffer<float> scale_;
     Buffer<int32_t> start_;

@@ -7,6 +7,7 @@ template <Precision> struct Accumulator {
 template <> struct Accumulator<INT8> {
     using Type = V::Int;
 };
+template <Precision PRECISION, int R> using Sums = typename Accumulator<PRECISION>::Type[R][V::VECTORS];
 
 template <Precision PRECISION>
 INLINE typename Accumulator<PRECISION>::Type multiply_add(
@@ -22,13 +23,12 @@ INLINE typename Accumulator<PRECISION>::Type multiply_add(
 // sums[r] += left row r by the panel, both in groups of four bytes; rows and groups of `left` lie `row` and `step` bytes apart
 template <Precision PRECISION, int R>
 INLINE void accumulate(
-    typename Accumulator<PRECISION>::Type (&sums)[R][2], const char* left, size_t row, size_t step, size_t groups,
-    const char* panel) {
+    Sums<PRECISION, R>& sums, const char* left, size_t row, size_t step, size_t groups, const char* panel) {
     for (size_t g = 0; g < groups; g++, left += step, panel += 4 * CHANNELS) {
         UNROLL for (int r = 0; r < R; r++) {
             const V::Int repeated = V::repeat(left + r * row);
-            sums[r][0] = multiply_add<PRECISION>(sums[r][0], repeated, panel);
-            sums[r][1] = multiply_add<PRECISION>(sums[r][1], repeated, panel + 4 * V::LANES);
+            UNROLL for (int j = 0; j < V::VECTORS; j++)
+                sums[r][j] = multiply_add<PRECISION>(sums[r][j], repeated, panel + 4 * j * V::LANES);
         }
     }
 }
@@ -36,10 +36,10 @@ INLINE void accumulate(
 // Accumulators of R patches by a panel of W, to tile [R, CHANNELS]
 template <Precision PRECISION, int R>
 NOINLINE void energies_of(const Weights& weights, int channel, const char* operand, float* tile) {
-    typename Accumulator<PRECISION>::Type sums[R][2];
+    Sums<PRECISION, R> sums;
     const size_t groups = size_t(weights.dim) * bytes_of(PRECISION) / 4;
     UNROLL for (int r = 0; r < R; r++)
-        for (int j = 0; j < 2; j++) {
+        for (int j = 0; j < V::VECTORS; j++) {
             if constexpr (PRECISION == INT8)
                 sums[r][j] = V::load_int(weights.start + channel + j * V::LANES);
             else
@@ -48,7 +48,7 @@ NOINLINE void energies_of(const Weights& weights, int channel, const char* opera
     const char* panel = weights.panels + size_t(channel / CHANNELS) * groups * 4 * CHANNELS;
     accumulate<PRECISION, R>(sums, operand, row_bytes(PRECISION, weights.dim), 4, groups, panel);
     UNROLL for (int r = 0; r < R; r++)
-        for (int j = 0; j < 2; j++) {
+        for (int j = 0; j < V::VECTORS; j++) {
             float* at = tile + r * CHANNELS + j * V::LANES;
             if constexpr (PRECISION == INT8)
                 V::store_int(at, sums[r][j]);
@@ -58,9 +58,9 @@ NOINLINE void energies_of(const Weights& weights, int channel, const char* opera
 }
 
 template <int R> NOINLINE void float_rows(const Product& product, int first) {
-    V::Float sums[R][2];
+    Sums<FP32, R> sums;
     UNROLL for (int r = 0; r < R; r++)
-        for (int j = 0; j < 2; j++)
+        for (int j = 0; j < V::VECTORS; j++)
             sums[r][j] =
                 product.add ? V::load(product.add + (first + r) * product.add_row + j * V::LANES) : V::set(0.f);
     const char* left = reinterpret_cast<const char*>(product.left + first * product.left_row);
@@ -68,7 +68,7 @@ template <int R> NOINLINE void float_rows(const Product& product, int first) {
         sums, left, 4 * product.left_row, 4 * product.left_step, size_t(product.depth),
         reinterpret_cast<const char*>(product.panel));
     UNROLL for (int r = 0; r < R; r++)
-        for (int j = 0; j < 2; j++) V::store(product.out + (first + r) * product.out_row + j * V::LANES, sums[r][j]);
+        for (int j = 0; j < V::VECTORS; j++) V::store(product.out + (first + r) * product.out_row + j * V::LANES, sums[r][j]);
 }
 
 // Calls with a constant number of rows, from ROWS down to 1.

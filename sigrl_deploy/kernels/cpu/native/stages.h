@@ -7,11 +7,11 @@
 // A panel of one label, in which `tile` holds first accumulators, then what stage 2 needs.
 template <Precision PRECISION> struct Panel {
     float* tile;
-    V::Float scale[2], largest[2];  // `largest` is subtracted where Weights::shift asks for it
-    V::Float numerator[2], denominator[2];
+    V::Float scale[V::VECTORS], largest[V::VECTORS];  // `largest` is subtracted where Weights::shift asks for it
+    V::Float numerator[V::VECTORS], denominator[V::VECTORS];
 
     INLINE Panel(const Weights& weights, int channel, float* tile) : tile(tile) {
-        for (int j = 0; j < 2; j++) {
+        for (int j = 0; j < V::VECTORS; j++) {
             scale[j] = V::load(weights.scale + channel + j * V::LANES);
             largest[j] = numerator[j] = denominator[j] = V::set(0.f);
         }
@@ -24,7 +24,7 @@ template <Precision PRECISION> struct Panel {
     }
 
     INLINE void find_largest(int rows) {
-        for (int j = 0; j < 2; j++) {
+        for (int j = 0; j < V::VECTORS; j++) {
             largest[j] = energy(0, j);
             for (int row = 1; row < rows; row++) largest[j] = V::above(energy(row, j), largest[j]);
         }
@@ -33,7 +33,7 @@ template <Precision PRECISION> struct Panel {
     // Rows from `first` on, whose patches are `x` [rows, CHANNELS]
     template <bool FIRST_STAGE, bool SHIFT> INLINE void add(int first, int end, const float* x) {
         for (int row = first; row < end; row++)
-            for (int j = 0; j < 2; j++) {
+            for (int j = 0; j < V::VECTORS; j++) {
                 V::Float z = energy(row, j);
                 if constexpr (SHIFT) z = V::above(V::set(-126.f), V::sub(z, largest[j]));
                 const V::Float e = exp2<PRECISION>(z);
@@ -70,7 +70,7 @@ void decouple_in(const Weights& weights, const Picture& picture, const char* ope
     for (int channel = 0; channel < weights.dim; channel += CHANNELS) {
         Panel<PRECISION> panel(weights, channel, tile);
         fill<PRECISION, true, SHIFT>(panel, weights, picture, channel, operand);
-        for (int j = 0; j < 2; j++)
+        for (int j = 0; j < V::VECTORS; j++)
             V::store(semantic + channel + j * V::LANES, V::div(panel.numerator[j], panel.denominator[j]));
     }
 }
@@ -80,14 +80,14 @@ void reconstruct_in(
     const Weights& weights, const Picture& picture, const char* operands, int labels, float* tiles, float* sum) {
     const size_t rows = round_up(size_t(picture.patches), BUFFER_ROWS), operand_bytes = rows * row_bytes(PRECISION, weights.dim);
     for (int channel = 0; channel < weights.dim; channel += CHANNELS, sum += size_t(picture.patches) * CHANNELS) {
-        V::Float factor[LABELS_AT_ONCE][2];
+        V::Float factor[LABELS_AT_ONCE][V::VECTORS];
         for (int label = 0; label < labels; label++) {
             Panel<PRECISION> panel(weights, channel, tiles + label * rows * CHANNELS);
             fill<PRECISION, false, SHIFT>(panel, weights, picture, channel, operands + label * operand_bytes);
-            for (int j = 0; j < 2; j++) factor[label][j] = V::div(V::set(1.f), panel.denominator[j]);
+            for (int j = 0; j < V::VECTORS; j++) factor[label][j] = V::div(V::set(1.f), panel.denominator[j]);
         }
         for (int p = 0; p < picture.patches; p++)
-            for (int j = 0; j < 2; j++) {
+            for (int j = 0; j < V::VECTORS; j++) {
                 const size_t at = size_t(p) * CHANNELS + j * V::LANES;
                 V::Float total = V::load(sum + at);
                 for (int label = 0; label < labels; label++)

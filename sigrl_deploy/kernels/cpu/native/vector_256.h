@@ -2,7 +2,8 @@
 
 struct Vector256 {
     static constexpr int LANES = 8;
-    static constexpr int ROWS = 6;  // by two vectors: 12 accumulators of 16 registers
+    static constexpr int VECTORS = 2;  // of a panel
+    static constexpr int ROWS = 6;     // by two vectors: 12 accumulators of 16 registers
     using Float = __m256;
     using Int = __m256i;
 

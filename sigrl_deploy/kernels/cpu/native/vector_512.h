@@ -2,7 +2,8 @@
 
 struct Vector512 {
     static constexpr int LANES = 16;
-    static constexpr int ROWS = 14;  // by two vectors: 28 accumulators of 32 registers
+    static constexpr int VECTORS = 2;  // of a panel
+    static constexpr int ROWS = 14;    // by two vectors: 28 accumulators of 32 registers
     using Float = __m512;
     using Int = __m512i;
 

@@ -1,6 +1,6 @@
 // What instruction sets without tiles share. Included inside the namespace of an instruction set, after its `V`.
 
-constexpr int CHANNELS = 2 * V::LANES;  // of a panel
+constexpr int CHANNELS = V::VECTORS * V::LANES;  // of a panel
 constexpr int MULTIPLIED_ROWS = V::ROWS;
 constexpr int BUFFER_ROWS = 1;
 #include "exponential.h"
