@@ -50,7 +50,8 @@ image transformer (ViT), and *match* compares its features with the labels.
   Runtime.
 - `onnxruntime`, `openvino`: this project's bundle in the given precision under `Recognizer`, vocabulary cached, from pixels in
   memory to scores. `int8` is SVFR in 8 bits, `int8-all` the ViT too, `int8x3` the ViT in three products of 8 bits each. On a
-  GPU `onnxruntime` is the tower in ONNX Runtime, followed by this project's kernels.
+  GPU `onnxruntime` is the tower in ONNX Runtime, followed by this project's kernels. On a CPU it is the tower with this
+  project's native kernel for SVFR behind it, and `onnx-function` is the same bundle without that kernel.
 - The floor is the least time for the products (2 FLOP per multiply-add) at the machine's own measured rates, or for reading
   weights, picture and labels once at its copy rate, whichever is longer.
 - Processes take turns in rounds; a median is the median of the rounds' medians. Memory is the largest resident set of the

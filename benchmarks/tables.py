@@ -8,9 +8,10 @@ from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
 MANY = 1006  # labels, at which memory and ratios are given
-CPU_PEERS = ("eager-as-written", "eager")
-GPU_PEERS = (*CPU_PEERS, "compile-graph")
-PEER_NAMES = {"eager-as-written": "faster than as written at {}", "eager": "than eager", "compile-graph": "than compile-graph"}
+# Whom the others are compared with: a contender in the precision that comes first, or in the one that is named.
+CPU_PEERS = ("eager-as-written", "eager", "compile, fp32", "compile, bf16")
+GPU_PEERS = ("eager-as-written", "eager", "compile-graph")
+AS_WRITTEN = "faster than as written at {}"
 BEFORE_KERNEL = "; measured before `onnxruntime` had a native kernel for SVFR"
 Record = dict[str, Any]
 
@@ -49,26 +50,29 @@ def summary(results: dict[str, Any], peers: tuple[str, ...] = CPU_PEERS) -> str:
     found = {(name_of(record), record["labels"]): record for record in records}
     most = MANY if MANY in counts else counts[-1]
     baselines = peer_names(records, peers)
-    ratios_to = " | ".join(
-        f"{PEER_NAMES[peer].format(most)} ({name.rpartition(', ')[2]})" for peer, name in zip(peers, baselines, strict=True)
-    )
-    lines = [
-        f"| | {' | '.join(f'{count} labels' for count in counts)} | memory at {most} | {ratios_to} |",
-        f"| --- |{' ---: |' * (len(counts) + 1 + len(peers))}",
-    ]
+    ratios_to = [_ratio_to(name, most) for name in baselines]
+    header = ["", *(f"{count} labels" for count in counts), f"memory at {most}", *ratios_to, "times the floor"]
+    rows = []
     times = [found.get((name, most), {}).get("p50_ms") for name in baselines]
     for name in dict.fromkeys(name_of(record) for record in records):
         own = found.get((name, most), missing)
         ratios = [f"{peer / own['p50_ms']:.1f}×" if peer and own["status"] == "ok" else "" for peer in times]
         cells = [cell(found.get((name, count), missing)) for count in counts]
         memory = f"{own['peak_bytes'] / 1e9:.1f} GB" if own["status"] == "ok" else ""
-        lines.append(f"| {name} | {' | '.join([*cells, memory, *ratios])} |")
-    return "\n".join(lines) + "\n"
+        rows.append([name, *cells, memory, *ratios, own.get("times_floor", "")])
+    return table(header, rows)
 
 
 def peer_names(records: list[Record], peers: tuple[str, ...]) -> list[str]:
-    """The baselines, each in the precision that comes first."""
-    return [next((name_of(r) for r in records if r["backend"] == peer), "") for peer in peers]
+    """The baselines that there are."""
+    found = [next((name_of(r) for r in records if peer in (r["backend"], name_of(r))), "") for peer in peers]
+    return [name for name in found if name]
+
+
+def _ratio_to(baseline: str, labels: int) -> str:
+    """What is said above the ratios to a baseline."""
+    backend, precision = baseline.split(", ")
+    return f"{AS_WRITTEN.format(labels) if backend == 'eager-as-written' else f'than {backend}'} ({precision})"
 
 
 def name_of(record: Record) -> str:

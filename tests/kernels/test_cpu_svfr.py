@@ -20,7 +20,14 @@ from sigrl_deploy.config import Precision
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.kernels.cpu.library import ON_REQUEST, VARIABLE, InstructionSet, Library, find, installed_library
 from sigrl_deploy.kernels.cpu.svfr import CpuSvfr, Products
-from tests.support.native_builds import build_arm_fuzz, build_fuzz, require_arm_tools, require_tools, run_on_arm
+from tests.support.native_builds import (
+    build_arm_fuzz,
+    build_fuzz,
+    build_race_check,
+    require_arm_tools,
+    require_tools,
+    run_on_arm,
+)
 from tests.support.sharing import Shared
 
 Inputs = tuple[FloatArray, FloatArray, FloatArray]
@@ -247,6 +254,15 @@ def test_random_shapes_on_every_instruction_set(fuzz: Path, show: Callable[[str]
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     assert done.stdout.split() == ["avx2", "avx-vnni", "avx512", "amx"]
     show(f"{count} random shapes on AVX2, AVX-VNNI, AVX-512 and AMX, emulated")
+
+
+def test_threads_share_nothing_unguarded(shared: Shared) -> None:
+    """Its own threads, and two callers at once, under the thread sanitizer: an exit status of its own where there is a race."""
+    require_tools()
+    program = shared.folder("native-races", build_race_check) / "fuzz"
+    done = subprocess.run([program, "0", "15"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    assert done.stdout.split()
 
 
 @pytest.mark.parametrize(("cpu", "sets"), [("max", ["neon", "i8mm"]), ("neoverse-n1", ["neon"]), ("cortex-a72", [])])

@@ -1,4 +1,4 @@
-"""Building the CPU's kernel for tests: every instruction set of x86 emulated on AVX2, with sanitizers, and those of ARM."""
+"""Building the CPU's kernel for tests, with sanitizers: x86's instruction sets emulated on AVX2, ARM's, and this CPU's own."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SOURCES = sorted((ROOT / "sigrl_deploy/kernels/cpu/native").glob("*.cpp"))
 OWN = ROOT / "tests/kernels/native"
 SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 # Without optimisation SIMDe is ten times as slow. Buffers are filled with NaN, so that what was never written shows.
-FLAGS = ("-std=c++17", "-O1", "-fno-math-errno", "-w", "-pthread", "-DSIGRL_POISON", *SANITIZED)
+FLAGS = ("-std=c++17", "-O1", "-fno-math-errno", "-w", "-pthread", "-DSIGRL_POISON")
 # Calls in place of checks in line halve the time to compile SIMDe.
 CALLS = ("--param", "asan-instrumentation-with-call-threshold=0")
-EMULATED = ("-mavx2", "-mfma", *CALLS, "-DSIGRL_EMULATED", "-include", str(OWN / "emulated.h"))
+EMULATED = (*SANITIZED, "-mavx2", "-mfma", *CALLS, "-DSIGRL_EMULATED", "-include", str(OWN / "emulated.h"))
 ARM_LIBRARIES = "/usr/aarch64-linux-gnu"  # which the compiler brings
 
 
@@ -41,6 +41,11 @@ def build_fuzz(folder: Path) -> None:
     _build(folder, require_tools(), EMULATED)
 
 
+def build_race_check(folder: Path) -> None:
+    """The same for this CPU, with a check of every access to memory that threads share, instead of the other sanitizers."""
+    _build(folder, require_tools(), ("-fsanitize=thread",))
+
+
 def require_arm_tools() -> tuple[str, str]:
     """A C++ compiler for ARM and an emulator of its CPUs. Skips the test where one is missing."""
     compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64-static")
@@ -51,7 +56,7 @@ def require_arm_tools() -> tuple[str, str]:
 
 def build_arm_fuzz(folder: Path) -> None:
     """The same for ARM."""
-    _build(folder, require_arm_tools()[0], ())
+    _build(folder, require_arm_tools()[0], SANITIZED)
 
 
 def run_on_arm(program: Path, cpu: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -70,7 +75,7 @@ def _build(folder: Path, compiler: str, flags: tuple[str, ...]) -> None:
 
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, [*SOURCES, OWN / "fuzz.cpp"]))
-    _run(compiler, *FLAGS, *map(str, objects), "-o", str(folder / "fuzz"))
+    _run(compiler, *FLAGS, *flags, *map(str, objects), "-o", str(folder / "fuzz"))
 
 
 def _run(*command: str) -> None:
