@@ -1,8 +1,8 @@
 // Random shapes and numbers through every instruction set that is there, against sums in double. Built with sanitizers, for x86
 // with `emulated.h`.
 //
-//     fuzz FIRST COUNT    prints the instruction sets' names, then one line for each case that errs by too much, and exits with 1
-//                         if there was one
+//     fuzz FIRST COUNT    prints the instruction sets' names, then one line for each case that errs by too much, and exits with
+//                         1 if there was one
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -113,7 +113,8 @@ struct Case {
 
 // The largest error of Y allowed, relative to how far its weights are from uniform ones. fp32: its sums are of some hundred
 // terms of 6e-8 each, and energies of 30 multiply that. bf16: 8 bits of tanh and of W. int8: both in steps of 1/127, or of 1/63
-// without VNNI; random weights of size 1 err by 0.4 and 0.8 % (512 channels), and few channels or strong weights by more; of one channel, tanh may be less than a step.
+// without VNNI; random weights of size 1 err by 0.4 and 0.8 % (512 channels), and few channels or strong weights by more. Of one channel
+// tanh may be less than a step.
 double tolerance(int precision, float size, int dim) {
     const double large = (size > 1 ? 10 : 1) * (precision == 2 && dim == 1 ? 10 : 1);
     return large * (precision == 0 ? 1e-5 : precision == 1 ? 0.01 : 0.04);

@@ -45,7 +45,8 @@ template <int PAIRS> NOINLINE void energies_of_pairs(const Weights& weights, int
         }
     }
     UNROLL for (int i = 0; i < PAIRS; i++)
-        UNROLL for (int c = 0; c < CHANNELS / 2; c += 2) store_pairs(tile + 2 * i * CHANNELS + 2 * c, sums[i][c], sums[i][c + 1]);
+        UNROLL for (int c = 0; c < CHANNELS / 2; c += 2)
+            store_pairs(tile + 2 * i * CHANNELS + 2 * c, sums[i][c], sums[i][c + 1]);
 }
 
 // Calls with a constant number of pairs, from PAIRS down to 1.
