@@ -57,14 +57,14 @@ def sizes() -> str:
     cpu = {(r["backend"], r["precision"]): r for r in read(CPU)["records"] if r["labels"] == LABELS and r["batch"] == 1}
     gpu = {(r["backend"], r["precision"], r["batch"]): r for r in read(H100)["records"] if r["labels"] == LABELS}
     cores = read(CPU)["machine"]["cores"]
-    laptop, int8 = (cpu["onnxruntime", precision]["images_per_s"] for precision in ("fp32", "int8x3"))
+    laptop, int8 = (cpu["onnxruntime", precision]["images_per_s"] for precision in ("fp32", "int8"))
     h100 = gpu["torch", "bf16", 64]["images_per_s"]
     decoded = 1000 / read(BULK)["reading_ms"]  # pictures a second of a core
     fed = min(h100, CORES_PER_GPU * decoded)
     nodes = [
         (f"laptop, {cores} cores, fp32", laptop, CORE_DOLLARS * cores, "the model"),
-        (f"laptop, {cores} cores, int8x3", int8, CORE_DOLLARS * cores, "the model"),
-        ("one machine, 64 cores, int8x3", int8 * 64 / cores, CORE_DOLLARS * 64, "the model"),
+        (f"laptop, {cores} cores, int8", int8, CORE_DOLLARS * cores, "the model"),
+        ("one machine, 64 cores, int8", int8 * 64 / cores, CORE_DOLLARS * 64, "the model"),
         (f"one H100, {CORES_PER_GPU} cores, bf16", fed, GPU_DOLLARS, "decoding" if fed < h100 else "the GPU"),
         (f"100 H100s, {CORES_PER_GPU} cores each, bf16", 100 * fed, 100 * GPU_DOLLARS, "decoding, then the bucket"),
     ]

@@ -8,7 +8,7 @@ from benchmarks.tables import Record, cell, read, result_files, table
 
 LABELS = (81, 1006)
 # Contender and precision by kind of machine: the reference first, and the fastest form of compiled PyTorch to compare with.
-ON_CPU = (("eager-as-written", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8x3"))
+ON_CPU = (("eager-as-written", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8"))
 ON_GPU = (("eager-as-written", "bf16"), ("torch", "bf16"))
 NAMES = {"eager-as-written": "reference in PyTorch", "onnxruntime": "ONNX Runtime", "torch": "PyTorch with kernels"}
 RATIOS = ("faster than the reference", "faster than compiled")
@@ -59,6 +59,6 @@ def _caption(machines: list[dict[str, Any]]) -> str:
     return (
         f"Median in ms for one picture, {machines[0]['variant']}, random weights. Ratios are at {LABELS[-1]} labels, to "
         f"PyTorch {precisions}; compiled: `torch.compile`, on GPUs in a CUDA graph. Memory: the whole process on CPUs, "
-        "what PyTorch allocated on GPUs. int8x3: SVFR in 8 bits, each product of the ViT as three of 8 bits. "
+        "what PyTorch allocated on GPUs. int8: SVFR in 8 bits. "
         f"{'; '.join(parts)}.\n"
     )
