@@ -143,7 +143,8 @@ class Bench:
             task: Record = {
                 "cell": cell.to_dict(), "folder": str(self.folder), "image_size": self.config.vision.image_size,
                 "runs": PASSES if cell.batch == 1 else 1, "seconds": self.seconds,
-                "scores": str(scores) if drift else None, "stages": first, "reference": False, "started": time.time(),
+                "scores": str(scores) if drift else None, "stages": first and cell.batch == 1,
+                "reference": False, "started": time.time(),
             }  # fmt: skip
             status, result = self.run(task, Path(temporary))
             if status:

@@ -53,7 +53,8 @@ image transformer (ViT), and *match* compares its features with the labels.
   GPU `onnxruntime` is the tower in ONNX Runtime, followed by this project's kernels. On a CPU it is the tower with this
   project's native kernel for SVFR behind it, and `onnx-function` is the same bundle without that kernel.
 - The floor is the least time for the products (2 FLOP per multiply-add) at the machine's own measured rates, or for reading
-  weights, picture and labels once at its copy rate, whichever is longer.
+  weights, picture and labels once at its copy rate, whichever is longer. On a CPU the rates are those of PyTorch's or ONNX
+  Runtime's best square product; a contender whose own products are faster can lie below that floor.
 - Processes take turns in rounds; a median is the median of the rounds' medians. Memory is the largest resident set of the
   process.
 - Scores are compared with eager in fp32 on the package's pictures: 12 for this project's engines, one for the others, fewer
