@@ -26,7 +26,7 @@ test: lint environments
 		$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder \
 		-m "not gpu and not tensorrt"
 
-# What `make test` needs. They may be made at the same time: make --jobs 4 environments
+# What `make test` needs. They may be made at the same time: make -j4 environments
 environments: $(VENV)/ready $(BASE)/ready $(BINDINGS)/ready $(TRITON)/ready $(if $(HAS_TRITONSERVER),$(TRITONSERVER)/ready)
 
 lint: $(VENV)/ready
