@@ -64,7 +64,7 @@ $(VENV)/pip:
 	$(PIP) $(INSTALL) --upgrade pip
 	touch $@
 
-$(VENV)/ready: pyproject.toml | $(VENV)/pip
+$(VENV)/ready: pyproject.toml setup.py $(wildcard sigrl_deploy/kernels/cpu/native/*) | $(VENV)/pip
 	$(PIP) $(INSTALL) --editable '.[test]'
 	touch $@
 

@@ -12,7 +12,7 @@ MANY = 1006  # labels, at which memory and ratios are given
 CPU_PEERS = ("eager-as-written", "eager", "compile, fp32", "compile, bf16")
 GPU_PEERS = ("eager-as-written", "eager", "compile-graph")
 AS_WRITTEN = "faster than as written at {}"
-BEFORE_KERNEL = "; measured before `onnxruntime` had a native kernel for SVFR"
+BEFORE_KERNEL = "; measured before `onnxruntime` had a native kernel for SVFR, and floors are from PyTorch's products alone"
 Record = dict[str, Any]
 
 

@@ -127,7 +127,12 @@ def _cpu_kernel() -> Finding:
         return Finding("SVFR on the CPU", True, f"in a native kernel with {found.chosen.full_name}, {found.reason}")
     # A choice, or a CPU that has no kernel, is no fault.
     fine = is_built() or platform.machine().lower() not in ("x86_64", "amd64", "aarch64", "arm64")
-    return Finding("SVFR on the CPU", fine, f"as an ONNX function, which is slower: {found.reason}", None if fine else _BUILD)
+    return Finding(
+        "SVFR on the CPU",
+        fine,
+        f"as an ONNX function, which is slower with many labels: {found.reason}",
+        None if fine else _BUILD,
+    )
 
 
 def _cpuinfo() -> dict[str, str]:

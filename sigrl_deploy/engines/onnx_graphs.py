@@ -107,7 +107,7 @@ class OnnxEngine(OnnxTextEngine):
     def parts(self, pixels: Pixels) -> list[Pixels]:
         """A batch as the graph is given it, in one part or several."""
         most = 1 if self.precision.takes_one_picture else self._most_at_once or len(pixels)
-        return [pixels[i : i + most] for i in range(0, len(pixels), most)]
+        return [pixels[i : i + most] for i in range(0, max(len(pixels), 1), max(most, 1))]
 
     def _check_features(self, outputs: Mapping[str, FloatArray], batch: int) -> None:
         """Raise BundleError where features do not have the manifest's sizes, which a graph may leave open."""

@@ -15,19 +15,20 @@ import pytest
 import torch
 
 from benchmarks.bench import begun, drift_of, failure
-from benchmarks.contenders import ON_CPU, ON_GPU, chosen, eager_forward
+from benchmarks.contenders import ON_CPU, ON_GPU, Cell, chosen, eager_forward, open_pass
 from benchmarks.machine import describe, floor_ms, least_bytes, svfr_flop, vit_flop
 from benchmarks.random_weights import label_embeddings
 from benchmarks.report import stages
 from benchmarks.stages import STAGES, cpu_stages
 from benchmarks.tables import cell, summary
-from benchmarks.workload import FUNCTION, OURS, prepare
+from benchmarks.workload import FUNCTION, OURS, bundle_of, prepare, vocabulary_file
 from sigrl_deploy import Recognizer
 from sigrl_deploy.config import Arch, Backend, Device, GraphConfig, ModelConfig, Precision, runs
 from sigrl_deploy.engines.onnxruntime import CUDA, has_provider
 from sigrl_deploy.engines.options import EngineOptions
 from sigrl_deploy.errors import UsageError
 from sigrl_deploy.image_towers import VisionConfig
+from sigrl_deploy.kernels.cpu.library import VARIABLE
 from sigrl_deploy.model.sigrl import LABEL_TILE
 from tests.support.checkpoints import loaded, saved, sigrl
 from tests.support.paths import ROOT
@@ -77,6 +78,22 @@ def test_results_of_another_machine_are_not_gone_on_with(tmp_path: Path) -> None
 def test_a_contender_that_is_not_there_is_refused() -> None:
     with pytest.raises(UsageError, match=r"--backends onnx: expected some of clip, eager-as-written, eager, compile"):
         chosen("cpu", ["eager", "onnx"])
+
+
+def test_the_function_s_contender_runs_without_the_kernel(
+    bundle: Path, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "")  # which is put back after what the contender sets
+    recognizer = Recognizer(bundle, cache_dir=False)
+    vocabulary, pixels = recognizer.vocabulary(["cat", "cup", "sky"]), recognizer.pixels(photos[0])[None]
+    bundle_of(tmp_path, "fp32").symlink_to(bundle)
+    rows = {"label_embedding": vocabulary.label_embedding, "graph_projection": vocabulary.graph_projection}
+    np.savez(vocabulary_file(tmp_path, 3), **rows)
+    (native, _), (function, opened) = (
+        open_pass(Cell(name, "fp32", "cpu", 3, 1), tmp_path) for name in ("onnxruntime", FUNCTION)
+    )
+    assert "SVFR as an ONNX function" in opened.engine.description
+    assert np.abs(native(pixels) - function(pixels)).max() < 1e-6  # another order of operations
 
 
 def test_every_contender_of_this_project_exists() -> None:

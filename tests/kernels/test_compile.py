@@ -44,7 +44,7 @@ GOOD = Loop(instructions=250, warpgroup_products=8, pending=(3, 3))
 
 
 @pytest.mark.parametrize(
-    ("loops", "spilled", "shared", "fault"),
+    ("loops", "spilled", "shared_bytes", "fault"),
     [
         ((GOOD,), 0, 0, ""),
         ((GOOD,), 4, 0, "spills"),
@@ -54,7 +54,7 @@ GOOD = Loop(instructions=250, warpgroup_products=8, pending=(3, 3))
         ((replace(GOOD, pending=(0, 0)),), 0, 0, "waits for every product"),
     ],
 )
-def test_what_is_wrong_with_a_kernel_is_said(loops: tuple[Loop, ...], spilled: int, shared: int, fault: str) -> None:
+def test_what_is_wrong_with_a_kernel_is_said(loops: tuple[Loop, ...], spilled: int, shared_bytes: int, fault: str) -> None:
     how = svfr.launch(196, 512, torch.bfloat16, 1, (9, 0))
     variant = Variant("svfr stage 1", "P = 196, bf16", svfr.decouple_kernel, {}, how)
-    assert Compiled(variant, 90, Code(200, spilled, loops), shared).fault == fault
+    assert Compiled(variant, 90, Code(200, spilled, loops), shared_bytes).fault == fault

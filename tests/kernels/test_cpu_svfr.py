@@ -23,8 +23,10 @@ from sigrl_deploy.kernels.cpu.svfr import CpuSvfr, Products
 from tests.support.native_builds import (
     build_arm_fuzz,
     build_fuzz,
+    build_optimised_arm_fuzz,
     build_race_check,
     require_arm_tools,
+    require_compiler,
     require_tools,
     run_on_arm,
 )
@@ -256,13 +258,15 @@ def test_random_shapes_on_every_instruction_set(fuzz: Path, show: Callable[[str]
     show(f"{count} random shapes on AVX2, AVX-VNNI, AVX-512 and AMX, emulated")
 
 
-def test_threads_share_nothing_unguarded(shared: Shared) -> None:
+def test_threads_share_nothing_unguarded(library: Library, shared: Shared) -> None:
     """Its own threads, and two callers at once, under the thread sanitizer: an exit status of its own where there is a race."""
-    require_tools()
+    require_compiler()
     program = shared.folder("native-races", build_race_check) / "fuzz"
     done = subprocess.run([program, "0", "15"], capture_output=True, text=True, check=False)
+    if "unexpected memory mapping" in done.stderr:
+        pytest.skip("the sanitizer does not take this kernel's layout of addresses")
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
-    assert done.stdout.split()
+    assert done.stdout.split()[: len(library.instruction_sets)] == [each.value for each in library.instruction_sets]
 
 
 @pytest.mark.parametrize(("cpu", "sets"), [("max", ["neon", "i8mm"]), ("neoverse-n1", ["neon"]), ("cortex-a72", [])])
@@ -274,3 +278,12 @@ def test_random_shapes_on_arm(shared: Shared, show: Callable[[str], None], cpu: 
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     assert done.stdout.split() == sets
     show(f"{count} random shapes on {' and '.join(sets) or 'no instruction set'}, emulated as {cpu}")
+
+
+def test_random_shapes_on_arm_as_it_is_installed(shared: Shared) -> None:
+    """Optimised, which moves what the sanitizers' build leaves in its place."""
+    require_arm_tools()
+    count = os.environ.get("SIGRL_FUZZ", "15")
+    done = run_on_arm(shared.folder("native-arm-optimised", build_optimised_arm_fuzz) / "fuzz", "max", "0", count)
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    assert done.stdout.split() == ["neon", "i8mm"]

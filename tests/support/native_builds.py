@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -23,11 +24,19 @@ EMULATED = (*SANITIZED, "-mavx2", "-mfma", *CALLS, "-DSIGRL_EMULATED", "-include
 ARM_LIBRARIES = "/usr/aarch64-linux-gnu"  # which the compiler brings
 
 
-def require_tools() -> str:
-    """The C++ compiler's name. Skips the test where it, SIMDe or AVX2 is missing."""
+def require_compiler() -> str:
+    """The C++ compiler's name. Skips the test where there is none."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("there is no g++")
+    return compiler
+
+
+def require_tools() -> str:
+    """The same. Skips the test where SIMDe or AVX2 is missing, too."""
+    compiler, cpu = require_compiler(), Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not cpu.exists() or "avx2" not in cpu.read_text(encoding="utf-8"):
+        pytest.skip("this CPU has no AVX2")
     probe = subprocess.run(
         [compiler, "-E", "-x", "c++", "-"], input="#include <simde/x86/avx512.h>", text=True, capture_output=True, check=False
     )
@@ -43,7 +52,7 @@ def build_fuzz(folder: Path) -> None:
 
 def build_race_check(folder: Path) -> None:
     """The same for this CPU, with a check of every access to memory that threads share, instead of the other sanitizers."""
-    _build(folder, require_tools(), ("-fsanitize=thread",))
+    _build(folder, require_compiler(), ("-fsanitize=thread",))
 
 
 def require_arm_tools() -> tuple[str, str]:
@@ -59,12 +68,23 @@ def build_arm_fuzz(folder: Path) -> None:
     _build(folder, require_arm_tools()[0], SANITIZED)
 
 
+def build_optimised_arm_fuzz(folder: Path) -> None:
+    """The same as the package is built, without sanitizers."""
+    _build(folder, require_arm_tools()[0], ("-O3",))
+
+
 def run_on_arm(program: Path, cpu: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A program for ARM in an emulator, which ends it at an instruction that the CPU lacks."""
+    """A program for ARM in an emulator, which ends it at an instruction that the CPU lacks.
+
+    Skips the test where the emulator does not know the CPU.
+    """
     _, emulator = require_arm_tools()
     environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}  # which needs what the emulator lacks
     command = [emulator, "-cpu", cpu, "-L", ARM_LIBRARIES, str(program), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if "unable to find CPU model" in done.stderr:
+        pytest.skip(f"this emulator has no {cpu}")
+    return done
 
 
 def _build(folder: Path, compiler: str, flags: tuple[str, ...]) -> None:

@@ -126,7 +126,9 @@ def find() -> Found:
     except OSError as error:
         here, reason = (), str(error)
     else:
-        reason = "it needs AVX2, or on ARM the dot product of Armv8.2, which this CPU does not have"
+        reason = (
+            "it needs AVX2, or on ARM the dot product of Armv8.2, which this CPU, or the compiler that built it, does not have"
+        )
     if asked:
         if asked not in [each.value for each in here]:
             expected = ", ".join([*(each.value for each in here), OFF])

@@ -17,8 +17,9 @@ public:
         if (count > std::numeric_limits<size_t>::max() / sizeof(T) - 64) throw std::bad_alloc();
         const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
         if (bytes == 0) return;
-        data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
-        if (data_ == nullptr) throw std::bad_alloc();
+        void* found = nullptr;
+        if (posix_memalign(&found, 64, bytes) != 0) throw std::bad_alloc();
+        data_ = static_cast<T*>(found);
 #if defined(SIGRL_POISON)  // tests: what is read before it was written shows, since all bits set is NaN
         std::memset(data_, 0xff, bytes);
 #endif

@@ -29,7 +29,11 @@ struct VectorNeon {
 
     static Int load_int(const void* at) { return vld1q_s32(static_cast<const int32_t*>(at)); }
     static void store_int(void* at, Int x) { vst1q_s32(static_cast<int32_t*>(at), x); }
-    static Int repeat(const char* at) { return vld1q_dup_s32(reinterpret_cast<const int32_t*>(at)); }  // in every lane
+    static Int repeat(const char* at) {  // four bytes in every lane
+        int32_t x;
+        __builtin_memcpy(&x, at, 4);
+        return vdupq_n_s32(x);
+    }
     static Float as_float(Int x) { return vreinterpretq_f32_s32(x); }
     static Float to_float(Int x) { return vcvtq_f32_s32(x); }
 
