@@ -239,13 +239,15 @@ def test_drift_is_the_largest_error_and_the_agreement_of_the_best() -> None:
 
 def test_the_table_gives_ratios_where_both_were_measured() -> None:
     def record(backend: str, labels: int, p50: float, status: str = "ok") -> dict[str, Any]:
-        measured = {"p50_ms": p50, "peak_bytes": 2e9} if status == "ok" else {}
+        measured = {"p50_ms": p50, "peak_bytes": 2e9, "times_floor": 1.5} if status == "ok" else {}
         return {"backend": backend, "precision": "fp32", "labels": labels, "batch": 1, "status": status} | measured
 
-    records = [record("eager-as-written", 1006, 20000.0), record("eager", 1006, 8000.0), record("onnxruntime", 1006, 1000.0)]
+    records = [record("eager-as-written", 1006, 20000.0), record("eager", 1006, 8000.0), record("compile", 1006, 2500.0)]
+    records += [record("onnxruntime", 1006, 1000.0)]
     records += [record(name, 7586, 0, "out of memory") for name in ("eager-as-written", "eager")]
     records += [record("onnxruntime", 7586, 7500.0)]
     lines = summary({"records": records}).splitlines()
-    assert lines[-1] == "| onnxruntime, fp32 | 1000 | 7500 | 2.0 GB | 20.0× | 8.0× |"
+    assert lines[-1] == "| onnxruntime, fp32 | 1000 | 7500 | 2.0 GB | 20.0× | 8.0× | 2.5× | 1.5 |"
+    assert lines[0].endswith("| than eager (fp32) | than compile (fp32) | times the floor |")
     assert "| out of memory |" in lines[2]
     assert cell({"status": "not run: a pass would take about 90 s"}) == "not run"
