@@ -30,7 +30,10 @@ class _Digest(pickle.Pickler):
 
 
 def once(export: Export, shared: Shared) -> Export:
-    """`export.onnx._export`, whose result for the same arguments comes from a file."""
+    """`export.onnx._export`, whose result for the same arguments comes from a file.
+
+    It knows the graph and its weights, not the exporter's code: a test that changes that has to call `export` itself.
+    """
 
     def exported(graph: nn.Module, *arguments: Any) -> onnx.ModelProto:
         if sum(tensor.nbytes for tensor in graph.state_dict().values()) > _LARGEST:
