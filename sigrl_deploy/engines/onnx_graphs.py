@@ -129,14 +129,16 @@ class OnnxEngine(OnnxTextEngine):
         return {"label_embedding": vocabulary.label_embedding, "graph_projection": vocabulary.graph_projection}
 
     def score(self, pixels: Pixels, vocabulary: Vocabulary) -> FloatArray:
-        """See `Engine.score`; matching runs in numpy."""
-        local, global_feature = self.encode(pixels, vocabulary)
+        """See `Engine.score`; matching runs in numpy. No more features are held than those of one part."""
         manifest, rows = self._bundle.manifest, vocabulary.label_embedding
-        pictures = [None] * len(pixels) if local is None else local
-        scores = [
-            matching.score(manifest.arch, patches, g, rows, manifest.topk)
-            for patches, g in zip(pictures, global_feature, strict=True)
-        ]
+        scores: list[FloatArray] = []
+        for part in self.parts(pixels):
+            local, global_feature = self.encode(part, vocabulary)
+            pictures = [None] * len(part) if local is None else local
+            scores += [
+                matching.score(manifest.arch, patches, g, rows, manifest.topk)
+                for patches, g in zip(pictures, global_feature, strict=True)
+            ]
         return np.stack(scores)
 
     def score_batches(self, batches: Iterable[Pixels], vocabulary: Vocabulary) -> Iterator[FloatArray]:
