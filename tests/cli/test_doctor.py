@@ -80,7 +80,7 @@ def test_it_says_how_svfr_runs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> No
         assert (found["fine"], found["command"]) == (True, None)
         assert kernel.chosen.full_name in found["found"]
     monkeypatch.setenv(VARIABLE, "off")
-    assert f"as an ONNX function, which is slower: {VARIABLE} is off" in examine()["SVFR on the CPU"]["found"]
+    assert f"as an ONNX function, which is slower with many labels: {VARIABLE} is off" in examine()["SVFR on the CPU"]["found"]
     monkeypatch.setenv(VARIABLE, "sse")
     found = examine()["SVFR on the CPU"]
     assert (found["fine"], found["command"]) == (False, f"unset {VARIABLE}")

@@ -113,7 +113,7 @@ def test_a_result_depends_neither_on_the_batch_nor_on_its_neighbours(
 
 
 def test_no_more_tiles_than_a_batch_holds_are_run_at_once(bundle: Path, pictures: list[Image.Image]) -> None:
-    recognizer = Recognizer(bundle, device="cpu", crop="tiles")
+    recognizer = Recognizer(bundle, device="cpu", crop="tiles", threads=2)
     sizes: list[int] = []
     encode = recognizer.engine.encode
 
