@@ -206,7 +206,8 @@ class OpenSession:
     def _explained(self, error: Exception, feeds: Mapping[str, Any]) -> SigRLError:
         if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
             sizes = ", ".join(f"{name} {list(_shape(value))}" for name, value in feeds.items())
-            return UsageError(f"{self._path}: no memory for {sizes}; take a smaller `batch_size`, or fewer labels or `threads`")
+            advice = "take a smaller `batch_size`, fewer labels, or on a CPU fewer `threads`"
+            return UsageError(f"{self._path}: no memory for {sizes}; {advice}")
         reason = printable((str(error).strip() or type(error).__name__).splitlines()[0])
         return BundleError(f"{self._path}: ONNX Runtime {ort.__version__} cannot run it ({reason}); export it again")
 
